@@ -1,0 +1,50 @@
+# `make labels` and `make test` set up .venv first; everything is installed from pinned versions.
+PYTHON ?= python3.11
+CONFIG ?= configs/labels/quickstart.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: setup labels music test test-all lint bench-labels clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make labels [AUDIO=/music] [OUT=data/mine] [CONFIG=configs/labels/encodec.yaml] [ARGS=--dry-run]"
+	@echo "make music       fetch the larger corpus (8 hours) to music/"
+	@echo "make test        the tests; make test-all adds the slow ones"
+	@echo "make bench-labels"
+
+setup: $(VENV)/.ready
+
+# torch comes first and exactly: an open range would take another build. encodec asks for torchaudio,
+# which its model does not need and which has no build beside a CPU torch: hence --no-deps.
+$(VENV)/.ready: pyproject.toml requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "overtone needs Python 3.11 or later: install it, or name it with PYTHON=…" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (some minutes the first time)"
+	@$(PIP) "$$(grep '^torch==' requirements.txt)"
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps encodec==0.1.1
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+labels: setup
+	@$(BIN)/overtone labels $(CONFIG) $(if $(AUDIO),--audio "$(AUDIO)") $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+music: setup
+	@$(BIN)/python -m pipeline.music music
+
+test: setup
+	@$(BIN)/python -m pytest
+
+test-all: setup
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: setup
+	@$(BIN)/ruff check .
+
+bench-labels: setup
+	@$(BIN)/python -m tests.bench.bench_labels
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,126 @@
+"""Connect to a Ray cluster or start Ray here; check beforehand what would fail later, in one clear sentence."""
+
+import logging
+import os
+import socket
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # read by ray.data when it is imported
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from stages.label.shard import software
+from stages.shards.storage import Storage
+
+CONNECT_S = 5.0
+PROBE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Session:
+    cpus: float
+    gpus: float
+    nodes: int
+    memory_bytes: float
+
+
+@contextmanager
+def session(cpus: int | None = None) -> Iterator[Session]:
+    """A Ray connection, by RAY_ADDRESS or started on this machine; closed at the end."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options |= {"address": "local", "num_cpus": cpus or available_cpus(), "include_dashboard": False}
+    else:
+        reachable(address)
+        root = Path(__file__).resolve().parent.parent
+        options |= {"address": address}
+        options["runtime_env"] = {"py_modules": [str(root / name) for name in ("pipeline", "stages", "cluster")]}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise ValueError(f"Ray at {address} cannot be used: {str(error).splitlines()[0]}") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        total = ray.cluster_resources()
+        yield Session(total.get("CPU", 0), total.get("GPU", 0), len(alive()), total.get("memory", 0))
+    finally:
+        ray.shutdown()
+
+
+def available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reachable(address: str) -> None:
+    """Refuse in seconds an address at which nothing listens; Ray itself waits for minutes."""
+    seen = address
+    if address == "auto":
+        try:
+            seen = Path("/tmp/ray/ray_current_cluster").read_text().strip()
+        except OSError:
+            raise ValueError("RAY_ADDRESS=auto, but no Ray cluster was started on this machine: "
+                             "start one (ray start --head), or unset RAY_ADDRESS") from None
+    host, _, port = seen.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"RAY_ADDRESS is {address!r}: expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster answers at {seen} ({error.strerror or error}): start it, correct "
+                         f"RAY_ADDRESS, or unset it to run on this machine") from None
+
+
+def alive() -> list[dict]:
+    return [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
+
+
+@ray.remote(num_cpus=0, max_retries=2)
+def _look(out: str, probe: str, roots: list[str]) -> dict:
+    storage = Storage(out)
+    missing = [r for r in roots if "://" not in r and not os.path.exists(r)]
+    return {"host": socket.gethostname(), "sees": storage.exists(probe), "software": software(), "missing": missing}
+
+
+def check_nodes(out: Storage, roots: list[str]) -> None:
+    """Every node sees OUT and the audio, and has the packages of this one; ValueError naming the node otherwise."""
+    roots = [r if "://" in r else os.path.abspath(r) for r in roots]
+    probe = f"probe-{uuid.uuid4().hex}"
+    place = out.root if not out.is_local else out.base
+    out.write(probe, b"seen\n")
+    try:
+        tasks = []
+        for node in alive():
+            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            tasks.append((node, _look.options(scheduling_strategy=where).remote(place, probe, roots)))
+        own, deadline = software(), time.monotonic() + PROBE_S
+        for node, task in tasks:
+            try:
+                seen = ray.get(task, timeout=max(1.0, deadline - time.monotonic()))
+            except (ray.exceptions.GetTimeoutError, ray.exceptions.RayError) as error:
+                raise ValueError(f"node {node['NodeManagerAddress']} does not answer ({type(error).__name__}): "
+                                 f"remove it from the cluster or see its Ray logs") from None
+            _check_node(seen, node["NodeManagerAddress"], own, out)
+    finally:
+        out.delete(probe)
+
+
+def _check_node(seen: dict, address: str, own: dict[str, str], out: Storage) -> None:
+    name = f"node {seen['host']} ({address})"
+    if not seen["sees"]:
+        raise ValueError(f"{name} does not see {out.root}: OUT must be on storage that every node shares, or s3://")
+    if seen["missing"]:
+        raise ValueError(f"{name} does not see the audio at {seen['missing'][0]}: mount it there, or use s3://")
+    other = [f"{k} {seen['software'].get(k)} (here {v})" for k, v in own.items() if seen["software"].get(k) != v]
+    if other:
+        raise ValueError(f"{name} has {', '.join(other)}: labels repeat only with the same versions everywhere")

@@ -1,0 +1,202 @@
+"""Run a chain of stages over shard names as one stream: while one shard is decoded, another is labelled.
+
+Ray Data carries only shard names and small outcome rows; audio stays in the workers. Each stage has
+its own pool of actors, which grows and shrinks with the cluster.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+
+from cluster.session import Session
+from stages.label.base import Needs
+
+SLACK = 0.1  # share of the CPUs left for Ray Data's own tasks
+SMALLEST = 0.05  # CPU reservation below which a cluster is too small
+
+
+@dataclass(frozen=True)
+class Link:
+    """One stage of the chain: `make` opens the worker in its actor; the worker maps a shard name to a row."""
+
+    name: str
+    make: Callable[[], Callable[[str], dict]]
+    needs: Needs = Needs()
+    max_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    cpus: float
+    min_workers: int
+    max_workers: int
+
+
+def fit_pools(links: list[Link], cpus: float, gpus: float) -> list[Pool]:
+    """Sizes of the pools, so that one actor of each and one more task always fit.
+
+    On a machine too small for that, reservations shrink to fractions, with room for a busy stage's
+    pool to grow. Raises ValueError naming the stage when a GPU is asked for and too few are there.
+    """
+    gpu_needs = sum(link.needs.gpus for link in links)
+    if gpu_needs > gpus:
+        wanting = next(link for link in links if link.needs.gpus)
+        raise ValueError(f"stage {wanting.name} asks for {wanting.needs.gpus:g} GPU, the cluster has {gpus:g}: "
+                         f"lower run.pools.{wanting.name}.gpus or add a GPU node")
+    usable = cpus * (1 - SLACK)
+    whole = sum(link.needs.cpus for link in links)
+    scale = 1.0
+    if usable < whole + 1:
+        # Room for one actor of each and for as many more as there are CPUs.
+        scale = usable / (whole + math.ceil(cpus))
+    pools = []
+    for link in links:
+        reserved = math.floor(link.needs.cpus * scale * 100) / 100 if scale < 1 else link.needs.cpus
+        if reserved < SMALLEST:
+            raise ValueError(f"{cpus:g} CPUs are too few for {len(links)} stages: lower run.pools.*.cpus or add CPUs")
+        room = 1 + (usable - whole * scale) / max(reserved, 1e-9)
+        if link.needs.gpus:
+            room = min(room, 1 + (gpus - gpu_needs) / link.needs.gpus)
+        most = max(1, int(room + 1e-6))
+        pools.append(Pool(reserved, 1, min(most, link.max_workers) if link.max_workers else most))
+    return pools
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Ledger:
+    """Counts attempts per shard and stage, so that a shard that kills its worker is given up; carries events."""
+
+    def __init__(self):
+        self.attempts: dict[tuple[str, str], int] = {}
+        self.events: list[dict] = []
+
+    def begin(self, stage: str, shard: str, host: str) -> int:
+        self.attempts[stage, shard] = self.attempts.get((stage, shard), 0) + 1
+        self.events.append({"event": "begin", "stage": stage, "shard": shard, "host": host, "time": time.time()})
+        return self.attempts[stage, shard]
+
+    def end(self, row: dict) -> None:
+        self.events.append({"event": "end", **row})
+
+    def drain(self) -> list[dict]:
+        events, self.events = self.events, []
+        return events
+
+
+class Actor:
+    """What runs inside a pool: opens its worker at the first shard and passes rows of failed shards on."""
+
+    def __init__(self, link: Link, ledger: Any, attempts: int):
+        self.link, self.ledger, self.attempts = link, ledger, attempts
+        self.work: Callable[[str], dict] | None = None
+
+    def __call__(self, batch: dict) -> dict:
+        rows = [self._one(json.loads(text)) for text in batch["row"]]
+        return {"row": [json.dumps(row) for row in rows]}
+
+    def _one(self, row: dict) -> dict:
+        if row.get("failed"):
+            return row
+        import platform
+
+        shard, name = row["shard"], self.link.name
+        tried = ray.get(self.ledger.begin.remote(name, shard, platform.node()))
+        if tried > self.attempts:
+            out = {"shard": shard, "stage": name, "status": "failed", "host": platform.node(),
+                   "error": f"the worker died {self.attempts} times on this shard (out of memory?)"}
+        else:
+            try:
+                self.work = self.work or self.link.make()
+                out = self.work(shard)
+            except ValueError as error:  # opening failed: every shard of this worker would fail alike
+                out = {"shard": shard, "stage": name, "status": "failed", "error": str(error), "fatal": True}
+        out["attempts"] = tried
+        self.ledger.end.remote(out)
+        row = {**row, name: out["status"]}
+        if out["status"] == "failed":
+            row |= {"failed": name, "error": out["error"], "fatal": bool(out.get("fatal") or out.get("disk_full"))}
+        return row
+
+
+def run_chain(links: list[Link], shards: list[str], session: Session, attempts: int = 3,
+              on_event: Callable[[dict], None] = lambda event: None) -> Iterator[dict]:
+    """Yield one row per shard as each leaves the chain: {shard, <stage>: status…, failed?, error?}.
+
+    `on_event` gets what workers report (begin and end of a shard at a stage), between rows.
+    """
+    pools = fit_pools(links, session.cpus, session.gpus)
+    ledger = Ledger.remote()
+    rows = ray.data.from_items([{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=max(1, len(shards)))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    for link, pool in zip(links, pools, strict=True):
+        rows = rows.map_batches(
+            Actor, fn_constructor_args=(link, ledger, attempts), batch_size=None, num_cpus=pool.cpus, num_gpus=link.needs.gpus,
+            memory=None if session.memory_bytes < 2 * sum(k.needs.memory_gb for k in links) * 2**30 else link.needs.memory_gb * 2**30,
+            compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=max(pool.min_workers, pool.max_workers)))
+    with _watching(ledger, on_event) as poll:
+        for row in rows.iter_rows():
+            poll()
+            yield json.loads(row["row"])
+
+
+@contextlib.contextmanager
+def _watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[Callable[[], None]]:
+    """Poll the ledger in a thread, since rows may be minutes apart."""
+    import threading
+
+    stop, lock = threading.Event(), threading.Lock()
+
+    def poll() -> None:
+        with lock:
+            try:
+                events = ray.get(ledger.drain.remote(), timeout=30)
+            except (ray.exceptions.RayError, ValueError):
+                return  # the ledger restarts, or the session is closing
+            for event in events:
+                on_event(event)
+
+    def loop() -> None:
+        while not stop.wait(0.5):
+            poll()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield poll
+    finally:
+        stop.set()
+        thread.join(5)
+        poll()
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Carries what a remote function reports to the ledger."""
+
+    ledger: Any
+
+    def __call__(self, event: dict) -> None:
+        self.ledger.end.remote(event)
+
+
+def run_one_reporting(work: Callable[..., Any], on_event: Callable[[dict], None], *args: Any, cpus: float, gpus: float = 0) -> Any:
+    """Run `work(*args, report)` in a worker of the cluster, again if its node dies.
+
+    Its reports come to `on_event`; its own exceptions are raised here.
+    """
+    ledger = Ledger.remote()
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work).remote(*args, Reporter(ledger))
+    with _watching(ledger, lambda event: on_event({k: v for k, v in event.items() if k != "event"})):
+        try:
+            return ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None

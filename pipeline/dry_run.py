@@ -1,0 +1,51 @@
+"""`--dry-run`: what a run would do, from a real scan; nothing is written."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from pipeline import registry, teachers
+from pipeline.catalogs import Catalogs, live_shards
+from pipeline.labels import BYTES_PER_S
+from pipeline.progress import Progress
+from stages.label.recipe import Config
+from stages.shards.storage import Storage
+
+
+def describe(config: Config) -> str:
+    """Recordings, hours, shards, bytes per column, free space and resources, as text."""
+    out = Storage(config.run.out)
+    known = registry.read(out)
+    registry.check_plan(known, config.recipe, out)
+    teachers.located(config.recipe, config.run.weights)
+    catalogs = Catalogs(out, config, Progress(out))
+    with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
+        shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)))
+    s, p = catalogs.scanned, catalogs.planned
+    seconds = sum(length for _, length in shards)
+    kinds = ["audio"] + (["codes"] if config.recipe.codes else []) + (["cqt"] if config.recipe.cqt else [])
+    sizes = {kind: BYTES_PER_S[kind] * seconds for kind in kinds}
+    free = out.free_bytes()
+    lines = [
+        f"{', '.join(config.run.audio)} → {out.root} (nothing is written)",
+        f"  found       {s.found} = {s.kept} readable + {s.rejected} rejected + {s.duplicates} duplicates; "
+        f"{s.ignored} other files, {s.excluded} excluded",
+        f"  recordings  {p.recordings}, {seconds / 3600:.2f} h by their headers; {p.valid} for validation",
+        f"  shards      {len(shards)} of about {config.recipe.plan.shard_minutes:g} min; {p.new_shards} new",
+        *(f"  {kind:<11} {size / 2**30:.2f} GiB" for kind, size in sizes.items()),
+        f"  in all      {sum(sizes.values()) / 2**30:.2f} GiB; " + (f"{free / 2**30:.1f} GiB free" if free is not None else "an object store"),
+        f"  teacher     {config.recipe.codes.name if config.recipe.codes else 'none'}",
+        f"  resources   {_resources(config)}",
+    ]
+    return "\n".join(lines)
+
+
+def _resources(config: Config) -> str:
+    from cluster.session import available_cpus
+
+    address = os.environ.get("RAY_ADDRESS")
+    pools = config.run.pools
+    each = ", ".join(f"{n} {getattr(pools, n).cpus:g} CPU" + (f" + {getattr(pools, n).gpus:g} GPU" if getattr(pools, n).gpus else "")
+                     for n in ("decode", "codes", "cqt", "audit"))
+    here = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
+    return f"{f'Ray cluster at {address}' if address else here}; a worker: {each}"

@@ -1,0 +1,49 @@
+"""`overtone verify OUT`: read every finished shard back, name the damaged ones, send them back on request."""
+
+import contextlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from pipeline import registry
+from pipeline.lock import locked
+from stages.label import audit
+from stages.shards import record as records
+from stages.shards.storage import Storage
+
+
+def verify(place: str, repair: bool) -> int:
+    """Returns 0 when every finished shard is whole, 1 otherwise; damaged ones are printed as they are found.
+
+    With `repair`, exactly the damaged columns of damaged shards are discarded, record first; the
+    next `labels` run makes them again.
+    """
+    out = Storage(place)
+    known = registry.existing(out)
+    # A shard counts as finished in a column when any of its files is there: a lost record is damage too.
+    shards = sorted({name.split(".")[0] for c in known.names for name in out.names(records.folder(c))})
+    unfinished, damaged = 0, 0
+    with locked(out) if repair else contextlib.nullcontext(), ThreadPoolExecutor(4) as pool:
+        for shard, found in zip(shards, pool.map(partial(_check, out, known.names), shards), strict=True):
+            for column, what in found.items():
+                if not _present(out, column, shard):
+                    unfinished += 1
+                    continue
+                damaged += 1
+                print(f"damaged  {column}/{shard}: {what}", flush=True)
+                if repair:
+                    records.discard(out, column, shard)
+    print(f"{len(shards)} shards × {len(known.names)} columns read back: {damaged} damaged"
+          + (f", {unfinished} not made yet" if unfinished else "")
+          + (", sent back: run the same `labels` command to make them again" if damaged and repair else ""))
+    if damaged and not repair:
+        print("`overtone verify OUT --repair` sends them back to be made again", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def _check(out: Storage, columns: tuple[str, ...], shard: str) -> dict[str, str]:
+    return audit.damaged(out, shard, columns)
+
+
+def _present(out: Storage, column: str, shard: str) -> bool:
+    return any(out.exists(records.file(column, shard, kind)) for kind in ("json", "tar"))

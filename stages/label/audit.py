@@ -1,0 +1,192 @@
+"""The audit: finished shards read back, and their indexes and statistics gathered into one parquet each.
+
+`OUT/index.parquet` has one row per segment and column, `OUT/segments.parquet` one per segment,
+`OUT/shards.parquet` one per shard and column. Only shards not yet gathered are read.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stages.shards import column
+from stages.shards import record as records
+from stages.shards.storage import Storage
+
+SHARDS = pa.schema(
+    [("shard", pa.string()), ("column", pa.string()), ("inputs", pa.int64()), ("kept", pa.int64()),
+     ("rejected", pa.int64()), ("segments", pa.int64()), ("samples", pa.int64()), ("frames", pa.int64()),
+     ("bytes", pa.int64()), ("sha256", pa.string()), ("device", pa.string()), ("host", pa.string()),
+     ("started", pa.float64()), ("wall_s", pa.float64()), ("busy_s", pa.float64()), ("facts", pa.string())]
+)
+REJECTED = pa.schema([("stage", pa.string()), ("shard", pa.string()), ("recording", pa.string()),
+                      ("path", pa.string()), ("reason", pa.string())])
+TABLES = ("index", "segments", "shards")
+
+
+@dataclass(frozen=True)
+class AuditWorker:
+    """Reads one shard back in every column; the last stage of the chain."""
+
+    out: str
+    columns: tuple[str, ...]  # audio first
+
+    def __call__(self, shard: str) -> dict[str, Any]:
+        started = time.time()
+        row: dict[str, Any] = {"shard": shard, "column": "audit", "stage": "audit", "error": None, "status": "finished"}
+        damage = damaged(Storage(self.out), shard, self.columns)
+        if damage:
+            row |= {"status": "failed", "error": "; ".join(damage.values())}
+        return row | {"started": started, "wall_s": time.time() - started, "host": platform.node()}
+
+
+def damaged(storage: Storage, shard: str, columns: Iterable[str]) -> dict[str, str]:
+    """Damaged columns of a shard and what is wrong with each; empty when all is well.
+
+    Besides each column's own bytes: every key has the same frames in all columns, and labels were
+    made from the audio that is there.
+    """
+    found: dict[str, str] = {}
+    audio_sha256, audio_frames = None, {}
+    for name in columns:
+        try:
+            record = column.audit(storage, name, shard)
+            index = column.read_index(storage, name, shard)
+        except (ValueError, OSError) as error:
+            found[name] = str(error)
+            continue
+        frames = dict(zip(index.column("key").to_pylist(), index.column("frames").to_pylist(), strict=True))
+        if audio_sha256 is None and record.source_sha256 is None:
+            audio_sha256, audio_frames = record.sha256, frames
+            continue
+        refused = {r["recording"] for r in record.rejects}
+        expected = {k: v for k, v in audio_frames.items() if k.rsplit("-", 1)[0] not in refused}
+        if audio_sha256 and record.source_sha256 != audio_sha256:
+            found[name] = f"{name}/{shard} was made from another audio tar than the one that is there"
+        elif audio_sha256 and frames != expected:
+            odd = sorted(k for k in expected.keys() | frames.keys() if expected.get(k) != frames.get(k))
+            found[name] = f"{name}/{shard}: {len(odd)} segments differ from the audio column, first {odd[0]}"
+    return found
+
+
+def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
+    """Shards already in OUT/shards.parquet with every one of these columns."""
+    if not storage.exists("shards.parquet"):
+        return set()
+    table = storage.read_table("shards.parquet", ["shard", "column"])
+    sets = [set(table.filter(pc.equal(table["column"], c)).column("shard").to_pylist()) for c in columns]
+    return set.intersection(*sets) if sets else set()
+
+
+def gather(storage: Storage, columns: tuple[str, ...], shards: list[str], known: set[str]) -> None:
+    """Add these shards to the three tables, replacing their rows; shards not in `known` are dropped."""
+    replaced = pa.array(shards, pa.string())
+    with ThreadPoolExecutor(8) as pool:
+        for name in TABLES:
+            make = {"index": _index_rows, "segments": _segment_rows, "shards": _shard_rows}[name]
+            new = pool.map(lambda s, make=make: make(storage, columns, s), shards)
+            _rewrite(storage, f"{name}.parquet", replaced, columns if name != "segments" else None, new)
+
+
+def _rewrite(storage: Storage, name: str, replaced: pa.Array, columns: tuple[str, ...] | None, new: Iterator[pa.Table]) -> None:
+    """Copy the old table without the replaced shards (of these columns), then the new rows; in bounded memory."""
+    writer, schema = None, None
+    with storage.attempt(name) as path:
+        for table in _old_and_new(storage, name, replaced, columns, new):
+            if schema is None or (merged := pa.unify_schemas([schema, table.schema], promote_options="permissive")) != schema:
+                if writer is not None:  # a later recipe brought new statistics: start again, widened
+                    writer.close()
+                    held = pq.read_table(path)
+                    schema = merged
+                    writer = pq.ParquetWriter(path, schema, compression="zstd")
+                    writer.write_table(_fit(held, schema))
+                else:
+                    schema = table.schema
+                    writer = pq.ParquetWriter(path, schema, compression="zstd")
+            writer.write_table(_fit(table, schema))
+        if writer is None:
+            pq.write_table(pa.table({"shard": pa.array([], pa.string())}), path)
+        else:
+            writer.close()
+
+
+def _old_and_new(storage, name, replaced, columns, new) -> Iterator[pa.Table]:
+    if storage.exists(name):
+        with storage.open(name) as source:
+            for batch in pq.ParquetFile(source).iter_batches(1 << 17):
+                table = pa.Table.from_batches([batch])
+                gone = pc.is_in(table["shard"], replaced)
+                if columns is not None and table.num_rows:
+                    gone = pc.and_(gone, pc.is_in(table["column"], pa.array(columns)))
+                kept = table.filter(pc.invert(gone))
+                if kept.num_rows:
+                    yield kept
+    held, rows = [], 0
+    for table in new:
+        if table.num_rows:
+            held.append(table)
+            rows += table.num_rows
+        if rows > 1 << 16:  # row groups worth reading, not one per shard
+            yield pa.concat_tables(held, promote_options="permissive")
+            held, rows = [], 0
+    if held:
+        yield pa.concat_tables(held, promote_options="permissive")
+
+
+def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    missing = [f for f in schema if f.name not in table.column_names]
+    for f in missing:
+        table = table.append_column(f, pa.nulls(table.num_rows, f.type))
+    return table.select(schema.names).cast(schema)
+
+
+def _index_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
+    parts = []
+    for name in columns:
+        table = column.read_index(storage, name, shard)
+        table = table.add_column(0, "column", pa.array([name] * table.num_rows, pa.string()))
+        parts.append(table.add_column(0, "shard", pa.array([shard] * table.num_rows, pa.string())))
+    return pa.concat_tables(parts)
+
+
+def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
+    merged = storage.read_table(records.file(columns[0], shard, "stats.parquet"))
+    for name in columns[1:]:
+        table = storage.read_table(records.file(name, shard, "stats.parquet"))
+        own = ["key"] + [c for c in table.column_names if c not in merged.column_names]
+        merged = merged.join(table.select(own), "key", join_type="left outer") if merged.num_rows else merged
+    if merged.num_rows:
+        merged = merged.sort_by("key")
+    return merged.add_column(0, "shard", pa.array([shard] * merged.num_rows, pa.string()))
+
+
+def _shard_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
+    rows = []
+    for name in columns:
+        r = records.read(storage, name, shard)
+        rows.append({"shard": shard, "column": name, "inputs": r.inputs, "kept": r.kept, "rejected": len(r.rejects),
+                     "segments": r.segments, "samples": r.samples, "frames": r.frames, "bytes": r.bytes, "sha256": r.sha256,
+                     "device": r.device, "host": r.run.get("host"), "started": r.run.get("started"),
+                     "wall_s": r.run.get("wall_s"), "busy_s": r.run.get("busy_s"), "facts": json.dumps(r.facts)})
+    return pa.Table.from_pylist(rows, schema=SHARDS)
+
+
+def rejected_rows(storage: Storage, columns: Iterable[str], done: set[str], wanted: Callable[[str, str], bool]) -> pa.Table:
+    """Rejections of finished shards whose records say any, as rows of OUT/rejected.parquet."""
+    rows = []
+    table = storage.read_table("shards.parquet", ["shard", "column", "rejected"]) if storage.exists("shards.parquet") else None
+    if table is not None and table.num_rows:
+        for row in table.filter(pc.greater(table["rejected"], 0)).to_pylist():
+            if row["column"] in columns and row["shard"] in done:
+                for reject in records.read(storage, row["column"], row["shard"]).rejects:
+                    if wanted(row["shard"], reject["recording"]):
+                        stage = "decode" if row["column"].startswith("audio") else row["column"].split("-")[0]
+                        rows.append({"stage": stage, "shard": row["shard"], **reject})
+    return pa.Table.from_pylist(rows, schema=REJECTED)

@@ -1,0 +1,225 @@
+"""The decode stage: any audio file to 24 kHz mono, cut into segments. Column `audio`.
+
+Decoding itself happens in a child process (`decoding/`), so that one bad file costs one file.
+
+Shapes: N samples at 24 kHz, T frames at 75 Hz (hop 320).
+"""
+
+import contextlib
+import io
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import soundfile
+
+from stages.label.base import HOP_SAMPLES, RATE_HZ, Item, Kept, ReadError, Rejected, Sample
+from stages.label.decoding.guard import Guard
+from stages.label.decoding.source import Refused, Source
+
+FORMATS = ("wav", "flac")
+QUALITIES = ("QQ", "LQ", "MQ", "HQ", "VHQ")  # soxr's
+FLOOR_DB = -120.0  # what digital silence is written as, instead of minus infinity
+SILENCE_DB = -60.0
+SILENCE_FRAME = RATE_HZ // 100  # 10 ms
+FULL_SCALE = 32768
+
+# An address to a context manager whose value is the path of a local copy.
+Fetch = Callable[[str], contextlib.AbstractContextManager[str | bytes | os.PathLike]]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Recordings to 16-bit segments. `ValueError` names a field that cannot be."""
+
+    name: ClassVar[str] = "decode"
+    version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[str] = "audio"
+
+    rate_hz: int = RATE_HZ
+    segment_s: float = 30.0
+    min_tail_s: float = 3.0  # a shorter tail joins the segment before it
+    format: str = "wav"
+    resampler: str = "HQ"  # soxr's name: aliases below -120 dB
+    max_recording_h: float = 12.0  # a decompression bomb stops here
+
+    def __post_init__(self):
+        if self.rate_hz != RATE_HZ:
+            raise ValueError(f"rate_hz: {self.rate_hz}: every label is defined at {RATE_HZ}; leave it there")
+        samples = self.segment_s * RATE_HZ
+        if samples <= 0 or samples % HOP_SAMPLES:
+            raise ValueError(
+                f"segment_s: {self.segment_s}: must be a multiple of one label frame, "
+                f"{HOP_SAMPLES}/{RATE_HZ} s; whole multiples of 0.04 s are"
+            )
+        if not 0 <= self.min_tail_s <= self.segment_s:
+            raise ValueError(f"min_tail_s: {self.min_tail_s}: must lie between 0 and segment_s ({self.segment_s})")
+        if self.format not in FORMATS:
+            raise ValueError(f"format: {self.format!r}: one of {', '.join(FORMATS)}")
+        if self.resampler not in QUALITIES:
+            raise ValueError(f"resampler: {self.resampler!r}: one of {', '.join(QUALITIES)}")
+        if not 0 < self.max_recording_h < float("inf"):
+            raise ValueError(f"max_recording_h: {self.max_recording_h}: must be a positive number of hours")
+
+    @property
+    def segment_samples(self) -> int:
+        return round(self.segment_s * RATE_HZ)
+
+    @property
+    def tail_samples(self) -> int:
+        """Shortest last segment: at least one label frame, so that each segment has labels."""
+        return max(HOP_SAMPLES, round(self.min_tail_s * RATE_HZ))
+
+    def open(
+        self,
+        weights: bytes | None = None,
+        device: str = "cpu",
+        threads: int = 1,
+        *,
+        stall_s: float = 60.0,
+        memory_gb: float = 4.0,
+        fetch: Fetch | None = None,
+    ) -> "Decoder":
+        """A worker's decoder. `weights`, `device` and `threads` change nothing: one core decodes.
+
+        stall_s: longest wait for the next seconds of audio. memory_gb: budget of the child process.
+        fetch: for s3:// sources, an address to a context manager that gives a local copy's path."""
+        return Decoder(self, Guard(stall_s, memory_gb), fetch)
+
+
+class Decoder:
+    """Called with a shard's sources; yields each one's samples, then its `Kept` or `Rejected`.
+
+    Raises `ReadError` when bytes could not be read or are not those that were scanned: that fails
+    the shard. The decoder stays usable. At most about two segments are held in memory."""
+
+    def __init__(self, stage: Decode, guard: Guard, fetch: Fetch | None):
+        self._stage, self._guard, self._fetch = stage, guard, fetch
+
+    def __call__(self, recordings: Iterable[Source]) -> Iterator[Item]:
+        for source in recordings:
+            try:
+                yield from self._recording(source)
+            except Refused as refused:
+                yield Rejected(source.recording, str(refused))
+
+    def close(self) -> None:
+        """End the child process; a later call would start another."""
+        self._guard.close()
+
+    def _recording(self, source: Source) -> Iterator[Item]:
+        stage, facts, start = self._stage, {}, 0
+        request = {"rate_hz": stage.rate_hz, "resampler": stage.resampler, "max_s": stage.max_recording_h * 3600}
+        with self._local(source) as path:
+            blocks = self._guard.decode(source, path, request, facts)
+            with contextlib.closing(blocks):  # left early, the child must not go on decoding
+                for index, segment in enumerate(cut(blocks, stage.segment_samples, stage.tail_samples)):
+                    yield self._sample(source.recording, index, start, segment, facts)
+                    start += len(segment)
+        yield Kept(source.recording, {**facts, "samples": start, "segments": index + 1})
+
+    @contextlib.contextmanager
+    def _local(self, source: Source) -> Iterator[bytes]:
+        if not source.remote:
+            yield source.path_bytes
+            return
+        if self._fetch is None:
+            raise ReadError(f"{source.shown}: no way to fetch it; open the stage with fetch=")
+        with contextlib.ExitStack() as stack:
+            try:
+                path = stack.enter_context(self._fetch(source.path_bytes.decode()))
+            except OSError as error:
+                raise ReadError(f"{source.shown}: cannot be fetched ({error})") from error
+            yield os.fsencode(path)
+
+    def _sample(self, recording: str, index: int, start: int, segment: np.ndarray, facts: dict) -> Sample:
+        identity = {
+            "recording": recording,
+            "start": start,
+            "samples": len(segment),
+            "rate_hz": RATE_HZ,
+            "source_rate_hz": facts["source_rate_hz"],
+            "source_channels": facts["source_channels"],
+            "source_codec": facts["source_codec"],
+        }
+        encode = wav_bytes if self._stage.format == "wav" else flac_bytes
+        members = {
+            "json": json.dumps(identity, sort_keys=True, separators=(",", ":")).encode(),
+            self._stage.format: encode(segment),
+        }
+        row = {
+            "recording": recording,
+            "index": index,
+            "start": start,
+            "samples": len(segment),
+            "frames": len(segment) // HOP_SAMPLES,
+        }
+        return Sample(f"{recording}-{index:05d}", members, row, statistics(segment))
+
+
+def cut(blocks: Iterable[np.ndarray], segment: int, tail: int) -> Iterator[np.ndarray]:
+    """Blocks (N,) of any length to segments of `segment` samples.
+
+    Only the last may differ: it has at least `tail` samples, or is the only one, since a shorter
+    tail joins the segment before it. 0 < tail <= segment. Holds segment + tail + one block."""
+    held, samples = [], 0
+    for block in blocks:
+        held.append(block)
+        samples += len(block)
+        while samples >= segment + tail:
+            joined = np.concatenate(held)
+            yield joined[:segment]
+            held = [joined[segment:]]
+            samples -= segment
+    if samples:
+        yield np.concatenate(held)
+
+
+def wav_bytes(segment: np.ndarray) -> bytes:
+    """int16 (N,) to a RIFF file: a 44-byte header, so that sample i lies at byte 44 + 2 i."""
+    data = np.ascontiguousarray(segment, "<i2").tobytes()
+    form = struct.pack("<HHIIHH", 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
+    return b"RIFF%sWAVEfmt %s%sdata%s%s" % (
+        struct.pack("<I", 36 + len(data)), struct.pack("<I", 16), form, struct.pack("<I", len(data)), data,
+    )  # fmt: skip
+
+
+def flac_bytes(segment: np.ndarray) -> bytes:
+    """int16 (N,) to a FLAC file; the same samples give the same bytes with the same libsndfile."""
+    out = io.BytesIO()
+    soundfile.write(out, segment, RATE_HZ, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
+
+
+def statistics(segment: np.ndarray) -> dict[str, float]:
+    """Of stored int16 samples (N,), N >= 240.
+
+    peak_db, rms_db: dBFS, full scale 32768, never below -120. silence: share of whole 10-ms frames
+    below -60 dBFS RMS. clipping: share of samples at either end of the scale. dc: mean, full scale 1.
+    Sums of integers below 2**53 are exact in float64, so the numbers do not depend on the processor.
+    einsum, not dot: BLAS would wake threads that spin on the child's core."""
+    wave = segment.astype(np.float64)
+    whole = len(wave) // SILENCE_FRAME * SILENCE_FRAME
+    frames, rest = wave[:whole].reshape(-1, SILENCE_FRAME), wave[whole:]
+    energies = np.einsum("ij,ij->i", frames, frames)
+    energy = float(energies.sum() + np.einsum("i,i->", rest, rest))
+    quiet = SILENCE_FRAME * (FULL_SCALE * 10 ** (SILENCE_DB / 20)) ** 2
+    low, high = int(segment.min()), int(segment.max())
+    ends = int(np.count_nonzero(segment == FULL_SCALE - 1) + np.count_nonzero(segment == -FULL_SCALE))
+    return {
+        "peak_db": decibels(max(-low, high)),
+        "rms_db": decibels((energy / len(wave)) ** 0.5),
+        "silence": float(np.mean(energies < quiet)),
+        "clipping": ends / len(segment),
+        "dc": float(wave.sum()) / len(segment) / FULL_SCALE,
+    }
+
+
+def decibels(amplitude: float) -> float:
+    """dBFS of an amplitude on the int16 scale, floored at -120."""
+    return max(FLOOR_DB, float(20 * np.log10(max(amplitude, 1e-9) / FULL_SCALE)))

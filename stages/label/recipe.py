@@ -1,0 +1,128 @@
+"""What decides the bytes of a labelled corpus (`recipe:`), and what does not (`run:`)."""
+
+import importlib
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from stages import config
+from stages.config import require
+from stages.label.base import Teacher
+from stages.label.cqt import Cqt
+from stages.label.decode import Decode
+
+TEACHERS = {
+    "encodec": "stages.label.teachers.encodec:Encodec",
+    "mel_rvq": "stages.label.teachers.mel_rvq:MelRvq",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    shard_minutes: float = 60.0
+    validation_share: float = 0.02  # of recordings, at least one
+
+    def __post_init__(self):
+        require(0 < self.shard_minutes <= 24 * 60, "recipe.plan.shard_minutes", self.shard_minutes, "expected above 0, at most 1440")
+        require(0 <= self.validation_share < 1, "recipe.plan.validation_share", self.validation_share, "expected at least 0, below 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    plan: Plan = Plan()
+    decode: Decode = Decode()
+    codes: Teacher | None = None
+    cqt: Cqt | None = Cqt()
+    threads: int = 1  # of one codes or cqt worker: float sums depend on it
+    fit_threads: int = 2  # while a teacher is fitted
+
+    def __post_init__(self):
+        require(1 <= self.threads <= 64, "recipe.threads", self.threads, "expected 1 to 64")
+        require(1 <= self.fit_threads <= 64, "recipe.fit_threads", self.fit_threads, "expected 1 to 64")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One stage's workers. Unset, the number grows and shrinks with the cluster."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_gb: float = 2.0
+    max_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Pools:
+    decode: Pool = Pool()
+    codes: Pool = Pool()
+    cqt: Pool = Pool()
+    audit: Pool = Pool(cpus=0.5, memory_gb=1.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    audio: tuple[str, ...] = ()
+    out: str = "data/labels"
+    exclude: tuple[str, ...] = ()  # globs on the path below its root
+    weights: str | None = None  # of a teacher with published weights
+    cpus: int | None = None  # of this machine, when Ray is started here
+    pools: Pools = Pools()
+    max_rejected_share: float = 0.05
+    stall_s: float = 60.0  # a decoder without audio for so long hangs
+    decode_memory_gb: float = 4.0
+    attempts: int = 3  # of one shard at one stage, when its worker dies
+    scan_workers: int | None = None
+    max_failed_shards: int = field(default=100)  # then the run stops
+
+    def __post_init__(self):
+        require(len(self.audio) > 0, "run.audio", list(self.audio), "name at least one folder, s3:// prefix or list of files")
+        require(0 <= self.max_rejected_share <= 1, "run.max_rejected_share", self.max_rejected_share, "expected 0 to 1")
+        require(self.cpus is None or self.cpus >= 1, "run.cpus", self.cpus, "expected at least 1")
+        require(self.attempts >= 1, "run.attempts", self.attempts, "expected at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    recipe: Recipe
+    run: Run
+
+
+def load(path: str, overrides: list[str] = ()) -> Config:
+    """A checked configuration; raises ValueError naming the field, the value and the remedy."""
+    data = config.load(path, overrides)
+    return config.build(Config, data, choose={Teacher: _teacher_class})
+
+
+def _teacher_class(data: dict, where: str) -> type:
+    name = data.pop("teacher", None)
+    require(isinstance(name, str), f"{where}.teacher", name, f"name one of {', '.join(TEACHERS)}, or package.module:Class")
+    if name not in TEACHERS and ":" not in name:
+        raise ValueError(config.unknown(f"{where}.teacher {name!r}", name, list(TEACHERS)).replace("unknown key ", "unknown "))
+    module, _, attribute = TEACHERS.get(name, name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where}.teacher {name!r} cannot be imported: {error}") from None
+
+
+def audio_recipe(recipe: Recipe) -> dict[str, Any]:
+    return {"stage": "decode", "version": Decode.version, **asdict(recipe.decode)}
+
+
+def cqt_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
+    return {"stage": "cqt", "version": Cqt.version, "audio": audio8, "threads": recipe.threads, **asdict(recipe.cqt)}
+
+
+def teacher_recipe(recipe: Recipe) -> dict[str, Any]:
+    teacher = recipe.codes
+    own = {f.name: getattr(teacher, f.name) for f in fields(teacher)}
+    return {"teacher": teacher.name, "version": teacher.version, **own}
+
+
+def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dict[str, Any]:
+    return {"stage": "codes", "version": 1, "audio": audio8, "threads": recipe.threads,
+            "weights_sha256": weights_sha256, **{"teacher": teacher_recipe(recipe)}}
+
+
+def fit_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
+    """What a fitted teacher depends on besides the audio itself."""
+    return {"audio": audio8, "threads": recipe.fit_threads, "plan": asdict(recipe.plan), **teacher_recipe(recipe)}

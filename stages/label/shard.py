@@ -1,0 +1,203 @@
+"""One stage over one shard: inputs in, a finished column out. Plain functions; no cluster here."""
+
+import errno
+import hashlib
+import importlib.metadata
+import platform
+import queue
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.label.base import Item, Kept, ReadError, Rejected, Sample, Stage
+from stages.label.decode import Decode, Source
+from stages.shards import catalog, column
+from stages.shards import record as records
+from stages.shards.storage import Storage
+from stages.shards.waves import waves
+
+SOFTWARE = ("overtone", "numpy", "torch", "soxr", "av", "soundfile", "safetensors", "nnAudio")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker of one stage needs to know; the same for every shard."""
+
+    stage: Stage
+    column: str
+    audio_column: str
+    recipe: dict[str, Any]
+    out: str
+    weights: str | None = None  # name below OUT
+    weights_sha256: str | None = None
+    device: str = "cpu"
+    threads: int = 1
+    options: dict[str, Any] = field(default_factory=dict)  # circumstance, e.g. a stall limit
+
+
+def software() -> dict[str, str]:
+    """Versions of what bytes depend on, as recorded and as compared between nodes."""
+    found = {"python": platform.python_version()}
+    for name in SOFTWARE:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+class ShardWorker:
+    """Opens a stage once, then runs shards one at a time."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.storage = Storage(job.out)
+        self.software = software()
+        if job.device.startswith("cuda") or job.stage.name != "decode":
+            import torch
+
+            torch.set_num_threads(job.threads)
+        self.run = job.stage.open(self._weights(), job.device, job.threads, **job.options)
+
+    def _weights(self) -> bytes | None:
+        if self.job.weights is None:
+            return None
+        data = self.storage.read(self.job.weights)
+        seen = hashlib.sha256(data).hexdigest()
+        if seen != self.job.weights_sha256:
+            raise ValueError(
+                f"{self.storage.path(self.job.weights)} has sha256 {seen[:12]}…, expected "
+                f"{self.job.weights_sha256[:12]}…: the file is damaged; remove it and run again"
+            )
+        return data
+
+    def __call__(self, shard: str) -> dict[str, Any]:
+        """Finish one shard's column, or say why not; never raises for what concerns one shard.
+
+        Returns a small row: shard, column, status ('finished' | 'skipped' | 'failed'), error, counts, times.
+        """
+        started, cpu = time.time(), _cpu_s()
+        row: dict[str, Any] = {"shard": shard, "column": self.job.column, "stage": self.job.stage.name, "error": None}
+        try:
+            done = self._finished(shard)
+            record = done or self._make(shard)
+            row |= {"status": "skipped" if done else "finished", "kept": record.kept,
+                    "rejected": len(record.rejects), "samples": record.samples, "bytes": record.bytes}
+        except (ReadError, OSError, MemoryError, RuntimeError, ValueError) as error:
+            row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            row["disk_full"] = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        row |= {"started": started, "wall_s": time.time() - started, "busy_s": _cpu_s() - cpu, "host": platform.node()}
+        return row
+
+    def _finished(self, shard: str) -> records.Record | None:
+        """The record, when this column of the shard is finished and belongs to the audio that is there."""
+        try:
+            record = records.read(self.storage, self.job.column, shard)
+            if record.source_sha256 is None:
+                return record
+            audio = records.read(self.storage, self.job.audio_column, shard)
+        except (FileNotFoundError, ValueError):
+            return None
+        return record if record.source_sha256 == audio.sha256 else None
+
+    def _make(self, shard: str) -> records.Record:
+        job, started, cpu = self.job, time.time(), _cpu_s()
+        with self._inputs(shard) as (inputs, paths, source_sha256):
+            # An old record must not speak for the tar that is about to replace its own.
+            self.storage.delete(records.file(job.column, shard, "json"))
+            with column.publishing(self.storage, job.column, shard) as publication:
+                kept, rejects = write(publication.writer, self.run(inputs), paths)
+                totals = publication.writer.finish()
+                facts = self.run.facts() if hasattr(self.run, "facts") else {}
+                run = {"host": platform.node(), "started": started, "wall_s": time.time() - started, "busy_s": _cpu_s() - cpu}
+                publication.record = records.Record(
+                    shard=shard, column=job.column, recipe=job.recipe, inputs=len(paths), kept=kept, rejects=rejects,
+                    source_sha256=source_sha256, software=self.software, device=job.device.split(":")[0], facts=facts, run=run,
+                    **totals)
+        return publication.record
+
+    @contextmanager
+    def _inputs(self, shard: str) -> Iterator[tuple[Any, dict[str, str], str | None]]:
+        """(inputs for the stage, display path of each recording, sha256 of the audio tar)."""
+        if isinstance(self.job.stage, Decode):
+            planned = catalog.read_shard(self.storage, shard)
+            sources = [Source(p.recording, p.path_bytes, p.size, p.mtime_ns, p.quick) for p in planned]
+            yield sources, {p.recording: p.path for p in planned}, None
+            return
+        try:
+            audio = records.read(self.storage, self.job.audio_column, shard)
+        except FileNotFoundError:
+            raise ReadError(f"{self.job.audio_column}/{shard} is not finished, {self.job.column} waits for it") from None
+        index = column.read_index(self.storage, self.job.audio_column, shard)
+        names = dict.fromkeys(index.column("recording").to_pylist(), "")
+        with self.storage.fetched(records.file(self.job.audio_column, shard, "tar")) as path:
+            yield waves(path, index), names, audio.sha256
+
+
+def write(writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, str]) -> tuple[int, list[dict]]:
+    """Write a stage's items while it computes the next; returns (kept, rejects). One outcome per input, or AssertionError."""
+    kept, rejects, seen = 0, [], set()
+    for item in ahead(items):
+        if isinstance(item, Sample):
+            writer.add(item.key, item.members, item.row, item.stats)
+            continue
+        assert item.recording in paths and item.recording not in seen, f"stray outcome for {item.recording}"
+        seen.add(item.recording)
+        if isinstance(item, Kept):
+            writer.keep(item.note)
+            kept += 1
+        else:
+            assert isinstance(item, Rejected)
+            writer.take_back()
+            rejects.append({"recording": item.recording, "path": paths[item.recording], "reason": item.reason})
+    assert len(seen) == len(paths), f"{len(paths)} inputs, {len(seen)} outcomes"
+    return kept, rejects
+
+
+def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
+    """Run an iterator in a thread, at most `depth` items ahead: computing and writing overlap."""
+    held: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+    end = object()
+
+    def put(value: Any) -> bool:
+        while not stop.is_set():
+            try:
+                held.put(value, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((end, None))
+        except BaseException as error:  # carried to the reader, which raises it
+            put((end, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = held.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and of its finished children."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

@@ -1,0 +1,226 @@
+"""EnCodec's 24 kHz encoder and quantiser, run piece by piece over one recording.
+
+Gives the codes that the `encodec` package gives for the whole recording in one pass
+(Défossez et al., arXiv 2210.13438; layer sizes from the package's `SEANetEncoder`), in bounded
+memory: every layer is causal, so each carries the tail of its input, and the LSTM its state.
+
+Shapes: L positions (samples, or what strides leave of them), C channels, T frames at 75 Hz,
+K codebooks, G chunks of frames. Everything is position-major (L, C): a convolution is then one
+matrix product per tap on plain views, with no unfolding and no transposition.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.label.base import HOP_SAMPLES
+
+LEVELS = ((32, 2), (64, 4), (128, 5), (256, 8))  # channels in, stride; package: ratios [8, 5, 4, 2] reversed
+WIDTH = 512  # channels of the LSTM, after four doublings
+PIECE_FRAMES = 75  # 1 s: the widest activations (3 MB) stay near the core; 0.5 to 2 s measured alike
+CHUNK_FRAMES = 256  # LSTM chunks that run side by side, see `Lstm`
+MERGE_EVERY = 16  # frames between two looks at whether chunks have met
+MERGE_WITHIN = 2e-6  # of 1 + |state|: the noise of float32 rounding itself
+
+
+class Convolution:
+    """Causal strided convolution, weight (out, in, taps), reflecting at the recording's two ends.
+
+    Padding is the package's `SConv1d`: taps − stride on the left, up to a whole stride on the right.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1):
+        out_channels, in_channels, taps = weight.shape
+        self.channels, self.stride, self.left, self.bias = in_channels, stride, taps - stride, bias
+        # Taps are taken `stride` at a time: that many neighbours are one row of a plain view.
+        rows = weight.permute(2, 1, 0).reshape(taps // stride, stride * in_channels, out_channels)
+        self.products = [row.contiguous() for row in rows]
+        self.tail: Tensor | None = None  # (left, C) before this piece; None at the recording's start
+
+    def restart(self) -> None:
+        self.tail = None
+
+    def buffer(self, length: int) -> tuple[Tensor, Tensor]:
+        """A padded input (left + length + right, C) to fill, and its part for this piece (length, C)."""
+        right = -length % self.stride
+        whole = self.bias.new_empty(self.left + length + right, self.channels)
+        return whole, whole[self.left : self.left + length]
+
+    def pad(self, whole: Tensor, length: int) -> None:
+        """Fill both sides of a buffer; right padding occurs at the recording's end only."""
+        left, end = self.left, self.left + length
+        right, short = len(whole) - end, self.tail is None and length <= self.left
+        if self.tail is not None:
+            whole[:left] = self.tail
+        elif left:
+            mirrored = min(left, length - 1)  # the package reflects a short input as if zeros followed it
+            whole[: left - mirrored] = 0
+            whole[left - mirrored : left] = whole[left + 1 : left + 1 + mirrored].flip(0)
+        if right:
+            whole[end:] = 0 if short else whole[end - 1 - right : end - 1].flip(0)
+        self.tail = whole[end - left : end].clone() if left else None
+
+    def run(self, whole: Tensor, length: int, out: Tensor | None = None) -> Tensor:
+        """Convolve a filled buffer: (ceil(length / stride), out channels), into `out` if given."""
+        self.pad(whole, length)
+        grouped = whole.view(len(whole) // self.stride, -1)
+        steps = len(grouped) - len(self.products) + 1
+        out = torch.addmm(self.bias, grouped[:steps], self.products[0], out=out)
+        for tap, product in enumerate(self.products[1:], 1):
+            out.addmm_(grouped[tap : tap + steps], product)
+        return out
+
+
+class Level:
+    """A residual block and the strided convolution after it, with ELU before each convolution."""
+
+    def __init__(self, weights: dict[str, Tensor], name: str, stride: int):
+        def layer(part: str) -> tuple[Tensor, Tensor]:
+            return weights[f"{name}.{part}.weight"], weights[f"{name}.{part}.bias"]
+
+        self.inner = Convolution(*layer("inner"))
+        self.down = Convolution(*layer("down"), stride)
+        (outer, outer_bias), (shortcut, shortcut_bias) = layer("outer"), layer("shortcut")
+        self.outer, self.shortcut = (w[:, :, 0].t().contiguous() for w in (outer, shortcut))
+        self.bias = outer_bias + shortcut_bias
+
+    def run(self, x_LC: Tensor) -> Tensor:
+        """(L, C) → (ceil(L / stride), 2 C)."""
+        length = len(x_LC)
+        whole, here = self.inner.buffer(length)
+        torch.ops.aten.elu.out(x_LC, out=here)
+        hidden = F.elu_(self.inner.run(whole, length))
+        whole, here = self.down.buffer(length)
+        torch.addmm(self.bias, x_LC, self.shortcut, out=here).addmm_(hidden, self.outer)
+        F.elu_(here)
+        return self.down.run(whole, length)
+
+
+class Lstm:
+    """One LSTM layer over the frames of a block, in chunks side by side.
+
+    A step reads 4 MB of recurrent weights whatever its batch, and that reading is its price: so all
+    chunks of a block step together. All but the first start from a state that is only a guess
+    (zero). Then each is run again from its predecessor's end, until its state meets the one stored
+    at the same frame: from there on both are the same sequence. A chunk that reaches its end
+    without meeting sends its successor round once more. So the outcome is that of one
+    uninterrupted pass whatever the weights; with weights that never forget it costs that pass.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], layer: int):
+        def gates_in_order(name: str) -> Tensor:
+            i, f, g, o = weights[f"lstm.{name}_l{layer}"].chunk(4)  # torch.nn.LSTM's order
+            return torch.cat([i, f, o, g])  # the three sigmoids in a row
+
+        self.inputs = gates_in_order("weight_ih").t().contiguous()
+        self.recurrent = gates_in_order("weight_hh").t().contiguous()
+        self.bias = gates_in_order("bias_ih") + gates_in_order("bias_hh")
+        self.restart()
+
+    def restart(self) -> None:
+        self.state = self.bias.new_zeros(2, WIDTH)  # (h, c) before the first frame
+
+    def run(self, x_TC: Tensor) -> Tensor:
+        """(T, WIDTH) → (T, WIDTH), from the carried state, which it moves to the last frame."""
+        frames = len(x_TC)
+        chunks = -(-frames // CHUNK_FRAMES)
+        steps = min(frames, CHUNK_FRAMES)
+        x_SGC = F.pad(x_TC, (0, 0, 0, chunks * steps - frames)).view(chunks, steps, WIDTH).transpose(0, 1)
+        gates_SGC = torch.addmm(self.bias, x_SGC.reshape(-1, WIDTH), self.inputs).view(steps, chunks, -1)
+        h_SGC, c_SGC = x_TC.new_empty(2, steps, chunks, WIDTH)
+        start = x_TC.new_zeros(2, chunks, WIDTH)
+        start[:, 0] = self.state
+        self._steps(gates_SGC, start, h_SGC, c_SGC)
+        again = list(range(1, chunks))
+        while again:
+            before = [chunk - 1 for chunk in again]
+            start = torch.stack([h_SGC[-1, before], c_SGC[-1, before]])
+            again = [chunk + 1 for chunk in self._rerun(gates_SGC, start, h_SGC, c_SGC, again) if chunk + 1 < chunks]
+        h_TC, c_TC = (state.transpose(0, 1).reshape(-1, WIDTH)[:frames] for state in (h_SGC, c_SGC))
+        self.state = torch.stack([h_TC[-1], c_TC[-1]])
+        return h_TC
+
+    def _rerun(self, gates: Tensor, start: Tensor, h: Tensor, c: Tensor, chunks: list[int]) -> list[int]:
+        """Run `chunks` again from `start` until all have met what is stored; gives those that did not."""
+        apart = torch.ones(len(chunks), dtype=torch.bool, device=h.device)
+        for first in range(0, len(gates), MERGE_EVERY):
+            span = slice(first, first + MERGE_EVERY)
+            new_h, new_c = (torch.empty_like(kept[span, chunks]) for kept in (h, c))
+            self._steps(gates[span, chunks], start, new_h, new_c)
+            start = torch.stack([new_h[-1], new_c[-1]])
+            was = torch.stack([h[span, chunks][-1], c[span, chunks][-1]])
+            apart &= ((start - was).abs() > MERGE_WITHIN * (1 + was.abs())).any(-1).any(0)
+            h[span, chunks], c[span, chunks] = new_h, new_c
+            if not apart.any():
+                break
+        return [chunk for chunk, unmet in zip(chunks, apart.tolist(), strict=True) if unmet]
+
+    def _steps(self, gates_SGC: Tensor, start: Tensor, h_SGC: Tensor, c_SGC: Tensor) -> None:
+        """Step through (S, G, 4 WIDTH) input gates from `start` (2, G, WIDTH), filling h and c (S, G, WIDTH)."""
+        h, c = start
+        squashed = torch.empty_like(h)
+        for gates, h_out, c_out in zip(gates_SGC, h_SGC, c_SGC, strict=True):
+            gates = torch.addmm(gates, h, self.recurrent)
+            i, f, o = gates[:, : 3 * WIDTH].sigmoid_().chunk(3, 1)
+            g = gates[:, 3 * WIDTH :].tanh_()
+            c = torch.mul(f, c, out=c_out).addcmul_(i, g)
+            h = torch.mul(o, torch.tanh(c, out=squashed), out=h_out)
+
+
+class Quantizer:
+    """Residual nearest-neighbour search in K codebooks (K, size, dimension), Euclidean distance."""
+
+    SLICE_FRAMES = 512  # 2 MB of distances at a time
+
+    def __init__(self, codebooks: list[Tensor]):
+        self.codebooks = [(book, (-2 * book).t().contiguous(), book.pow(2).sum(1)) for book in codebooks]
+
+    def run(self, x_TD: Tensor) -> Tensor:
+        """(T, dimension) → int64 (T, K)."""
+        codes_TK = x_TD.new_empty(len(x_TD), len(self.codebooks), dtype=torch.int64)
+        for rest, codes in zip(x_TD.split(self.SLICE_FRAMES), codes_TK.split(self.SLICE_FRAMES), strict=True):
+            for level, (book, minus_twice, squares) in enumerate(self.codebooks):
+                # |x|² is the same for every code, so the nearest is the least |e|² − 2 x·e.
+                codes[:, level] = nearest = torch.addmm(squares, rest, minus_twice).argmin(1)
+                rest = rest - book[nearest]
+        return codes_TK
+
+
+class Encoder:
+    """The whole encoder with its carried state; feed it one recording's blocks in order."""
+
+    def __init__(self, weights: dict[str, Tensor], codebooks: int):
+        """`weights` as `encodec_weights.LAYERS` names them, float32, all on one device."""
+        self.first = Convolution(weights["first.weight"], weights["first.bias"])
+        self.levels = [Level(weights, f"level{n}", stride) for n, (_, stride) in enumerate(LEVELS)]
+        self.lstm = [Lstm(weights, layer) for layer in range(2)]
+        self.last = Convolution(weights["last.weight"], weights["last.bias"])
+        self.quantizer = Quantizer([weights[f"codebook{k}"] for k in range(codebooks)])
+
+    def restart(self) -> None:
+        """Forget the recording: the next block is the start of another."""
+        down = [part for level in self.levels for part in (level.inner, level.down)]
+        for part in [self.first, self.last, *down, *self.lstm]:
+            part.restart()
+
+    def encode(self, wave_N: np.ndarray) -> np.ndarray:
+        """float32 (N,) → uint16 (ceil(N / 320), K). All blocks but the recording's last: N divisible by 320."""
+        wave = torch.tensor(wave_N, dtype=torch.float32, device=self.first.bias.device)
+        with torch.inference_mode():
+            frames = [self._convolve(piece) for piece in wave.split(PIECE_FRAMES * HOP_SAMPLES)]
+            x_TC = torch.cat(frames)
+            y_TC = self.lstm[1].run(self.lstm[0].run(x_TC))
+            whole, here = self.last.buffer(len(x_TC))
+            torch.add(x_TC, y_TC, out=here)
+            F.elu_(here)
+            codes = self.quantizer.run(self.last.run(whole, len(x_TC)))
+        return codes.to("cpu").numpy().astype(np.uint16)
+
+    def _convolve(self, wave_L: Tensor) -> Tensor:
+        whole, here = self.first.buffer(len(wave_L))
+        here[:, 0] = wave_L
+        x_LC = self.first.run(whole, len(wave_L))
+        for level in self.levels:
+            x_LC = level.run(x_LC)
+        return x_LC

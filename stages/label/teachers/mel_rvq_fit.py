@@ -1,0 +1,237 @@
+"""Fitting Mel-RVQ: start each level from the data, train all together, leave no code dead.
+
+T frames, D input width, K levels, C codes, E look-up width, B batch (see `mel_rvq`).
+Everything random comes from one generator on the CPU, seeded by the recipe.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import torch
+from torch.nn import functional as fn
+
+from stages.label.base import Wave
+from stages.label.teachers.mel_rvq import MelRvq, best
+from stages.label.teachers.mel_rvq_frames import Frames, Ticker
+
+COMMITMENT = 0.25  # MuQ
+PEAK_RATE = 1e-3
+WARMUP_STEPS = 50
+INIT_ROUNDS = 10  # k-means rounds before training
+INIT_FRAMES_PER_CODE = 64
+LIFT = 2.0  # times the points' own size, see `_first_level`
+REVIVE_FRAMES_PER_CODE = 64  # a code unused for so many frames per code is dead
+SETTLE_ROUNDS = 4
+CHUNK = 2048  # frames looked up at once
+KEYS = ("codebook", "in_w", "in_b", "out_w", "out_b")  # a level
+
+
+def fit_levels(
+    recipe: MelRvq, waves: Sequence[Wave], device: str, progress: Callable[[dict], None]
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors as `MelRvq` packs them, and the report. See `MelRvq.fit`."""
+    began = time.monotonic()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    frames = Frames.read(recipe, waves, device, generator, progress)
+    levels = _start(recipe, frames, generator, progress)
+    _train(recipe, levels, frames, generator, progress)
+    tensors = {key: value.detach().clone() for key, value in _plain(levels).items()}
+    _settle(recipe, tensors, frames, progress)
+    report = _report(tensors, frames)
+    report["seconds"] = round(time.monotonic() - began, 1)
+    mean_db, std_db = frames.mean_db.reshape(1), frames.std_db.reshape(1)
+    return tensors | {"mean_db": mean_db, "std_db": std_db}, report
+
+
+def _start(recipe: MelRvq, frames: Frames, generator: torch.Generator, progress: Callable) -> dict[str, torch.Tensor]:
+    """Trainable levels, each started from what the levels before it leave."""
+    chosen = torch.randperm(len(frames.fit_T), generator=generator)[: INIT_FRAMES_PER_CODE * recipe.codebook_size]
+    rest_TD = frames.stacked(frames.fit_T[chosen.to(frames.fit_T.device)])
+    levels, ticker = [], Ticker("init", recipe.codebooks, progress)
+    for k in range(recipe.codebooks):
+        level = _first_level(rest_TD, recipe.dim)
+        z_TE = rest_TD @ _normed(level["in_v"], level["in_g"]).T + level["in_b"]
+        codes_CE = z_TE[torch.randperm(len(z_TE), generator=generator)[: recipe.codebook_size].to(z_TE.device)]
+        for _ in range(INIT_ROUNDS):
+            codes_CE = _kmeans_round(z_TE, codes_CE)
+        level["codebook"] = codes_CE
+        code_T, _ = _nearest(z_TE, codes_CE)
+        rest_TD = rest_TD - codes_CE[code_T] @ _normed(level["out_v"], level["out_g"]).T - level["out_b"]
+        levels.append(level)
+        ticker.tick(k + 1, float(rest_TD.abs().mean()))
+    return {key: torch.stack([level[key] for level in levels]) for key in levels[0]}
+
+
+def _first_level(rest_TD: torch.Tensor, dim: int) -> dict[str, torch.Tensor]:
+    """Projections onto the residual's principal axes, all but one; the last coordinate is constant.
+
+    Look-up is by direction alone. Seen from a constant lift, points of one direction and different
+    size differ in direction too, so cosine look-up starts close to Euclidean look-up, and training
+    goes on from there. The axes keep their length, so errors of codes and of frames have one unit.
+    """
+    mean_D = rest_TD.mean(0)
+    centred_TD = (rest_TD - mean_D).double()
+    _, axes_DD = torch.linalg.eigh((centred_TD.T @ centred_TD).cpu() / len(rest_TD))
+    axes_DE = axes_DD[:, -dim:].flip(1).to(rest_TD)
+    size = ((rest_TD - mean_D) @ axes_DE[:, :-1]).square().sum(1).mean().sqrt().clamp_min(1e-4)
+    in_g = torch.ones_like(axes_DE[0])
+    in_g[-1] = 0.0
+    in_b = -in_g * (mean_D @ axes_DE)
+    in_b[-1] = LIFT * size
+    out_w_DE = axes_DE * in_g
+    out_g = out_w_DE.norm(dim=1)
+    out_v = torch.where(out_g[:, None] > 0, out_w_DE, 1.0)
+    in_v = axes_DE.T.contiguous()
+    return {"in_v": in_v, "in_g": in_g, "in_b": in_b, "out_v": out_v, "out_g": out_g, "out_b": mean_D}
+
+
+def _normed(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """Weight normalisation: rows of `v` scaled to length `g`."""
+    return v * (g / v.norm(dim=-1).clamp_min(1e-12)).unsqueeze(-1)
+
+
+def _plain(levels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weight normalisation folded away."""
+    return {
+        "codebook": levels["codebook"],
+        "in_w": _normed(levels["in_v"], levels["in_g"]),
+        "in_b": levels["in_b"],
+        "out_w": _normed(levels["out_v"], levels["out_g"]),
+        "out_b": levels["out_b"],
+    }
+
+
+def _train(
+    recipe: MelRvq, levels: dict[str, torch.Tensor], frames: Frames, generator: torch.Generator, progress: Callable
+) -> None:
+    """Adam over all levels together, in place."""
+    leaves = {key: value.requires_grad_() for key, value in levels.items()}
+    adam = torch.optim.Adam(leaves.values(), lr=PEAK_RATE)
+    used_KC = torch.zeros(leaves["codebook"].shape[:2], dtype=torch.int64, device=leaves["codebook"].device)
+    every = -(-REVIVE_FRAMES_PER_CODE * recipe.codebook_size // recipe.batch)
+    ticker = Ticker("train", recipe.steps, progress)
+    for step, x_BD in enumerate(islice(frames.batches(recipe.batch, generator), recipe.steps)):
+        left = (recipe.steps - step) / recipe.steps
+        adam.param_groups[0]["lr"] = PEAK_RATE * min((step + 1) / WARMUP_STEPS, left)
+        loss, z_KBE, code_KB = _loss(_plain(leaves), x_BD)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        for k, code_B in enumerate(code_KB):
+            used_KC[k] += torch.bincount(code_B, minlength=recipe.codebook_size)
+        if (step + 1) % every == 0:
+            if left > 0.2:  # what comes back later than that has no time to settle
+                _revive(leaves["codebook"], adam, used_KC == 0, z_KBE, generator)
+            used_KC.zero_()
+        ticker.tick(step + 1, loss.detach())
+
+
+def _loss(levels: dict[str, torch.Tensor], x_BD: torch.Tensor) -> tuple[torch.Tensor, list, list]:
+    """Scalar loss; per level z (B, E) and code (B,). Gradients pass the look-up straight through.
+
+    The L1 error is taken after every level, not after the last alone: otherwise the first levels,
+    which matter most as targets, are spent on easing the last one's work (measured: each level worse).
+    """
+    rest_BD, z_KBE, code_KB, loss = x_BD, [], [], torch.zeros((), device=x_BD.device)
+    for codes_CE, in_w, in_b, out_w, out_b in zip(*(levels[key].unbind(0) for key in KEYS), strict=True):
+        z_BE = fn.linear(rest_BD, in_w, in_b)
+        with torch.no_grad():
+            code_B = best(z_BE @ fn.normalize(codes_CE, dim=1).T)
+        q_BE = fn.embedding(code_B, codes_CE)  # its backward adds in a fixed order, indexing's does not
+        rest_BD = rest_BD - fn.linear(z_BE + (q_BE - z_BE).detach(), out_w, out_b)
+        loss = loss + COMMITMENT * fn.mse_loss(z_BE, q_BE.detach()) + fn.mse_loss(q_BE, z_BE.detach())
+        loss = loss + rest_BD.abs().mean()
+        z_KBE.append(z_BE.detach())
+        code_KB.append(code_B)
+    return loss, z_KBE, code_KB
+
+
+def _revive(codebook, adam, dead_KC: torch.Tensor, z_KBE: list[torch.Tensor], generator: torch.Generator) -> None:
+    """Dead codes move onto frames of this batch, without the momentum of their past."""
+    state = adam.state[codebook]
+    for k, (dead_C, z_BE) in enumerate(zip(dead_KC.cpu(), z_KBE, strict=True)):
+        dead = dead_C.nonzero()[:, 0][: len(z_BE)].to(z_BE.device)
+        picked = torch.randperm(len(z_BE), generator=generator)[: len(dead)].to(z_BE.device)
+        codebook.data[k, dead] = z_BE[picked]
+        state["exp_avg"][k, dead] = 0
+        state["exp_avg_sq"][k, dead] = 0
+
+
+def _nearest(z_TE: torch.Tensor, codes_CE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Code of the nearest direction (T,), and squared distance to it (T,)."""
+    directions_EC = fn.normalize(codes_CE, dim=1).T.contiguous()
+    code_T = torch.cat([best(part @ directions_EC) for part in z_TE.split(CHUNK)])
+    return code_T, (z_TE - codes_CE[code_T]).square().sum(1)
+
+
+def _kmeans_round(z_TE: torch.Tensor, codes_CE: torch.Tensor) -> torch.Tensor:
+    """Codes moved to the mean of their frames, unused ones to the frames served worst."""
+    code_T, error_T = _nearest(z_TE, codes_CE)
+    counts_C = torch.bincount(code_T, minlength=len(codes_CE))
+    # Sorted sums: adding by index has no fixed order on a GPU.
+    sums_CE = torch.segment_reduce(z_TE[code_T.argsort(stable=True)], "sum", lengths=counts_C)
+    moved_CE = torch.where(counts_C[:, None] > 0, sums_CE / counts_C.clamp_min(1)[:, None], codes_CE)
+    return _reseeded(moved_CE, counts_C, z_TE, error_T)
+
+
+def _reseeded(codes_CE, counts_C: torch.Tensor, z_TE: torch.Tensor, error_T: torch.Tensor) -> torch.Tensor:
+    """A copy whose unused codes lie on the frames farthest from their codes."""
+    unused = (counts_C == 0).nonzero()[:, 0][: len(z_TE)]
+    codes_CE = codes_CE.clone()
+    codes_CE[unused] = z_TE[error_T.topk(len(unused)).indices]
+    return codes_CE
+
+
+@torch.no_grad()
+def _settle(recipe: MelRvq, tensors: dict[str, torch.Tensor], frames: Frames, progress: Callable) -> None:
+    """Level by level over every fitting frame: codes that ended unused move to the frames served worst."""
+    rest_TD = frames.stacked(frames.fit_T)
+    ticker = Ticker("settle", recipe.codebooks, progress)
+    for k in range(recipe.codebooks):
+        z_TE, codes_CE = rest_TD @ tensors["in_w"][k].T + tensors["in_b"][k], tensors["codebook"][k]
+        for _ in range(SETTLE_ROUNDS):
+            code_T, error_T = _nearest(z_TE, codes_CE)
+            counts_C = torch.bincount(code_T, minlength=recipe.codebook_size)
+            if counts_C.all():
+                break
+            codes_CE = _reseeded(codes_CE, counts_C, z_TE, error_T)
+        tensors["codebook"][k] = codes_CE
+        rest_TD -= (codes_CE @ tensors["out_w"][k].T + tensors["out_b"][k])[_nearest(z_TE, codes_CE)[0]]
+        ticker.tick(k + 1, float(rest_TD.abs().mean()))
+
+
+@torch.no_grad()
+def _report(tensors: dict[str, torch.Tensor], frames: Frames) -> dict:
+    """Counts, and per level: used codes, perplexity (fitting frames), error left (held-out frames)."""
+    levels = []
+    rest_TD, held_TD = frames.stacked(frames.fit_T), frames.stacked(frames.heldout_T)
+    variance = float((held_TD - rest_TD.mean(0)).square().mean()) or 1.0
+    for codes_CE, in_w, in_b, out_w, out_b in zip(*(tensors[key] for key in KEYS), strict=True):
+        decoded_CD = codes_CE @ out_w.T + out_b
+        code_T, _ = _nearest(rest_TD @ in_w.T + in_b, codes_CE)
+        rest_TD -= decoded_CD[code_T]
+        held_TD = held_TD - decoded_CD[_nearest(held_TD @ in_w.T + in_b, codes_CE)[0]]
+        counts_C = torch.bincount(code_T, minlength=len(codes_CE))
+        levels.append(
+            {
+                "used": int((counts_C > 0).sum()),
+                "perplexity": round(perplexity(counts_C), 3),
+                "heldout_error": float(held_TD.square().mean()) / variance,  # 1 is a constant frame's
+                "heldout_l1_db": float(held_TD.abs().mean() * frames.std_db),
+                "fit_error": float(rest_TD.square().mean()) / variance,
+            }
+        )
+    return {
+        "fit_frames": len(frames.fit_T),
+        "heldout_frames": len(frames.heldout_T),
+        "mean_db": float(frames.mean_db),
+        "std_db": float(frames.std_db),
+        "levels": levels,
+    }
+
+
+def perplexity(counts_C: torch.Tensor) -> float:
+    """exp of the entropy of code frequencies: as many equally frequent codes would be as uncertain."""
+    share = counts_C[counts_C > 0].double() / counts_C.sum()
+    return float((-(share * share.log()).sum()).exp())

@@ -1,0 +1,119 @@
+"""What Mel-RVQ is fitted on: a seeded sample of stretches of the corpus, some of it held out.
+
+N mel frames in memory, T frames to fit on, D input width, F mel bins (see `mel_rvq`).
+Memory is bounded by the recipe's fit_minutes: 30 minutes of 128 bins are 69 MB.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
+from stages.label.teachers.mel_rvq import Features, MelRvq
+
+STRETCH_FRAMES = 300  # 4 s: short enough to touch many recordings, long against a window of 6 hops
+HELDOUT_SHARE = 0.05
+
+
+class Frames:
+    """The sample: normalised mel of all its stretches end to end, and where each frame starts in it."""
+
+    def __init__(self, features: Features, mels: list[torch.Tensor], heldout: list[bool], stack: int):
+        self._features, self._stack = features, stack
+        starts, base = ([], []), 0
+        for mel_TF, held in zip(mels, heldout, strict=True):
+            starts[held].append(torch.arange(base, base + len(mel_TF) - stack + 1))
+            base += len(mel_TF)
+        device = mels[0].device
+        self.fit_T, self.heldout_T = (torch.cat(part).to(device) for part in starts)
+        seen = torch.cat([mel_TF for mel_TF, held in zip(mels, heldout, strict=True) if not held]).double()
+        self.mean_db = seen.mean().float()
+        self.std_db = seen.std().float().clamp_min(1e-2)  # a corpus of silence has no spread
+        self._mel_NF = torch.cat(mels).sub_(self.mean_db).div_(self.std_db)
+
+    @classmethod
+    def read(
+        cls, recipe: MelRvq, waves: Sequence[Wave], device: str, generator: torch.Generator, progress: Callable
+    ) -> "Frames":
+        """Seeded stretches of the waves. ValueError where they are too few for the codebooks."""
+        lengths = np.array([wave.samples // HOP_SAMPLES for wave in waves], np.int64)
+        budget = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES)
+        if min(lengths.sum(), budget) < recipe.min_frames:
+            raise ValueError(
+                f"codebook_size: {recipe.codebook_size} needs at least {recipe.min_frames} frames to fit, the "
+                f"{len(waves)} recordings hold {lengths.sum()} ({lengths.sum() * HOP_SAMPLES / RATE_HZ:.1f} s); "
+                f"add audio or lower codebook_size to at most {lengths.sum() // 4}"
+            )
+        pieces = draw_stretches(lengths, budget, generator)
+        features, mels, heldout = Features(recipe, device), [], []
+        ticker = Ticker("read", len(pieces), progress)
+        for done, (index, first, count, held) in enumerate(pieces):
+            try:
+                mels.append(features.mel(waves[index], first, count))
+            except ValueError as error:
+                raise ValueError(f"recording {index} of {len(waves)}, {error}") from error
+            heldout.append(held)
+            ticker.tick(done + 1, None)
+        return cls(features, mels, heldout, recipe.stack)
+
+    def stacked(self, starts_T: torch.Tensor) -> torch.Tensor:
+        """(T,) starts → (T, D)."""
+        if self._stack == 1:
+            return self._mel_NF[starts_T]
+        return self._mel_NF[starts_T[:, None] + torch.arange(self._stack, device=starts_T.device)].flatten(1)
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+        """Endless shuffled epochs over the fitting frames, (B, D) each; batches run across epochs."""
+        left = torch.empty(0, dtype=torch.int64)
+        while True:
+            while len(left) < size:
+                left = torch.cat([left, torch.randperm(len(self.fit_T), generator=generator)])
+            yield self.stacked(self.fit_T[left[:size].to(self.fit_T.device)])
+            left = left[size:]
+
+
+def draw_stretches(lengths: np.ndarray, budget: int, generator: torch.Generator) -> list[tuple[int, int, int, bool]]:
+    """(wave, first frame, frames, held out) pieces of the recordings laid end to end, in their order.
+
+    Where they hold more than `budget` frames the line is cut into equal strata and one stretch is
+    drawn inside each: every recording is met in proportion to its length. About one stretch in
+    twenty, at least one, is held out whole.
+    """
+    total, ends = int(lengths.sum()), np.cumsum(lengths)
+    size = min(STRETCH_FRAMES, max(1, min(total, budget) // 20))
+    if total <= budget:
+        starts = np.arange(0, total, size)
+    else:
+        strata = budget // size
+        slack = total / strata - size
+        inside = torch.rand(strata, generator=generator, dtype=torch.float64).numpy()
+        starts = np.floor(np.arange(strata) * (total / strata) + inside * slack).astype(np.int64)
+    held = set(torch.randperm(len(starts), generator=generator)[: max(1, round(len(starts) * HELDOUT_SHARE))].tolist())
+    pieces = []
+    for number, start in enumerate(starts.tolist()):
+        stop = min(start + size, total)
+        while start < stop:
+            wave = int(np.searchsorted(ends, start, side="right"))
+            count = min(stop, int(ends[wave])) - start
+            pieces.append((wave, start - int(ends[wave] - lengths[wave]), count, number in held))
+            start += count
+    return pieces
+
+
+class Ticker:
+    """Reports progress about once a second, and at the end of a phase."""
+
+    def __init__(self, phase: str, steps: int, progress: Callable[[dict], None]):
+        self._phase, self._steps, self._progress = phase, steps, progress
+        self._began = self._last = time.monotonic()
+
+    def tick(self, step: int, loss: "float | torch.Tensor | None") -> None:
+        now = time.monotonic()
+        if now - self._last < 1.0 and step < self._steps:
+            return
+        self._last = now
+        eta_s = round((now - self._began) * (self._steps - step) / step, 1)
+        value = None if loss is None else float(loss)
+        self._progress({"phase": self._phase, "step": step, "steps": self._steps, "loss": value, "eta_s": eta_s})

@@ -1,0 +1,96 @@
+"""A record: the JSON beside a tar that says the shard is finished, what is in it, and how it came.
+
+It is written last. All of it but `run` depends only on the inputs, the recipe, the kind of device
+and the software versions; `run` holds what may differ between two runs (host, times, retries).
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stages.shards.storage import Storage
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    shard: str
+    column: str
+    recipe: dict[str, Any]
+    inputs: int
+    kept: int
+    rejects: list[dict[str, str]]  # recording, path, reason
+    segments: int
+    samples: int
+    frames: int
+    bytes: int
+    sha256: str  # of the tar
+    source_sha256: str | None  # of the audio tar the labels were made from
+    software: dict[str, str]
+    device: str
+    facts: dict[str, Any] = field(default_factory=dict)  # e.g. the storage error of a float16 column
+    run: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+
+
+def parse(data: bytes, name: str) -> Record:
+    """Raises ValueError naming the file when it is not a record."""
+    try:
+        record = Record(**json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} is not a record ({error})") from None
+    if record.format != FORMAT:
+        raise ValueError(f"{name} has format {record.format}; this version reads {FORMAT}")
+    return record
+
+
+def folder(column: str) -> str:
+    return f"columns/{column}"
+
+
+def file(column: str, shard: str, kind: str) -> str:
+    """kind: tar | json | index.parquet | stats.parquet"""
+    return f"columns/{column}/{shard}.{kind}"
+
+
+def read(storage: Storage, column: str, shard: str) -> Record:
+    name = file(column, shard, "json")
+    return parse(storage.read(name), storage.path(name))
+
+
+def finished(storage: Storage, column: str) -> set[str]:
+    """Names of the finished shards of a column, from one listing: those with a record and a tar."""
+    names = storage.names(folder(column))
+    return {n[:-5] for n in names if n.endswith(".json") and f"{n[:-5]}.tar" in names}
+
+
+def discard(storage: Storage, column: str, shard: str) -> None:
+    """Send a shard of a column back to be made again. The record goes first: it is what says finished."""
+    for kind in ("json", "tar", "index.parquet", "stats.parquet"):
+        storage.delete(file(column, shard, kind))
+
+
+def canonical(value: Any, where: str = "recipe") -> Any:
+    """Plain JSON data, or ValueError with the path of a field that cannot be hashed stably."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError(f"{where} is {value}: it has no stable hash")
+        return int(value) if value.is_integer() else value
+    if isinstance(value, list | tuple):
+        return [canonical(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, dict):
+        return {str(k): canonical(v, f"{where}.{k}") for k, v in sorted(value.items())}
+    raise ValueError(f"{where} is a {type(value).__name__}: it has no stable hash")
+
+
+def recipe8(recipe: dict[str, Any]) -> str:
+    """The first 8 hex digits of a recipe's sha256, as used in column names."""
+    text = json.dumps(canonical(recipe), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

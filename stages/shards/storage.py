@@ -1,0 +1,186 @@
+"""One folder of files, local or on an object store, in which nothing half-written has a real name.
+
+Locally a file is written under an attempt's name beside its place, flushed, and renamed. On S3 it
+is finished in a local temporary file first and then put in one upload: an object appears whole or
+not at all, and a stream is never closed after an exception.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+ATTEMPT = ".attempt-"  # files with this prefix are nobody's: a run that died left them
+
+
+def s3_filesystem() -> pafs.FileSystem:
+    """S3 by the usual variables: AWS_ENDPOINT_URL(_S3), AWS_REGION, credentials by the AWS chain."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    options: dict = {"connect_timeout": 10, "request_timeout": 60}
+    if endpoint:
+        options["endpoint_override"] = endpoint
+        options["scheme"] = "http" if endpoint.startswith("http://") else "https"
+        region = region or "us-east-1"  # a store of one's own has no region; AWS's look-up would hang
+    if region:
+        options["region"] = region
+    return pafs.S3FileSystem(**options)
+
+
+class Storage:
+    """Files below one root: a local path or `s3://bucket/prefix`. Names are relative, with `/`."""
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = os.fspath(root).rstrip("/") or "/"
+        self.is_local = "://" not in self.root
+        if self.is_local:
+            self.fs: pafs.FileSystem = pafs.LocalFileSystem()
+            self.base = os.path.abspath(self.root)
+        elif self.root.startswith("s3://"):
+            self.fs = s3_filesystem()
+            self.base = self.root[len("s3://") :]
+        else:
+            raise ValueError(f"OUT is {self.root!r}: only a local folder or s3://bucket/prefix can be written")
+
+    def __reduce__(self):
+        return Storage, (self.root,)
+
+    def path(self, name: str) -> str:
+        return f"{self.base}/{name}" if name else self.base
+
+    def local(self, name: str) -> Path:
+        assert self.is_local
+        return Path(self.path(name))
+
+    def names(self, folder: str) -> set[str]:
+        """File names in one folder, by one listing; an absent folder is empty."""
+        if self.is_local:
+            try:
+                return {e.name for e in os.scandir(self.path(folder)) if not e.name.startswith(ATTEMPT)}
+            except FileNotFoundError:
+                return set()
+        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
+        return {info.base_name for info in self.fs.get_file_info(selector)}
+
+    def exists(self, name: str) -> bool:
+        return self.fs.get_file_info(self.path(name)).type == pafs.FileType.File
+
+    def size(self, name: str) -> int:
+        """Bytes of one file; raises FileNotFoundError."""
+        info = self.fs.get_file_info(self.path(name))
+        if info.type != pafs.FileType.File:
+            raise FileNotFoundError(self.path(name))
+        return info.size
+
+    def read(self, name: str) -> bytes:
+        with self.fs.open_input_file(self.path(name)) as f:
+            return f.read()
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Random access for positioned reads."""
+        return self.fs.open_input_file(self.path(name))
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        return pq.read_table(self.path(name), filesystem=self.fs, columns=columns)
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(self.path(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        with self.attempt(name) as path:
+            path.write_bytes(data)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        with self.attempt(name) as path:
+            pq.write_table(table, path, compression="zstd")
+
+    @contextlib.contextmanager
+    def attempt(self, name: str) -> Iterator[Path]:
+        """A local path to write to; it gets its real name when the block ends without an exception."""
+        if self.is_local:
+            place = self.local(name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path = place.with_name(f"{ATTEMPT}{uuid.uuid4().hex}-{place.name}")
+        else:
+            path = Path(tempfile.gettempdir()) / f"overtone{ATTEMPT}{uuid.uuid4().hex}"
+        try:
+            yield path
+            self._publish(path, name)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _publish(self, path: Path, name: str) -> None:
+        if self.is_local:
+            fsync(path)
+            place = self.local(name)
+            os.replace(path, place)
+            fsync(place.parent)
+            return
+        # Not in a `with`: leaving it by an exception would close the stream, and a closed stream is
+        # a finished object. An upload left open is never seen.
+        stream = self.fs.open_output_stream(self.path(name))
+        with open(path, "rb") as source:
+            shutil.copyfileobj(source, stream, 8 << 20)
+        stream.close()
+
+    @contextlib.contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        """A local path of the file's bytes: the file itself, or a temporary copy."""
+        if self.is_local:
+            yield self.local(name)
+            return
+        with tempfile.NamedTemporaryFile(prefix="overtone-") as copy:
+            with self.fs.open_input_stream(self.path(name)) as source:
+                shutil.copyfileobj(source, copy, 8 << 20)
+            copy.flush()
+            yield Path(copy.name)
+
+    def sweep(self, folder: str) -> int:
+        """Remove attempts a dead run left in one folder; returns how many."""
+        if not self.is_local:
+            return 0
+        left = [p for p in Path(self.path(folder)).glob(f"{ATTEMPT}*")]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+    def free_bytes(self) -> int | None:
+        """Free bytes where this root lies (or will lie); None on an object store."""
+        if not self.is_local:
+            return None
+        path = Path(self.base)
+        while not path.exists():
+            path = path.parent
+        return shutil.disk_usage(path).free
+
+
+def fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """Parquet bytes of a table, for what is held in memory."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+@contextlib.contextmanager
+def fetch_url(url: str) -> Iterator[Path]:
+    """A local path of one object's bytes, by its s3:// address."""
+    folder, _, name = url.rpartition("/")
+    with Storage(folder).fetched(name) as path:
+        yield path

@@ -1,0 +1,112 @@
+"""Log-mel spectrogram in decibels, frame by frame: no frame depends on another.
+
+B waves, N samples, T frames, F mel bins, W = n_fft window samples.
+
+A leaf: numpy and torch only. Rate and hop are the caller's (`stages.label.base` owns them); the
+128 bins and the window of 2,048 samples are those of Mel-RVQ (MuQ, arXiv 2501.01108).
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+MELS = 128
+N_FFT = 2048
+FLOOR_POWER = 1e-10  # -100 dB: below the rounding noise of 16-bit audio, so only true silence sits there
+
+# Slaney's scale (Auditory Toolbox, 1998; librosa's default): linear to 1 kHz, then logarithmic.
+_LINEAR_HZ_PER_MEL = 200 / 3
+_KNEE_HZ = 1000.0
+_KNEE_MEL = _KNEE_HZ / _LINEAR_HZ_PER_MEL
+_LOG_STEP = np.log(6.4) / 27
+
+# The matrix product always sees this many frames (the last tile is padded): its rounding may vary
+# with the number of rows, and a frame must read the same in a long block and in a short one.
+_TILE_FRAMES = 256
+
+
+def hz_to_mel(hz: np.ndarray | float) -> np.ndarray:
+    """Slaney mel of a frequency in Hz; float64, any shape."""
+    hz = np.asarray(hz, np.float64)
+    above = _KNEE_MEL + np.log(np.maximum(hz, _KNEE_HZ) / _KNEE_HZ) / _LOG_STEP
+    return np.where(hz < _KNEE_HZ, hz / _LINEAR_HZ_PER_MEL, above)
+
+
+def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
+    """Inverse of `hz_to_mel`; float64, any shape."""
+    mel = np.asarray(mel, np.float64)
+    above = _KNEE_HZ * np.exp(_LOG_STEP * (np.maximum(mel, _KNEE_MEL) - _KNEE_MEL))
+    return np.where(mel < _KNEE_MEL, mel * _LINEAR_HZ_PER_MEL, above)
+
+
+def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarray:
+    """Triangles equally spaced in mel from 0 Hz to rate/2, each of unit area in Hz.
+
+    float32 (n_fft // 2 + 1, mels). ValueError where a triangle is too narrow to meet any FFT bin.
+    """
+    bins_hz = np.arange(n_fft // 2 + 1) * (rate_hz / n_fft)
+    edges_hz = mel_to_hz(np.linspace(0.0, hz_to_mel(rate_hz / 2), mels + 2))
+    low, centre, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
+    rising = (bins_hz[:, None] - low) / (centre - low)
+    falling = (high - bins_hz[:, None]) / (high - centre)
+    filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (high - low))
+    empty = np.flatnonzero(filters.sum(axis=0) == 0)
+    if empty.size:
+        raise ValueError(
+            f"mels: {mels} leaves {empty.size} of them without any FFT bin at n_fft {n_fft}; lower mels or raise n_fft"
+        )
+    return filters.astype(np.float32)
+
+
+class LogMel:
+    """10 log10 of mel power, floored at -100 dB; full scale is ±1. Hann window, no ceiling.
+
+    There is no floor relative to the loudest frame (librosa's top_db): it would make a frame
+    depend on the rest of its block.
+    """
+
+    def __init__(self, rate_hz: int, hop_samples: int, mels: int = MELS, n_fft: int = N_FFT, device: str = "cpu"):
+        import torch
+
+        if n_fft < 2 or n_fft % 2:
+            raise ValueError(f"n_fft: {n_fft} is not an even number of at least 2")
+        self.hop_samples, self.n_fft, self.mels = hop_samples, n_fft, mels
+        self._filters = torch.from_numpy(mel_filters(rate_hz, n_fft, mels)).to(device)
+        self._window = torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
+
+    def span(self, first_sample: int, count: int) -> tuple[int, int]:
+        """[start, stop): every sample that `count` frames from `first_sample` look at."""
+        start = first_sample + self.hop_samples // 2 - self.n_fft // 2
+        return start, start + max(count - 1, 0) * self.hop_samples + self.n_fft
+
+    def __call__(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
+        """float32 (B, N) → float32 (B, count, F) in dB, on the device of this object.
+
+        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of label frame
+        [hop·i, hop·(i + 1)). Indices are those of `wave_BN`, may be negative, and outside
+        [0, N) the wave is zero. However the frames are cut into calls, they read the same.
+        """
+        import torch
+
+        wave_BN = wave_BN.to(self._window.device, torch.float32)
+        tiles = [
+            self._tile(wave_BN, first_sample + self.hop_samples * done, min(_TILE_FRAMES, count - done))
+            for done in range(0, count, _TILE_FRAMES)
+        ]
+        return torch.cat(tiles, 1) if tiles else wave_BN.new_zeros(len(wave_BN), 0, self.mels)
+
+    def _tile(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
+        import torch
+
+        start, stop = self.span(first_sample, count)
+        _, full_stop = self.span(first_sample, _TILE_FRAMES)
+        inside_BN = wave_BN[:, max(start, 0) : max(stop, 0)]
+        before = min(max(-start, 0), full_stop - start)
+        piece_BN = wave_BN.new_zeros(len(wave_BN), full_stop - start)
+        piece_BN[:, before : before + inside_BN.shape[1]] = inside_BN
+        frames_BTW = piece_BN.unfold(1, self.n_fft, self.hop_samples) * self._window
+        power_BTF = torch.view_as_real(torch.fft.rfft(frames_BTW)).square().sum(-1) @ self._filters
+        return power_BTF[:, :count].clamp_min(FLOOR_POWER).log10() * 10

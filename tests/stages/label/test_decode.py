@@ -1,0 +1,162 @@
+"""The decode stage: cutting, what a segment holds, its statistics, the recipe. Formats: decoding/test_recording.py."""
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.label.base import Kept, ReadError
+from stages.label.decode import Decode, Source, cut, flac_bytes, statistics, wav_bytes
+from stages.label.decoding.source import quick_hash
+
+QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    opened = Decode().open(stall_s=30.0)
+    yield opened
+    opened.close()
+
+
+def source(path, recording="r"):
+    seen = os.stat(path)
+    return Source(recording, os.fsencode(path), seen.st_size, seen.st_mtime_ns, quick_hash(path))
+
+
+def tone(rate_hz, seconds=2.0, hz=440.0, amplitude=0.5, channels=1):
+    wave = amplitude * np.sin(2 * np.pi * hz * np.arange(int(rate_hz * seconds)) / rate_hz)
+    return np.tile(wave[:, None], (1, channels))
+
+
+class TestSegments:
+    @given(
+        blocks=st.lists(st.integers(0, 3_000), max_size=30),
+        frames=st.integers(1, 5),
+        share=st.floats(0.01, 1),
+    )
+    def test_whole_segments_then_one_remainder(self, blocks, frames, share):
+        segment = 320 * frames
+        tail = max(1, round(share * segment))
+        total = sum(blocks)
+        wave = np.arange(total, dtype=np.int32)
+        pieces = np.split(wave, np.cumsum(blocks)[:-1]) if blocks else []
+        cuts = list(cut(pieces, segment, tail))
+        lengths = [len(piece) for piece in cuts]
+        assert np.array_equal(np.concatenate([wave[:0], *cuts]), wave)
+        assert all(length == segment for length in lengths[:-1])
+        if total:
+            assert lengths[-1] < segment + tail
+            assert lengths[-1] >= tail or len(lengths) == 1
+
+    @pytest.mark.parametrize(
+        "seconds, expected",
+        [(2, [2]), (30, [30]), (32.5, [32.5]), (33, [30, 3]), (60, [30, 30]), (62.9, [30, 32.9]), (65, [30, 30, 5])],
+    )
+    def test_a_tail_under_three_seconds_joins_the_segment_before(self, tmp_path, decoder, seconds, expected):
+        soundfile.write(tmp_path / "x.wav", np.zeros(round(seconds * 24_000), np.int16), 24_000)
+        *samples, last = decoder([source(tmp_path / "x.wav", "rec")])
+        assert [sample.row["samples"] / 24_000 for sample in samples] == expected
+        assert [sample.row["start"] for sample in samples] == [720_000 * i for i in range(len(expected))]
+        assert [sample.key for sample in samples] == [f"rec-{i:05d}" for i in range(len(expected))]
+        assert last.note["segments"] == len(expected)
+        for sample in samples:
+            assert sample.row["frames"] == sample.row["samples"] // 320
+            assert soundfile.info(io.BytesIO(sample.members["wav"])).frames == sample.row["samples"]
+
+    def test_the_json_holds_identity_only(self, decoder):
+        first, *_ = decoder([source(QUICKSTART / "stg1.ogg", "song")])
+        assert list(first.members) == ["json", "wav"]
+        assert json.loads(first.members["json"]) == {
+            "rate_hz": 24000, "recording": "song", "samples": 720_000, "source_channels": 2,
+            "source_codec": "vorbis", "source_rate_hz": 44_100, "start": 0,
+        }  # fmt: skip
+        assert b" " not in first.members["json"]
+
+    @pytest.mark.parametrize("format", ["wav", "flac"])
+    def test_the_same_input_gives_the_same_bytes(self, format):
+        runs = []
+        for _ in range(2):
+            decoder = Decode(format=format, segment_s=12.0).open()
+            runs.append(list(decoder([source(QUICKSTART / "stg1.ogg")])))
+            decoder.close()
+        assert runs[0] == runs[1] and len(runs[0]) > 6
+        wave, rate_hz = soundfile.read(io.BytesIO(runs[0][0].members[format]), dtype="int16")
+        assert rate_hz == 24_000 and len(wave) == 288_000
+
+    def test_flac_and_wav_hold_the_same_samples(self):
+        wave = np.random.default_rng(0).integers(-32768, 32767, 9_999, np.int16, endpoint=True)
+        for data in (wav_bytes(wave), flac_bytes(wave)):
+            assert np.array_equal(soundfile.read(io.BytesIO(data), dtype="int16")[0], wave)
+
+
+class TestStatistics:
+    def test_of_a_sine(self):
+        wave = np.round(tone(24_000, 1, amplitude=0.5)[:, 0] * 32768).astype(np.int16)
+        assert statistics(wave) == pytest.approx(
+            {"peak_db": -6.02, "rms_db": -9.03, "silence": 0, "clipping": 0, "dc": 0}, abs=0.01
+        )
+
+    def test_of_silence_and_clipping(self):
+        wave = np.zeros(48_000, np.int16)
+        assert statistics(wave) == {"peak_db": -120, "rms_db": -120, "silence": 1, "clipping": 0, "dc": 0}
+        wave[:12_000], wave[12_000:24_000] = 32767, -32768
+        found = statistics(wave)
+        assert (found["silence"], found["clipping"], found["peak_db"]) == (0.5, 0.5, 0)
+
+    def test_a_60_db_frame_is_the_border(self):
+        wave = np.full(480, 33, np.int16)  # 20 log10(33 / 32768) = -59.9
+        wave[240:] = 32
+        assert statistics(wave)["silence"] == 0.5
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        "field, value",
+        [("rate_hz", 44_100), ("segment_s", 0.01), ("segment_s", 0), ("segment_s", -4), ("min_tail_s", 31),
+         ("min_tail_s", -1), ("format", "mp3"), ("resampler", "best"), ("max_recording_h", 0)],
+    )  # fmt: skip
+    def test_an_impossible_value_names_its_field(self, field, value):
+        with pytest.raises(ValueError, match=f"^{field}: {value!r}"):
+            Decode(**{field: value})
+
+    def test_a_segment_of_an_odd_number_of_frames(self):
+        assert Decode(segment_s=320 / 24_000, min_tail_s=0).segment_samples == 320
+
+
+class TestFetch:
+    def test_an_s3_source_is_fetched_and_given_back(self, tmp_path):
+        local = tmp_path / "copy"
+        local.write_bytes(wav_bytes(np.ones(2_400, np.int16)))
+        events = []
+
+        @contextlib.contextmanager
+        def fetch(address):
+            events.append(address)
+            yield local
+            events.append("given back")
+
+        decoder = Decode().open(fetch=fetch)
+        there = source(local)
+        remote = Source("r", b"s3://bucket/a b.wav", there.size, 123, there.quick)
+        *samples, last = decoder([remote])
+        decoder.close()
+        assert isinstance(last, Kept) and len(samples) == 1
+        assert events == ["s3://bucket/a b.wav", "given back"]
+
+    def test_a_failed_fetch_is_a_read_error(self):
+        def fetch(address):
+            raise ConnectionError("no route")
+
+        remote = Source("r", b"s3://bucket/x.wav", 1, 0, "")
+        with pytest.raises(ReadError, match="s3://bucket/x.wav: cannot be fetched .no route"):
+            list(Decode().open(fetch=fetch)([remote]))
+        with pytest.raises(ReadError, match="fetch="):
+            list(Decode().open()([remote]))

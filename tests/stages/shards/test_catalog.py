@@ -1,0 +1,77 @@
+"""catalog: the two tables' readers, and a writer whose files are whole and repeat."""
+
+import pyarrow as pa
+import pytest
+
+from stages.shards import catalog
+from stages.shards.catalog import CATALOG, PLAN, write_parquet
+
+
+def row(order: int, shard: str, tombstone: str | None = None) -> dict:
+    values = {"recording": f"r{order}", "shard": shard, "order": order, "attempt": 0, "path": "a", "path_bytes": b"a"}
+    values |= {"size": 1, "mtime_ns": 1, "quick": "q", "sha256": None, "duration_s": 1.0, "split": "train"}
+    return values | {"tombstone": tombstone}
+
+
+@pytest.fixture
+def plan(tmp_path) -> pa.Table:
+    rows = [row(0, "sb"), row(1, "sb", "edited"), row(2, "sa"), row(5, "sc", "vanished")]
+    write_parquet(tmp_path / "plan.parquet", PLAN, [pa.RecordBatch.from_pylist(rows, schema=PLAN)])
+    return catalog.read_plan(tmp_path / "plan.parquet")
+
+
+def test_shards_keep_planning_order(plan):
+    assert catalog.shards_in_order(plan) == ["sb", "sa", "sc"]
+    assert catalog.shards_in_order(catalog.live(plan)) == ["sb", "sa"]
+    assert catalog.shards_in_order(PLAN.empty_table()) == []
+    assert catalog.shard_slices(plan) == {"sb": (0, 2), "sa": (2, 1), "sc": (3, 1)}
+
+
+def test_planned_rows_and_tombstones(plan):
+    assert [p.recording for p in catalog.planned(plan, "sb")] == ["r0", "r1"]
+    assert catalog.planned(plan, "sb")[1].tombstone == "edited"
+    assert {s: [p.order for p in rows] for s, rows in catalog.each_shard(plan)} == {"sb": [0, 1], "sa": [2], "sc": [5]}
+    assert catalog.tombstoned(plan) == {"r1", "r5"}
+    with pytest.raises(KeyError):
+        catalog.planned(plan, "sx")
+
+
+def test_only_wanted_columns_are_read(plan, tmp_path):
+    assert catalog.read_plan(tmp_path / "plan.parquet", columns=["shard"]).column_names == ["shard"]
+
+
+def test_another_file_is_refused_with_its_remedy(plan, tmp_path):
+    with pytest.raises(ValueError, match="plan.parquet.*delete it"):
+        catalog.read_catalog(tmp_path / "plan.parquet")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="torn.parquet"):
+        catalog.read_plan(tmp_path / "torn.parquet")
+    with pytest.raises(ValueError, match="absent.parquet"):
+        catalog.read_plan(tmp_path / "absent.parquet")
+
+
+def test_bytes_do_not_show_how_rows_came(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "ROW_GROUP", 10)
+    rows = [row(i, "s") for i in range(25)]
+    files = []
+    for step in (1, 7, 25):
+        batches = [pa.RecordBatch.from_pylist(rows[i : i + step], schema=PLAN) for i in range(0, 25, step)]
+        write_parquet(tmp_path / "a.parquet", PLAN, batches)
+        files.append((tmp_path / "a.parquet").read_bytes())
+    assert files[0] == files[1] == files[2]
+    assert catalog.read_plan(tmp_path / "a.parquet")["order"].to_pylist() == list(range(25))
+
+
+def test_a_failing_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, CATALOG, [])
+    before = path.read_bytes()
+
+    def batches():
+        yield pa.RecordBatch.from_pylist([], schema=CATALOG)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_parquet(path, CATALOG, batches())
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
