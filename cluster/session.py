@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import time
 import uuid
@@ -14,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # read by ray.data when it is imported
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings would tear our screen; set it to see them
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -46,11 +48,12 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         root = Path(__file__).resolve().parent.parent
         options |= {"address": address}
         options["runtime_env"] = {"py_modules": [str(root / name) for name in ("pipeline", "stages", "cluster")]}
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
+        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in its place
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise ValueError(f"Ray at {address} cannot be used: {str(error).splitlines()[0]}") from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         total = ray.cluster_resources()
         yield Session(total.get("CPU", 0), total.get("GPU", 0), len(alive()), total.get("memory", 0))

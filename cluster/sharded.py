@@ -6,9 +6,11 @@ its own pool of actors, which grows and shrinks with the cluster.
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +97,8 @@ class Actor:
 
     def __init__(self, link: Link, ledger: Any, attempts: int):
         self.link, self.ledger, self.attempts = link, ledger, attempts
-        self.work: Callable[[str], dict] | None = None
+        # In a thread, so that the models of all pools load at the same time; what fails is said with the first shard.
+        self.opening = ThreadPoolExecutor(1).submit(link.make)
 
     def __call__(self, batch: dict) -> dict:
         rows = [self._one(json.loads(text)) for text in batch["row"]]
@@ -113,9 +116,8 @@ class Actor:
                    "error": f"the worker died {self.attempts} times on this shard (out of memory?)"}
         else:
             try:
-                self.work = self.work or self.link.make()
-                out = self.work(shard)
-            except ValueError as error:  # opening failed: every shard of this worker would fail alike
+                out = self.opening.result()(shard)
+            except (ValueError, OSError) as error:  # opening failed: every shard would fail alike
                 out = {"shard": shard, "stage": name, "status": "failed", "error": str(error), "fatal": True}
         out["attempts"] = tried
         self.ledger.end.remote(out)
@@ -132,6 +134,7 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
     `on_event` gets what workers report (begin and end of a shard at a stage), between rows.
     """
     pools = fit_pools(links, session.cpus, session.gpus)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
     ledger = Ledger.remote()
     rows = ray.data.from_items([{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=max(1, len(shards)))
     context = ray.data.DataContext.get_current()

@@ -44,9 +44,7 @@ def music(number: int = 0, start_s: float = 10.0, length_s: float = 20.0) -> np.
     """float32 (length_s · 24000,), mono, read-only, of the quickstart's file `number` in sorted order."""
     path = sorted(MUSIC.glob("*.ogg"))[number]
     rate = soundfile.info(path).samplerate
-    sound, _ = soundfile.read(
-        path, frames=round(length_s * rate), start=round(start_s * rate), dtype="float32", always_2d=True
-    )
+    sound, _ = soundfile.read(path, frames=round(length_s * rate), start=round(start_s * rate), dtype="float32", always_2d=True)
     wave = soxr.resample(sound.mean(1), rate, RATE_HZ).astype(np.float32)
     wave.flags.writeable = False
     return wave

@@ -85,8 +85,8 @@ def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
     return set.intersection(*sets) if sets else set()
 
 
-def gather(storage: Storage, columns: tuple[str, ...], shards: list[str], known: set[str]) -> None:
-    """Add these shards to the three tables, replacing their rows; shards not in `known` are dropped."""
+def gather(storage: Storage, columns: tuple[str, ...], shards: list[str]) -> None:
+    """Add these shards to the three tables, replacing the rows they had."""
     replaced = pa.array(shards, pa.string())
     with ThreadPoolExecutor(8) as pool:
         for name in TABLES:
@@ -160,10 +160,10 @@ def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.
     merged = storage.read_table(records.file(columns[0], shard, "stats.parquet"))
     for name in columns[1:]:
         table = storage.read_table(records.file(name, shard, "stats.parquet"))
-        own = ["key"] + [c for c in table.column_names if c not in merged.column_names]
-        merged = merged.join(table.select(own), "key", join_type="left outer") if merged.num_rows else merged
-    if merged.num_rows:
-        merged = merged.sort_by("key")
+        beside = table.take(pc.index_in(merged["key"], table["key"]))  # null rows where a column lacks the segment
+        for own in table.column_names:
+            if own not in merged.column_names:
+                merged = merged.append_column(own, beside[own])
     return merged.add_column(0, "shard", pa.array([shard] * merged.num_rows, pa.string()))
 
 

@@ -56,9 +56,7 @@ def open_root(root: str, ignored: Callable[[], None]) -> Callable[[], Iterator[F
             lines = _read_list(root, file)
         return lambda: _listed(lines, folder)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(
-            f"audio root {root!r} cannot be read: {words(error)}; check the path and its rights"
-        ) from error
+        raise ValueError(f"audio root {root!r} cannot be read: {words(error)}; check the path and its rights") from error
 
 
 # ---- local folders

@@ -183,7 +183,7 @@ class Decoding:
         if not self.decoded_s and self.words:
             raise Refused(f"nothing decodable: {self.words}")
         good = self.packets - self.damaged
-        if good:  # a dropped packet may have been counted already, as a bad one
+        if good and self.decoded_s:  # a dropped packet may have been counted already, as a bad one
             lost = round(self._lost_s * good / self.decoded_s)
             self.damaged = max(self.damaged, lost)
             self.packets = good + self.damaged

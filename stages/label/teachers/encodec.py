@@ -46,7 +46,10 @@ class Encodec:
         return encodec_weights.locate(path, self.codebooks)
 
     def open(self, weights: bytes, device: str, threads: int) -> Callable[[Wave], Iterator[np.ndarray]]:
-        """Load once per worker. Sets torch's thread count for the process: the same count, the same bytes."""
+        """Load once per worker; then one recording at a time, whose state the labeller carries.
+
+        Sets torch's thread count for the process: the same count gives the same bytes.
+        """
         import torch
         from safetensors.torch import load
 

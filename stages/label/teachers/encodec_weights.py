@@ -17,12 +17,13 @@ import urllib.request
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from stages.label.teachers.encodec_model import LEVELS, WIDTH
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FILE = "encodec_24khz-d7cc33bc.th"  # encodec 0.1.1, model.py: the name holds the sha256's first digits
 URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{FILE}"  # encodec 0.1.1, model.py ROOT_URL
@@ -60,8 +61,6 @@ def locate(path: str | None, codebooks: int) -> bytes:
     `path`: a torch file of the official layout, a safetensors file of transformers' layout, or a
     folder holding `model.safetensors`. Raises `ValueError` naming path, expected and seen.
     """
-    import torch
-
     if path is not None:
         return canonical(_read(Path(path).expanduser()), codebooks, str(path))
     cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE
@@ -77,10 +76,8 @@ def locate(path: str | None, codebooks: int) -> bytes:
     return canonical(_read(cached), codebooks, str(cached))
 
 
-def canonical(state: dict[str, "Tensor"], codebooks: int, source: str) -> bytes:
+def canonical(state: dict[str, Tensor], codebooks: int, source: str) -> bytes:
     """Safetensors bytes of `shapes(codebooks)` from a state dict of either layout; `source` is for messages."""
-    from safetensors.torch import save
-
     transformers = any(name.startswith("encoder.layers.") for name in state)
     root, inner = ("encoder.layers", ".conv") if transformers else ("encoder.model", ".conv.conv")
     books = "quantizer.layers.{}.codebook.embed" if transformers else "quantizer.vq.layers.{}._codebook.embed"
@@ -102,14 +99,12 @@ def canonical(state: dict[str, "Tensor"], codebooks: int, source: str) -> bytes:
     return save(found)
 
 
-def _folded(state: dict[str, "Tensor"], at: str, shape: tuple[int, int, int], source: str) -> "Tensor":
+def _folded(state: dict[str, Tensor], at: str, shape: tuple[int, int, int], source: str) -> Tensor:
     """The weight g · v / |v| (weight norm over all but the first dimension), or a plain weight as it is.
 
     In float64 from exactly rounded sums, so that the float32 bits, and with them the identity, are
     the same on every machine; torch's own float32 folding differs in the last bit here and there.
     """
-    import torch
-
     if f"{at}.weight" in state:
         return _take(state, [f"{at}.weight"], shape, source)
     g = _take(state, [f"{at}.weight_g", f"{at}.parametrizations.weight.original0"], (shape[0], 1, 1), source)
@@ -119,9 +114,7 @@ def _folded(state: dict[str, "Tensor"], at: str, shape: tuple[int, int, int], so
     return (v.double() * (g.double() / norm[:, None, None])).float().contiguous()
 
 
-def _take(state: dict[str, "Tensor"], names: list[str], shape: tuple[int, ...], source: str) -> "Tensor":
-    import torch
-
+def _take(state: dict[str, Tensor], names: list[str], shape: tuple[int, ...], source: str) -> Tensor:
     for name in names:
         if name in state:
             tensor = state[name]
@@ -136,12 +129,8 @@ def _take(state: dict[str, "Tensor"], names: list[str], shape: tuple[int, ...], 
     )
 
 
-def _read(path: Path) -> dict[str, "Tensor"]:
+def _read(path: Path) -> dict[str, Tensor]:
     """A state dict of either layout; raises `ValueError` if the file is missing, damaged or something else."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     if path.is_dir():
         path /= "model.safetensors"
     if not path.is_file():
@@ -156,9 +145,9 @@ def _read(path: Path) -> dict[str, "Tensor"]:
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         size = path.stat().st_size
-        raise ValueError(f"{path}: expected a whole weights file, saw {size} bytes that do not read: {reason}") from error
+        raise ValueError(f"{path}: expected a whole weights file, saw {size} bytes not readable: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a state dict (names → tensors), saw {type(state).__name__} of other things.")
+        raise ValueError(f"{path}: expected a state dict (names → tensors), saw a {type(state).__name__} of others.")
     return state
 
 
@@ -166,7 +155,7 @@ def _check(seen: str, source: object) -> None:
     """Compare a sha256 with the digits in the published name."""
     expected = Path(FILE).stem.split("-")[1]
     if not seen.startswith(expected):
-        raise ValueError(f"{source}: expected a sha256 beginning {expected}, saw {seen[:16]}…: damaged, or another file.")
+        raise ValueError(f"{source}: expected a sha256 beginning {expected}, saw {seen[:16]}…: a damaged or other file.")
 
 
 def _download(target: Path) -> None:
@@ -179,7 +168,8 @@ def _download(target: Path) -> None:
         with response, part.open("wb") as file:
             while block := response.read(1 << 20):
                 digest.update(block)
-                print(f"\r{FILE}: {(file.tell() + file.write(block)) >> 20} of {total >> 20} MiB", end="", file=sys.stderr)
+                file.write(block)
+                print(f"\r{FILE}: {file.tell() >> 20} of {total >> 20} MiB", end="", file=sys.stderr)
         print(file=sys.stderr)
         _check(digest.hexdigest(), URL)
         part.replace(target)

@@ -137,7 +137,8 @@ def test_a_failing_disk_is_not_the_files_fault(tmp_path, monkeypatch):
         facts = probe(os.fsencode(path))
         assert facts["reason"] == "unreadable: Input/output error"
         assert facts["quick"] is None
-    assert probe(b"/nowhere.mp3")["reason"].startswith("unreadable: ")
+    monkeypatch.undo()
+    assert probe(b"/nowhere.mp3")["reason"] == "unreadable: No such file or directory"
 
 
 def test_reads_between_the_ends_fail_as_reads(tmp_path):

@@ -1,4 +1,4 @@
-"""What one recording becomes: every format by its real encoder, every odd file of the contract, damage."""
+"""What one recording becomes: every format by its real encoder, every odd file of the contract."""
 
 import os
 import struct
@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import soxr
 
-from stages.label.base import Kept, Rejected, Sample
-from stages.label.decode import Decode, Source, wav_bytes
+from stages.label.base import Kept, Rejected
+from stages.label.decode import Decode, wav_bytes
 from stages.label.decoding.recording import resampled
-from stages.label.decoding.source import quick_hash
+from tests.stages.label.decoding.sounds import encode, outcome, source, sweep, tone
 
 QUICKSTART = Path(__file__).resolve().parents[4] / "examples" / "quickstart"
 
@@ -24,47 +24,6 @@ def decoder():
     opened = Decode().open(stall_s=30.0)
     yield opened
     opened.close()
-
-
-def source(path, recording="r"):
-    seen = os.stat(path)
-    return Source(recording, os.fsencode(path), seen.st_size, seen.st_mtime_ns, quick_hash(path))
-
-
-def outcome(decoder, path):
-    """(the recording's samples as float in full scale, its last item)."""
-    *samples, last = decoder([source(path)])
-    assert all(isinstance(sample, Sample) for sample in samples)
-    waves = [np.frombuffer(sample.members["wav"][44:], "<i2") for sample in samples]
-    return (np.concatenate(waves) if waves else np.zeros(0, "<i2")) / 32768, last
-
-
-def tone(rate_hz, seconds=2.0, hz=440.0, amplitude=0.5, channels=1):
-    wave = amplitude * np.sin(2 * np.pi * hz * np.arange(int(rate_hz * seconds)) / rate_hz)
-    return np.tile(wave[:, None], (1, channels))
-
-
-def sweep(rate_hz, seconds=2.0, channels=1):
-    """300 to 1,300 Hz at -6 dBFS: nowhere like itself, so a shift of a few samples shows."""
-    time_s = np.arange(int(rate_hz * seconds)) / rate_hz
-    return np.tile(0.5 * np.sin(2 * np.pi * (300 + 500 / seconds * time_s) * time_s)[:, None], (1, channels))
-
-
-def encode(path, codec, wave_NC, rate_hz, layout, **options):
-    """Write with a real encoder (PyAV's, Vorbis libsndfile's); the path's extension names the container."""
-    if codec == "libvorbis":  # PyAV's wheel has only an experimental one
-        with soundfile.SoundFile(path, "w", rate_hz, wave_NC.shape[1], "VORBIS", format="OGG") as file:
-            for start in range(0, len(wave_NC), 4096):  # libsndfile overflows its stack on long writes
-                file.write(wave_NC[start : start + 4096])
-        return path
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate_hz, layout=layout, options=options)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave_NC.T, np.float32), "fltp", layout)
-        frame.sample_rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
-        for packet in stream.encode(frame):
-            container.mux(packet)
-        container.mux(stream.encode(None))
-    return path
 
 
 FORMATS = [  # extension, encoder, rate, layout
@@ -139,19 +98,6 @@ def test_what_lies_above_12_khz_leaves_no_alias(tmp_path, decoder):
     block = tone(48_000, 4, hz=13_500)[:, 0].astype(np.float32)
     heard = np.concatenate(list(resampled(iter([(block, 48_000)]), 24_000, "HQ")))[4_800:-4_800]
     assert 20 * np.log10(np.abs(heard).max() / 0.5) < -100
-
-
-def test_a_shape_that_changes_midway_goes_on(tmp_path, decoder):
-    parts = b""
-    for index, (rate_hz, layout) in enumerate([(44_100, "stereo"), (48_000, "mono")]):
-        channels = av.AudioLayout(layout).nb_channels
-        path = encode(tmp_path / f"{index}.mp3", "libmp3lame", tone(rate_hz, 4, channels=channels), rate_hz, layout)
-        parts += path.read_bytes()
-    (tmp_path / "both.mp3").write_bytes(parts)
-    wave, last = outcome(decoder, tmp_path / "both.mp3")
-    assert isinstance(last, Kept) and last.note["changes"] >= 1
-    assert len(wave) == pytest.approx(8 * 24_000, abs=0.2 * 24_000)
-    assert np.sqrt(np.mean(wave[120_000:180_000] ** 2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
 
 
 class TestOddFiles:
@@ -273,76 +219,3 @@ class TestOddFiles:
         soundfile.write(tmp_path / "x.flac", np.zeros(8_000 * 60, np.int16), 8_000)
         assert self.reason(short, tmp_path / "x.flac") == "longer than 0.001 h"
         short.close()
-
-
-def test_chained_ogg_is_one_recording(tmp_path, decoder):
-    parts = b""
-    for _ in range(3):
-        parts += encode(tmp_path / "part.ogg", "libvorbis", sweep(44_100, 20, 2), 44_100, "stereo").read_bytes()
-    (tmp_path / "x.ogg").write_bytes(parts)
-    wave, last = outcome(decoder, tmp_path / "x.ogg")
-    assert isinstance(last, Kept), last
-    assert last.note["damaged_packets"] == 0 and abs(len(wave) / 24_000 - 60) < 0.5
-    middle = sweep(24_000, 20)[24_000:456_000, 0]
-    # libav leaves some milliseconds of padding between the links.
-    errors = [np.mean((wave[504_000 + lag :][: len(middle) : 9] - middle[::9]) ** 2) for lag in range(400)]
-    assert np.sqrt(min(errors)) < 0.06
-
-
-def test_chained_ogg_of_another_rate_is_rejected(tmp_path, decoder):
-    parts = b""
-    for rate_hz in (44_100, 22_050):
-        parts += encode(tmp_path / "part.ogg", "libvorbis", sweep(rate_hz, 5, 2), rate_hz, "stereo").read_bytes()
-    (tmp_path / "x.ogg").write_bytes(parts)
-    _, last = outcome(decoder, tmp_path / "x.ogg")
-    assert isinstance(last, Rejected)
-    assert last.reason.startswith("changes midway as no decoder can follow: Not yet implemented in FFmpeg")
-
-
-class TestDamage:
-    def flac(self, tmp_path, holes, seconds=60):
-        """`holes` evenly spread places have 8 bytes struck out."""
-        noise = np.random.default_rng(0).normal(0, 0.1, (seconds * 44_100, 1))
-        path = encode(tmp_path / "x.flac", "flac", noise, 44_100, "mono")
-        data = bytearray(path.read_bytes())
-        for at in np.linspace(20_000, len(data) - 20_000, holes).astype(int):
-            data[at : at + 8] = bytes(byte ^ 0xFF for byte in data[at : at + 8])
-        path.write_bytes(data)
-        return path
-
-    def test_a_scratch_is_skipped_and_counted(self, tmp_path, decoder):
-        wave, last = outcome(decoder, self.flac(tmp_path, holes=2))
-        assert isinstance(last, Kept), last
-        assert 1 <= last.note["damaged_packets"] <= 4
-        assert 59 < len(wave) / 24_000 < 60
-
-    def test_more_than_one_packet_in_a_hundred_is_too_many(self, tmp_path, decoder):
-        _, last = outcome(decoder, self.flac(tmp_path, holes=60))
-        assert isinstance(last, Rejected)
-        assert " packets damaged: Invalid data found when processing input" in last.reason
-
-    def test_pages_that_ogg_drops_without_a_word_are_missed(self, tmp_path, decoder):
-        noise = np.random.default_rng(0).normal(0, 0.1, (30 * 44_100, 1))
-        data = bytearray(encode(tmp_path / "x.ogg", "libvorbis", noise, 44_100, "mono").read_bytes())
-        for at in np.linspace(20_000, len(data) - 20_000, 10).astype(int):
-            data[at] ^= 0xFF
-        (tmp_path / "x.ogg").write_bytes(data)
-        _, last = outcome(decoder, tmp_path / "x.ogg")
-        assert isinstance(last, Rejected) and "s missing between time stamps" in last.reason
-
-    @pytest.mark.parametrize("width", [300, 3_000])
-    def test_struck_mp3_frames_are_counted_by_their_bytes(self, tmp_path, decoder, width):
-        noise = np.random.default_rng(0).normal(0, 0.1, (60 * 44_100, 1))
-        data = bytearray(encode(tmp_path / "x.mp3", "libmp3lame", noise, 44_100, "mono").read_bytes())
-        for at in np.linspace(9_000, len(data) - 9_000, 5).astype(int):
-            data[at : at + width] = bytes(width)
-        (tmp_path / "x.mp3").write_bytes(data)
-        wave, last = outcome(decoder, tmp_path / "x.mp3")
-        assert isinstance(last, Kept if width == 300 else Rejected), last
-        if isinstance(last, Kept):
-            assert 5 <= last.note["damaged_packets"] <= 20 and len(wave) > 59 * 24_000
-
-    def test_real_music_has_none(self, decoder):
-        for path in sorted(QUICKSTART.glob("*.ogg")):
-            _, last = outcome(decoder, path)
-            assert last.note["damaged_packets"] == 0, path

@@ -1,0 +1,76 @@
+"""Shared by the tests: real music, cut small, and a way to run the real command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+ROOT = Path(__file__).resolve().parent.parent
+MUSIC = ROOT / "examples" / "quickstart"
+
+# A teacher and shards small enough for seconds; everything else is as users have it.
+SMALL = """
+recipe:
+  plan: {{shard_minutes: 0.4, validation_share: 0.1}}
+  decode: {{segment_s: 8}}
+  codes: {{teacher: mel_rvq, codebooks: 3, codebook_size: 64, dim: 8, steps: 40, batch: 256, fit_minutes: 1}}
+  cqt: {{}}
+run:
+  audio: {audio}
+  out: {out}
+  scan_workers: 1
+"""
+
+
+@pytest.fixture(scope="session")
+def music() -> list[Path]:
+    return sorted(MUSIC.glob("*.ogg"))
+
+
+@pytest.fixture(scope="session")
+def excerpts(tmp_path_factory, music) -> Path:
+    """Ten excerpts of real music, 9 to 21 s long, in flac, wav and ogg."""
+    folder = tmp_path_factory.mktemp("excerpts")
+    for number in range(10):
+        source = music[number % len(music)]
+        rate = soundfile.info(source).samplerate
+        seconds = 9 + 1.31 * number
+        start = int((5 + 17 * (number // len(music))) * rate)
+        wave, rate = soundfile.read(source, start=start, frames=int(seconds * rate), dtype="float32")
+        kind = ("flac", "wav", "ogg")[number % 3]
+        soundfile.write(folder / f"{number:02d} {source.stem}.{kind}", wave, rate)
+    return folder
+
+
+@pytest.fixture
+def small_config(tmp_path, excerpts) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL.format(audio=json.dumps(str(excerpts)), out=json.dumps(str(tmp_path / "out"))))
+    return path
+
+
+def command(*arguments: str, **environment: str) -> list:
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)} | environment
+    return [[sys.executable, "-m", "pipeline", *arguments], {"cwd": ROOT, "env": env}]
+
+
+@pytest.fixture
+def overtone():
+    """Run the real command; returns the finished process."""
+
+    def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+        argv, options = command(*map(str, arguments), **environment)
+        return subprocess.run(argv, **options, capture_output=True, text=True, timeout=timeout, errors="replace")
+
+    return run
+
+
+def tars(out: Path) -> dict[str, str]:
+    """sha256 of every finished tar, by column and shard."""
+    import hashlib
+
+    return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("columns/*/*.tar"))}

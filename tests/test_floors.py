@@ -1,0 +1,94 @@
+"""The house's floors, read from the imports: pipeline → cluster → stages, and what may be imported where."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(p.relative_to(ROOT) for top in ("pipeline", "stages", "cluster") for p in (ROOT / top).rglob("*.py"))
+LABEL_STAGES = {"stages.label.scan", "stages.label.plan", "stages.label.decode", "stages.label.codes",
+                "stages.label.cqt", "stages.label.audit"}
+LEAVES = ("stages.signal", "stages.config", "stages.shards")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative imports hide the floor"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def violations(rule) -> list[str]:
+    return [str(p) for p in FILES if rule(str(p), p)]
+
+
+def test_there_is_something_to_read():
+    assert len(FILES) > 25
+
+
+def test_imports_go_down_only():
+    assert not violations(lambda name, p: name.startswith("stages/") and tops(p) & {"pipeline", "cluster"})
+    assert not violations(lambda name, p: name.startswith("cluster/") and "pipeline" in tops(p))
+
+
+def test_ray_lives_in_cluster_only():
+    assert not violations(lambda name, p: not name.startswith("cluster/") and "ray" in tops(p))
+
+
+def test_deepspeed_lives_in_the_engine_only():
+    allowed = {"stages/pretrain/engine.py", "stages/pretrain/checkpoint.py"}
+    assert not violations(lambda name, p: name not in allowed and "deepspeed" in tops(p))
+
+
+def test_webdataset_only_where_shards_are_written_or_read():
+    assert not violations(lambda name, p: not name.startswith(("stages/shards/", "stages/pretrain/loader")) and "webdataset" in tops(p))
+
+
+def test_shards_need_neither_torch_nor_ray():
+    assert not violations(lambda name, p: name.startswith("stages/shards/") and tops(p) & {"torch", "ray"})
+
+
+def test_leaves_know_nothing_above_them():
+    def rule(name: str, path: Path) -> bool:
+        if not name.startswith(("stages/signal/", "stages/config.py", "stages/shards/")):
+            return False
+        return any(i.startswith("stages.") and not i.startswith(LEAVES) for i in imports(path))
+
+    assert not violations(rule)
+
+
+def test_the_two_halves_never_meet():
+    assert not violations(lambda name, p: name.startswith("stages/label/") and any(i.startswith("stages.pretrain") for i in imports(p)))
+    assert not violations(lambda name, p: name.startswith("stages/pretrain/") and any(i.startswith("stages.label") for i in imports(p)))
+
+
+def test_no_sibling_stage_imports_another():
+    def rule(name: str, path: Path) -> bool:
+        own = name.removesuffix(".py").replace("/", ".")
+        return own in LABEL_STAGES and bool(imports(path) & (LABEL_STAGES - {own}))
+
+    assert not violations(rule)
+
+
+@pytest.mark.parametrize("front_door", ["pipeline/labels.py"])
+def test_front_doors_are_short(front_door):
+    assert len((ROOT / front_door).read_text().splitlines()) <= 300
+
+
+def test_files_and_functions_stay_small():
+    long_files = [str(p) for p in FILES if len((ROOT / p).read_text().splitlines()) > 300]
+    long_functions = []
+    for p in FILES:
+        for node in ast.walk(ast.parse((ROOT / p).read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > 60:
+                long_functions.append(f"{p}:{node.name}")
+    assert not long_files and not long_functions
