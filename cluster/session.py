@@ -50,7 +50,8 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         options["runtime_env"] = {"py_modules": [str(root / name) for name in ("pipeline", "stages", "cluster")]}
     on_term = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
+        with _quiet():
+            ray.init(**options)
         signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in its place
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise ValueError(f"Ray at {address} cannot be used: {str(error).splitlines()[0]}") from None
@@ -59,6 +60,19 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         yield Session(total.get("CPU", 0), total.get("GPU", 0), len(alive()), total.get("memory", 0))
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's native start-up lines off the terminal; what goes wrong comes as an exception."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def available_cpus() -> int:

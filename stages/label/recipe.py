@@ -33,7 +33,7 @@ class Recipe:
     codes: Teacher | None = None
     cqt: Cqt | None = Cqt()
     threads: int = 1  # of one codes or cqt worker: float sums depend on it
-    fit_threads: int = 2  # while a teacher is fitted
+    fit_threads: int = 1  # while a teacher is fitted: two threads wait for each other on busy cores
 
     def __post_init__(self):
         require(1 <= self.threads <= 64, "recipe.threads", self.threads, "expected 1 to 64")

@@ -7,6 +7,7 @@
 - Killed from outside: a fresh child tries once more, then `ReadError`.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +58,7 @@ class Child:
             "OMP_NUM_THREADS": "1",
         }
         arguments = [str(int(memory_gb * 2**30)), str(os.getpid())]
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the child
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stages.label.decoding.child", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, bufsize=0, env=env,
@@ -64,10 +66,8 @@ class Child:
         self._out = self.process.stdout.fileno()
         self._poll = select.poll()  # select() fails above descriptor 1024
         self._poll.register(self._out, select.POLLIN)
-        try:
+        with contextlib.suppress(OSError):  # over the user's limit: the usual 64 KiB are only slower
             fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        except OSError:  # over the user's limit: the usual 64 KiB are only slower
-            pass
         try:
             kind, _ = self.receive(START_S)
             assert kind == b"S", kind
@@ -135,6 +135,8 @@ class Guard:
     def __init__(self, stall_s: float = 60.0, memory_gb: float = 4.0):
         self.stall_s, self.memory_gb = stall_s, memory_gb
         self._child: Child | None = None
+        # A child dies with the thread that started it, and the caller's may last one shard only.
+        self._starter = ThreadPoolExecutor(1, "decoder-starter")
 
     def decode(self, source: Source, path: bytes, request: dict, facts: dict) -> Iterator[np.ndarray]:
         """Blocks of int16 (N,) at request["rate_hz"], as the child gives them.
@@ -185,7 +187,7 @@ class Guard:
     def _attempt(self, source: Source, request: dict, facts: dict, passed: list[int]) -> Iterator[np.ndarray]:
         if self._child is None or not self._child.alive():
             self.close()
-            self._child = Child(self.memory_gb)
+            self._child = self._starter.submit(Child, self.memory_gb).result()
         child, samples, waited_s, index = self._child, 0, 0.0, 0
         child.send(request)
         while True:

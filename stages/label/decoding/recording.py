@@ -31,7 +31,7 @@ class File:
     """A file for libav that remembers a read error: libav may take one for the recording's end."""
 
     def __init__(self, path: bytes):
-        self._file = open(path, "rb", buffering=0)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 the caller closes it
         self.error: OSError | None = None
         self.close, self.tell = self._file.close, self._file.tell
 
@@ -74,6 +74,8 @@ class Decoding:
             raise Refused(f"no audio stream in this {self._container.format.name}")
         self._stream = self._container.streams.audio[0]
         context = self._stream.codec_context
+        if context is None:
+            raise Refused("no decoder for its audio stream")
         context.thread_count = 1  # a worker is one core; threads only change the accounting
         if context.name == "flac":  # else a flipped bit is a burst of noise that nobody reports
             context.options = {"err_detect": "crccheck+explode"}

@@ -40,7 +40,7 @@ class MelRvq:
     mels: int = 128
     n_fft: int = 2048
     stack: int = 1  # neighbouring mel frames seen together, centred on the label frame; MuQ: 4, at 25 Hz
-    steps: int = 1000
+    steps: int = 500
     batch: int = 2048  # frames a step
     seed: int = 0
     fit_minutes: float = 30.0  # at most this much audio is read to fit
