@@ -1,0 +1,156 @@
+import io
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.shards import column
+from stages.shards import record as records
+from stages.shards.column import ColumnWriter, audit, npy_bytes, npy_header, publishing
+from stages.shards.storage import Storage
+
+
+def row(recording: str, start: int, samples: int) -> dict:
+    return {"recording": recording, "start": start, "samples": samples, "frames": samples // 320}
+
+
+def add(writer: ColumnWriter, key: str, frames: int = 4) -> None:
+    codes_TK = np.arange(frames * 2, dtype=np.uint16).reshape(frames, 2)
+    writer.add(key, {"codes.npy": npy_bytes(codes_TK)}, row(key.split("-")[0], 0, frames * 320), {"loud": 1.0})
+
+
+def record(writer: ColumnWriter, kept: int = 1, **changes) -> records.Record:
+    base = {"shard": "s1", "column": "codes-x", "recipe": {"a": 1}, "inputs": kept, "kept": kept, "rejects": [],
+            "source_sha256": None, "software": {}, "device": "cpu"}
+    return records.Record(**(base | writer.finish() | changes))
+
+
+def publish(storage: Storage, keys: list[str]) -> None:
+    with publishing(storage, "codes-x", "s1") as publication:
+        for key in keys:
+            add(publication.writer, key)
+            publication.writer.keep({"codec": "flac"})
+        publication.record = record(publication.writer, len(keys))
+
+
+def test_the_tar_is_read_by_tar_webdataset_and_by_position(tmp_path):
+    storage = Storage(tmp_path)
+    publish(storage, ["a-00000", "b-00000"])
+    path = tmp_path / "columns/codes-x/s1.tar"
+    assert subprocess.run(["tar", "tf", path], capture_output=True, text=True).stdout.split() == ["a-00000.codes.npy", "b-00000.codes.npy"]
+    samples = list(webdataset.WebDataset([str(path)], shardshuffle=False).decode())
+    assert [s["__key__"] for s in samples] == ["a-00000", "b-00000"]
+    expected = np.arange(8, dtype=np.uint16).reshape(4, 2)
+    assert np.array_equal(samples[1]["codes.npy"], expected)
+    place = column.read_index(storage, "codes-x", "s1").to_pylist()[1]
+    with open(path, "rb") as f:
+        f.seek(place["data_offset"] + 2 * 2 * 1)  # one frame in
+        assert np.array_equal(np.frombuffer(f.read(4), np.uint16), expected[1])
+
+
+def test_bytes_depend_on_the_samples_alone(tmp_path):
+    for name in ("one", "two"):
+        publish(Storage(tmp_path / name), ["a-00000"])
+    one, two = (next((tmp_path / n).rglob("*.tar")).read_bytes() for n in ("one", "two"))
+    assert one == two
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 4), st.integers(0, 40)), max_size=8))
+def test_what_a_rejected_recording_left_is_taken_back(tmp_path_factory, recordings):
+    folder = tmp_path_factory.mktemp("w")
+    both, kept_only = ColumnWriter(folder / "both"), ColumnWriter(folder / "kept")
+    for number, (kept, segments, frames) in enumerate(recordings):
+        for writer in (both, kept_only) if kept else (both,):
+            for segment in range(segments):
+                add(writer, f"{number:04d}-{segment:05d}", frames)
+        if kept:
+            both.keep({})
+            kept_only.keep({})
+        else:
+            both.take_back()
+    assert both.finish() == kept_only.finish()
+    assert (folder / "both").read_bytes() == (folder / "kept").read_bytes()
+    assert both.index == kept_only.index and both.stats == kept_only.stats
+
+
+def test_keys_must_ascend(tmp_path):
+    writer = ColumnWriter(tmp_path / "t")
+    add(writer, "b-00000")
+    with pytest.raises(AssertionError, match="ascend"):
+        add(writer, "a-00000")
+
+
+def test_an_exception_leaves_no_real_name(tmp_path):
+    storage = Storage(tmp_path)
+    with pytest.raises(RuntimeError), publishing(storage, "codes-x", "s1") as publication:
+        add(publication.writer, "a-00000")
+        raise RuntimeError("decoder died")
+    assert list((tmp_path / "columns/codes-x").iterdir()) == []
+    assert records.finished(storage, "codes-x") == set()
+
+
+def damage(path, change) -> None:
+    data = bytearray(path.read_bytes())
+    change(data)
+    path.write_bytes(bytes(data))
+
+
+def flip(data: bytearray) -> None:
+    data[700] ^= 1
+
+
+@pytest.mark.parametrize(("kind", "change", "said"), [
+    ("tar", flip, "sha256"),
+    ("tar", lambda d: d.__delitem__(slice(900, None)), "900 bytes"),
+    ("index.parquet", lambda d: d.__delitem__(slice(40, None)), "index.parquet is damaged"),
+    ("json", lambda d: d.__delitem__(slice(40, None)), "not a record"),
+])
+def test_audit_names_the_damage(tmp_path, kind, change, said):
+    storage = Storage(tmp_path)
+    publish(storage, ["a-00000", "b-00000"])
+    assert audit(storage, "codes-x", "s1").segments == 2
+    damage(tmp_path / f"columns/codes-x/s1.{kind}", change)
+    with pytest.raises(ValueError, match=said):
+        audit(storage, "codes-x", "s1")
+
+
+@pytest.mark.parametrize("kind", ["tar", "json", "index.parquet", "stats.parquet"])
+def test_audit_names_a_missing_file(tmp_path, kind):
+    storage = Storage(tmp_path)
+    publish(storage, ["a-00000"])
+    (tmp_path / f"columns/codes-x/s1.{kind}").unlink()
+    with pytest.raises(ValueError, match="missing"):
+        audit(storage, "codes-x", "s1")
+
+
+def test_a_lying_frame_count_is_found(tmp_path):
+    storage = Storage(tmp_path)
+    with publishing(storage, "codes-x", "s1") as publication:
+        codes_TK = npy_bytes(np.zeros((3, 2), np.uint16))
+        publication.writer.add("a-00000", {"codes.npy": codes_TK}, row("a", 0, 4 * 320), {})
+        publication.writer.keep({})
+        publication.record = record(publication.writer)
+    with pytest.raises(ValueError, match="expected 4 frames"):
+        audit(storage, "codes-x", "s1")
+
+
+@given(st.sampled_from(["<u2", "<f2", "<f4", "|u1"]), st.integers(0, 500), st.integers(1, 400))
+@settings(max_examples=50, deadline=None)
+def test_npy_header_is_read_from_the_first_bytes(dtype, frames, width):
+    data = npy_bytes(np.zeros((frames, width), dtype))
+    header, shape, seen = npy_header(data[:128])
+    assert shape == (frames, width) and seen == np.dtype(dtype)
+    assert header + frames * width * seen.itemsize == len(data)
+    assert np.load(io.BytesIO(data)).shape == shape
+
+
+def test_members_are_in_a_plain_old_tar(tmp_path):
+    publish(Storage(tmp_path), ["a-00000"])
+    with tarfile.open(next(tmp_path.rglob("*.tar"))) as tar:
+        [member] = tar.getmembers()
+    assert (member.mtime, member.uid, member.gid, member.uname, member.mode) == (0, 0, 0, "", 0o644)

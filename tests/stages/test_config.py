@@ -1,0 +1,66 @@
+import pytest
+
+from stages.label import recipe
+
+GOOD = "recipe: {codes: {teacher: mel_rvq}}\nrun: {audio: [a]}\n"
+
+
+def load(tmp_path, text=GOOD, *overrides):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return recipe.load(str(path), list(overrides))
+
+
+def test_defaults_and_overrides(tmp_path):
+    config = load(tmp_path, GOOD, "run.out=data/x", "recipe.codes.codebooks=4", "recipe.plan.shard_minutes=2", "recipe.cqt=null")
+    assert config.run.audio == ("a",) and config.run.out == "data/x"
+    assert config.recipe.codes.codebooks == 4 and config.recipe.cqt is None
+    assert config.recipe.plan.shard_minutes == 2.0 and isinstance(config.recipe.plan.shard_minutes, float)
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("recipe.plan.shard_minute=2", "recipe.plan.shard_minute: did you mean 'shard_minutes'"),
+    ("recipe.codes.codebook=2", "recipe.codes.codebook: did you mean 'codebooks'"),
+    ("recipe.codes.teacher=encodek", "did you mean 'encodec'"),
+    ("recipe.codes.teacher=os:Nothing", "cannot be imported"),
+    ("rcipe.plan=2", "did you mean 'recipe'"),
+    ("recipe.plan.shard_minutes=long", "expected a number"),
+    ("recipe.plan.shard_minutes=0", "recipe.plan.shard_minutes is 0.0"),
+    ("recipe.plan.shard_minutes=.nan", "finite"),
+    ("recipe.threads=true", "expected a whole number"),
+    ("recipe.threads=1.5", "expected a whole number"),
+    ("recipe.decode.segment_s=0.001", "segment_s"),
+    ("recipe.decode.format=mp3", "format"),
+    ("run.audio=[]", "run.audio"),
+    ("run.pools.codes.cpu=1", "did you mean 'cpus'"),
+    ("run.out", "expected FIELD=VALUE"),
+    ("run.out.x.y=1", "it has no field"),
+])
+def test_what_cannot_be_is_refused_by_name(tmp_path, override, said):
+    with pytest.raises(ValueError) as error:
+        load(tmp_path, "recipe: {codes: {teacher: mel_rvq}}\nrun: {audio: [a], out: o}\n", override)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("recipe: {}\nrecipe: {}\n", "stands twice"),
+    ("a: [", "not valid YAML"),
+    ("[]", "expected keys"),
+    ("recipe: {codes: mel_rvq}\nrun: {audio: [a]}", "expected a mapping"),
+    ("recipe: {}\n", "run is missing"),
+    ("recipe: {codes: {codebooks: 4}}\nrun: {audio: [a]}", "recipe.codes.teacher"),
+])
+def test_files_that_are_no_config(tmp_path, text, said):
+    with pytest.raises(ValueError) as error:
+        load(tmp_path, text)
+    assert said in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="none.yaml cannot be read"):
+        recipe.load(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("name", ["quickstart", "encodec", "mel_rvq"])
+def test_the_configs_we_ship_load(name):
+    assert recipe.load(f"configs/labels/{name}.yaml").run.audio
