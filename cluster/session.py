@@ -31,7 +31,7 @@ PROBE_S = 60.0
 class Session:
     cpus: float
     gpus: float
-    nodes: int
+    node_cpus: float  # of the largest node
     memory_bytes: float
 
 
@@ -57,7 +57,7 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         raise ValueError(f"Ray at {address} cannot be used: {str(error).splitlines()[0]}") from None
     try:
         total = ray.cluster_resources()
-        yield Session(total.get("CPU", 0), total.get("GPU", 0), len(alive()), total.get("memory", 0))
+        yield Session(total.get("CPU", 0), total.get("GPU", 0), max(n["Resources"]["CPU"] for n in alive()), total.get("memory", 0))
     finally:
         ray.shutdown()
 
@@ -77,6 +77,19 @@ def _quiet() -> Iterator[None]:
 
 def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def preflight(gpus_wanted: float) -> None:
+    """Refuse before the scan what need not wait for it: a stale RAY_ADDRESS, a GPU asked for where none is."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local":
+        reachable(address)
+    elif gpus_wanted:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("run.pools asks for a GPU, this machine has none that torch can use: set run.pools.*.gpus=0, "
+                             "or name a cluster with GPUs by RAY_ADDRESS")
 
 
 def reachable(address: str) -> None:

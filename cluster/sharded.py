@@ -41,11 +41,11 @@ class Pool:
     max_workers: int
 
 
-def fit_pools(links: list[Link], cpus: float, gpus: float) -> list[Pool]:
+def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | None = None) -> list[Pool]:
     """Sizes of the pools, so that one actor of each and one more task always fit.
 
-    On a machine too small for that, reservations shrink to fractions, with room for a busy stage's
-    pool to grow. Raises ValueError naming the stage when a GPU is asked for and too few are there.
+    On a cluster too small for that, reservations shrink to fractions, with room for a busy stage's
+    pool to grow, and with one actor of each on one node of `node_cpus`, should the others die. Raises ValueError naming the stage when a GPU is asked for and too few are there.
     """
     gpu_needs = sum(link.needs.gpus for link in links)
     if gpu_needs > gpus:
@@ -57,7 +57,7 @@ def fit_pools(links: list[Link], cpus: float, gpus: float) -> list[Pool]:
     scale = 1.0
     if usable < whole + 1:
         # Room for one actor of each and for as many more as there are CPUs.
-        scale = usable / (whole + math.ceil(cpus))
+        scale = min(usable / (whole + math.ceil(cpus)), (node_cpus or cpus) * (1 - SLACK) / whole)
     pools = []
     for link in links:
         reserved = math.floor(link.needs.cpus * scale * 100) / 100 if scale < 1 else link.needs.cpus
@@ -131,9 +131,9 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
               on_event: Callable[[dict], None] = lambda event: None) -> Iterator[dict]:
     """Yield one row per shard as each leaves the chain: {shard, <stage>: status…, failed?, error?}.
 
-    `on_event` gets what workers report (begin and end of a shard at a stage), between rows.
+    `on_event` gets what workers report (begin and end of a shard at a stage), from another thread, twice a second.
     """
-    pools = fit_pools(links, session.cpus, session.gpus)
+    pools = fit_pools(links, session.cpus, session.gpus, session.node_cpus)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
     ledger = Ledger.remote()
     rows = ray.data.from_items([{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=max(1, len(shards)))
@@ -145,15 +145,14 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
             Actor, fn_constructor_args=(link, ledger, attempts), batch_size=None, num_cpus=pool.cpus, num_gpus=link.needs.gpus,
             memory=None if session.memory_bytes < 2 * sum(k.needs.memory_gb for k in links) * 2**30 else link.needs.memory_gb * 2**30,
             compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=max(pool.min_workers, pool.max_workers)))
-    with _watching(ledger, on_event) as poll:
+    with _watching(ledger, on_event):
         for row in rows.iter_rows():
-            poll()
             yield json.loads(row["row"])
 
 
 @contextlib.contextmanager
-def _watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[Callable[[], None]]:
-    """Poll the ledger in a thread, since rows may be minutes apart."""
+def _watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[None]:
+    """Poll the ledger in a thread: rows may be minutes apart, or too many for a question each."""
     import threading
 
     stop, lock = threading.Event(), threading.Lock()
@@ -174,7 +173,7 @@ def _watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[Callabl
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
     try:
-        yield poll
+        yield
     finally:
         stop.set()
         thread.join(5)

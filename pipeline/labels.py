@@ -8,7 +8,7 @@ Read `label` first; the rest of this file is its steps.
 import contextlib
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline import registry, teachers
@@ -55,6 +55,9 @@ def label(config: Config, asked: Asked = Asked()) -> Outcome:
 
 
 def _label(config: Config, asked: Asked, out: Storage, progress: Progress) -> Outcome:
+    from cluster.session import preflight
+
+    preflight(max(pool.gpus for pool in config.run.pools.used(config.recipe)))
     known = registry.read(out)
     registry.check_plan(known, config.recipe, out)
     published = teachers.located(config.recipe, config.run.weights)
@@ -161,17 +164,21 @@ class LabelRun:
     def on_cluster(self, refit: bool, fit_only: bool = False) -> None:
         """Everything that needs Ray: check the nodes, fit the teacher if it is new, run the chain."""
         from cluster.session import check_nodes, session
+        from cluster.sharded import fit_pools
 
         self.progress.status("starting Ray")
         with session(self.config.run.cpus) as ray_session:
             check_nodes(self.out, list(self.config.run.audio))
             self.sweep()
+            whole = replace(self, weights=self.weights or teachers.Weights(None, None))
+            fit_pools(whole.links(whole.jobs(), audited=True), ray_session.cpus, ray_session.gpus, ray_session.node_cpus)
             if self.weights is None:
                 self.fit(ray_session, refit)
             pending = [] if fit_only else self.pending()
             if pending and not self.failed:
                 self.registry  # noqa: B018 - noted before the first shard, so that `status` can speak of it
                 self.chain(ray_session, self.jobs(), pending, audited=True)
+        self.sweep()  # what workers that died during this run left
 
     def fit(self, ray_session, refit: bool) -> None:
         """Decode the shards a fit needs, fit, and store: once for this OUT and recipe."""
@@ -197,22 +204,27 @@ class LabelRun:
         self.progress.say(f"fitted {recipe.codes.name} on {len(chosen)} shards in {time.time() - started:.0f} s: "
                           f"{self.out.path(self.weights.name)}")
 
-    def chain(self, ray_session, jobs: list[Job], pending: list[str], audited: bool) -> None:
-        """Stream these shards through the stages; failed ones are noted, a fatal failure ends the run."""
-        from cluster.sharded import Link, run_chain
+    def links(self, jobs: list[Job], audited: bool) -> list:
+        """The stages of a chain and what one worker of each reserves."""
+        from cluster.sharded import Link
 
-        if not pending:
-            return
-        pools, run = self.config.run.pools, self.config.run
-        links = []
+        links, pools = [], self.config.run.pools
         for job in jobs:
             pool = getattr(pools, job.stage.name)
             cpus = pool.cpus if job.stage.name == "decode" else max(pool.cpus, self.config.recipe.threads)
             links.append(Link(job.stage.name, Opener(job), Needs(cpus, pool.gpus, pool.memory_gb), pool.max_workers))
         if audited:
-            place = jobs[0].out
-            columns = tuple(job.column for job in jobs)
-            links.append(Link("audit", AuditOpener(place, columns), Needs(pools.audit.cpus, 0, pools.audit.memory_gb)))
+            opener = AuditOpener(jobs[0].out, tuple(job.column for job in jobs))
+            links.append(Link("audit", opener, Needs(pools.audit.cpus, 0, pools.audit.memory_gb)))
+        return links
+
+    def chain(self, ray_session, jobs: list[Job], pending: list[str], audited: bool) -> None:
+        """Stream these shards through the stages; failed ones are noted, a fatal failure ends the run."""
+        from cluster.sharded import run_chain
+
+        if not pending:
+            return
+        run, links = self.config.run, self.links(jobs, audited)
         self.progress.start({link.name: len(pending) for link in links})
         rows = run_chain(links, pending, ray_session, run.attempts, self.progress.event)
         with contextlib.closing(rows):

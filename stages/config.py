@@ -3,6 +3,7 @@ before anything starts, with the field's path, the value seen and the nearest na
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -77,7 +78,14 @@ def build(cls: type, data: Any, where: str = "", choose: dict[type, Choose] | No
     if missing:
         raise ValueError(f"{where or 'config'}: {missing[0]} is missing")
     values = {k: _value(hints[k], v, f"{where}.{k}".lstrip("."), choose or {}) for k, v in data.items()}
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:  # a class knows its field's name, not the path that leads there
+        field, rest = re.match(r"([\w.]*)(.*)", str(error), re.DOTALL).groups()
+        own = field.rpartition(".")[2]
+        if own not in fields or field.startswith(where):
+            raise
+        raise ValueError(f"{where}.{own}{rest}") from None
 
 
 def unknown(where: str, key: str, known: list[str]) -> str:

@@ -65,6 +65,9 @@ class Cqt:
     def __post_init__(self):
         if not 1 <= self.block_s <= 600:
             raise ValueError(f"recipe.cqt.block_s is {self.block_s}: it must lie between 1 and 600 seconds")
+        for name in ("fmin_hz", "bins", "bins_per_octave"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"recipe.cqt.{name} is {getattr(self, name)}: it must be above 0")
         top_hz = self.fmin_hz * 2 ** ((self.bins - 1) / self.bins_per_octave)
         if top_hz >= 12_000:
             raise ValueError(f"recipe.cqt: the top bin lies at {top_hz:.0f} Hz, above 12,000 Hz; lower bins or fmin_hz")

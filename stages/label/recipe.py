@@ -49,6 +49,12 @@ class Pool:
     memory_gb: float = 2.0
     max_workers: int | None = None
 
+    def __post_init__(self):
+        require(self.cpus > 0, "cpus", self.cpus, "expected above 0; fractions such as 0.5 may be")
+        require(self.gpus >= 0, "gpus", self.gpus, "expected 0 (no GPU) or more; fractions such as 0.25 may be")
+        require(self.memory_gb > 0, "memory_gb", self.memory_gb, "expected above 0")
+        require(self.max_workers is None or self.max_workers >= 1, "max_workers", self.max_workers, "expected at least 1, or leave it out")
+
 
 @dataclass(frozen=True)
 class Pools:
@@ -56,6 +62,11 @@ class Pools:
     codes: Pool = Pool()
     cqt: Pool = Pool()
     audit: Pool = Pool(cpus=0.5, memory_gb=1.0)
+
+    def used(self, recipe: Recipe) -> list[Pool]:
+        """Of the stages that this recipe has."""
+        labels = [p for p, stage in ((self.codes, recipe.codes), (self.cqt, recipe.cqt)) if stage]
+        return [self.decode, *labels, self.audit]
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,10 @@ class Run:
         require(0 <= self.max_rejected_share <= 1, "run.max_rejected_share", self.max_rejected_share, "expected 0 to 1")
         require(self.cpus is None or self.cpus >= 1, "run.cpus", self.cpus, "expected at least 1")
         require(self.attempts >= 1, "run.attempts", self.attempts, "expected at least 1")
+        require(self.stall_s > 0, "run.stall_s", self.stall_s, "expected seconds above 0")
+        require(self.decode_memory_gb >= 0.3, "run.decode_memory_gb", self.decode_memory_gb, "expected at least 0.3: a decoder needs that to start")
+        require(self.scan_workers is None or self.scan_workers >= 1, "run.scan_workers", self.scan_workers, "expected at least 1")
+        require(self.max_failed_shards >= 0, "run.max_failed_shards", self.max_failed_shards, "expected 0 or more")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,251 @@
+"""Fetch real music from Debian packages: `python -m pipeline.music DIR`, or `make music`.
+
+No root, and no host but those that the system's own apt knows. A finished package is one folder:
+
+    DIR/NAME/…            its music, as the package lays it out below usr/share
+    DIR/NAME/copyright    its licence and authors
+    DIR/NAME/package.json version, sha256 of the .deb, and the size of every file: what says finished
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import av
+
+from pipeline.lock import locked
+from stages.shards.storage import Storage, fsync
+
+AUDIO = {".ogg", ".opus", ".oga", ".mp3", ".wav", ".flac", ".m4a"}
+SHORTEST_S = 20.0  # shorter files of these packages are the games' sound effects
+MARKER, COPYRIGHT = "package.json", "copyright"
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package, pinned to the bytes of its .deb."""
+
+    name: str
+    version: str
+    bytes: int
+    sha256: str
+    licence: str
+
+
+# Debian 12; sizes and sha256 from its signed index, seen equal on the downloaded files.
+PACKAGES = (
+    Package("warzone2100-music", "4.3.3-3", 85_730_052,
+            "d3b2c9f90ea5438d45d4aff18339a03ec808e1affa9dac91f7dad61cb15ee64e", "GPL-2+"),
+    Package("singularity-music", "007-2", 51_636_048,
+            "139ba1e408eeb0a72f1fff3760ca46558b9f81bed97dc8c0efa108c4007f4845", "Creative Commons"),
+    Package("colobot-common-sounds", "0.2.0-2", 60_668_912,
+            "819e799542eac69c95b072567b5584eb3e0b2bb900de13efa3684915747b1644", "GPL-3+"),
+    Package("marsshooter-data", "0.7.6-7", 68_377_444,
+            "b8d040a9739434f2be96bbf9b38f0743d56d59b853647b2242f9357e38394951", "CC-BY-SA-3"),
+    Package("drascula-music", "1.0+ds4-2", 36_429_732,
+            "340e0beb1bacf005cbabebc07ebdd88adf6aee363d437f8a7d73cb0c77a93e79", "Drascula licence"),
+)
+MORE = (
+    Package("pushover-data", "0.0.5+git20180909-4", 32_365_856,
+            "75f52ad553c73660489631b4b4eeb308c3601beee68a097abdd5f2e4e442cbfb", "GPL-3+"),
+    Package("trackballs-data", "1.3.4-1", 31_163_784,
+            "ebc05f997c12896d8a0016990efbf01445b65b66f1eb45759a6277426cc13dac", "GPL-2+"),
+    Package("wizznic-data", "0.9.9+dfsg-1", 16_515_652,
+            "baac2b7588b7474723ae534ac163023d00d2127fc3832c19f6ab105812149457", "GPL-3"),
+    Package("starfighter-data", "2.4-1", 45_558_764,
+            "0c6038f76836c88249928d2ec93375cada3ccf4beb6d6faac3679f3bdb0e39cd", "GPL-2+"),
+    Package("hyperrogue-music", "12.0q-1", 63_836_788,
+            "61ab9f4c2169442d85f42c42d26e80c1a18b93c741f3d44f1b9d83015904e7f7", "CC-BY-SA-3"),
+    Package("davegnukem-data", "1.0.3-4", 20_007_552,
+            "b2118e89856e8721adbdc4e420c50539862fc6c295959b09cadd66385499e6c1", "Expat or GPL"),
+    Package("zaz-data", "1.0.1-1", 19_885_376,
+            "71f4ad06474e7015e532441e16ed55fd516081a44226afb837fb9a32eea89ee7", "CC-BY-SA-3"),
+    Package("wordwarvi-sound", "1.0.4-2", 8_614_288,
+            "455adb1ebc1602523c719ce182f9b3deee9ae6677763011ad5740d09ea7a0529", "GPL-2+"),
+    Package("adonthell-data", "0.3.8-1", 14_153_844,
+            "2312e765b35668ba18f7f9b4cd75e8cad03e509ef1033bad7c37568cb1353adc", "GPL-2+"),
+)
+
+
+def fetch(folder: Path, packages: tuple[Package, ...], any_version: bool = False, say: Callable[[str], None] = print) -> None:
+    """Bring every package into `folder`; those that are whole there are left alone.
+
+    Raises ValueError, before anything is fetched, for what the user can mend (no apt, another
+    version), and OSError when a download fails or is not what was promised. What came is kept.
+    """
+    for tool in ("apt-get", "apt-cache", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise ValueError(f"this machine has no {tool}: the larger corpus comes in Debian packages; run this on Debian or "
+                             f"Ubuntu, or label music of your own (make labels AUDIO=/music)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(Storage(folder)):
+        wanted = [p for p in packages if finished(folder, p, any_version) is None]
+        chosen = {p.name: p for p in offered(wanted, any_version, say)}
+        for number, package in enumerate(packages, 1):
+            head = f"[{number}/{len(packages)}] {package.name}"
+            if package.name in chosen:
+                say(f"{head}: fetching {chosen[package.name].bytes / 1e6:.1f} MB")
+                bring(folder, chosen[package.name], say)
+            about = finished(folder, package, any_version)
+            hours = sum(s["seconds"] for s in about["music"].values()) / 3600
+            say(f"{head}: {len(about['music'])} tracks, {hours:.2f} h, {package.licence}"
+                + ("" if package.name in chosen else " (was there)"))
+
+
+def finished(folder: Path, package: Package, any_version: bool) -> dict | None:
+    """What the marker says, if it speaks of this .deb and every file it names has the size it names."""
+    home = folder / package.name
+    try:
+        about = json.loads((home / MARKER).read_text())
+        whole = all((home / name).stat().st_size == size for name, size in about["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return about if whole and (any_version or about["sha256"] == package.sha256) else None
+
+
+def offered(packages: list[Package], any_version: bool, say: Callable[[str], None]) -> list[Package]:
+    """The packages as this system offers them: the pinned bytes, or with `any_version` its own candidates."""
+    found, other = [], []
+    for package in packages:
+        stanzas = index(package.name)
+        pinned = next((s for s in stanzas if s["SHA256"] == package.sha256), None)
+        if pinned is None:
+            other.append(f"{package.name} {stanzas[0]['Version']} instead of {package.version}")
+        own = pinned or stanzas[0]
+        found.append(replace(package, version=own["Version"], bytes=int(own["Size"]), sha256=own["SHA256"]))
+    if other and not any_version:
+        raise ValueError(f"this system offers other builds than the pinned ones ({'; '.join(other)}): nothing was fetched; "
+                         f"--any-version takes what it offers, with the checksums of its own signed index")
+    if other:
+        say(f"other builds than the pinned ones: {'; '.join(other)}")
+    return found
+
+
+def index(name: str) -> list[dict[str, str]]:
+    """What apt's signed index says of a package, the version it would install first; ValueError when it knows none."""
+    done = subprocess.run(["apt-cache", "show", name], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
+    stanzas = []
+    for text in done.stdout.split("\n\n"):
+        lines = (line.partition(": ") for line in text.splitlines() if not line.startswith(" "))
+        stanza = {key: value.strip() for key, _, value in lines}
+        if {"Version", "Size", "SHA256"} <= stanza.keys():  # an installed package without an archive has none
+            stanzas.append(stanza)
+    if not stanzas:
+        raise ValueError(f"apt knows no package {name}: run `apt-get update` as root (on Ubuntu with the `universe` component)")
+    return stanzas
+
+
+def bring(folder: Path, package: Package, say: Callable[[str], None]) -> None:
+    """Download, check and unpack one package; its folder appears whole."""
+    attempt = folder / f".{package.name}.attempt"
+    shutil.rmtree(attempt, ignore_errors=True)  # of a run that was killed
+    (attempt / "tree").mkdir(parents=True)
+    try:
+        deb = download(attempt, package, say)
+        unpacked = subprocess.run(["dpkg-deb", "-x", deb, attempt / "tree"], capture_output=True, text=True)
+        if unpacked.returncode:
+            raise OSError(f"{package.name} cannot be unpacked: {unpacked.stderr.strip()}")
+        new, home = attempt / package.name, folder / package.name
+        keep(attempt / "tree", new, package)
+        shutil.rmtree(home, ignore_errors=True)  # another version's, or a damaged one
+        os.replace(new, home)
+        fsync(folder)
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True)
+
+
+def download(attempt: Path, package: Package, say: Callable[[str], None]) -> Path:
+    """The .deb in the folder `attempt`, with the promised bytes."""
+    argv = ["apt-get", "download", f"{package.name}={package.version}"]
+    with open(attempt / "apt.log", "w+") as log:
+        child = subprocess.Popen(argv, cwd=attempt, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                 env=os.environ | {"LC_ALL": "C"})
+        try:
+            said = time.monotonic()
+            while child.poll() is None:
+                time.sleep(0.1)
+                if time.monotonic() - said > 5:
+                    said = time.monotonic()
+                    have = sum(p.stat().st_size for p in attempt.glob("*.deb"))
+                    say(f"    {have / 1e6:.1f} of {package.bytes / 1e6:.1f} MB")
+        finally:
+            child.kill()
+            child.wait()
+        log.seek(0)
+        words = [line.strip() for line in log if line.startswith("E:")]
+    debs = list(attempt.glob("*.deb"))
+    if child.returncode or len(debs) != 1:
+        raise OSError(f"{package.name} could not be downloaded: {' '.join(words) or f'apt-get ended with {child.returncode}'}; "
+                      f"the same command goes on from here")
+    with open(debs[0], "rb") as file:
+        seen = hashlib.file_digest(file, "sha256").hexdigest()
+    if seen != package.sha256:
+        raise OSError(f"{package.name}: {debs[0].stat().st_size} bytes with sha256 {seen[:12]}… came, expected {package.bytes} "
+                      f"with {package.sha256[:12]}…: it was not kept; try again")
+    return debs[0]
+
+
+def keep(tree: Path, new: Path, package: Package) -> None:
+    """Move a package's music and its copyright file to `new`, and write the marker, last."""
+    share, music = tree / "usr" / "share", {}
+    for path in sorted(share.rglob("*")):
+        if path.suffix.lower() in AUDIO and path.is_file() and not path.is_symlink():
+            seconds = length_s(path)
+            if seconds >= SHORTEST_S:
+                name = path.relative_to(share).as_posix()
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                path.rename(new / name)
+                music[name] = {"seconds": round(seconds, 3)}
+    copyright = share / "doc" / package.name / COPYRIGHT
+    if not music or not copyright.is_file():
+        raise OSError(f"{package.name} {package.version} holds {len(music)} tracks and "
+                      f"{'a' if copyright.is_file() else 'no'} copyright file: not the package that was expected")
+    shutil.copyfile(copyright, new / COPYRIGHT)
+    files = {name: (new / name).stat().st_size for name in (*music, COPYRIGHT)}
+    for name in files:
+        fsync(new / name)
+    (new / MARKER).write_text(json.dumps({**asdict(package), "music": music, "files": files}, indent=1) + "\n")
+    fsync(new / MARKER)
+
+
+def length_s(path: Path) -> float:
+    """By the header; 0 where there is none to read."""
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            return (container.duration or 0) / av.time_base
+    except av.FFmpegError:
+        return 0.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes as `overtone`'s: 2 a mistake the user can mend, 1 a failure, 130 Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.music", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", metavar="DIR", type=Path)
+    parser.add_argument("--all", action="store_true", help=f"{len(MORE)} packages more")
+    parser.add_argument("--any-version", action="store_true", help="also where this system offers other builds than the pinned ones")
+    arguments = parser.parse_args(argv)
+    try:
+        fetch(arguments.folder, PACKAGES + MORE if arguments.all else PACKAGES, arguments.any_version)
+    except ValueError as error:
+        print(f"music: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"music: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmusic: stopped; finished packages are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    print(f"{arguments.folder}: ready for make labels AUDIO={arguments.folder} CONFIG=configs/labels/mel_rvq.yaml")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
