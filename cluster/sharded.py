@@ -81,7 +81,7 @@ class Ledger:
 
     def begin(self, stage: str, shard: str, host: str) -> int:
         self.attempts[stage, shard] = self.attempts.get((stage, shard), 0) + 1
-        self.events.append({"event": "begin", "stage": stage, "shard": shard, "host": host, "time": time.time()})
+        self.events.append({"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()})
         return self.attempts[stage, shard]
 
     def end(self, row: dict) -> None:
@@ -117,7 +117,7 @@ class Actor:
         else:
             try:
                 out = self.opening.result()(shard)
-            except (ValueError, OSError) as error:  # opening failed: every shard would fail alike
+            except (ValueError, OSError, RuntimeError, ImportError) as error:  # opening failed: every shard would fail alike
                 out = {"shard": shard, "stage": name, "status": "failed", "error": str(error), "fatal": True}
         out["attempts"] = tried
         self.ledger.end.remote(out)

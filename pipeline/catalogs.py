@@ -99,6 +99,18 @@ class Catalogs:
                 yield previous, Path(folder) / name
                 self.out.write(name, (Path(folder) / name).read_bytes())
 
+    def live(self) -> pa.Table:
+        """Recording and shard of every live row of the plan."""
+        with self.out.fetched(PLAN) as path:
+            return catalog.live(catalog.read_plan(path, ["recording", "shard", "tombstone"]))
+
+    def refused(self) -> pa.Array:
+        """Recordings a stage rejected, by the latest rejected.parquet."""
+        if not self.out.exists(REJECTED):
+            return pa.array([], pa.string())
+        table = self.out.read_table(REJECTED, ["stage", "recording"])
+        return table.filter(pc.not_equal(table["stage"], "scan"))["recording"].combine_chunks()
+
     def live_shards(self) -> list[tuple[str, float]]:
         """Shards with a live recording, in plan order, and their seconds by header."""
         with self.out.fetched(PLAN) as path:
@@ -112,8 +124,7 @@ class Catalogs:
         none = pa.nulls(table.num_rows, pa.string())
         scanned = pa.table({"stage": pa.array(["scan"] * table.num_rows, pa.string()), "shard": none,
                             "recording": table["recording"], "path": table["path"], "reason": table["reason"]})
-        with self.out.fetched(PLAN) as path:
-            live = catalog.live(catalog.read_plan(path, ["recording", "shard", "tombstone", "path"]))
+        live = self.live()
         place = dict(zip(live["recording"].to_pylist(), live["shard"].to_pylist(), strict=True))
         rows = audit.rejected_rows(self.out, columns, set(place.values()), lambda shard, r: place.get(r) == shard)
         self.rejected = pa.concat_tables([scanned.cast(audit.REJECTED), rows])

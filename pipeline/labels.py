@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipeline import registry, teachers
 from pipeline.catalogs import Catalogs
 from pipeline.lock import locked
@@ -69,7 +71,7 @@ def _label(config: Config, asked: Asked, out: Storage, progress: Progress) -> Ou
     if run.weights is None or run.pending():
         run.check_space()
         run.on_cluster(asked.refit)
-    run.gather()
+    run.gather(catalogs.live(), catalogs.refused())
     catalogs.write_rejected(run.registry.names)
     return summarise(out, config, catalogs, run.registry, run.failed)
 
@@ -198,7 +200,7 @@ class LabelRun:
             self.progress.status(f"fitting {recipe.codes.name} on {len(chosen)} shards: {shown}")
             self.progress.log("fit", **event)
 
-        cpus = min(recipe.fit_threads, max(1, int(ray_session.cpus)))
+        cpus = min(recipe.fit_threads, max(1, int(ray_session.node_cpus)))
         self.weights = run_one_reporting(teachers.fit, show, place, recipe, audio, audio8, chosen, _device(pool),
                                          cpus=cpus, gpus=pool.gpus)
         self.progress.say(f"fitted {recipe.codes.name} on {len(chosen)} shards in {time.time() - started:.0f} s: "
@@ -235,13 +237,14 @@ class LabelRun:
                         break
         self.progress.stop()
 
-    def gather(self) -> None:
-        """Compact the indexes and statistics of the shards that are finished and not gathered yet."""
+    def gather(self, live: pa.Table, refused: pa.Array) -> None:
+        """Compact the indexes and statistics of finished shards, where the tables do not say what is there."""
         columns = self.registry.names
-        done = set.intersection(*(records.finished(self.out, c) for c in columns))
-        new = done - audit.gathered(self.out, columns) - set(self.failed)
-        if new:
-            audit.gather(self.out, columns, sorted(new))
+        done = set.intersection(*(records.finished(self.out, c) for c in columns)) - set(self.failed)
+        missing, stale = audit.ungathered(self.out, live, refused)
+        new = (done - audit.gathered(self.out, columns)) | (missing & done)
+        if new or stale:
+            audit.gather(self.out, columns, sorted(new), live["recording"].combine_chunks())
 
     def sweep(self) -> None:
         """Remove attempts that killed runs left; no other run is alive, the lock says so."""

@@ -87,6 +87,8 @@ def fetch(folder: Path, packages: tuple[Package, ...], any_version: bool = False
                              f"Ubuntu, or label music of your own (make labels AUDIO=/music)")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(Storage(folder)):
+        for left in folder.glob(".*.attempt"):  # of a run that was killed: a scan would take it for music
+            shutil.rmtree(left)
         wanted = [p for p in packages if finished(folder, p, any_version) is None]
         chosen = {p.name: p for p in offered(wanted, any_version, say)}
         for number, package in enumerate(packages, 1):
@@ -130,7 +132,7 @@ def offered(packages: list[Package], any_version: bool, say: Callable[[str], Non
 
 
 def index(name: str) -> list[dict[str, str]]:
-    """What apt's signed index says of a package, the version it would install first; ValueError when it knows none."""
+    """What apt's signed index says of a package, newest version first; ValueError when it knows none."""
     done = subprocess.run(["apt-cache", "show", name], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
     stanzas = []
     for text in done.stdout.split("\n\n"):
@@ -146,7 +148,6 @@ def index(name: str) -> list[dict[str, str]]:
 def bring(folder: Path, package: Package, say: Callable[[str], None]) -> None:
     """Download, check and unpack one package; its folder appears whole."""
     attempt = folder / f".{package.name}.attempt"
-    shutil.rmtree(attempt, ignore_errors=True)  # of a run that was killed
     (attempt / "tree").mkdir(parents=True)
     try:
         deb = download(attempt, package, say)
@@ -230,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.music", description=__doc__.split("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path)
     parser.add_argument("--all", action="store_true", help=f"{len(MORE)} packages more")
-    parser.add_argument("--any-version", action="store_true", help="also where this system offers other builds than the pinned ones")
+    parser.add_argument("--any-version", action="store_true", help="take what this system offers where it is not the pinned build")
     arguments = parser.parse_args(argv)
     try:
         fetch(arguments.folder, PACKAGES + MORE if arguments.all else PACKAGES, arguments.any_version)

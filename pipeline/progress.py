@@ -93,7 +93,7 @@ class Progress:
                 stage.rejected += event.get("rejected", 0)
                 if event["status"] == "finished":
                     stage.audio_s += event.get("samples", 0) / 24_000
-            facts = {k: v for k, v in event.items() if k not in ("event", "time")}
+            facts = {k: v for k, v in event.items() if k != "event"}
             self.log(f"shard-{event['event']}", **facts)
             if self._live:
                 self._live.update(self._table())

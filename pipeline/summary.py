@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from pipeline.registry import Registry
+from stages.label.base import RATE_HZ
 from stages.label.recipe import Config
 from stages.shards.storage import Storage
 
@@ -63,17 +64,17 @@ def _grouped(failed: dict[str, str]) -> dict[str, list[str]]:
 
 
 def column_lines(out: Storage, registry: Registry) -> list[str]:
-    """One line per current column: shards, segments, hours, bytes."""
+    """One line per current column, and what is in use of it: tombstoned recordings do not count."""
     if not out.exists("shards.parquet"):
         return ["no shard is finished"]
-    table = out.read_table("shards.parquet", ["column", "segments", "samples", "bytes"])
+    table = out.read_table("shards.parquet", ["column", "bytes"])
     lines = []
     for name in registry.names:
-        own = table.filter(pc.equal(table["column"], name)) if table.num_rows else table
-        total = {c: pc.sum(own[c]).as_py() or 0 for c in ("segments", "samples", "bytes")}
-        lines.append(f"columns/{name:<16} {own.num_rows:>6} shards {total['segments']:>8} segments "
-                     f"{total['samples'] / 24_000 / 3600:>9.2f} h {total['bytes'] / 2**20:>10.1f} MiB")
-    return lines
+        own = table.filter(pc.equal(table["column"], name))
+        lines.append(f"columns/{name:<16} {own.num_rows:>6} shards {(pc.sum(own['bytes']).as_py() or 0) / 2**20:>10.1f} MiB")
+    samples = out.read_table("segments.parquet", ["samples"])["samples"]
+    hours = (pc.sum(samples).as_py() or 0) / RATE_HZ / 3600
+    return [*lines, f"{len(samples)} segments, {hours:.2f} h of audio"]
 
 
 def rejected_lines(rejects: list[dict]) -> list[str]:

@@ -59,7 +59,12 @@ def command(*arguments: str, **environment: str) -> list:
 
 
 @pytest.fixture
-def overtone():
+def overtone(run_overtone):
+    return run_overtone
+
+
+@pytest.fixture(scope="session")
+def run_overtone():
     """Run the real command; returns the finished process."""
 
     def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
@@ -74,3 +79,15 @@ def tars(out: Path) -> dict[str, str]:
     import hashlib
 
     return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("columns/*/*.tar"))}
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory, excerpts) -> Path:
+    """An OUT with the excerpts labelled, by one undisturbed run: to be read or copied, never changed."""
+    folder = tmp_path_factory.mktemp("labelled")
+    config, out = folder / "small.yaml", folder / "out"
+    config.write_text(SMALL.format(audio=json.dumps(str(excerpts)), out=json.dumps(str(out))))
+    argv, options = command("labels", str(config))
+    done = subprocess.run(argv, **options, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out

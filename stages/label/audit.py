@@ -28,6 +28,8 @@ SHARDS = pa.schema(
 )
 REJECTED = pa.schema([("stage", pa.string()), ("shard", pa.string()), ("recording", pa.string()),
                       ("path", pa.string()), ("reason", pa.string())])
+INDEX_ROWS = pa.schema([("shard", pa.string()), ("column", pa.string()), *column.INDEX])
+SEGMENTS = pa.schema([("shard", pa.string()), ("key", pa.string()), ("recording", pa.string())])  # and each stage's statistics
 TABLES = ("index", "segments", "shards")
 
 
@@ -85,21 +87,27 @@ def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
     return set.intersection(*sets) if sets else set()
 
 
-def gather(storage: Storage, columns: tuple[str, ...], shards: list[str]) -> None:
-    """Add these shards to the three tables, replacing the rows they had."""
+def gather(storage: Storage, columns: tuple[str, ...], shards: list[str], live: pa.Array) -> None:
+    """Add these shards to the three tables, replacing the rows they had.
+
+    Segments of recordings that are not `live` (tombstoned since) leave index and segments.
+    """
     replaced = pa.array(shards, pa.string())
     with ThreadPoolExecutor(8) as pool:
         for name in TABLES:
             make = {"index": _index_rows, "segments": _segment_rows, "shards": _shard_rows}[name]
             new = pool.map(lambda s, make=make: make(storage, columns, s), shards)
-            _rewrite(storage, f"{name}.parquet", replaced, columns if name != "segments" else None, new)
+            _rewrite(storage, f"{name}.parquet", replaced, columns if name != "segments" else None, new, live)
 
 
-def _rewrite(storage: Storage, name: str, replaced: pa.Array, columns: tuple[str, ...] | None, new: Iterator[pa.Table]) -> None:
+def _rewrite(storage: Storage, name: str, replaced: pa.Array, columns: tuple[str, ...] | None,
+             new: Iterator[pa.Table], live: pa.Array) -> None:
     """Copy the old table without the replaced shards (of these columns), then the new rows; in bounded memory."""
     writer, schema = None, None
     with storage.attempt(name) as path:
         for table in _old_and_new(storage, name, replaced, columns, new):
+            if "recording" in table.column_names:
+                table = table.filter(pc.is_in(table["recording"], live))
             if schema is None or (merged := pa.unify_schemas([schema, table.schema], promote_options="permissive")) != schema:
                 if writer is not None:  # a later recipe brought new statistics: start again, widened
                     writer.close()
@@ -112,7 +120,8 @@ def _rewrite(storage: Storage, name: str, replaced: pa.Array, columns: tuple[str
                     writer = pq.ParquetWriter(path, schema, compression="zstd")
             writer.write_table(_fit(table, schema))
         if writer is None:
-            pq.write_table(pa.table({"shard": pa.array([], pa.string())}), path)
+            empty = {"index": INDEX_ROWS, "segments": SEGMENTS, "shards": SHARDS}[name.split(".")[0]]
+            pq.write_table(empty.empty_table(), path)
         else:
             writer.close()
 
@@ -138,6 +147,20 @@ def _old_and_new(storage, name, replaced, columns, new) -> Iterator[pa.Table]:
             held, rows = [], 0
     if held:
         yield pa.concat_tables(held, promote_options="permissive")
+
+
+def ungathered(storage: Storage, plan: pa.Table, refused: pa.Array) -> tuple[set[str], bool]:
+    """(shards with a live recording that segments.parquet lacks, whether it holds one no longer live).
+
+    `plan`: its live rows; `refused`: recordings a stage rejected, which have no segments.
+    """
+    if not storage.exists("segments.parquet"):
+        return set(), False
+    there = pc.unique(storage.read_table("segments.parquet", ["recording"])["recording"])
+    expected = pc.or_(pc.is_in(plan["recording"], there), pc.is_in(plan["recording"], refused))
+    missing = plan.filter(pc.invert(expected))
+    stale = pc.any(pc.invert(pc.is_in(there, plan["recording"].combine_chunks()))).as_py()
+    return set(missing["shard"].to_pylist()), bool(stale)
 
 
 def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:

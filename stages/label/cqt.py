@@ -4,7 +4,7 @@ Writes float16 (T, 336), linear magnitude; frame i is centred on sample 320 i of
 float16 loses is measured and stated in the record.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -81,8 +81,8 @@ class Cqt:
 
 
 def table_cache():
-    from pathlib import Path
     import os
+    from pathlib import Path
 
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overtone"
 

@@ -1,0 +1,91 @@
+"""What benchmarks share: CPU time of whole process trees, what others took meanwhile, and the machine's name."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+CORES = len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `holds` is None where there is no target, or where it could not be judged."""
+
+    claim: str
+    measured: str
+    target: str
+    holds: bool | None
+
+
+def tree_cpu_s(root: int | None = None) -> float:
+    """CPU seconds of a process, of its living descendants, and of the dead ones each has waited for."""
+    children, cpu = defaultdict(list), {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                text = Path(f"/proc/{entry}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parts = text[text.rindex(")") + 2 :].split()
+            children[int(parts[1])].append(int(entry))
+            cpu[int(entry)] = sum(map(int, parts[11:15])) * TICK_S
+    total, waiting = 0.0, [root or os.getpid()]
+    while waiting:
+        pid = waiting.pop()
+        total += cpu.get(pid, 0.0)
+        waiting += children[pid]
+    return total
+
+
+def machine_cpu_s() -> float:
+    """CPU seconds that all cores have been busy since the start, whoever had them (stolen time too)."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) * TICK_S
+
+
+@dataclass
+class Span:
+    wall_s: float = 0.0
+    cpu_s: float = 0.0  # ours
+    others_s: float = 0.0  # CPU seconds of everyone else on this machine
+
+    def text(self) -> str:
+        return f"{self.wall_s:.1f} s wall, {self.cpu_s:.1f} s CPU, others took {self.others_s / max(self.wall_s, 1e-9):.2f} cores"
+
+
+@contextmanager
+def span() -> Iterator[Span]:
+    """Measures its block: wall time, this process tree's CPU time, and everyone else's."""
+    found, begun, own, all_of_it = Span(), time.perf_counter(), tree_cpu_s(), machine_cpu_s()
+    yield found
+    found.wall_s, found.cpu_s = time.perf_counter() - begun, tree_cpu_s() - own
+    found.others_s = max(0.0, machine_cpu_s() - all_of_it - found.cpu_s)
+
+
+def run(module: str, *arguments: object, cores: set[int] | None = None) -> str:
+    """Run `python -m module …` from the root; its stdout. Raises RuntimeError with what it said when it fails."""
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True,
+                          preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
+    if done.returncode:
+        raise RuntimeError(f"{module} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}")
+    return done.stdout
+
+
+def machine() -> str:
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.processor())
+    names = ("torch", "ray", "av", "soundfile", "soxr", "numpy", "pyarrow", "encodec", "nnAudio")
+    versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {CORES} cores, {memory:.0f} GiB, Python {platform.python_version()}, {versions}"
