@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 import uuid
 import warnings
@@ -24,6 +26,7 @@ from stages.label.shard import software
 from stages.shards.storage import Storage
 
 CONNECT_S = 5.0
+HEALTH_S = 20.0
 PROBE_S = 60.0
 
 
@@ -101,14 +104,23 @@ def reachable(address: str) -> None:
         except OSError:
             raise ValueError("RAY_ADDRESS=auto, but no Ray cluster was started on this machine: "
                              "start one (ray start --head), or unset RAY_ADDRESS") from None
-    host, _, port = seen.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"RAY_ADDRESS is {address!r}: expected HOST:PORT, ray://HOST:PORT or auto")
+    host, _, port = seen.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise ValueError(f"RAY_ADDRESS is {address!r}: expected HOST:PORT of the head node, or auto; run this on a "
+                         f"machine of the cluster (ray:// clients are not supported)")
     try:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except OSError as error:
         raise ValueError(f"no Ray cluster answers at {seen} ({error.strerror or error}): start it, correct "
                          f"RAY_ADDRESS, or unset it to run on this machine") from None
+    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", seen, "--skip-version-check"]
+    try:
+        healthy = subprocess.run(check, capture_output=True, timeout=HEALTH_S).returncode == 0
+    except subprocess.TimeoutExpired:
+        healthy = False
+    if not healthy:
+        raise ValueError(f"what listens at {seen} is no healthy Ray cluster: correct RAY_ADDRESS (the head's port is 6379 "
+                         f"unless set), or unset it to run on this machine")
 
 
 def alive() -> list[dict]:

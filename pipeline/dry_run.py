@@ -8,6 +8,7 @@ from pipeline import registry, teachers
 from pipeline.catalogs import Catalogs, live_shards
 from pipeline.labels import BYTES_PER_S
 from pipeline.progress import Progress
+from pipeline.summary import shown
 from stages.label.recipe import Config
 from stages.shards.storage import Storage
 
@@ -32,8 +33,8 @@ def describe(config: Config) -> str:
         f"{s.ignored} other files, {s.excluded} excluded",
         f"  recordings  {p.recordings}, {seconds / 3600:.2f} h by their headers; {p.valid} for validation",
         f"  shards      {len(shards)} of about {config.recipe.plan.shard_minutes:g} min; {p.new_shards} new",
-        *(f"  {kind:<11} {size / 2**30:.2f} GiB" for kind, size in sizes.items()),
-        f"  in all      {sum(sizes.values()) / 2**30:.2f} GiB; " + (f"{free / 2**30:.1f} GiB free" if free is not None else "an object store"),
+        *(f"  {kind:<11} {shown(size)}" for kind, size in sizes.items()),
+        f"  in all      {shown(sum(sizes.values()))}; " + (f"{shown(free)} free" if free is not None else "an object store"),
         f"  teacher     {config.recipe.codes.name if config.recipe.codes else 'none'}",
         f"  resources   {_resources(config)}",
     ]

@@ -18,7 +18,7 @@ from pipeline.catalogs import Catalogs
 from pipeline.lock import locked
 from pipeline.progress import Progress
 from pipeline.registry import Registry
-from pipeline.summary import Outcome, summarise
+from pipeline.summary import Outcome, shown, summarise
 from stages.label import audit
 from stages.label import recipe as recipes
 from stages.label.base import Needs
@@ -160,7 +160,7 @@ class LabelRun:
             done = records.finished(self.out, job.column)
             need += BYTES_PER_S[job.stage.writes] * sum(s for name, s in seconds.items() if name not in done)
         if free is not None and need > free:
-            raise ValueError(f"{self.out.root} has {free / 2**30:.1f} GiB free, this run writes about {need / 2**30:.1f} GiB: "
+            raise ValueError(f"{self.out.root} has {shown(free)} free, this run writes about {shown(need)}: "
                              f"free some space or choose another OUT (--set run.out=…)")
 
     def on_cluster(self, refit: bool, fit_only: bool = False) -> None:

@@ -56,6 +56,11 @@ def summarise(out: Storage, config: Config, catalogs, registry: Registry, failed
     return Outcome(scanned.found, kept, rejected, scanned.duplicates, failed, "\n".join(lines), share > limit)
 
 
+def shown(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 def _grouped(failed: dict[str, str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for shard, why in failed.items():

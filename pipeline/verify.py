@@ -22,9 +22,13 @@ def verify(place: str, repair: bool) -> int:
     known = registry.existing(out)
     # A shard counts as finished in a column when any of its files is there: a lost record is damage too.
     shards = sorted({name.split(".")[0] for c in known.names for name in out.names(records.folder(c))})
-    unfinished, damaged = 0, 0
+    unfinished = damaged = unreadable = 0
     with locked(out) if repair else contextlib.nullcontext(), ThreadPoolExecutor(4) as pool:
         for shard, found in zip(shards, pool.map(partial(_check, out, known.names), shards), strict=True):
+            if isinstance(found, OSError):  # a network or a disk that does not answer: no reason to discard anything
+                unreadable += 1
+                print(f"unreadable  {shard}: {found}", flush=True)
+                continue
             for column, what in found.items():
                 if not _present(out, column, shard):
                     unfinished += 1
@@ -34,15 +38,19 @@ def verify(place: str, repair: bool) -> int:
                 if repair:
                     records.discard(out, column, shard)
     print(f"{len(shards)} shards × {len(known.names)} columns read back: {damaged} damaged"
+          + (f", {unreadable} could not be read" if unreadable else "")
           + (f", {unfinished} not made yet" if unfinished else "")
           + (", sent back: run the same `labels` command to make them again" if damaged and repair else ""))
     if damaged and not repair:
         print("`overtone verify OUT --repair` sends them back to be made again", file=sys.stderr)
-    return 1 if damaged else 0
+    return 1 if damaged or unreadable else 0
 
 
-def _check(out: Storage, columns: tuple[str, ...], shard: str) -> dict[str, str]:
-    return audit.damaged(out, shard, columns)
+def _check(out: Storage, columns: tuple[str, ...], shard: str) -> dict[str, str] | OSError:
+    try:
+        return audit.damaged(out, shard, columns)
+    except OSError as error:
+        return error
 
 
 def _present(out: Storage, column: str, shard: str) -> bool:

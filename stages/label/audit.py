@@ -43,7 +43,10 @@ class AuditWorker:
     def __call__(self, shard: str) -> dict[str, Any]:
         started = time.time()
         row: dict[str, Any] = {"shard": shard, "column": "audit", "stage": "audit", "error": None, "status": "finished"}
-        damage = damaged(Storage(self.out), shard, self.columns)
+        try:
+            damage = damaged(Storage(self.out), shard, self.columns)
+        except OSError as error:
+            damage = {"": f"cannot be read back: {error}"}
         if damage:
             row |= {"status": "failed", "error": "; ".join(damage.values())}
         return row | {"started": started, "wall_s": time.time() - started, "host": platform.node()}
@@ -53,7 +56,7 @@ def damaged(storage: Storage, shard: str, columns: Iterable[str]) -> dict[str, s
     """Damaged columns of a shard and what is wrong with each; empty when all is well.
 
     Besides each column's own bytes: every key has the same frames in all columns, and labels were
-    made from the audio that is there.
+    made from the audio that is there. Raises OSError when bytes could not be read, which is no damage.
     """
     found: dict[str, str] = {}
     audio_sha256, audio_frames = None, {}
@@ -61,7 +64,7 @@ def damaged(storage: Storage, shard: str, columns: Iterable[str]) -> dict[str, s
         try:
             record = column.audit(storage, name, shard)
             index = column.read_index(storage, name, shard)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             found[name] = str(error)
             continue
         frames = dict(zip(index.column("key").to_pylist(), index.column("frames").to_pylist(), strict=True))

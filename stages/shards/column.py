@@ -11,7 +11,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.shards import record as records
-from stages.shards.storage import Storage
+from stages.shards.storage import Storage, table_bytes
 
 INDEX = pa.schema(
     [
@@ -151,9 +151,13 @@ def publishing(storage: Storage, column: str, shard: str) -> Iterator["Publicati
         finally:
             publication.writer.close()
         assert publication.record is not None, "a shard ended without a record"
+        beside: dict[str, str] = {}
         for kind, table in (("index", publication.writer.index), ("stats", publication.writer.stats)):
-            storage.write_table(records.file(column, shard, f"{kind}.parquet"), table)
-    storage.write(records.file(column, shard, "json"), publication.record.to_bytes())
+            data = table_bytes(table)
+            storage.write(records.file(column, shard, f"{kind}.parquet"), data)
+            beside[f"{kind}.parquet"] = hashlib.sha256(data).hexdigest()
+    record = replace(publication.record, beside_sha256=beside)
+    storage.write(records.file(column, shard, "json"), record.to_bytes())
 
 
 @dataclass
@@ -172,14 +176,17 @@ def audit(storage: Storage, column: str, shard: str) -> records.Record:
     Checks the tar's bytes and sha256 against the record, its keys against the index, and every
     array's shape and dtype against the frames the index states.
     """
+    kind = "json"
     try:
         record = records.read(storage, column, shard)
-        index = read_index(storage, column, shard)
-        storage.size(records.file(column, shard, "stats.parquet"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{column}/{shard}: a file is missing ({error})") from None
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{column}/{shard}.index.parquet is damaged ({error})") from None
+        for kind in ("index.parquet", "stats.parquet"):  # parquet itself does not notice every flipped bit
+            seen = hashlib.sha256(storage.read(records.file(column, shard, kind))).hexdigest()
+            noted = record.beside_sha256.get(kind, "none")
+            if seen != noted:
+                raise ValueError(f"{column}/{shard}.{kind} is damaged: its sha256 is {seen[:12]}…, its record says {noted[:12]}…")
+    except FileNotFoundError:
+        raise ValueError(f"{column}/{shard}.{kind} is missing") from None
+    index = read_index(storage, column, shard)
     try:
         with storage.fetched(records.file(column, shard, "tar")) as path:
             _check_tar(path, record, index, f"{column}/{shard}")

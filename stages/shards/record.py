@@ -30,6 +30,7 @@ class Record:
     source_sha256: str | None  # of the audio tar the labels were made from
     software: dict[str, str]
     device: str
+    beside_sha256: dict[str, str] = field(default_factory=dict)  # of the index and the statistics beside the tar
     facts: dict[str, Any] = field(default_factory=dict)  # e.g. the storage error of a float16 column
     run: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT

@@ -38,13 +38,21 @@ def tree_cpu_s(root: int | None = None) -> float:
                 continue
             parts = text[text.rindex(")") + 2 :].split()
             children[int(parts[1])].append(int(entry))
-            cpu[int(entry)] = sum(map(int, parts[11:15])) * TICK_S
+            cpu[int(entry)] = _clock_s(int(entry)) + sum(map(int, parts[13:15])) * TICK_S
     total, waiting = 0.0, [root or os.getpid()]
     while waiting:
         pid = waiting.pop()
         total += cpu.get(pid, 0.0)
         waiting += children[pid]
     return total
+
+
+def _clock_s(pid: int) -> float:
+    """A process's own CPU clock: nanoseconds, where /proc counts ticks."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # CPUCLOCK_SCHED of linux/posix-timers.h
+    except OSError:
+        return 0.0  # gone
 
 
 def machine_cpu_s() -> float:

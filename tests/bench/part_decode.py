@@ -14,6 +14,7 @@ import soundfile
 import soxr
 
 from stages.label.decode import Decode
+from stages.label.decoding.recording import Decoding, File, resampled, to_int16
 from stages.label.decoding.source import Source, quick_hash
 from tests.bench.measure import ROOT, Row, tree_cpu_s
 
@@ -131,7 +132,17 @@ def _format(decoder, name: str, path: Path, rounds: int) -> Row:
         samples = work()
         return tree_cpu_s() - begun, samples
 
-    ways = {"stage": stage}
+    def child() -> int:
+        """What the stage's own process does, without the pipe, the checks and the packing."""
+        file = File(os.fsencode(path))
+        decoding = Decoding(file, 1e9)
+        try:
+            return sum(len(to_int16(b)) for b in resampled(decoding.blocks(lambda facts: None), RATE_HZ, "HQ"))
+        finally:
+            decoding.close()
+            file.close()
+
+    ways = {"stage": stage, "its decoder": child}
     for label, loop in BARE.items():
         if not (label == "soundfile" and name == "m4a"):
             ways[label] = lambda loop=loop: loop(path)
@@ -142,7 +153,8 @@ def _format(decoder, name: str, path: Path, rounds: int) -> Row:
             took, lengths[label] = seconds(work)
             best[label] = min(best[label], took)
     audio_s = lengths["stage"] / RATE_HZ
-    winner = min((label for label in ways if label != "stage"), key=best.__getitem__)
+    winner = min((label for label in ways if label in BARE), key=best.__getitem__)
     share = best[winner] / best["stage"]
-    speeds = f"{audio_s / best['stage']:.0f}× real time; {winner} {audio_s / best[winner]:.0f}×"
+    speeds = f"{audio_s / best['stage']:.0f}× real time with hashing, checks and statistics; "
+    speeds += f"its decoder alone {audio_s / best['its decoder']:.0f}×, {winner} {audio_s / best[winner]:.0f}×"
     return Row(f"decode + resample, {name}", f"{share:.0%} ({speeds})", "≥ 90 %", share >= 0.9)

@@ -46,7 +46,8 @@ def grow(out: Path, music: Path, shards: int, each: int) -> None:
     changed = {"recording": ids, "path": paths, "path_bytes": [p.encode() for p in paths],
                "name_bytes": [os.path.relpath(p, music).encode() for p in paths], "size": [4] * len(ids),
                "mtime_ns": [os.stat(p).st_mtime_ns for p in paths], "quick": [i * 4 for i in ids],
-               "duration_s": [3600 / each] * len(ids), "shard": [n for n in names for _ in range(each)], "split": ["train"] * len(ids)}
+               "duration_s": [3600 / each] * len(ids), "split": ["train"] * len(ids),
+               "shard": [n for n in names for _ in range(each)]}
     known = pq.read_table(out / "catalog.parquet")
     grown = pa.concat_tables([known, repeated(known, len(ids), changed)])
     write_parquet(out / "catalog.parquet", CATALOG, grown.sort_by("path_bytes").to_batches())

@@ -99,7 +99,8 @@ def test_the_tar_program_reads_columns_and_merged_tars(labelled, merged, tmp_pat
     for path in [paths[0] for paths in columns(labelled).values()] + sorted(merged.iterdir())[:1]:
         listed = subprocess.run(["tar", "-tvf", path], capture_output=True, text=True, check=True).stdout.splitlines()
         names = [line.split()[-1] for line in listed]
-        assert names == sorted(names) and len(set(names)) == len(names) > 0
+        keys = [name.split(".")[0] for name in names]
+        assert keys == sorted(keys) and len(set(names)) == len(names) > 0
         assert all("1970-01-01" in line for line in listed), "a time of writing would change the bytes"
         subprocess.run(["tar", "-xf", path, "-C", tmp_path], check=True)
         assert all((tmp_path / name).stat().st_size > 0 for name in names)
@@ -126,7 +127,7 @@ def test_merge_by_split(labelled, tmp_path, run_overtone):
 
 def test_status_counts(labelled, run_overtone):
     found = json.loads(run_overtone("status", labelled, "--json").stdout)
-    assert (found["recordings"], found["validation"], found["tombstoned"], found["rejected"]) == (10, 1, 0, {})
+    assert (found["recordings"], found["tombstoned"], found["rejected"]) == (10, 0, {}) and found["validation"] >= 1
     assert found["finished"] and {c["shards"] for c in found["columns"].values()} == {found["shards"]}
     assert "finished" in run_overtone("status", labelled).stdout
 
@@ -142,7 +143,7 @@ def test_verify_finds_damage_and_repair_gives_the_same_bytes(labelled, excerpts,
     shutil.copytree(labelled, out)
     assert run_overtone("verify", out).returncode == 0
     audio, codes, cqt = columns(out).values()
-    damage = {cqt[0]: "sha256", codes[1]: "bytes, its record says", codes[2]: "missing", cqt[3]: "index", audio[4]: "missing"}
+    damage = {cqt[0]: "sha256", codes[1]: "bytes, its record says", codes[2]: "missing", cqt[3]: "index.parquet is damaged", audio[4]: "missing"}
     flip(cqt[0])
     codes[1].write_bytes(codes[1].read_bytes()[:-700])
     codes[2].with_suffix(".json").unlink()

@@ -108,6 +108,8 @@ def flip(data: bytearray) -> None:
     ("tar", flip, "sha256"),
     ("tar", lambda d: d.__delitem__(slice(900, None)), "900 bytes"),
     ("index.parquet", lambda d: d.__delitem__(slice(40, None)), "index.parquet is damaged"),
+        ("index.parquet", flip, "index.parquet is damaged"),
+        ("stats.parquet", flip, "stats.parquet is damaged"),
     ("json", lambda d: d.__delitem__(slice(40, None)), "not a record"),
 ])
 def test_audit_names_the_damage(tmp_path, kind, change, said):
