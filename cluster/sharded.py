@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.session import Session
 from stages.label.base import Needs
@@ -45,7 +46,8 @@ def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | No
     """Sizes of the pools, so that one actor of each and one more task always fit.
 
     On a cluster too small for that, reservations shrink to fractions, with room for a busy stage's
-    pool to grow, and with one actor of each on one node of `node_cpus`, should the others die. Raises ValueError naming the stage when a GPU is asked for and too few are there.
+    pool to grow, and with one actor of each on one node of `node_cpus`, should the others die. Raises
+    ValueError naming the stage when a GPU is asked for and too few are there.
     """
     gpu_needs = sum(link.needs.gpus for link in links)
     if gpu_needs > gpus:
@@ -66,12 +68,13 @@ def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | No
         room = 1 + (usable - whole * scale) / max(reserved, 1e-9)
         if link.needs.gpus:
             room = min(room, 1 + (gpus - gpu_needs) / link.needs.gpus)
-        most = max(1, int(room + 1e-6))
+        # No more than the CPUs can run at once: on a small machine each process more costs its start and gains nothing.
+        most = max(1, min(int(room + 1e-6), math.ceil(cpus / max(link.needs.cpus, 1e-9))))
         pools.append(Pool(reserved, 1, min(most, link.max_workers) if link.max_workers else most))
     return pools
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
     """Counts attempts per shard and stage, so that a shard that kills its worker is given up; carries events."""
 
@@ -90,6 +93,12 @@ class Ledger:
     def drain(self) -> list[dict]:
         events, self.events = self.events, []
         return events
+
+
+def _ledger() -> Any:
+    """A ledger on the driver's own node: the death of another must not take it along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Ledger.options(scheduling_strategy=here).remote()
 
 
 class Actor:
@@ -135,7 +144,7 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
     """
     pools = fit_pools(links, session.cpus, session.gpus, session.node_cpus)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
-    ledger = Ledger.remote()
+    ledger = _ledger()
     rows = ray.data.from_items([{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=max(1, len(shards)))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -146,8 +155,13 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
             memory=None if session.memory_bytes < 2 * sum(k.needs.memory_gb for k in links) * 2**30 else link.needs.memory_gb * 2**30,
             compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=max(pool.min_workers, pool.max_workers)))
     with _watching(ledger, on_event):
-        for row in rows.iter_rows():
-            yield json.loads(row["row"])
+        try:
+            for row in rows.iter_rows():
+                yield json.loads(row["row"])
+        except ray.exceptions.RayTaskError:
+            raise  # a defect of ours: its traceback is wanted
+        except ray.exceptions.RayError as error:
+            raise OSError(f"the Ray cluster failed ({str(error).splitlines()[0]}); finished shards are kept, run again") from None
 
 
 @contextlib.contextmanager
@@ -195,7 +209,7 @@ def run_one_reporting(work: Callable[..., Any], on_event: Callable[[dict], None]
 
     Its reports come to `on_event`; its own exceptions are raised here.
     """
-    ledger = Ledger.remote()
+    ledger = _ledger()
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work).remote(*args, Reporter(ledger))
     with _watching(ledger, lambda event: on_event({k: v for k, v in event.items() if k != "event"})):
         try:

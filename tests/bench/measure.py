@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ class Row:
     holds: bool | None
 
 
-def tree_cpu_s(root: int | None = None) -> float:
-    """CPU seconds of a process, of its living descendants, and of the dead ones each has waited for."""
+def tree_cpu_by_process(root: int | None = None) -> dict[tuple[int, int], float]:
+    """CPU seconds of a process and of its living descendants, with what each has waited for, by (pid, start)."""
     children, cpu = defaultdict(list), {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -36,15 +37,20 @@ def tree_cpu_s(root: int | None = None) -> float:
                 text = Path(f"/proc/{entry}/stat").read_text()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            parts = text[text.rindex(")") + 2 :].split()
-            children[int(parts[1])].append(int(entry))
-            cpu[int(entry)] = _clock_s(int(entry)) + sum(map(int, parts[13:15])) * TICK_S
-    total, waiting = 0.0, [root or os.getpid()]
+            parts, pid = text[text.rindex(")") + 2 :].split(), int(entry)
+            children[int(parts[1])].append(pid)
+            cpu[pid] = (pid, int(parts[19])), _clock_s(pid) + sum(map(int, parts[13:15])) * TICK_S
+    found, waiting = {}, [root or os.getpid()]
     while waiting:
         pid = waiting.pop()
-        total += cpu.get(pid, 0.0)
+        if pid in cpu:
+            found[cpu[pid][0]] = cpu[pid][1]
         waiting += children[pid]
-    return total
+    return found
+
+
+def tree_cpu_s() -> float:
+    return sum(tree_cpu_by_process().values())
 
 
 def _clock_s(pid: int) -> float:
@@ -72,11 +78,29 @@ class Span:
 
 
 @contextmanager
-def span() -> Iterator[Span]:
-    """Measures its block: wall time, this process tree's CPU time, and everyone else's."""
-    found, begun, own, all_of_it = Span(), time.perf_counter(), tree_cpu_s(), machine_cpu_s()
-    yield found
-    found.wall_s, found.cpu_s = time.perf_counter() - begun, tree_cpu_s() - own
+def span(sampled: bool = False) -> Iterator[Span]:
+    """Measures its block: wall time, this process tree's CPU time, and everyone else's.
+
+    sampled: look twice a second, for trees whose dead nobody waits for (Ray's workers); what a
+    process does in its last half second is then counted as someone else's."""
+    found, begun, own, all_of_it = Span(), time.perf_counter(), tree_cpu_by_process(), machine_cpu_s()
+    seen, over = dict(own), threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            seen.update(tree_cpu_by_process())
+
+    thread = threading.Thread(target=look, daemon=True)
+    if sampled:
+        thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        if sampled:
+            thread.join()
+    seen.update(tree_cpu_by_process())
+    found.wall_s, found.cpu_s = time.perf_counter() - begun, sum(seen.values()) - sum(own.values())
     found.others_s = max(0.0, machine_cpu_s() - all_of_it - found.cpu_s)
 
 

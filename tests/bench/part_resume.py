@@ -86,7 +86,7 @@ def measure(folder: Path, shards: int, each: int) -> list[Row]:
     excerpts(music / "real", 3, 30)
     seen = (out / "log.jsonl").stat().st_size
     begun = time.time()
-    with span() as whole:
+    with span(sampled=True) as whole:
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the run ended with {done.returncode}: {done.stderr}{done.stdout}"[-2000:])

@@ -89,7 +89,7 @@ def chain(config: Path) -> None:
 
     @contextmanager
     def session(*arguments, **options):
-        with started(*arguments, **options) as here, span() as taken:
+        with started(*arguments, **options) as here, span(sampled=True) as taken:
             yield here
         up.__dict__.update(taken.__dict__)
 
