@@ -22,7 +22,6 @@ from cluster.session import Session
 from stages.label.base import Needs
 
 SLACK = 0.1  # share of the CPUs left for Ray Data's own tasks
-SMALLEST = 0.05  # CPU reservation below which a cluster is too small
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,7 @@ def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | No
         scale = min(usable / (whole + math.ceil(cpus)), (node_cpus or cpus) * (1 - SLACK) / whole)
     pools = []
     for link in links:
-        reserved = math.floor(link.needs.cpus * scale * 100) / 100 if scale < 1 else link.needs.cpus
-        if reserved < SMALLEST:
-            raise ValueError(f"{cpus:g} CPUs are too few for {len(links)} stages: lower run.pools.*.cpus or add CPUs")
+        reserved = math.floor(link.needs.cpus * scale * 1000) / 1000 if scale < 1 else link.needs.cpus
         room = 1 + (usable - whole * scale) / max(reserved, 1e-9)
         if link.needs.gpus:
             room = min(room, 1 + (gpus - gpu_needs) / link.needs.gpus)
@@ -149,10 +146,12 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
+    # Memory is reserved only where the cluster has plenty: Ray counts it, but does not measure it.
+    plenty = session.memory_bytes >= 2 * sum(link.needs.memory_gb for link in links) * 2**30
     for link, pool in zip(links, pools, strict=True):
         rows = rows.map_batches(
             Actor, fn_constructor_args=(link, ledger, attempts), batch_size=None, num_cpus=pool.cpus, num_gpus=link.needs.gpus,
-            memory=None if session.memory_bytes < 2 * sum(k.needs.memory_gb for k in links) * 2**30 else link.needs.memory_gb * 2**30,
+            memory=link.needs.memory_gb * 2**30 if plenty else None,
             compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=max(pool.min_workers, pool.max_workers)))
     with _watching(ledger, on_event):
         try:

@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     labels = commands.add_parser("labels", help="label a folder of music; goes on where it was stopped")
     _config(labels)
     labels.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
-    labels.add_argument("--retry-rejected", metavar="REASON", help="try rejected files whose reason contains this text again (all: every one)")
+    labels.add_argument("--retry-rejected", metavar="REASON",
+                        help="try rejected files whose reason contains this text again (all: every one)")
     labels.add_argument("--refit", action="store_true", help="fit the teacher anew, on shards spread over the whole plan")
     labels.set_defaults(run=_labels)
 
@@ -69,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", metavar="CONFIG", help="for example configs/labels/quickstart.yaml")
-    command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override one field, e.g. run.out=data/mine")
+    command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                         help="override one field, e.g. run.out=data/mine")
     command.add_argument("--audio", action="append", default=[], metavar="PATH", help="audio root; instead of run.audio")
     command.add_argument("--out", metavar="OUT", help="instead of run.out")
 

@@ -46,7 +46,7 @@ def _resources(config: Config) -> str:
 
     address = os.environ.get("RAY_ADDRESS")
     pools = config.run.pools
-    each = ", ".join(f"{n} {getattr(pools, n).cpus:g} CPU" + (f" + {getattr(pools, n).gpus:g} GPU" if getattr(pools, n).gpus else "")
-                     for n in ("decode", "codes", "cqt", "audit"))
+    needs = {n: getattr(pools, n) for n in ("decode", "codes", "cqt", "audit")}
+    each = ", ".join(f"{n} {p.cpus:g} CPU" + (f" + {p.gpus:g} GPU" if p.gpus else "") for n, p in needs.items())
     here = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
     return f"{f'Ray cluster at {address}' if address else here}; a worker: {each}"

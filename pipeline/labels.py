@@ -241,7 +241,7 @@ class LabelRun:
         """Compact the indexes and statistics of finished shards, where the tables do not say what is there."""
         columns = self.registry.names
         done = set.intersection(*(records.finished(self.out, c) for c in columns)) - set(self.failed)
-        missing, stale = audit.ungathered(self.out, live, refused)
+        missing, stale = audit.ungathered(self.out, columns, live, refused)
         new = (done - audit.gathered(self.out, columns)) | (missing & done)
         if new or stale:
             audit.gather(self.out, columns, sorted(new), live["recording"].combine_chunks())

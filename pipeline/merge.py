@@ -49,8 +49,9 @@ def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: st
 
 def _join(out: Storage, shard: str, names: tuple[str, ...], wanted: set[str], path) -> int:
     indexes = {n: column.read_index(out, n, shard) for n in names}
-    keys = [set(t.filter(pc.is_in(t["recording"], pa.array(sorted(wanted), pa.string())))["key"].to_pylist()) for t in indexes.values()]
-    shared = set.intersection(*keys)
+    live = pa.array(sorted(wanted), pa.string())
+    keys = [t.filter(pc.is_in(t["recording"], live))["key"].to_pylist() for t in indexes.values()]
+    shared = set.intersection(*map(set, keys))
     with contextlib.ExitStack() as stack, open(path, "wb") as file:
         tars = [stack.enter_context(_members(out, n, shard)) for n in names]
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as joined:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from pipeline.registry import Registry
+from stages.label import audit
 from stages.label.base import RATE_HZ
 from stages.label.recipe import Config
 from stages.shards.storage import Storage
@@ -77,7 +78,7 @@ def column_lines(out: Storage, registry: Registry) -> list[str]:
     for name in registry.names:
         own = table.filter(pc.equal(table["column"], name))
         lines.append(f"columns/{name:<16} {own.num_rows:>6} shards {(pc.sum(own['bytes']).as_py() or 0) / 2**20:>10.1f} MiB")
-    samples = out.read_table("segments.parquet", ["samples"])["samples"]
+    samples = audit.segments(out, registry.names, ["samples"])["samples"]
     hours = (pc.sum(samples).as_py() or 0) / RATE_HZ / 3600
     return [*lines, f"{len(samples)} segments, {hours:.2f} h of audio"]
 

@@ -29,7 +29,9 @@ SHARDS = pa.schema(
 REJECTED = pa.schema([("stage", pa.string()), ("shard", pa.string()), ("recording", pa.string()),
                       ("path", pa.string()), ("reason", pa.string())])
 INDEX_ROWS = pa.schema([("shard", pa.string()), ("column", pa.string()), *column.INDEX])
-SEGMENTS = pa.schema([("shard", pa.string()), ("key", pa.string()), ("recording", pa.string())])  # and each stage's statistics
+# And each stage's statistics. `columns`: those the row was made of; one recipe's rows, while another is not finished.
+SEGMENTS = pa.schema([("columns", pa.string()), ("shard", pa.string()), ("key", pa.string()), ("recording", pa.string()),
+                      ("samples", pa.int64())])
 TABLES = ("index", "segments", "shards")
 
 
@@ -152,14 +154,20 @@ def _old_and_new(storage, name, replaced, columns, new) -> Iterator[pa.Table]:
         yield pa.concat_tables(held, promote_options="permissive")
 
 
-def ungathered(storage: Storage, plan: pa.Table, refused: pa.Array) -> tuple[set[str], bool]:
+def segments(storage: Storage, columns: tuple[str, ...], names: list[str]) -> pa.Table:
+    """These fields of the segments of these columns, from OUT/segments.parquet."""
+    table = storage.read_table("segments.parquet", [*names, "columns"])
+    return table.filter(pc.equal(table["columns"], " ".join(columns))).select(names)
+
+
+def ungathered(storage: Storage, columns: tuple[str, ...], plan: pa.Table, refused: pa.Array) -> tuple[set[str], bool]:
     """(shards with a live recording that segments.parquet lacks, whether it holds one no longer live).
 
     `plan`: its live rows; `refused`: recordings a stage rejected, which have no segments.
     """
     if not storage.exists("segments.parquet"):
         return set(), False
-    there = pc.unique(storage.read_table("segments.parquet", ["recording"])["recording"])
+    there = pc.unique(segments(storage, columns, ["recording"])["recording"])
     expected = pc.or_(pc.is_in(plan["recording"], there), pc.is_in(plan["recording"], refused))
     missing = plan.filter(pc.invert(expected))
     stale = pc.any(pc.invert(pc.is_in(there, plan["recording"].combine_chunks()))).as_py()
@@ -190,7 +198,8 @@ def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.
         for own in table.column_names:
             if own not in merged.column_names:
                 merged = merged.append_column(own, beside[own])
-    return merged.add_column(0, "shard", pa.array([shard] * merged.num_rows, pa.string()))
+    merged = merged.add_column(0, "shard", pa.array([shard] * merged.num_rows, pa.string()))
+    return merged.add_column(0, "columns", pa.array([" ".join(columns)] * merged.num_rows, pa.string()))
 
 
 def _shard_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:

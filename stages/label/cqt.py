@@ -101,7 +101,8 @@ class CqtRun:
             for segment, exact_TF in cut(self._blocks(wave), wave.segments):
                 stored_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
                 self.error.add(exact_TF, stored_TF)
-                stats = {"cqt_max": float(exact_TF.max(initial=0.0)), "cqt_mean": float(exact_TF.mean(dtype=np.float64)) if exact_TF.size else 0.0}
+                mean = float(exact_TF.mean(dtype=np.float64)) if exact_TF.size else 0.0
+                stats = {"cqt_max": float(exact_TF.max(initial=0.0)), "cqt_mean": mean}
                 yield Sample(segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, identity(segment), stats)
             yield Kept(wave.recording)
 

@@ -42,7 +42,7 @@ class ColumnWriter:
     """Writes one shard of a column into `tar_path`; samples of a rejected recording are taken back."""
 
     def __init__(self, tar_path: Path):
-        self._file = open(tar_path, "w+b")
+        self._file = open(tar_path, "w+b")  # noqa: SIM115 - closed by `finish` or `close`
         self._rows: list[dict] = []
         self._stats: list[dict] = []
         self._mark = (0, 0)  # file position and rows at the end of the last kept recording

@@ -9,7 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from tests.conftest import ROOT, SMALL, command, tars
 
@@ -143,6 +145,10 @@ def written(out: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in out.glob("columns/*/*") if p.is_file()}
 
 
+def segments(out: Path) -> list[dict]:
+    return sorted(pq.read_table(out / "segments.parquet").to_pylist(), key=lambda row: row["key"])
+
+
 def test_shards_cannot_change_their_length(copied, refused):
     config, out = copied
     before = written(out)
@@ -160,7 +166,7 @@ def test_nothing_to_do_is_done_in_seconds(copied, overtone):
 
 
 @pytest.mark.slow
-def test_another_recipe_makes_other_columns_beside_the_old(copied, overtone):
+def test_another_recipe_makes_other_columns_beside_the_old(copied, labelled, overtone):
     config, out = copied
     before, shas, names = written(out), tars(out), {p.name for p in (out / "columns").iterdir()}
     done = overtone("labels", config, "--set", "recipe.cqt.bins=168")
@@ -170,6 +176,11 @@ def test_another_recipe_makes_other_columns_beside_the_old(copied, overtone):
     [new] = {p.name for p in (out / "columns").iterdir()} - names
     assert new.startswith("cqt-") and len(list((out / "columns" / new).glob("*.tar"))) == len(shas) // 3
     assert overtone("verify", out).returncode == 0
+    assert segments(out) != segments(labelled)
+    since = written(out)
+    done = overtone("labels", config)
+    assert done.returncode == 0 and written(out) == since, "back to the first recipe: all of it is there"
+    assert segments(out) == segments(labelled), "the statistics must be those of the recipe in use"
 
 
 @pytest.mark.slow
@@ -195,3 +206,19 @@ def test_one_run_at_a_time_and_ctrl_c(small_config, labelled, overtone, refused,
     assert finished == {k: v for k, v in tars(out).items() if k in finished}
     assert tars(out) == tars(labelled)
     assert not list(out.rglob(".attempt-*"))
+
+
+@pytest.mark.slow
+def test_a_folder_of_which_nothing_can_be_used(small_config, overtone, tmp_path):
+    """Every shard is empty: still no traceback, and the reasons are told."""
+    for number in range(3):
+        place = tmp_path / "music" / f"{number}.wav"
+        place.parent.mkdir(exist_ok=True)
+        soundfile.write(place, [0.1 * number] * (number + 1), 44_100)
+    done = overtone("labels", small_config, "--audio", tmp_path / "music", "--set", "recipe.codes=null")
+    assert done.returncode == 1 and "3 found = 0 kept + 3 rejected" in done.stdout, done.stdout + done.stderr
+    assert "shorter than one label frame" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    assert overtone("verify", tmp_path / "out").returncode == 0
+    done = overtone("labels", small_config, "--audio", tmp_path / "music")
+    assert done.returncode != 0 and "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert "fit" in done.stdout + done.stderr

@@ -41,7 +41,8 @@ def test_the_tar_is_read_by_tar_webdataset_and_by_position(tmp_path):
     storage = Storage(tmp_path)
     publish(storage, ["a-00000", "b-00000"])
     path = tmp_path / "columns/codes-x/s1.tar"
-    assert subprocess.run(["tar", "tf", path], capture_output=True, text=True).stdout.split() == ["a-00000.codes.npy", "b-00000.codes.npy"]
+    listed = subprocess.run(["tar", "tf", path], capture_output=True, text=True)
+    assert listed.stdout.split() == ["a-00000.codes.npy", "b-00000.codes.npy"]
     samples = list(webdataset.WebDataset([str(path)], shardshuffle=False).decode())
     assert [s["__key__"] for s in samples] == ["a-00000", "b-00000"]
     expected = np.arange(8, dtype=np.uint16).reshape(4, 2)
