@@ -32,7 +32,7 @@ labels: setup
 	@$(BIN)/overtone labels $(CONFIG) $(if $(AUDIO),--audio "$(AUDIO)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 music: setup
-	@$(BIN)/python -m pipeline.music music
+	@$(BIN)/python -m pipeline.music music $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest

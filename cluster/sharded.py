@@ -32,6 +32,7 @@ class Link:
     make: Callable[[], Callable[[str], dict]]
     needs: Needs = Needs()
     max_workers: int | None = None
+    cpu_s: float = 1.0  # a second of audio costs, against the other links: how a small machine is shared
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,10 @@ def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | No
         room = 1 + (usable - whole * scale) / max(reserved, 1e-9)
         if link.needs.gpus:
             room = min(room, 1 + (gpus - gpu_needs) / link.needs.gpus)
-        # No more than the CPUs can run at once: on a small machine each process more costs its start and gains nothing.
-        most = max(1, min(int(room + 1e-6), math.ceil(cpus / max(link.needs.cpus, 1e-9))))
+        most = max(1, int(room + 1e-6))
+        if scale < 1:  # on a small machine a process more than its stage's share of the CPUs costs its start and gains nothing
+            most = min(most, math.ceil(cpus * link.cpu_s / sum(other.cpu_s for other in links) / link.needs.cpus))
+        most = max(1, most)
         pools.append(Pool(reserved, 1, min(most, link.max_workers) if link.max_workers else most))
     return pools
 
@@ -85,6 +88,7 @@ class Ledger:
         return self.attempts[stage, shard]
 
     def end(self, row: dict) -> None:
+        self.attempts.pop((row.get("stage"), row.get("shard")), None)  # a neighbour's death in its block is not its own
         self.events.append({"event": "end", **row})
 
     def drain(self) -> list[dict]:
@@ -133,6 +137,14 @@ class Actor:
         return row
 
 
+def blocks(shards: int) -> int:
+    """Ray Data's blocks: one per shard, up to five shards in one when there are thousands.
+
+    A block costs the scheduler some 20 ms at each chain, and goes on to the next stage as a whole.
+    """
+    return max(1, min(shards, max(2000, math.ceil(shards / 5))))
+
+
 def run_chain(links: list[Link], shards: list[str], session: Session, attempts: int = 3,
               on_event: Callable[[dict], None] = lambda event: None) -> Iterator[dict]:
     """Yield one row per shard as each leaves the chain: {shard, <stage>: status…, failed?, error?}.
@@ -142,7 +154,7 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
     pools = fit_pools(links, session.cpus, session.gpus, session.node_cpus)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
     ledger = _ledger()
-    rows = ray.data.from_items([{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=max(1, len(shards)))
+    rows = ray.data.from_items([{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=blocks(len(shards)))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False

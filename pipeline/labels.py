@@ -108,6 +108,7 @@ class LabelRun:
     weights: teachers.Weights | None = None
     failed: dict[str, str] = field(default_factory=dict)  # shard → what happened
     _registry: Registry | None = None
+    _done: dict[str, set[str]] = field(default_factory=dict)
 
     @property
     def audio(self) -> tuple[str, str]:
@@ -146,10 +147,16 @@ class LabelRun:
             self._registry = registry.write(self.out, self.known, self.config.recipe, current)
         return self._registry
 
+    def done(self, column: str) -> set[str]:
+        """Finished shards of a column, listed once until a chain has run."""
+        if column not in self._done:
+            self._done[column] = records.finished(self.out, column)
+        return self._done[column]
+
     def pending(self) -> list[str]:
         """Shards, in plan order, with an unfinished column or not yet audited; from one listing a column."""
         columns = [job.column for job in self.jobs()]
-        done = set.intersection(*(records.finished(self.out, c) for c in columns)) & audit.gathered(self.out, columns)
+        done = set.intersection(*map(self.done, columns)) & audit.gathered(self.out, columns)
         return [name for name, _ in self.shards if name not in done]
 
     def check_space(self) -> None:
@@ -157,7 +164,7 @@ class LabelRun:
         free, seconds = self.out.free_bytes(), dict(self.shards)
         need = 0.0
         for job in self.jobs():
-            done = records.finished(self.out, job.column)
+            done = self.done(job.column)
             need += BYTES_PER_S[job.stage.writes] * sum(s for name, s in seconds.items() if name not in done)
         if free is not None and need > free:
             raise ValueError(f"{self.out.root} has {shown(free)} free, this run writes about {shown(need)}: "
@@ -188,7 +195,7 @@ class LabelRun:
 
         recipe, (audio, audio8) = self.config.recipe, self.audio
         chosen = teachers.fit_shards(recipe, self.shards, refit)
-        done = records.finished(self.out, audio)
+        done = self.done(audio)
         self.chain(ray_session, self.jobs()[:1], [s for s in chosen if s not in done], audited=False)
         if self.failed:
             return
@@ -214,10 +221,11 @@ class LabelRun:
         for job in jobs:
             pool = getattr(pools, job.stage.name)
             cpus = pool.cpus if job.stage.name == "decode" else max(pool.cpus, self.config.recipe.threads)
-            links.append(Link(job.stage.name, Opener(job), Needs(cpus, pool.gpus, pool.memory_gb), pool.max_workers))
+            links.append(Link(job.stage.name, Opener(job), Needs(cpus, pool.gpus, pool.memory_gb), pool.max_workers, job.stage.cpu_s))
         if audited:
             opener = AuditOpener(jobs[0].out, tuple(job.column for job in jobs))
-            links.append(Link("audit", opener, Needs(pools.audit.cpus, 0, pools.audit.memory_gb)))
+            links.append(Link("audit", opener, Needs(pools.audit.cpus, 0, pools.audit.memory_gb),
+                              pools.audit.max_workers, audit.CPU_S))
         return links
 
     def chain(self, ray_session, jobs: list[Job], pending: list[str], audited: bool) -> None:
@@ -235,12 +243,13 @@ class LabelRun:
                     self.failed[row["shard"]] = f"{row['failed']}: {row['error']}"
                     if row["fatal"] or len(self.failed) > run.max_failed_shards:
                         break
+        self._done.clear()
         self.progress.stop()
 
     def gather(self, live: pa.Table, refused: pa.Array) -> None:
         """Compact the indexes and statistics of finished shards, where the tables do not say what is there."""
         columns = self.registry.names
-        done = set.intersection(*(records.finished(self.out, c) for c in columns)) - set(self.failed)
+        done = set.intersection(*map(self.done, columns)) - set(self.failed)
         missing, stale = audit.ungathered(self.out, columns, live, refused)
         new = (done - audit.gathered(self.out, columns)) | (missing & done)
         if new or stale:

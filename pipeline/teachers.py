@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,10 @@ def fit(place: str, recipe: Recipe, audio_column: str, audio8: str, shards: list
         for shard in sorted(shards):
             path = stack.enter_context(out.fetched(records.file(audio_column, shard, "tar")))
             heard += list(waves(path, column.read_index(out, audio_column, shard)))
+        if not heard:
+            reasons = Counter(r["reason"] for shard in shards for r in records.read(out, audio_column, shard).rejects)
+            raise ValueError(f"nothing to fit {recipe.codes.name} on: all {reasons.total()} recordings of the first {len(shards)} "
+                             f"shards were rejected ({'; '.join(why for why, _ in reasons.most_common(3))}): give other audio")
         data, about = recipe.codes.fit(heard, device, recipe.fit_threads, report or (lambda event: None))
     own = recipes.fit_recipe(recipe, audio8)
     earlier = sum(1 for n in out.names(FOLDER) if n.endswith(".json"))

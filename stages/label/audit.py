@@ -32,6 +32,7 @@ INDEX_ROWS = pa.schema([("shard", pa.string()), ("column", pa.string()), *column
 # And each stage's statistics. `columns`: those the row was made of; one recipe's rows, while another is not finished.
 SEGMENTS = pa.schema([("columns", pa.string()), ("shard", pa.string()), ("key", pa.string()), ("recording", pa.string()),
                       ("samples", pa.int64())])
+CPU_S = 0.0005  # a second of audio costs about
 TABLES = ("index", "segments", "shards")
 
 

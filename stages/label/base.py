@@ -62,6 +62,7 @@ class Stage(Protocol):
     version: ClassVar[int]
     reads: ClassVar[tuple[str, ...]]  # kinds of columns
     writes: ClassVar[str]  # kind of column
+    cpu_s: float  # CPU seconds that a second of audio costs, about (D make bench-labels); only shares CPUs out
 
     def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Any], Iterator[Item]]:
         """Load models once per worker; what comes back takes one shard's inputs."""

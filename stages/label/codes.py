@@ -23,6 +23,10 @@ class Codes:
     reads: ClassVar[tuple[str, ...]] = ("audio",)
     writes: ClassVar[str] = "codes"
 
+    @property
+    def cpu_s(self) -> float:
+        return getattr(self.teacher, "cpu_s", 0.02)
+
     def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Iterable[Any]], Iterator[Item]]:
         label = self.teacher.open(weights, device, threads)
 

@@ -61,6 +61,7 @@ class Cqt:
     version: ClassVar[int] = 1
     reads: ClassVar[tuple[str, ...]] = ("audio",)
     writes: ClassVar[str] = "cqt"
+    cpu_s: ClassVar[float] = 0.002
 
     def __post_init__(self):
         if not 1 <= self.block_s <= 600:

@@ -40,6 +40,7 @@ class Decode:
     version: ClassVar[int] = 1
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[str] = "audio"
+    cpu_s: ClassVar[float] = 0.003
 
     rate_hz: int = RATE_HZ
     segment_s: float = 30.0

@@ -53,7 +53,7 @@ class Pool:
         require(self.cpus > 0, "cpus", self.cpus, "expected above 0; fractions such as 0.5 may be")
         require(self.gpus >= 0, "gpus", self.gpus, "expected 0 (no GPU) or more; fractions such as 0.25 may be")
         require(self.memory_gb > 0, "memory_gb", self.memory_gb, "expected above 0")
-        require(self.max_workers is None or self.max_workers >= 1, "max_workers", self.max_workers, "expected at least 1, or leave it out")
+        require(self.max_workers is None or self.max_workers >= 1, "max_workers", self.max_workers, "expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Run:
         require(self.cpus is None or self.cpus >= 1, "run.cpus", self.cpus, "expected at least 1")
         require(self.attempts >= 1, "run.attempts", self.attempts, "expected at least 1")
         require(self.stall_s > 0, "run.stall_s", self.stall_s, "expected seconds above 0")
-        require(self.decode_memory_gb >= 0.3, "run.decode_memory_gb", self.decode_memory_gb, "expected at least 0.3: a decoder needs that to start")
+        require(self.decode_memory_gb >= 0.3, "run.decode_memory_gb", self.decode_memory_gb, "expected 0.3, which a decoder needs, or more")
         require(self.scan_workers is None or self.scan_workers >= 1, "run.scan_workers", self.scan_workers, "expected at least 1")
         require(self.max_failed_shards >= 0, "run.max_failed_shards", self.max_failed_shards, "expected 0 or more")
 

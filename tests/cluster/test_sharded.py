@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.sharded import Link, fit_pools
+from cluster.sharded import Link, blocks, fit_pools
 from stages.label.base import Needs
 
 STAGES = [Link(n, None, Needs(c)) for n, c in (("decode", 1), ("codes", 1), ("cqt", 1), ("audit", 0.5))]
@@ -17,9 +17,15 @@ def test_one_actor_of_each_and_one_more_task_always_fit(cpus, needs):
     assert all(1 <= p.min_workers <= p.max_workers for p in pools)
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 4])
-def test_on_small_machines_the_busiest_stage_can_have_a_worker_for_every_cpu(cpus):
-    assert all(p.max_workers >= cpus for p in fit_pools(STAGES, cpus, 0))
+@pytest.mark.parametrize(("cpus", "expected"), [(1, [1, 1, 1, 1]), (2, [1, 2, 1, 1]), (4, [1, 4, 1, 1])])
+def test_on_small_machines_the_busiest_stage_gets_the_workers(cpus, expected):
+    links = [Link(n, None, Needs(c), cpu_s=s) for n, c, s in (("decode", 1, 3), ("codes", 1, 45), ("cqt", 1, 2), ("audit", 0.5, 0.5))]
+    assert [p.max_workers for p in fit_pools(links, cpus, 0)] == expected
+
+
+@pytest.mark.parametrize(("shards", "expected"), [(0, 1), (1, 1), (2000, 2000), (5000, 2000), (10_000, 2000), (160_000, 32_000)])
+def test_blocks_hold_one_shard_or_a_few(shards, expected):
+    assert blocks(shards) == expected
 
 
 def test_on_large_clusters_reservations_are_whole():

@@ -143,7 +143,8 @@ def test_verify_finds_damage_and_repair_gives_the_same_bytes(labelled, excerpts,
     shutil.copytree(labelled, out)
     assert run_overtone("verify", out).returncode == 0
     audio, codes, cqt = columns(out).values()
-    damage = {cqt[0]: "sha256", codes[1]: "bytes, its record says", codes[2]: "missing", cqt[3]: "index.parquet is damaged", audio[4]: "missing"}
+    damage = {cqt[0]: "sha256", codes[1]: "bytes, its record says", codes[2]: "json is missing", cqt[3]: "index.parquet is damaged",
+              audio[4]: "tar is missing"}
     flip(cqt[0])
     codes[1].write_bytes(codes[1].read_bytes()[:-700])
     codes[2].with_suffix(".json").unlink()

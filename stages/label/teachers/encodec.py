@@ -23,6 +23,7 @@ class Encodec:
 
     name: ClassVar[str] = "encodec"
     version: ClassVar[int] = 1
+    cpu_s: ClassVar[float] = 0.045
     codebooks: int = 8  # of 32: 0.75 kbps each, MERT uses 6 kbps
     codebook_size: int = 1024  # fixed by the published model
     block_s: float = 60.0  # long, for the LSTM's chunks run side by side inside a block

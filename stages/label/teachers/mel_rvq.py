@@ -33,6 +33,7 @@ class MelRvq:
 
     name: ClassVar[str] = "mel_rvq"
     version: ClassVar[int] = 1
+    cpu_s: ClassVar[float] = 0.003
 
     codebooks: int = 8  # this and the next four: MuQ
     codebook_size: int = 1024
