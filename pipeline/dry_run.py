@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline import registry, teachers
 from pipeline.catalogs import Catalogs, live_shards
-from pipeline.labels import BYTES_PER_S
+from pipeline.label_run import BYTES_PER_S
 from pipeline.progress import Progress
 from pipeline.summary import shown
 from stages.label.recipe import Config

@@ -54,7 +54,8 @@ def write_config(path: Path, audio: Path, out: Path, codes: str, shard_minutes: 
 def alone(config: Path) -> None:
     """Every stage over every shard in this process, one after the other, without Ray; prints CPU seconds by stage."""
     from pipeline.catalogs import Catalogs
-    from pipeline.labels import LabelRun, open_out
+    from pipeline.label_run import LabelRun
+    from pipeline.labels import open_out
     from pipeline.progress import Progress
     from pipeline.teachers import located
     from stages.label import audit, recipe
