@@ -4,9 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from pipeline import registry, teachers
 from pipeline.catalogs import Catalogs, live_shards
 from pipeline.label_run import BYTES_PER_S
+from pipeline.labels import check
 from pipeline.progress import Progress
 from pipeline.summary import shown
 from stages.label.recipe import Config
@@ -16,9 +16,7 @@ from stages.shards.storage import Storage
 def describe(config: Config) -> str:
     """Recordings, hours, shards, bytes per column, free space and resources, as text."""
     out = Storage(config.run.out)
-    known = registry.read(out)
-    registry.check_plan(known, config.recipe, out)
-    teachers.located(config.recipe, config.run.weights)
+    check(config, out)
     catalogs = Catalogs(out, config, Progress(out))
     with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
         shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)))

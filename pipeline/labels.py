@@ -14,6 +14,7 @@ from pipeline.catalogs import Catalogs
 from pipeline.label_run import LabelRun
 from pipeline.lock import locked
 from pipeline.progress import Progress
+from pipeline.registry import Registry
 from pipeline.summary import Outcome, summarise
 from stages.label.recipe import Config
 from stages.shards.storage import Storage
@@ -44,12 +45,7 @@ def label(config: Config, asked: Asked = Asked()) -> Outcome:
 
 
 def _label(config: Config, asked: Asked, out: Storage, progress: Progress) -> Outcome:
-    from cluster.session import preflight
-
-    preflight(max(pool.gpus for pool in config.run.pools.used(config.recipe)))
-    known = registry.read(out)
-    registry.check_plan(known, config.recipe, out)
-    published = teachers.located(config.recipe, config.run.weights)
+    known, published = check(config, out)
     catalogs = Catalogs(out, config, progress)
     catalogs.scan_and_plan(asked.retry_rejected)
     shards = catalogs.live_shards()
@@ -63,6 +59,19 @@ def _label(config: Config, asked: Asked, out: Storage, progress: Progress) -> Ou
     return summarise(out, config, catalogs, run.registry, run.failed)
 
 
+def check(config: Config, out: Storage) -> tuple[Registry | None, bytes | None]:
+    """What can be known before the scan; returns what OUT says of itself and the teacher's published weights.
+
+    Raises ValueError for a cluster, a GPU or weights that are not there, and for another plan's recipe.
+    """
+    from cluster.session import preflight
+
+    preflight(max(pool.gpus for pool in config.run.pools.used(config.recipe)))
+    known = registry.read(out)
+    registry.check_plan(known, config.recipe, out)
+    return known, teachers.located(config.recipe, config.run.weights)
+
+
 def fit_only(config: Config, asked: Asked) -> str:
     """Scan, plan, decode what a fit needs, and fit; returns where the teacher is."""
     if not teachers.is_fitted(config.recipe):
@@ -70,8 +79,7 @@ def fit_only(config: Config, asked: Asked) -> str:
     out = open_out(config)
     with locked(out):
         progress = Progress(out)
-        known = registry.read(out)
-        registry.check_plan(known, config.recipe, out)
+        known, _ = check(config, out)
         catalogs = Catalogs(out, config, progress)
         catalogs.scan_and_plan()
         run = LabelRun(config, out, progress, known, catalogs.live_shards())

@@ -36,15 +36,26 @@ class Record:
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+        data = asdict(self)
+        return (json.dumps(data | {"record_sha256": _digest(data)}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _digest(data: dict[str, Any]) -> str:
+    """sha256 of a record's fields, all but `run`."""
+    own = {k: v for k, v in data.items() if k != "run"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def parse(data: bytes, name: str) -> Record:
-    """Raises ValueError naming the file when it is not a record."""
+    """Raises ValueError naming the file when it is not a record, or not as it was written."""
     try:
-        record = Record(**json.loads(data))
-    except (ValueError, TypeError) as error:
+        fields = json.loads(data)
+        noted = fields.pop("record_sha256", None)
+        record = Record(**fields)
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is not a record ({error})") from None
+    if noted != _digest(fields):
+        raise ValueError(f"{name} is damaged: its fields have sha256 {_digest(fields)[:12]}…, it says {str(noted)[:12]}…")
     if record.format != FORMAT:
         raise ValueError(f"{name} has format {record.format}; this version reads {FORMAT}")
     return record

@@ -145,7 +145,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         size = path.stat().st_size
-        raise ValueError(f"{path}: expected a whole weights file, saw {size} bytes not readable: {reason}") from error
+        raise ValueError(f"{path}: expected EnCodec's weights as a torch or safetensors file, saw {size} bytes that are "
+                         f"neither, or cut short (the reader says: {reason})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path}: expected a state dict (names → tensors), saw a {type(state).__name__} of others.")
     return state

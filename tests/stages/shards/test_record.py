@@ -55,3 +55,12 @@ def test_a_damaged_record_is_named():
         records.parse(b"{", "here.json")
     with pytest.raises(ValueError, match="here.json is not a record"):
         records.parse(b'{"shard": "a"}', "here.json")
+
+
+def test_a_changed_field_is_noticed_and_run_may_differ():
+    record = records.Record("s", "c", {"a": 1.5}, 1, 1, [], 1, 320, 1, 10, "ab", None, {}, "cpu", run={"host": "x"})
+    data = record.to_bytes()
+    assert records.parse(data, "r.json") == record
+    assert records.parse(data.replace(b'"host": "x"', b'"host": "y"'), "r.json").run == {"host": "y"}
+    with pytest.raises(ValueError, match="r.json is damaged"):
+        records.parse(data.replace(b"1.5", b"2.5"), "r.json")
