@@ -130,7 +130,7 @@ class LabelRun:
         pool, started = self.config.run.pools.codes, time.time()
 
         def show(event: dict) -> None:
-            shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in event.items())
+            shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in event.items() if v is not None)
             self.progress.status(f"fitting {recipe.codes.name} on {len(chosen)} shards: {shown}")
             self.progress.log("fit", **event)
 

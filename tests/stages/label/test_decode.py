@@ -19,13 +19,6 @@ from stages.label.decoding.source import quick_hash
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
 
 
-@pytest.fixture(scope="module")
-def decoder():
-    opened = Decode().open(stall_s=30.0)
-    yield opened
-    opened.close()
-
-
 def source(path, recording="r"):
     seen = os.stat(path)
     return Source(recording, os.fsencode(path), seen.st_size, seen.st_mtime_ns, quick_hash(path))

@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 
 from stages.label.base import Kept, Rejected
-from stages.label.decode import Decode
 from tests.stages.label.decoding.sounds import encode, outcome, sweep, tone
 
 QUICKSTART = Path(__file__).resolve().parents[4] / "examples" / "quickstart"
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    opened = Decode().open(stall_s=30.0)
-    yield opened
-    opened.close()
 
 
 def test_a_shape_that_changes_midway_goes_on(tmp_path, decoder):
