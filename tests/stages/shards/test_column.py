@@ -157,3 +157,18 @@ def test_members_are_in_a_plain_old_tar(tmp_path):
     with tarfile.open(next(tmp_path.rglob("*.tar"))) as tar:
         [member] = tar.getmembers()
     assert (member.mtime, member.uid, member.gid, member.uname, member.mode) == (0, 0, 0, "", 0o644)
+
+
+def test_labels_of_another_audio_tar_are_damage(tmp_path):
+    from stages.label.audit import damaged
+
+    storage = Storage(tmp_path)
+    sha256 = {}
+    for name, source in (("audio", lambda: None), ("codes-x", lambda: sha256["audio"]), ("codes-y", lambda: "0" * 64)):
+        with publishing(storage, name, "s1") as publication:
+            add(publication.writer, "a-00000")
+            publication.writer.keep({})
+            publication.record = record(publication.writer, column=name, source_sha256=source())
+        sha256[name] = publication.record.sha256
+    assert damaged(storage, "s1", ["audio", "codes-x"]) == {}
+    assert "made from another audio tar" in damaged(storage, "s1", ["audio", "codes-x", "codes-y"])["codes-y"]
