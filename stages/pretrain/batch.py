@@ -3,7 +3,8 @@
 Letters: B clips, N samples at 24 kHz, T model frames, L label frames of a column, K codebooks, F CQT bins.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,18 +33,17 @@ class Batch:
     cqt_BLF: Tensor | None = None  # float32 (B, L, F) of the clean clip, as the column's record or `cqt: online` says
     context_BN: Tensor | None = None  # float32, the clean clip with its context on both sides, for `cqt: online`
     keys: list[str] = field(default_factory=list)  # of the segments, for messages
-    positions: Tensor | None = None  # int64 (B,): place of each sample in the order of its epoch
+    recordings: list[str] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)  # place of each sample in the order of its epoch
+    replaced: list[str] = field(default_factory=list)  # `key: reason` of samples that failed and were replaced
 
     def to(self, device: torch.device | str) -> "Batch":
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=True)
-
-        return Batch(move(self.wave_BN), move(self.mask_BT), {k: move(v) for k, v in self.codes.items()}, move(self.cqt_BLF),
-                     move(self.context_BN), self.keys, self.positions)
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        def pin(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.pin_memory()
+        return self._moved(lambda tensor: tensor.pin_memory())
 
-        return Batch(pin(self.wave_BN), pin(self.mask_BT), {k: pin(v) for k, v in self.codes.items()}, pin(self.cqt_BLF),
-                     pin(self.context_BN), self.keys, self.positions)
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {name: move(value) for name in ("wave_BN", "mask_BT", "cqt_BLF", "context_BN")
+                   if (value := getattr(self, name)) is not None}
+        return replace(self, codes={name: move(value) for name, value in self.codes.items()}, **tensors)
