@@ -83,13 +83,20 @@ class Teacher(Protocol):
     """Names codes for a recording. Weights are canonical safetensors bytes: their sha256 is identity.
 
     A teacher has `fit` (codebooks from one's own corpus), or `locate` (published weights), or neither.
+    What the trainer must know of its codes is written to each record's facts, and read there alone:
+    codebooks, codebook_size, hop_samples (320, of a stored row), teacher_hop_samples.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     codebooks: int  # K
-    codebook_size: int
+    codebook_size: int  # at most 65,536
+    # hop_samples: int = 320, between two codes; a multiple of 320. Rows are always 75 a second, in every
+    # column: the codes stage writes a slower teacher's code into each row it covers.
 
     def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Wave], Iterator[np.ndarray]]:
-        """The labeller yields consecutive uint16 (t, K) blocks, in all ≥ floor(samples / 320) frames."""
+        """The labeller yields consecutive uint16 (t, K) blocks, in all ≥ ceil(floor(samples / 320) · 320 / hop_samples).
+
+        It takes samples by `stages.label.hearing.hear`, whose ValueError rejects the recording.
+        """
         ...

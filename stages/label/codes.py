@@ -1,6 +1,7 @@
 """The codes stage: a teacher's codes over each uninterrupted recording, cut to its segments.
 
 Writes uint16 (T, K) at 75 Hz. The teacher sees the audio as stored, so labels belong to what is trained on.
+The record's facts say what the codes are: the trainer reads them there (see `stages/shards/frames.py`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.label.base import Item, Kept, Rejected, Sample, Teacher
+from stages.label.base import HOP_SAMPLES, Item, Kept, Rejected, Sample, Teacher
 from stages.label.segments import cut, identity
 from stages.shards.column import npy_bytes
 
@@ -27,28 +28,59 @@ class Codes:
     def cpu_s(self) -> float:
         return getattr(self.teacher, "cpu_s", 0.02)
 
-    def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Iterable[Any]], Iterator[Item]]:
-        label = self.teacher.open(weights, device, threads)
+    def open(self, weights: bytes | None, device: str, threads: int) -> "CodesRun":
+        return CodesRun(self.teacher, self.teacher.open(weights, device, threads))
 
-        def run(waves: Iterable[Any]) -> Iterator[Item]:
-            for wave in waves:
-                try:
-                    for segment, codes_TK in cut(label(wave), wave.segments):
-                        yield Sample(segment["key"], {"codes.npy": npy_bytes(codes_TK)}, identity(segment),
-                                     self._stats(codes_TK))
-                except ValueError as error:  # the teacher's own refusal of this recording
-                    yield Rejected(wave.recording, str(error))
-                else:
-                    yield Kept(wave.recording)
 
-        return run
+@dataclass
+class CodesRun:
+    """One worker's labeller; `facts` after a shard describe its codes."""
 
-    def _stats(self, codes_TK: np.ndarray) -> dict:
-        """Per level: entropy of the segment's codes in bits, and how many distinct ones it uses."""
-        entropy, used = [], []
-        for codes_T in codes_TK.T:
-            counts = np.bincount(codes_T)
-            share = counts[counts > 0] / max(len(codes_T), 1)
-            entropy.append(float(-(share * np.log2(share)).sum()))
-            used.append(len(share))
-        return {"code_entropy_bits": entropy, "codes_used": used}
+    teacher: Teacher
+    label: Callable[[Any], Iterator[np.ndarray]]
+
+    def __call__(self, waves: Iterable[Any]) -> Iterator[Item]:
+        if hasattr(self.label, "restart_facts"):
+            self.label.restart_facts()
+        for wave in waves:
+            try:
+                for segment, codes_TK in cut(map(self._rows, self.label(wave)), wave.segments):
+                    yield Sample(segment["key"], {"codes.npy": npy_bytes(codes_TK)}, identity(segment), _stats(codes_TK))
+            except ValueError as error:  # the teacher's own refusal of this recording
+                yield Rejected(wave.recording, str(error))
+            else:
+                yield Kept(wave.recording)
+
+    def facts(self) -> dict[str, Any]:
+        """What the trainer must know of this column, and what the labeller itself has measured."""
+        own = self.label.facts() if hasattr(self.label, "facts") else {}
+        return own | {"codebooks": self.teacher.codebooks, "codebook_size": self.teacher.codebook_size,
+                      "hop_samples": HOP_SAMPLES, "teacher_hop_samples": hop_samples(self.teacher)}
+
+    def _rows(self, codes_TK: np.ndarray) -> np.ndarray:
+        """A block of the teacher's codes as stored rows: a slower teacher's code stands in each row it covers.
+
+        RuntimeError, which fails the shard, where a teacher breaks its contract: no label is better than a wrong one.
+        """
+        teacher = self.teacher
+        if codes_TK.dtype != np.uint16 or codes_TK.ndim != 2 or codes_TK.shape[1] != teacher.codebooks:
+            raise RuntimeError(f"teacher {teacher.name} gave {codes_TK.dtype} {codes_TK.shape}, expected uint16 (t, {teacher.codebooks})")
+        if codes_TK.size and codes_TK.max() >= teacher.codebook_size:
+            raise RuntimeError(f"teacher {teacher.name} gave code {codes_TK.max()}, its codebooks have {teacher.codebook_size}")
+        return np.repeat(codes_TK, hop_samples(teacher) // HOP_SAMPLES, axis=0)
+
+
+def hop_samples(teacher: Teacher) -> int:
+    """Samples between a teacher's codes: 320 unless it says otherwise."""
+    return getattr(teacher, "hop_samples", HOP_SAMPLES)
+
+
+def _stats(codes_TK: np.ndarray) -> dict:
+    """Per level: entropy of the segment's codes in bits, and how many distinct ones it uses."""
+    entropy, used = [], []
+    for codes_T in codes_TK.T:
+        counts = np.bincount(codes_T)
+        share = counts[counts > 0] / max(len(codes_T), 1)
+        entropy.append(float(-(share * np.log2(share)).sum()))
+        used.append(len(share))
+    return {"code_entropy_bits": entropy, "codes_used": used}

@@ -1,39 +1,47 @@
 """The cqt stage: constant-Q magnitudes over each uninterrupted recording, cut to its segments.
 
-Writes float16 (T, 336), linear magnitude; frame i is centred on sample 320 i of the segment. What
-float16 loses is measured and stated in the record.
+Writes (T, 336); frame i is centred on sample 320 i of the segment. Linear magnitude as float16 unless
+the recipe says log or uint8. What storing loses is measured over each shard and stated in its record.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stages.label.base import HOP_SAMPLES, Item, Kept, Sample
+from stages.config import require
+from stages.label.base import HOP_SAMPLES, RATE_HZ, Item, Kept, Rejected, Sample
+from stages.label.hearing import hear
 from stages.label.segments import cut, identity
 from stages.shards.column import npy_bytes
+from stages.shards.frames import STEPS, decode_cqt, encode_uint8
+
+if TYPE_CHECKING:
+    from stages.signal.cqt import CqtSpec
 
 FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-14  # smallest normal float16
+MAGNITUDES = ("linear", "log")
+STORAGES = ("float16", "uint8")
 
 
 @dataclass
 class StorageError:
-    """What storing float32 magnitudes as float16 cost, over one shard."""
+    """What storing float32 frames cost, over one shard, in the magnitude's own unit (log: nats)."""
 
     values: int = 0
-    overflow: int = 0
+    overflow: int = 0  # the next two are float16's
     subnormal: int = 0
     max_abs_error: float = 0.0
     sum_squared_error: float = 0.0
     sum_squared: float = 0.0
 
-    def add(self, exact_TF: np.ndarray, stored_TF: np.ndarray) -> None:
-        error = stored_TF.astype(np.float32) - exact_TF
+    def add(self, exact_TF: np.ndarray, read_back_TF: np.ndarray) -> None:
+        error, size = read_back_TF - exact_TF, np.abs(exact_TF)
         self.values += exact_TF.size
-        self.overflow += int((exact_TF > FLOAT16_MAX).sum())
-        self.subnormal += int(((exact_TF > 0) & (exact_TF < FLOAT16_TINY)).sum())
+        self.overflow += int((size > FLOAT16_MAX).sum())
+        self.subnormal += int(((size > 0) & (size < FLOAT16_TINY)).sum())
         if error.size:
             self.max_abs_error = max(self.max_abs_error, float(np.abs(error).max()))
         self.sum_squared_error += float(np.square(error, dtype=np.float64).sum())
@@ -41,13 +49,7 @@ class StorageError:
 
     def facts(self) -> dict:
         relative = (self.sum_squared_error / self.sum_squared) ** 0.5 if self.sum_squared else 0.0
-        return {
-            "values": self.values,
-            "overflow": self.overflow,
-            "subnormal": self.subnormal,
-            "max_abs_error": round(self.max_abs_error, 9),
-            "relative_rms_error": round(relative, 9),
-        }
+        return {"values": self.values, "max_abs_error": round(self.max_abs_error, 9), "relative_rms_error": round(relative, 9)}
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,36 @@ class Cqt:
     bins: int = 336
     bins_per_octave: int = 48
     block_s: float = 120.0  # computed at a time, with ±25,230 samples of context
+    magnitude: str = "linear"  # M; log is natural, floored at 1e-6
+    storage: str = "float16"  # uint8 halves the bytes; its 256 steps suit log, not linear (see docs/benchmarks.md)
 
     name: ClassVar[str] = "cqt"
     version: ClassVar[int] = 1
     reads: ClassVar[tuple[str, ...]] = ("audio",)
     writes: ClassVar[str] = "cqt"
     cpu_s: ClassVar[float] = 0.002
+    later: ClassVar[tuple[str, ...]] = ("magnitude", "storage")
 
     def __post_init__(self):
-        if not 1 <= self.block_s <= 600:
-            raise ValueError(f"recipe.cqt.block_s is {self.block_s}: it must lie between 1 and 600 seconds")
+        require(1 <= self.block_s <= 600, "recipe.cqt.block_s", self.block_s, "expected 1 to 600 seconds")
         for name in ("fmin_hz", "bins", "bins_per_octave"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"recipe.cqt.{name} is {getattr(self, name)}: it must be above 0")
+            require(getattr(self, name) > 0, f"recipe.cqt.{name}", getattr(self, name), "expected above 0")
         top_hz = self.fmin_hz * 2 ** ((self.bins - 1) / self.bins_per_octave)
         if top_hz >= 12_000:
             raise ValueError(f"recipe.cqt: the top bin lies at {top_hz:.0f} Hz, above 12,000 Hz; lower bins or fmin_hz")
+        require(self.magnitude in MAGNITUDES, "recipe.cqt.magnitude", self.magnitude, f"expected one of {', '.join(MAGNITUDES)}")
+        require(self.storage in STORAGES, "recipe.cqt.storage", self.storage, f"expected one of {', '.join(STORAGES)}")
+
+    @property
+    def spec(self) -> "CqtSpec":
+        from stages.signal.cqt import CqtSpec
+
+        return CqtSpec(fmin_hz=self.fmin_hz, bins=self.bins, bins_per_octave=self.bins_per_octave)
 
     def open(self, weights: bytes | None, device: str, threads: int) -> "CqtRun":
         from stages.signal.cqt import Cqt as Transform
-        from stages.signal.cqt import CqtSpec
 
-        spec = CqtSpec(fmin_hz=self.fmin_hz, bins=self.bins, bins_per_octave=self.bins_per_octave)
-        return CqtRun(Transform(spec, cache_dir=table_cache(), device=device), int(self.block_s * 75))
+        return CqtRun(self, Transform(self.spec, cache_dir=table_cache(), device=device))
 
 
 def table_cache():
@@ -90,34 +99,73 @@ def table_cache():
 
 @dataclass
 class CqtRun:
-    """One worker's transform; `facts` after a shard state its storage error."""
+    """One worker's transform; `facts` after a shard say what its frames are and what storing them cost.
 
+    A uint8 shard is computed twice: first for its least and greatest value, which its scale follows,
+    then to be written. A bound known beforehand (what a full-scale sine reads) would need one pass,
+    but would leave a quiet shard a few of the 256 steps; and a shard's float32 frames (360 MB an
+    hour) would not fit in a worker's memory. The transform is a small part of labelling.
+    """
+
+    stage: Cqt
     transform: Any
-    block_frames: int
     error: StorageError = field(default_factory=StorageError)
+    scaling: dict[str, float] = field(default_factory=dict)  # offset and scale, of uint8
 
     def __call__(self, waves: Iterable[Any]) -> Iterator[Item]:
-        self.error = StorageError()
+        self.error, self.scaling = StorageError(), {}
+        if self.stage.storage == "uint8":
+            waves = list(waves)
+            self.scaling = self._scaling(waves)
         for wave in waves:
-            for segment, exact_TF in cut(self._blocks(wave), wave.segments):
-                stored_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
-                self.error.add(exact_TF, stored_TF)
-                mean = float(exact_TF.mean(dtype=np.float64)) if exact_TF.size else 0.0
-                stats = {"cqt_max": float(exact_TF.max(initial=0.0)), "cqt_mean": mean}
-                yield Sample(segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, identity(segment), stats)
-            yield Kept(wave.recording)
+            try:
+                for segment, exact_TF in cut(self._blocks(wave), wave.segments):
+                    yield self._sample(segment, exact_TF)
+            except ValueError as error:  # what cannot be heard
+                yield Rejected(wave.recording, str(error))
+            else:
+                yield Kept(wave.recording)
 
     def facts(self) -> dict:
-        return {"float16": self.error.facts()}
+        stage = self.stage
+        own = self.scaling or {"overflow": self.error.overflow, "subnormal": self.error.subnormal}
+        return {"bins": stage.bins, "hop_samples": HOP_SAMPLES, "magnitude": stage.magnitude, "storage": stage.storage,
+                stage.storage: self.error.facts() | own}
+
+    def _sample(self, segment: dict, exact_TF: np.ndarray) -> Sample:
+        half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
+        stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
+        self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
+        some = exact_TF if exact_TF.size else np.zeros(1, np.float32)
+        stats = {"cqt_max": float(some.max()), "cqt_mean": float(some.mean(dtype=np.float64))}
+        return Sample(segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, identity(segment), stats)
+
+    def _scaling(self, waves: list[Any]) -> dict[str, float]:
+        """256 even steps from the shard's least value to its greatest; as float32, as they are used."""
+        low, high = np.float32(np.inf), np.float32(-np.inf)
+        for wave in waves:
+            try:
+                for block_TF in self._blocks(wave):
+                    low, high = min(low, block_TF.min()), max(high, block_TF.max())
+            except ValueError:
+                continue  # rejected with its reason when it is written
+        if high < low:
+            return {"offset": 0.0, "scale": 0.0}
+        return {"offset": float(low), "scale": float(np.float32((high - low) / STEPS))}
 
     def _blocks(self, wave: Any) -> Iterator[np.ndarray]:
         import torch
 
-        context = self.transform.spec.context_samples
+        from stages.signal.cqt import log_magnitude
+
+        context, block_frames = self.transform.spec.context_samples, int(self.stage.block_s * RATE_HZ / HOP_SAMPLES)
         frames = wave.samples // HOP_SAMPLES
-        for first in range(0, frames, self.block_frames):
-            count = min(self.block_frames, frames - first)
+        for first in range(0, frames, block_frames):
+            count = min(block_frames, frames - first)
             start = first * HOP_SAMPLES - context
             stop = (first + count) * HOP_SAMPLES + context
-            block_1N = torch.from_numpy(wave.read(start, stop))[None]
-            yield self.transform.frames(block_1N, context, count)[0].cpu().numpy()
+            block_1N = torch.from_numpy(hear(wave, start, stop))[None]
+            block_TF = self.transform.frames(block_1N, context, count)[0]
+            if self.stage.magnitude == "log":
+                block_TF = log_magnitude(block_TF)
+            yield block_TF.cpu().numpy()

@@ -1,12 +1,13 @@
 """What decides the bytes of a labelled corpus (`recipe:`), and what does not (`run:`)."""
 
 import importlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from stages import config
 from stages.config import require
-from stages.label.base import Teacher
+from stages.label.base import HOP_SAMPLES, Teacher
+from stages.label.codes import hop_samples
 from stages.label.cqt import Cqt
 from stages.label.decode import Decode
 
@@ -38,6 +39,11 @@ class Recipe:
     def __post_init__(self):
         require(1 <= self.threads <= 64, "recipe.threads", self.threads, "expected 1 to 64")
         require(1 <= self.fit_threads <= 64, "recipe.fit_threads", self.fit_threads, "expected 1 to 64")
+        if self.codes is not None:
+            hop = hop_samples(self.codes)
+            require(hop > 0 and hop % HOP_SAMPLES == 0, "hop_samples", hop, f"of teacher {self.codes.name}; expected a multiple of {HOP_SAMPLES}")
+            size = self.codes.codebook_size
+            require(2 <= size <= 65_536, "codebook_size", size, f"of teacher {self.codes.name}; expected 2 to 65536, codes are uint16")
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,19 @@ def audio_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def cqt_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
-    return {"stage": "cqt", "version": Cqt.version, "audio": audio8, "threads": recipe.threads, **asdict(recipe.cqt)}
+    return {"stage": "cqt", "version": Cqt.version, "audio": audio8, "threads": recipe.threads, **own_fields(recipe.cqt)}
 
 
 def teacher_recipe(recipe: Recipe) -> dict[str, Any]:
-    teacher = recipe.codes
-    own = {f.name: getattr(teacher, f.name) for f in fields(teacher)}
-    return {"teacher": teacher.name, "version": teacher.version, **own}
+    return {"teacher": recipe.codes.name, "version": recipe.codes.version, **own_fields(recipe.codes)}
+
+
+def own_fields(part: Any) -> dict[str, Any]:
+    """A stage's or teacher's fields. Those that came `later` are left out at their default: columns made
+    before they existed keep their names."""
+    later = getattr(part, "later", ())
+    values = {f.name: getattr(part, f.name) for f in fields(part) if f.name not in later or getattr(part, f.name) != f.default}
+    return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
 def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dict[str, Any]:

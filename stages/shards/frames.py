@@ -1,0 +1,61 @@
+"""What the frames of a label column mean, and how stored constant-Q frames become float32 again. Numpy only.
+
+Letters: T frames at 75 Hz, K codebooks, F bins. A column's record says, under `facts`:
+
+    codes   codebooks, codebook_size, hop_samples (of a stored row: 320), teacher_hop_samples (of a code)
+    cqt     bins, hop_samples, magnitude (linear | log), storage (float16 | uint8), and under the
+            storage's name what it cost: max_abs_error, relative_rms_error; for uint8 its offset and scale
+
+Records older than these facts say the same in their recipe, or hold linear float16 frames.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+HOP_SAMPLES = 320  # of a stored row, in every column: T = floor(samples / 320)
+STEPS = 255  # of uint8
+
+
+@dataclass(frozen=True)
+class CodesDescribed:
+    codebooks: int  # K
+    size: int  # codes of one codebook: 0 … size - 1
+    hop_samples: int  # between stored rows, at 24 kHz
+    teacher_hop_samples: int  # between codes; a slower teacher's code stands in several rows
+
+
+def describe_codes(facts: dict[str, Any], recipe: dict[str, Any]) -> CodesDescribed:
+    """From a codes record's `facts`, else from its `recipe`; ValueError when neither says."""
+    said = recipe.get("teacher") if isinstance(recipe.get("teacher"), dict) else {}
+    said = said | facts
+    try:
+        hop = int(said.get("hop_samples", HOP_SAMPLES))
+        return CodesDescribed(int(said["codebooks"]), int(said["codebook_size"]), hop, int(said.get("teacher_hop_samples", hop)))
+    except KeyError as error:
+        raise ValueError(f"facts.{error.args[0]} is missing from the record of a codes column: label it again") from None
+
+
+def encode_uint8(frames_TF: np.ndarray, offset: float, scale: float) -> np.ndarray:
+    """uint8 (T, F): the nearest of 256 values offset + scale·n; scale 0 is a shard of one value."""
+    if not scale:
+        return np.zeros(frames_TF.shape, np.uint8)
+    return np.rint(np.clip((frames_TF - np.float32(offset)) / np.float32(scale), 0, STEPS)).astype(np.uint8)
+
+
+def decode_cqt(stored: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+    """Stored frames (…, F) as float32, in the magnitude (linear or natural log) that `facts` name.
+
+    facts: of the record of the very shard the frames come from, for uint8 has a scale for each shard.
+    float16 needs none. ValueError for another dtype, or uint8 without its scale.
+    """
+    if stored.dtype == np.float16 or stored.dtype == np.float32:
+        return stored.astype(np.float32)
+    if stored.dtype != np.uint8:
+        raise ValueError(f"stored CQT frames are {stored.dtype}: expected float16 or uint8; label this column again")
+    try:
+        scale, offset = facts["uint8"]["scale"], facts["uint8"]["offset"]
+    except KeyError as error:
+        raise ValueError(f"facts.uint8 lacks {error}: 8-bit CQT frames cannot be read without the record of their shard") from None
+    return stored.astype(np.float32) * np.float32(scale) + np.float32(offset)
