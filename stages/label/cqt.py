@@ -14,6 +14,7 @@ from stages.config import require
 from stages.label.base import HOP_SAMPLES, RATE_HZ, Item, Kept, Rejected, Sample
 from stages.label.hearing import hear
 from stages.label.segments import cut, identity
+from stages.label.statistics.pitch import of_cqt
 from stages.shards.column import npy_bytes
 from stages.shards.frames import STEPS, decode_cqt, encode_uint8
 
@@ -86,15 +87,9 @@ class Cqt:
 
     def open(self, weights: bytes | None, device: str, threads: int) -> "CqtRun":
         from stages.signal.cqt import Cqt as Transform
+        from stages.signal.cqt import table_cache
 
         return CqtRun(self, Transform(self.spec, cache_dir=table_cache(), device=device))
-
-
-def table_cache():
-    import os
-    from pathlib import Path
-
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overtone"
 
 
 @dataclass
@@ -119,8 +114,8 @@ class CqtRun:
             self.scaling = self._scaling(waves)
         for wave in waves:
             try:
-                for segment, exact_TF in cut(self._blocks(wave), wave.segments):
-                    yield self._sample(segment, exact_TF)
+                for number, (segment, exact_TF) in enumerate(cut(self._blocks(wave), wave.segments)):
+                    yield self._sample(segment, exact_TF, number)
             except ValueError as error:  # what cannot be heard
                 yield Rejected(wave.recording, str(error))
             else:
@@ -132,13 +127,13 @@ class CqtRun:
         return {"bins": stage.bins, "hop_samples": HOP_SAMPLES, "magnitude": stage.magnitude, "storage": stage.storage,
                 stage.storage: self.error.facts() | own}
 
-    def _sample(self, segment: dict, exact_TF: np.ndarray) -> Sample:
+    def _sample(self, segment: dict, exact_TF: np.ndarray, number: int) -> Sample:
         half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
         stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
         self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
-        some = exact_TF if exact_TF.size else np.zeros(1, np.float32)
-        stats = {"cqt_max": float(some.max()), "cqt_mean": float(some.mean(dtype=np.float64))}
-        return Sample(segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, identity(segment), stats)
+        linear_TF = np.exp(exact_TF) if self.stage.magnitude == "log" else exact_TF
+        stats, sums = of_cqt(exact_TF, linear_TF, self.stage.fmin_hz, self.stage.bins_per_octave, number)
+        return Sample(segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, identity(segment), stats, {"cqt": sums})
 
     def _scaling(self, waves: list[Any]) -> dict[str, float]:
         """256 even steps from the shard's least value to its greatest; as float32, as they are used."""

@@ -198,6 +198,11 @@ def _half_sample(cycles_per_sample: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(cycles_per_sample), -torch.pi * cycles_per_sample)
 
 
+def table_cache() -> Path:
+    """Where tables are kept for all runs on a machine: $XDG_CACHE_HOME/overtone, else ~/.cache/overtone."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overtone"
+
+
 def log_magnitude(magnitude: Tensor) -> Tensor:
     """ln(max(magnitude, 1e-6)): natural logarithm, any shape; silence reads -13.8."""
     return magnitude.clamp_min(LOG_FLOOR).log()

@@ -1,0 +1,54 @@
+"""`cqt: online`: the constant-Q frames of a training crop, computed from the crop and its surroundings.
+
+Instead of a stored column. Frames are those of the whole recording, not of a crop between zeros: the
+lowest kernels reach 25,230 samples to either side (MERT computes them from the bare crop, so that
+its low bins are wrong for a second at both ends).
+
+B clips, N samples of a clip with its context on both sides, L frames, F bins.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stages.signal.cqt import Cqt, CqtSpec, log_magnitude
+
+MERT = CqtSpec()
+
+class OnlineCqt:
+    """Tables on one device, made or read from `cache_dir` (`stages.signal.cqt.table_cache()`) once, 59 MB; call it with each batch's context."""
+
+    def __init__(self, spec: CqtSpec = MERT, magnitude: str = "linear", device: str | torch.device = "cpu",
+                 cache_dir: Path | None = None):
+        """magnitude: "linear" as MERT, or "log" (natural, floored at 1e-6). ValueError for another."""
+        if magnitude not in ("linear", "log"):
+            raise ValueError(f"magnitude is {magnitude!r}: expected linear or log")
+        self.spec, self.magnitude = spec, magnitude
+        self._transform = Cqt(spec, cache_dir, device)
+
+    def to(self, device: str | torch.device) -> "OnlineCqt":
+        """Move the tables; returns self."""
+        self._transform.to(device)
+        return self
+
+    @property
+    def context_samples(self) -> int:
+        """What must surround a crop on either side (default 25,230); zeros beyond the recording's ends."""
+        return self.spec.context_samples
+
+    @torch.no_grad()
+    def __call__(self, context_BN: Tensor) -> Tensor:
+        """float32 (B, N) → float32 (B, L, F), L = floor((N − 2·context_samples) / hop), whatever the autocast state.
+
+        Frame i is centred on sample hop·i of the crop, which begins at context_samples. On the
+        tensor's device, which must be that of the tables. ValueError: another dtype, device or shape,
+        or fewer samples than the context alone.
+        """
+        if context_BN.device.type != self._transform.device.type:
+            raise ValueError(f"context_BN is on {context_BN.device}, the tables on {self._transform.device}: move one of them with .to()")
+        crop_samples = context_BN.shape[-1] - 2 * self.context_samples
+        if crop_samples < 0:
+            raise ValueError(f"context_BN has {context_BN.shape[-1]} samples: expected a crop and {self.context_samples} more on either side")
+        frames_BLF = self._transform.frames(context_BN, self.context_samples, crop_samples // self.spec.hop_samples)
+        return log_magnitude(frames_BLF) if self.magnitude == "log" else frames_BLF
