@@ -87,7 +87,7 @@ class Cqt:
 
     def open(self, weights: bytes | None, device: str, threads: int) -> "CqtRun":
         from stages.signal.cqt import Cqt as Transform
-        from stages.signal.cqt import table_cache
+        from stages.signal.tables import table_cache
 
         return CqtRun(self, Transform(self.spec, cache_dir=table_cache(), device=device))
 

@@ -17,10 +17,7 @@ A leaf: torch, numpy, and nnAudio's kernel maker while tables are built.
 """
 
 import hashlib
-import io
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -33,9 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.signal import tables
+
 TAIL = 5e-7  # reading of a full-scale sine below which a bin's leakage is dropped (a loud bin reads 10 to 112)
 _LAYOUT = 1  # of the cached tables: raise it when they change
-_SHA_BYTES = 32
 _GROUP_BINS = 24  # neighbours share one matrix product, over the union of their rows
 _BLOCKS_AT_ONCE = 8  # columns enough for the matrix product, few enough for memory
 LOG_FLOOR = 1e-6  # 140 dB under a full-scale sine of the highest bin (10), the lowest of the peaks
@@ -198,11 +196,6 @@ def _half_sample(cycles_per_sample: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(cycles_per_sample), -torch.pi * cycles_per_sample)
 
 
-def table_cache() -> Path:
-    """Where tables are kept for all runs on a machine: $XDG_CACHE_HOME/overtone, else ~/.cache/overtone."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overtone"
-
-
 def log_magnitude(magnitude: Tensor) -> Tensor:
     """ln(max(magnitude, 1e-6)): natural logarithm, any shape; silence reads -13.8."""
     return magnitude.clamp_min(LOG_FLOOR).log()
@@ -236,37 +229,19 @@ def _load_or_build(spec: CqtSpec, cache_dir: Path | None) -> list[_Table]:
     identity = {"layout": _LAYOUT, "tail": TAIL, "group": _GROUP_BINS, "nnAudio": version("nnAudio"), **asdict(spec)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = Path(cache_dir) / f"cqt-{digest[:16]}"
-    stored = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(stored[_SHA_BYTES:]).digest() == stored[:_SHA_BYTES]:
-        return _pack(spec, np.load(io.BytesIO(stored[_SHA_BYTES:]), allow_pickle=False))
-    arrays = _build(spec)  # nothing there, or damaged
-    _write(path, arrays)
+    arrays = tables.read(path)
+    if arrays is None:
+        arrays = _build(spec)
+        tables.write(path, arrays)
     return _pack(spec, arrays)
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """sha256, then an npz; whole or not at all, however many workers write at once."""
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        with attempt.open("xb") as file:
-            file.write(hashlib.sha256(content.getbuffer()).digest())
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        attempt.replace(path)
-    finally:
-        attempt.unlink(missing_ok=True)
-
-
 def _pack(spec: CqtSpec, arrays: Mapping[str, np.ndarray]) -> list[_Table]:
-    tables = []
+    packed = []
     for index, (parity, bins) in enumerate(_groups(spec)):
         weights = torch.from_numpy(arrays[f"weights{index}"])
-        tables.append(_Table(torch.from_numpy(bins), parity, int(arrays["first_rows"][index]), weights))
-    return tables
+        packed.append(_Table(torch.from_numpy(bins), parity, int(arrays["first_rows"][index]), weights))
+    return packed
 
 
 def _build(spec: CqtSpec) -> dict[str, np.ndarray]:

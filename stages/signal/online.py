@@ -17,7 +17,7 @@ from stages.signal.cqt import Cqt, CqtSpec, log_magnitude
 MERT = CqtSpec()
 
 class OnlineCqt:
-    """Tables on one device, made or read from `cache_dir` (`stages.signal.cqt.table_cache()`) once, 59 MB; call it with each batch's context."""
+    """Tables on one device, made or read from `cache_dir` (`stages.signal.tables.table_cache()`) once, 59 MB; call it with each batch's context."""
 
     def __init__(self, spec: CqtSpec = MERT, magnitude: str = "linear", device: str | torch.device = "cpu",
                  cache_dir: Path | None = None):

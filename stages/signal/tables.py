@@ -1,0 +1,42 @@
+"""Computed tables kept on disk: a file of arrays that is whole or not used. A leaf: numpy only."""
+
+import hashlib
+import io
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+_SHA_BYTES = 32
+
+
+def table_cache() -> Path:
+    """Where tables are kept for all runs on a machine: $XDG_CACHE_HOME/overtone, else ~/.cache/overtone."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overtone"
+
+
+def read(path: Path) -> Mapping[str, np.ndarray] | None:
+    """The arrays that `write` left at `path`; None where nothing is there, or it is damaged."""
+    stored = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(stored[_SHA_BYTES:]).digest() != stored[:_SHA_BYTES]:
+        return None
+    return np.load(io.BytesIO(stored[_SHA_BYTES:]), allow_pickle=False)
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """sha256, then an npz; whole or not at all, however many workers write at once. Raises OSError."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attempt = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        with attempt.open("xb") as file:
+            file.write(hashlib.sha256(content.getbuffer()).digest())
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        attempt.replace(path)
+    finally:
+        attempt.unlink(missing_ok=True)
