@@ -150,6 +150,19 @@ def test_a_unit_sine_reads_half_the_root_of_its_kernels_length(cqt, bin_):
     assert float(middle[bin_]) == pytest.approx(np.sqrt(SPEC.lengths[bin_]) / 2, rel=1e-4)
 
 
+def test_tones_at_every_bin_read_as_nnaudios_kernels_read_them(cqt):
+    """One frame in the middle of each of 336 tones, every bin of it."""
+    taps, starts, width = kernels()
+    phase = 2 * np.pi * np.outer(SPEC.frequencies_hz, np.arange(width) - width // 2) / RATE + 0.3
+    waves_KN = np.sin(phase).astype(np.float32)
+    ours = cqt.frames(torch.from_numpy(waves_KN), width // 2, 1)[:, 0].numpy()
+    waves_KN = waves_KN.astype(np.float64)
+    parts = [waves_KN[:, at : at + len(k)] @ np.stack([k.real, k.imag], 1) for k, at in zip(taps, starts, strict=True)]
+    reference = np.hypot(*np.stack(parts, axis=1).transpose(2, 0, 1)) * np.sqrt(SPEC.lengths)
+    assert (np.abs(ours - reference) < 2e-4 * reference + 1e-6).all()
+    assert (ours.argmax(axis=1) == np.arange(336)).all()
+
+
 def test_the_default_spec_is_merts():
     assert SPEC.context_samples == 25_230
     assert SPEC.lengths[[0, 335]].tolist() == [50_460, 400]  # a unit sine reads 112 and 10
