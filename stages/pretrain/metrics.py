@@ -1,0 +1,116 @@
+"""What a loss is compared with: predictors that know no music, on the same masked frames.
+
+B clips, T model frames, L label frames, K codebooks of all columns in order, F CQT bins.
+
+Code frequencies of the training set: a code's cross entropy under them minus the model's is the *gain*, in nats,
+which stays at zero until the model uses context. For the CQT, the mean of each bin, and the straight line across
+the masked frames between their unmasked neighbours.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.pretrain.batch import HOP_SAMPLES, Batch, CodeColumn
+
+
+@dataclass
+class Baselines:
+    """log_probabilities: fp32 (codes of that codebook,) for each of the K codebooks; cqt_mean_F as the target is compared."""
+
+    log_probabilities: list[Tensor]
+    cqt_mean_F: Tensor | None
+
+    def to(self, device: torch.device) -> "Baselines":
+        mean = None if self.cqt_mean_F is None else self.cqt_mean_F.to(device)
+        return Baselines([p.to(device) for p in self.log_probabilities], mean)
+
+
+class Counter:
+    """Counts training crops into `Baselines`; one more of each code is added, so that none has probability 0."""
+
+    def __init__(self, codes: tuple[CodeColumn, ...], target):
+        self.codes, self.target = codes, target
+        self.counts = [torch.ones(column.size, dtype=torch.float64) for column in codes for _ in range(column.codebooks)]
+        self.cqt_sum: Tensor | None = None
+        self.frames = 0
+
+    def add(self, batch: Batch) -> None:
+        k = 0
+        for column in self.codes:
+            for codes_BL in batch.codes[column.name].unbind(2):
+                self.counts[k] += torch.bincount(codes_BL.reshape(-1).long(), minlength=column.size)
+                k += 1
+        if batch.cqt_BLF is not None and self.target is not None:
+            frames_SF = self.target(batch.cqt_BLF).flatten(0, 1).double()
+            self.cqt_sum = frames_SF.sum(0) + (0 if self.cqt_sum is None else self.cqt_sum)
+            self.frames += len(frames_SF)
+
+    def baselines(self) -> Baselines:
+        mean = None if self.cqt_sum is None else (self.cqt_sum / self.frames).float()
+        return Baselines([(c / c.sum()).log().float() for c in self.counts], mean)
+
+
+@torch.no_grad()
+def code_frequency_ce(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines) -> Tensor:
+    """fp32 (B, T, K): cross entropy of each frame's codes under the training frequencies, in nats."""
+    aligned = [codes_BT for column in codes for codes_BT in aligned_codes(batch, column).unbind(2)]
+    found = [p[codes_BT] for p, codes_BT in zip(baselines.log_probabilities, aligned, strict=True)]
+    return -torch.stack(found, 2)
+
+
+def aligned_codes(batch: Batch, column: CodeColumn) -> Tensor:
+    """int64 (B, T, K): the codes that teach each model frame (as in `Mert`)."""
+    frames = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device)
+    return batch.codes[column.name][:, frames * HOP_SAMPLES // column.hop_samples].long()
+
+
+@torch.no_grad()
+def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 (B, T) each: mean squared error over bins of the per-bin mean, and of the line across the mask."""
+    mean = (target_BTF - mean_F).square().mean(2)
+    line = (target_BTF - interpolated(target_BTF, mask_BT)).square().mean(2)
+    return mean, line
+
+
+def interpolated(x_BTF: Tensor, mask_BT: Tensor) -> Tensor:
+    """Masked frames replaced by the line between the nearest unmasked frames; at an end, by the nearest one."""
+    frames = mask_BT.shape[1]
+    index = torch.arange(frames, device=mask_BT.device).expand_as(mask_BT)
+    left = torch.where(mask_BT, -1, index).cummax(1).values
+    right = torch.where(mask_BT, frames, index).flip(1).cummin(1).values.flip(1)
+    left, right = torch.where(left < 0, right, left), torch.where(right >= frames, left, right)
+    share = ((index - left) / (right - left).clamp_min(1)).unsqueeze(2).to(x_BTF.dtype)
+
+    def at(place_BT: Tensor) -> Tensor:
+        return x_BTF.gather(1, place_BT.clamp(0, frames - 1).unsqueeze(2).expand_as(x_BTF))
+
+    return at(left) * (1 - share) + at(right) * share
+
+
+@torch.no_grad()
+def further_sums(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines, target) -> dict[str, Tensor]:
+    """The baselines' sums over the masked frames of one micro-batch: `frequency_ce_K`, `cqt_mean`, `cqt_line`."""
+    sums = {"frequency_ce_K": code_frequency_ce(batch, codes, baselines)[batch.mask_BT].double().sum(0)} if codes else {}
+    if batch.cqt_BLF is not None and baselines.cqt_mean_F is not None:
+        target_BTF = target(batch.cqt_BLF[:, : batch.mask_BT.shape[1]])
+        mean, line = cqt_errors(target_BTF, batch.mask_BT, baselines.cqt_mean_F)
+        sums |= {"cqt_mean": mean[batch.mask_BT].double().sum(), "cqt_line": line[batch.mask_BT].double().sum()}
+    return sums
+
+
+def row(sums: dict[str, Tensor], frames: int) -> dict[str, object]:
+    """A line's figures from the sums of one update over `frames` masked frames; codebooks left out this time are None."""
+    figures: dict[str, object] = {"loss": float(sums["loss"]) / frames, "masked_frames": frames}
+    trained = [bool(t) for t in (sums["trained_K"] > 0).tolist()]
+
+    def mean(values: Tensor) -> list[float | None]:
+        return [float(v) / frames if t else None for v, t in zip(values, trained, strict=True)]
+
+    if len(trained):
+        figures |= {"ce": mean(sums["ce_K"]), "accuracy": mean(sums["correct_K"]), "gain": mean(sums["frequency_ce_K"] - sums["ce_K"])}
+    for name, key in (("cqt_error", "cqt"), ("cqt_mean_error", "cqt_mean"), ("cqt_line_error", "cqt_line")):
+        if "cqt_mean" in sums:
+            figures[name] = float(sums[key]) / frames
+    return figures
