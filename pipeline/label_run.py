@@ -180,7 +180,7 @@ class LabelRun:
         missing, stale = audit.ungathered(self.out, columns, live, refused)
         new = (done - audit.gathered(self.out, columns)) | (missing & done)
         if new or stale:
-            audit.gather(self.out, columns, sorted(new), live["recording"].combine_chunks())
+            audit.gather(self.out, columns, sorted(new), live["recording"].combine_chunks(), self.progress.attempts)
 
     def sweep(self) -> None:
         """Remove attempts that killed runs left; no other run is alive, the lock says so."""

@@ -34,6 +34,7 @@ class Progress:
     console: Console = field(default_factory=lambda: Console(file=sys.stdout, highlight=False, soft_wrap=True))
     stages: dict[str, StageProgress] = field(default_factory=dict)
     note: str = ""
+    attempts: dict[tuple[str, str], int] = field(default_factory=dict)  # (column, shard) → how often it was tried
     _live: Live | None = None
     _said: float = 0.0
     _lines: list[str] = field(default_factory=list)
@@ -91,6 +92,8 @@ class Progress:
                 stage.failed += event["status"] == "failed"
                 stage.done += event["status"] != "failed"
                 stage.rejected += event.get("rejected", 0)
+                if event.get("column") and event.get("attempts"):
+                    self.attempts[event["column"], event["shard"]] = event["attempts"]
                 if event["status"] == "finished":
                     stage.audio_s += event.get("samples", 0) / 24_000
             facts = {k: v for k, v in event.items() if k != "event"}

@@ -1,22 +1,25 @@
 """The audit: finished shards read back, and their indexes and statistics gathered into one parquet each.
 
 `OUT/index.parquet` has one row per segment and column, `OUT/segments.parquet` one per segment,
-`OUT/shards.parquet` one per shard and column. Only shards not yet gathered are read.
+`OUT/shards.parquet` one per shard and column, `OUT/sums.parquet` a few per column. Only shards not yet gathered are read.
 """
 
 import json
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.shards import column
+from stages.label.base import RATE_HZ
+from stages.shards import column, sums
 from stages.shards import record as records
 from stages.shards.storage import Storage
 
@@ -24,7 +27,10 @@ SHARDS = pa.schema(
     [("shard", pa.string()), ("column", pa.string()), ("inputs", pa.int64()), ("kept", pa.int64()),
      ("rejected", pa.int64()), ("segments", pa.int64()), ("samples", pa.int64()), ("frames", pa.int64()),
      ("bytes", pa.int64()), ("sha256", pa.string()), ("device", pa.string()), ("host", pa.string()),
-     ("started", pa.float64()), ("wall_s", pa.float64()), ("busy_s", pa.float64()), ("facts", pa.string())]
+     ("started", pa.float64()), ("wall_s", pa.float64()), ("busy_s", pa.float64()), ("facts", pa.string()),
+     ("hours", pa.float64()), ("times_real_time", pa.float64()),  # audio seconds a second of wall_s
+     ("attempts", pa.int64()),  # in the run that made it, 1 unless a worker died; null when another run gathered it
+     ("rejects", pa.string())]  # JSON: reason → how many
 )
 REJECTED = pa.schema([("stage", pa.string()), ("shard", pa.string()), ("recording", pa.string()),
                       ("path", pa.string()), ("reason", pa.string())])
@@ -93,17 +99,21 @@ def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
     return set.intersection(*sets) if sets else set()
 
 
-def gather(storage: Storage, columns: tuple[str, ...], shards: list[str], live: pa.Array) -> None:
-    """Add these shards to the three tables, replacing the rows they had.
+def gather(storage: Storage, columns: tuple[str, ...], shards: list[str], live: pa.Array,
+           attempts: dict[tuple[str, str], int] | None = None) -> None:
+    """Add these shards to the three tables and the sums, replacing the rows they had.
 
     Segments of recordings that are not `live` (tombstoned since) leave index and segments.
+    `attempts`: of (column, shard), as this run counted them.
     """
     replaced = pa.array(shards, pa.string())
     with ThreadPoolExecutor(8) as pool:
         for name in TABLES:
-            make = {"index": _index_rows, "segments": _segment_rows, "shards": _shard_rows}[name]
+            shard_rows = partial(_shard_rows, attempts=attempts or {})
+            make = {"index": _index_rows, "segments": _segment_rows, "shards": shard_rows}[name]
             new = pool.map(lambda s, make=make: make(storage, columns, s), shards)
             _rewrite(storage, f"{name}.parquet", replaced, columns if name != "segments" else None, new, live)
+    sums.gather(storage, columns, shards)
 
 
 def _rewrite(storage: Storage, name: str, replaced: pa.Array, columns: tuple[str, ...] | None,
@@ -203,14 +213,17 @@ def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.
     return merged.add_column(0, "columns", pa.array([" ".join(columns)] * merged.num_rows, pa.string()))
 
 
-def _shard_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
+def _shard_rows(storage: Storage, columns: tuple[str, ...], shard: str, attempts: dict[tuple[str, str], int]) -> pa.Table:
     rows = []
     for name in columns:
         r = records.read(storage, name, shard)
+        wall_s, reasons = r.run.get("wall_s"), Counter(reject["reason"] for reject in r.rejects)
         rows.append({"shard": shard, "column": name, "inputs": r.inputs, "kept": r.kept, "rejected": len(r.rejects),
                      "segments": r.segments, "samples": r.samples, "frames": r.frames, "bytes": r.bytes, "sha256": r.sha256,
                      "device": r.device, "host": r.run.get("host"), "started": r.run.get("started"),
-                     "wall_s": r.run.get("wall_s"), "busy_s": r.run.get("busy_s"), "facts": json.dumps(r.facts)})
+                     "wall_s": wall_s, "busy_s": r.run.get("busy_s"), "facts": json.dumps(r.facts),
+                     "hours": r.samples / RATE_HZ / 3600, "times_real_time": r.samples / RATE_HZ / wall_s if wall_s else None,
+                     "attempts": attempts.get((name, shard)), "rejects": json.dumps(reasons)})
     return pa.Table.from_pylist(rows, schema=SHARDS)
 
 

@@ -31,6 +31,7 @@ class Sample:
     members: dict[str, bytes]
     row: dict[str, Any]  # identity and shape: recording, start, samples, frames
     stats: dict[str, Any] = field(default_factory=dict)
+    sums: dict[str, np.ndarray] = field(default_factory=dict)  # added up over the shard: name → (levels, values)
 
 
 @dataclass(frozen=True)

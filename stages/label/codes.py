@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.label.base import HOP_SAMPLES, Item, Kept, Rejected, Sample, Teacher
 from stages.label.segments import cut, identity
+from stages.label.statistics.codes import of_codes
 from stages.shards.column import npy_bytes
 
 
@@ -45,7 +46,8 @@ class CodesRun:
         for wave in waves:
             try:
                 for segment, codes_TK in cut(map(self._rows, self.label(wave)), wave.segments):
-                    yield Sample(segment["key"], {"codes.npy": npy_bytes(codes_TK)}, identity(segment), _stats(codes_TK))
+                    stats, counts_KC = of_codes(codes_TK, self.teacher.codebook_size)
+                    yield Sample(segment["key"], {"codes.npy": npy_bytes(codes_TK)}, identity(segment), stats, {"codes": counts_KC})
             except ValueError as error:  # the teacher's own refusal of this recording
                 yield Rejected(wave.recording, str(error))
             else:
@@ -73,14 +75,3 @@ class CodesRun:
 def hop_samples(teacher: Teacher) -> int:
     """Samples between a teacher's codes: 320 unless it says otherwise."""
     return getattr(teacher, "hop_samples", HOP_SAMPLES)
-
-
-def _stats(codes_TK: np.ndarray) -> dict:
-    """Per level: entropy of the segment's codes in bits, and how many distinct ones it uses."""
-    entropy, used = [], []
-    for codes_T in codes_TK.T:
-        counts = np.bincount(codes_T)
-        share = counts[counts > 0] / max(len(codes_T), 1)
-        entropy.append(float(-(share * np.log2(share)).sum()))
-        used.append(len(share))
-    return {"code_entropy_bits": entropy, "codes_used": used}

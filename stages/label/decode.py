@@ -20,13 +20,11 @@ import soundfile
 from stages.label.base import HOP_SAMPLES, RATE_HZ, Item, Kept, ReadError, Rejected, Sample
 from stages.label.decoding.guard import Guard
 from stages.label.decoding.source import Refused, Source
+from stages.label.statistics.stereo import Stereo
+from stages.label.statistics.wave import of_wave
 
 FORMATS = ("wav", "flac")
 QUALITIES = ("QQ", "LQ", "MQ", "HQ", "VHQ")  # soxr's
-FLOOR_DB = -120.0  # what digital silence is written as, instead of minus infinity
-SILENCE_DB = -60.0
-SILENCE_FRAME = RATE_HZ // 100  # 10 ms
-FULL_SCALE = 32768
 
 # An address to a context manager whose value is the path of a local copy.
 Fetch = Callable[[str], contextlib.AbstractContextManager[str | bytes | os.PathLike]]
@@ -114,13 +112,14 @@ class Decoder:
         self._guard.close()
 
     def _recording(self, source: Source) -> Iterator[Item]:
-        stage, facts, start = self._stage, {}, 0
+        stage, facts, stereo, start = self._stage, {}, Stereo(), 0
         request = {"rate_hz": stage.rate_hz, "resampler": stage.resampler, "max_s": stage.max_recording_h * 3600}
         with self._local(source) as path:
-            blocks = self._guard.decode(source, path, request, facts)
+            blocks = self._guard.decode(source, path, request, facts, stereo.add)
             with contextlib.closing(blocks):  # left early, the child must not go on decoding
                 for index, segment in enumerate(cut(blocks, stage.segment_samples, stage.tail_samples)):
-                    yield self._sample(source.recording, index, start, segment, facts)
+                    correlation = stereo.correlation(start / RATE_HZ, (start + len(segment)) / RATE_HZ)
+                    yield self._sample(source.recording, index, start, segment, facts, {"stereo": correlation})
                     start += len(segment)
         yield Kept(source.recording, {**facts, "samples": start, "segments": index + 1})
 
@@ -138,7 +137,7 @@ class Decoder:
                 raise ReadError(f"{source.shown}: cannot be fetched ({error})") from error
             yield os.fsencode(path)
 
-    def _sample(self, recording: str, index: int, start: int, segment: np.ndarray, facts: dict) -> Sample:
+    def _sample(self, recording: str, index: int, start: int, segment: np.ndarray, facts: dict, stats: dict) -> Sample:
         identity = {
             "recording": recording,
             "start": start,
@@ -160,7 +159,7 @@ class Decoder:
             "samples": len(segment),
             "frames": len(segment) // HOP_SAMPLES,
         }
-        return Sample(f"{recording}-{index:05d}", members, row, statistics(segment))
+        return Sample(f"{recording}-{index:05d}", members, row, of_wave(segment) | stats)
 
 
 def cut(blocks: Iterable[np.ndarray], segment: int, tail: int) -> Iterator[np.ndarray]:
@@ -195,32 +194,3 @@ def flac_bytes(segment: np.ndarray) -> bytes:
     out = io.BytesIO()
     soundfile.write(out, segment, RATE_HZ, format="FLAC", subtype="PCM_16")
     return out.getvalue()
-
-
-def statistics(segment: np.ndarray) -> dict[str, float]:
-    """Of stored int16 samples (N,), N >= 240.
-
-    peak_db, rms_db: dBFS, full scale 32768, never below -120. silence: share of whole 10-ms frames
-    below -60 dBFS RMS. clipping: share of samples at either end of the scale. dc: mean, full scale 1.
-    Sums of integers below 2**53 are exact in float64, so the numbers do not depend on the processor.
-    einsum, not dot: BLAS would wake threads that spin on the child's core."""
-    wave = segment.astype(np.float64)
-    whole = len(wave) // SILENCE_FRAME * SILENCE_FRAME
-    frames, rest = wave[:whole].reshape(-1, SILENCE_FRAME), wave[whole:]
-    energies = np.einsum("ij,ij->i", frames, frames)
-    energy = float(energies.sum() + np.einsum("i,i->", rest, rest))
-    quiet = SILENCE_FRAME * (FULL_SCALE * 10 ** (SILENCE_DB / 20)) ** 2
-    low, high = int(segment.min()), int(segment.max())
-    ends = int(np.count_nonzero(segment == FULL_SCALE - 1) + np.count_nonzero(segment == -FULL_SCALE))
-    return {
-        "peak_db": decibels(max(-low, high)),
-        "rms_db": decibels((energy / len(wave)) ** 0.5),
-        "silence": float(np.mean(energies < quiet)),
-        "clipping": ends / len(segment),
-        "dc": float(wave.sum()) / len(segment) / FULL_SCALE,
-    }
-
-
-def decibels(amplitude: float) -> float:
-    """dBFS of an amplitude on the int16 scale, floored at -120."""
-    return max(FLOOR_DB, float(20 * np.log10(max(amplitude, 1e-9) / FULL_SCALE)))

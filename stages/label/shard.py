@@ -143,7 +143,7 @@ def write(writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, s
     kept, rejects, seen = 0, [], set()
     for item in ahead(items):
         if isinstance(item, Sample):
-            writer.add(item.key, item.members, item.row, item.stats)
+            writer.add(item.key, item.members, item.row, item.stats, item.sums)
             continue
         assert item.recording in paths and item.recording not in seen, f"stray outcome for {item.recording}"
         seen.add(item.recording)

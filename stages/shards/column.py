@@ -1,4 +1,4 @@
-"""Writing and reading one column of one shard: a plain tar, its index, its statistics, its record.
+"""Writing and reading one column of one shard: a plain tar, its index, its statistics and sums, its record.
 
 A member's bytes, order and header depend only on the samples: keys ascend, time and owner are
 fixed. `tar` and stock `webdataset` read the file; the index gives each member's place, so that a
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.shards import record as records
+from stages.shards import sums
 from stages.shards.storage import Storage, table_bytes
 
 INDEX = pa.schema(
@@ -45,10 +46,14 @@ class ColumnWriter:
         self._file = open(tar_path, "w+b")  # noqa: SIM115 - closed by `finish` or `close`
         self._rows: list[dict] = []
         self._stats: list[dict] = []
+        self._sums: dict[str, np.ndarray] = {}
+        self._open_sums: dict[str, np.ndarray] = {}  # of the samples since the last outcome
         self._mark = (0, 0)  # file position and rows at the end of the last kept recording
         self._last_key = ""
 
-    def add(self, key: str, members: dict[str, bytes], row: dict[str, Any], stats: dict[str, Any]) -> None:
+    def add(self, key: str, members: dict[str, bytes], row: dict[str, Any], stats: dict[str, Any],
+            added: dict[str, np.ndarray] | None = None) -> None:
+        """`stats`: to the segment's row. `added`: arrays (levels, values) to add to the shard's sums."""
         assert key > self._last_key, f"keys must ascend: {key} after {self._last_key}"
         self._last_key = key
         for extension in sorted(members):
@@ -59,6 +64,7 @@ class ColumnWriter:
                 place["data_offset"] = -1 if data is None else offset + data
         self._rows.append({"key": key, **row, **place})
         self._stats.append({"key": key, **row, **stats})
+        sums.add(self._open_sums, added or {})
 
     def _member(self, name: str, data: bytes) -> int:
         info = tarfile.TarInfo(name)
@@ -75,12 +81,15 @@ class ColumnWriter:
             for name, value in note.items():
                 row.setdefault(name, value)
         self._mark = (self._file.tell(), len(self._rows))
+        sums.add(self._sums, self._open_sums)
+        self._open_sums = {}
 
     def take_back(self) -> None:
         position, count = self._mark
         self._file.seek(position)
         self._file.truncate()
         del self._rows[count:], self._stats[count:]
+        self._open_sums = {}
 
     def finish(self) -> dict[str, Any]:
         """End the tar; returns its bytes, sha256 and totals."""
@@ -104,6 +113,10 @@ class ColumnWriter:
     @property
     def index(self) -> pa.Table:
         return pa.Table.from_pylist(self._rows, schema=INDEX)
+
+    @property
+    def sums(self) -> pa.Table:
+        return sums.table(self._sums)
 
     @property
     def stats(self) -> pa.Table:
@@ -140,7 +153,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def publishing(storage: Storage, column: str, shard: str) -> Iterator["Publication"]:
     """Write a shard of a column; when the block ends well and `record` was set, it becomes real.
 
-    Order: index and statistics, the tar, then the record, last. An exception leaves none of the
+    Order: index, statistics and sums, the tar, then the record, last. An exception leaves none of the
     names changed.
     """
     name = records.file(column, shard, "tar")
@@ -152,7 +165,10 @@ def publishing(storage: Storage, column: str, shard: str) -> Iterator["Publicati
             publication.writer.close()
         assert publication.record is not None, "a shard ended without a record"
         beside: dict[str, str] = {}
-        for kind, table in (("index", publication.writer.index), ("stats", publication.writer.stats)):
+        writer = publication.writer
+        for kind, table in (("index", writer.index), ("stats", writer.stats), ("sums", writer.sums)):
+            if kind == "sums" and not table.num_rows:
+                continue
             data = table_bytes(table)
             storage.write(records.file(column, shard, f"{kind}.parquet"), data)
             beside[f"{kind}.parquet"] = hashlib.sha256(data).hexdigest()
@@ -179,7 +195,7 @@ def audit(storage: Storage, column: str, shard: str) -> records.Record:
     kind = "json"
     try:
         record = records.read(storage, column, shard)
-        for kind in ("index.parquet", "stats.parquet"):  # parquet itself does not notice every flipped bit
+        for kind in sorted({"index.parquet", "stats.parquet", *record.beside_sha256}):  # parquet itself does not notice every flipped bit
             seen = hashlib.sha256(storage.read(records.file(column, shard, kind))).hexdigest()
             noted = record.beside_sha256.get(kind, "none")
             if seen != noted:

@@ -30,7 +30,7 @@ class Record:
     source_sha256: str | None  # of the audio tar the labels were made from
     software: dict[str, str]
     device: str
-    beside_sha256: dict[str, str] = field(default_factory=dict)  # of the index and the statistics beside the tar
+    beside_sha256: dict[str, str] = field(default_factory=dict)  # of the index, the statistics and the sums beside the tar
     facts: dict[str, Any] = field(default_factory=dict)  # e.g. the storage error of a float16 column
     run: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -66,7 +66,7 @@ def folder(column: str) -> str:
 
 
 def file(column: str, shard: str, kind: str) -> str:
-    """kind: tar | json | index.parquet | stats.parquet"""
+    """kind: tar | json | index.parquet | stats.parquet | sums.parquet"""
     return f"columns/{column}/{shard}.{kind}"
 
 
@@ -83,7 +83,7 @@ def finished(storage: Storage, column: str) -> set[str]:
 
 def discard(storage: Storage, column: str, shard: str) -> None:
     """Send a shard of a column back to be made again. The record goes first: it is what says finished."""
-    for kind in ("json", "tar", "index.parquet", "stats.parquet"):
+    for kind in ("json", "tar", "index.parquet", "stats.parquet", "sums.parquet"):
         storage.delete(file(column, shard, kind))
 
 

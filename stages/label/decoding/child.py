@@ -7,6 +7,7 @@ One request a line on stdin (JSON), answered by messages on stdout: a kind (1 by
     H  JSON facts of the source          E  JSON facts known at the end: the recording is whole
     R  the reason it is rejected         O  JSON [errno, words]: its bytes could not be read
     M  memory ran out; the process ends
+    C  JSON [begin s, end s, sums of products]: how alike a stretch's first two channels are
 """
 
 import ctypes
@@ -38,6 +39,8 @@ def answer(request: dict, send: Callable[[bytes, bytes], None]) -> None:
         blocks = decoding.blocks(lambda facts: send(b"H", json.dumps(facts).encode()))
         for block in resampled(blocks, request["rate_hz"], request["resampler"]):
             samples += len(block)
+            while decoding.channels:
+                send(b"C", json.dumps(decoding.channels.pop(0)).encode())
             send(b"B", to_int16(block).data)
         if samples == 0:
             raise Refused("0 samples decoded")

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -138,16 +138,18 @@ class Guard:
         # A child dies with the thread that started it, and the caller's may last one shard only.
         self._starter = ThreadPoolExecutor(1, "decoder-starter")
 
-    def decode(self, source: Source, path: bytes, request: dict, facts: dict) -> Iterator[np.ndarray]:
+    def decode(self, source: Source, path: bytes, request: dict, facts: dict,
+               channels: Callable[..., None] = lambda *sums: None) -> Iterator[np.ndarray]:
         """Blocks of int16 (N,) at request["rate_hz"], as the child gives them.
 
         request: rate_hz, resampler, max_s. facts: filled with the source's rate, channels and codec
-        before the first block, and with its sha256, length and damage after the last.
+        before the first block, and with its sha256, length and damage after the last. channels: called
+        with what the child says of each stretch's channels, in time before its samples come.
         Raises `Refused` with the reason of a rejection, or `ReadError`."""
         witness = Witness(source, path)
         try:
             try:
-                yield from self._attempts(source, {**request, "path": os.fsdecode(path)}, facts)
+                yield from self._attempts(source, {**request, "path": os.fsdecode(path)}, facts, channels)
             except Refused:
                 witness.result(self.stall_s)  # its ReadError goes first: unread bytes reject nothing
                 raise
@@ -161,13 +163,13 @@ class Guard:
             self._child.end()
             self._child = None
 
-    def _attempts(self, source: Source, request: dict, facts: dict) -> Iterator[np.ndarray]:
+    def _attempts(self, source: Source, request: dict, facts: dict, channels: Callable[..., None]) -> Iterator[np.ndarray]:
         passed: list[int] = []  # checksums of the blocks already handed on
         deaths: list[bool] = []
         while True:
             whole = False
             try:
-                yield from self._attempt(source, request, facts, passed)
+                yield from self._attempt(source, request, facts, channels, passed)
                 whole = True
                 return
             except Refused:
@@ -184,7 +186,8 @@ class Guard:
                 if not whole:  # dead, or left alone in mid-recording: nothing to go on with
                     self.close()
 
-    def _attempt(self, source: Source, request: dict, facts: dict, passed: list[int]) -> Iterator[np.ndarray]:
+    def _attempt(self, source: Source, request: dict, facts: dict, channels: Callable[..., None],
+                 passed: list[int]) -> Iterator[np.ndarray]:
         if self._child is None or not self._child.alive():
             self.close()
             self._child = self._starter.submit(Child, self.memory_gb).result()
@@ -200,6 +203,8 @@ class Guard:
                     raise Death(f"decoder too slow: {samples / request['rate_hz']:.0f} s of audio in {waited_s:.0f} s")
                 yield from self._fresh(source, payload, index, passed)
                 index += 1
+            elif kind == b"C":
+                channels(*json.loads(payload))
             elif kind in (b"H", b"E"):
                 facts.update(json.loads(payload))
                 if kind == b"E":

@@ -16,6 +16,7 @@ import soxr
 from av.audio.fifo import AudioFifo
 
 from stages.label.decoding.source import Refused
+from stages.label.statistics import stereo
 
 BLOCK_S = 5.0  # of the source
 BLOCK_VALUES = 1 << 22  # samples x channels, where 5 s would be more than that
@@ -60,6 +61,7 @@ class Decoding:
         self.decoded_s, self.packets, self.damaged, self.changes = 0.0, 0, 0, 0
         self.words, self._last_bad, self._good_bytes = "", 0, 0
         self._lost_s, self._zero_s = 0.0, None
+        self.channels: list[tuple[float, ...]] = []  # begin s, end s, sums of products; for the caller to take away
         self._logged = av.logging.get_last_error()[0]
         try:
             self._container = av.open(
@@ -134,10 +136,14 @@ class Decoding:
 
     def _block(self, fifo: AudioFifo, held: int, kind: tuple[int, int, str]) -> tuple[np.ndarray, int]:
         rate_hz, channels, name = kind
+        begin_s = self.decoded_s
         self.decoded_s += held / rate_hz
         if self.decoded_s > self.max_s:
             raise Refused(f"longer than {self.max_s / 3600:g} h")
-        return downmix(fifo.read(held).to_ndarray(), channels, name), rate_hz
+        planes = float_planes(fifo.read(held).to_ndarray(), channels, name)
+        if channels > 1:
+            self.channels.append((begin_s, self.decoded_s, *stereo.products(planes)))
+        return downmix(planes, channels, name), rate_hz
 
     def _frames(self) -> Iterator[av.AudioFrame]:
         for packet in self._demux():
@@ -201,22 +207,27 @@ class Decoding:
         return f"{said} ({log[1]}: {log[2].strip()})" if log and count > self._logged else said
 
 
-def downmix(values: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """The mean of the channels, full scale +-1: float32 (N,).
+def float_planes(values: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """float32 (C, N) in the format's own scale, of what PyAV gives: (C, N) planar or (1, N * C) packed.
 
-    values: what PyAV gives, (C, N) planar or (1, N * C) packed, of the sample format `name`.
-    Raises `Refused` for samples that are no numbers, or of an unknown format."""
-    scale = SCALE.get(name.removesuffix("p"))
-    if scale is None:
+    Raises `Refused` for an unknown sample format `name`."""
+    if SCALE.get(name.removesuffix("p")) is None:
         raise Refused(f"unknown sample format {name}")
     planes = values if name.endswith("p") else values.reshape(-1, channels).T
-    with np.errstate(over="ignore", invalid="ignore"):  # seen and named below
+    with np.errstate(over="ignore", invalid="ignore"):  # `downmix` sees and names it
         planes = planes.astype(np.float32, order="C", copy=False)
+    return planes - np.float32(128) if name.startswith("u8") else planes
+
+
+def downmix(planes: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """The mean of the channels, full scale +-1: float32 (N,) of the planes (C, N) of the sample format `name`.
+
+    Raises `Refused` for samples that are no numbers."""
+    scale = SCALE[name.removesuffix("p")]
+    with np.errstate(over="ignore", invalid="ignore"):  # seen and named below
         mono = planes[0] if channels == 1 else planes[0] + planes[1]
         for plane in planes[2:]:
             mono += plane
-        if name.startswith("u8"):
-            mono = mono - np.float32(128 * channels)
         if scale != 1 or channels > 1:
             mono = mono * np.float32(scale / channels)
         if name[:3] in ("flt", "dbl") and not (np.isfinite(mono.min()) and np.isfinite(mono.max())):

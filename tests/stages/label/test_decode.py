@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.label.base import Kept, ReadError
-from stages.label.decode import Decode, Source, cut, flac_bytes, statistics, wav_bytes
+from stages.label.decode import Decode, Source, cut, flac_bytes, wav_bytes
 from stages.label.decoding.source import quick_hash
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
@@ -88,26 +88,6 @@ class TestSegments:
         wave = np.random.default_rng(0).integers(-32768, 32767, 9_999, np.int16, endpoint=True)
         for data in (wav_bytes(wave), flac_bytes(wave)):
             assert np.array_equal(soundfile.read(io.BytesIO(data), dtype="int16")[0], wave)
-
-
-class TestStatistics:
-    def test_of_a_sine(self):
-        wave = np.round(tone(24_000, 1, amplitude=0.5)[:, 0] * 32768).astype(np.int16)
-        assert statistics(wave) == pytest.approx(
-            {"peak_db": -6.02, "rms_db": -9.03, "silence": 0, "clipping": 0, "dc": 0}, abs=0.01
-        )
-
-    def test_of_silence_and_clipping(self):
-        wave = np.zeros(48_000, np.int16)
-        assert statistics(wave) == {"peak_db": -120, "rms_db": -120, "silence": 1, "clipping": 0, "dc": 0}
-        wave[:12_000], wave[12_000:24_000] = 32767, -32768
-        found = statistics(wave)
-        assert (found["silence"], found["clipping"], found["peak_db"]) == (0.5, 0.5, 0)
-
-    def test_a_60_db_frame_is_the_border(self):
-        wave = np.full(480, 33, np.int16)  # 20 log10(33 / 32768) = -59.9
-        wave[240:] = 32
-        assert statistics(wave)["silence"] == 0.5
 
 
 class TestRecipe:

@@ -1,0 +1,64 @@
+"""Of a segment's constant-Q magnitudes: energy by octave, tuning, and a fingerprint.
+
+Letters: T frames at 75 Hz, F bins, O octaves. Magnitudes are linear, as the transform gives them.
+"""
+
+import math
+
+import numpy as np
+
+A4_HZ = 440.0
+SLICES = 17  # of a segment; 16 differences in time × 12 pitch classes = 192 bits
+FINGERPRINTED = 4  # segments of a recording, from its start: enough to know it by
+QUIET = 1e-6  # mean square magnitude; below it there is no music to know again
+
+
+def of_cqt(frames_TF: np.ndarray, linear_TF: np.ndarray, fmin_hz: float, bins_per_octave: int, number: int) -> tuple[dict, np.ndarray]:
+    """(statistics, sums (2, F) float64: a column's values and their squares over time).
+
+    frames_TF: float32, as the column means them, linear or log; linear_TF: their linear magnitude.
+    cqt_max, cqt_mean: over all the column's values. cqt_octaves: mean square linear magnitude of each
+    octave from fmin up. tuning_cents: how far the music lies from A4 = 440 Hz, -50 … 50; tuning_strength:
+    0 … 1, how much it agrees on that. fingerprint: hex, of the first four segments (`number` from 0)."""
+    sums = np.stack([frames_TF.sum(0, dtype=np.float64), np.einsum("tf,tf->f", frames_TF, frames_TF, dtype=np.float64)])
+    energy_F = sums[1] if linear_TF is frames_TF else np.einsum("tf,tf->f", linear_TF, linear_TF, dtype=np.float64)
+    mean_F = energy_F / max(len(frames_TF), 1)
+    octaves = np.split(mean_F, range(bins_per_octave, len(mean_F), bins_per_octave))
+    cents, strength = tuning(energy_F, fmin_hz, bins_per_octave)
+    return {
+        "cqt_max": float(frames_TF.max()) if frames_TF.size else 0.0,
+        "cqt_mean": float(sums[0].sum() / max(frames_TF.size, 1)),
+        "cqt_octaves": [round(float(part.mean()), 9) for part in octaves],
+        "tuning_cents": cents,
+        "tuning_strength": strength,
+        "fingerprint": fingerprint(linear_TF, bins_per_octave) if number < FINGERPRINTED else None,
+    }, sums
+
+
+def tuning(energy_F: np.ndarray, fmin_hz: float, bins_per_octave: int) -> tuple[float | None, float | None]:
+    """(cents from the nearest semitone of A4 = 440 Hz, resultant length 0 … 1) of energies (F,).
+
+    The angle of the energies' mean on a circle of one semitone; None with under three bins a semitone,
+    which cannot say, and for silence."""
+    if bins_per_octave < 36 or not energy_F.sum() > 0:
+        return None, None
+    semitones_F = 12 * np.arange(len(energy_F)) / bins_per_octave + 12 * math.log2(fmin_hz / A4_HZ)
+    mean = (energy_F * np.exp(2j * np.pi * semitones_F)).sum() / energy_F.sum()
+    return round(float(np.angle(mean) * 50 / np.pi), 1), round(float(abs(mean)), 3)
+
+
+def fingerprint(frames_TF: np.ndarray, bins_per_octave: int) -> str | None:
+    """192 bits as 48 hex digits: for each pitch class, does it rise against its neighbour from slice to slice?
+
+    Differences in time and pitch of log energies survive another codec and another loudness, as in
+    Haitsma and Kalker's audio fingerprint (2002); here of chroma, in slices of 1/17 segment. None for
+    silence, for less than one frame a slice, or when an octave does not divide into 12 classes."""
+    if bins_per_octave % 12 or len(frames_TF) < SLICES or not float(np.mean(np.square(frames_TF))) > QUIET:
+        return None
+    borders = np.arange(SLICES) * len(frames_TF) // SLICES
+    slices_SF = np.add.reduceat(np.square(frames_TF), borders, axis=0)
+    octaves = slices_SF.shape[1] // bins_per_octave
+    whole = slices_SF[:, : octaves * bins_per_octave].reshape(SLICES, octaves, 12, bins_per_octave // 12)
+    chroma_SP = np.log(whole.sum((1, 3)) + 1e-9)
+    across_SP = chroma_SP - np.roll(chroma_SP, -1, axis=1)
+    return np.packbits(np.diff(across_SP, axis=0) > 0).tobytes().hex()

@@ -1,0 +1,90 @@
+"""Sums over a shard's segments, too long for a row a segment: how often each code is used, magnitude by pitch.
+
+Beside a tar lies SHARD.sums.parquet with a row per name and level; OUT/sums.parquet holds the same,
+added up over blocks of shards, so that a corpus of any size is shown from a few thousand rows.
+Sums are over what the tars hold, recordings with a tombstone too.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.shards import record as records
+from stages.shards.storage import Storage
+
+NAME = "sums.parquet"
+BLOCK = 256  # shards added up into one row; when one of them is made anew, so many files are read again
+FIELDS = [("name", pa.string()), ("level", pa.int32()), ("values", pa.list_(pa.float64()))]
+SHARD = pa.schema(FIELDS)
+TABLE = pa.schema([("column", pa.string()), ("shards", pa.list_(pa.string())), *FIELDS])
+
+Sums = dict[str, np.ndarray]  # name → float64 (levels, values)
+
+
+def add(total: Sums, more: Sums) -> None:
+    """Add arrays (levels, values) in place; one that is longer widens the total."""
+    for name, values in more.items():
+        held = total.get(name)
+        if held is None:
+            total[name] = np.array(values, np.float64)
+            continue
+        if held.shape != values.shape:
+            wide = np.zeros(np.maximum(held.shape, values.shape))
+            wide[: held.shape[0], : held.shape[1]] = held
+            held = total[name] = wide
+        held[: values.shape[0], : values.shape[1]] += values
+
+
+def table(sums: Sums) -> pa.Table:
+    rows = [{"name": name, "level": level, "values": row} for name in sorted(sums) for level, row in enumerate(sums[name])]
+    return pa.Table.from_pylist(rows, SHARD)
+
+
+def _arrays(rows: list[dict]) -> Sums:
+    names = dict.fromkeys(row["name"] for row in rows)
+    return {name: np.array([row["values"] for row in sorted(rows, key=lambda r: r["level"]) if row["name"] == name]) for name in names}
+
+
+def read_shard(storage: Storage, column: str, shard: str) -> Sums:
+    """One shard's sums of a column; empty for a column without any, or of an older version."""
+    try:
+        return _arrays(storage.read_table(records.file(column, shard, NAME)).to_pylist())
+    except FileNotFoundError:
+        return {}
+
+
+def read(storage: Storage, column: str) -> tuple[Sums, int]:
+    """(sums of a column over all gathered shards, how many shards have any)."""
+    total: Sums = {}
+    if not storage.exists(NAME):
+        return total, 0
+    rows = storage.read_table(NAME).filter(pc.field("column") == column).to_pylist()
+    shards = {shard for row in rows for shard in row["shards"]}
+    for first in dict.fromkeys(row["shards"][0] for row in rows):
+        add(total, _arrays([row for row in rows if row["shards"][0] == first]))
+    return total, len(shards)
+
+
+def gather(storage: Storage, columns: Iterable[str], shards: Iterable[str]) -> None:
+    """Add these shards' sums to OUT/sums.parquet; those they had before are taken out.
+
+    A block of the table that held one of them is added up again from the files beside the tars."""
+    held = storage.read_table(NAME) if storage.exists(NAME) else TABLE.empty_table()
+    columns, new = set(columns), set(shards)
+    rows = [row for row in held.to_pylist() if row["column"] not in columns or not new & set(row["shards"])]
+    with ThreadPoolExecutor(8) as pool:
+        for column in sorted(columns):
+            blocks = [set(block) for block in held.filter(pc.field("column") == column)["shards"].to_pylist()]
+            names = sorted(new.union(*(block for block in blocks if block & new)))
+            for start in range(0, len(names), BLOCK):
+                own = names[start : start + BLOCK]
+                total: Sums = {}
+                found = list(pool.map(lambda shard, column=column: read_shard(storage, column, shard), own))
+                for sums in found:
+                    add(total, sums)
+                there = [shard for shard, sums in zip(own, found, strict=True) if sums]
+                rows += [{"column": column, "shards": there, **row} for row in table(total).to_pylist()]
+    storage.write_table(NAME, pa.Table.from_pylist(rows, TABLE))
