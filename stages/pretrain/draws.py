@@ -1,0 +1,56 @@
+"""Random numbers that are a function of what they are for: (seed, epoch, position, …), never of a generator's past.
+
+Each number is the output function of SplitMix64 (Steele, Lea, Flood 2014) of a key and a counter, so any of them
+can be had alone, on any rank, in any worker, in any order. Vectorised; arithmetic wraps modulo 2**64.
+"""
+
+import numpy as np
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+VERSION = 1  # of every drawing rule of training: raise it when the same seed would give another order, crop, mask or mixture
+
+# What a number is for. Two uses never share a stream.
+SHARDS, COPIES, SHUFFLE, CROP, MASK, MIXTURE, REPLACEMENT, VALIDATION = range(1, 9)
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser, in place on a fresh uint64 array."""
+    bits ^= bits >> np.uint64(30)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= bits >> np.uint64(27)
+    bits *= np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return bits
+
+
+def key(*parts: int) -> int:
+    """One 64-bit key of whole numbers, in this order: purpose, seed, epoch, …"""
+    state = 0
+    for part in parts:
+        at = (state + _GOLDEN + (part & _MASK)) & _MASK
+        state = int(_mix(np.array([at], dtype=np.uint64))[0])
+    return state
+
+
+def keys(base: int, numbers: np.ndarray) -> np.ndarray:
+    """uint64 of `numbers`' shape: a key for each number, for example a position of the order."""
+    return bits(np.uint64(base), np.asarray(numbers).astype(np.uint64))
+
+
+def bits(key: np.ndarray | np.uint64, counters: np.ndarray) -> np.ndarray:
+    """uint64: the numbers at these counters of each key's stream; the two are broadcast together."""
+    counted = np.asarray(counters).astype(np.uint64)
+    with np.errstate(over="ignore"):  # of scalars: arrays wrap without a word
+        return _mix(np.array(np.asarray(key, dtype=np.uint64) + (counted + np.uint64(1)) * np.uint64(_GOLDEN)))
+
+
+def uniform(key: np.ndarray | np.uint64, counters: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1), in steps of 2**-53."""
+    return (bits(key, counters) >> np.uint64(11)) * 2.0**-53
+
+
+def below(bound: np.ndarray | int, share: np.ndarray) -> np.ndarray:
+    """int64 in [0, bound) of uniform numbers; bound below 2**53."""
+    return np.minimum((share * bound).astype(np.int64), np.asarray(bound) - 1)

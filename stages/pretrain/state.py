@@ -1,0 +1,81 @@
+"""Where a run is in its data: a few whole numbers, saved with the weights, from which every rank knows what comes next."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+_NAMES = {"fingerprint": ("data", "the data"), "seed": ("seed", "the seed"), "global_batch": ("global_batch", "the global batch")}
+
+
+@dataclass(frozen=True)
+class State:
+    """The place before an update. `consumed` counts samples of this epoch, those skipped included."""
+
+    fingerprint: str  # of the pinned data
+    seed: int
+    global_batch: int  # samples of an update, over all ranks
+    epoch: int = 0
+    consumed: int = 0
+    update: int = 0  # updates done
+    skipped: tuple[tuple[int, int, int], ...] = ()  # (epoch, first sample, samples) never trained on
+
+    def __post_init__(self):
+        if self.global_batch < 1:
+            raise ValueError(f"global_batch is {self.global_batch}: expected at least 1 sample an update")
+        assert min(self.epoch, self.consumed, self.update) >= 0, self
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> "State":
+        """Raises ValueError when `text` is not what `to_json` wrote."""
+        try:
+            fields = json.loads(text)
+            return State(**fields | {"skipped": tuple(tuple(r) for r in fields["skipped"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"the saved place in the data cannot be read ({error!r}): restore another checkpoint") from None
+
+    def advanced(self, samples_per_epoch: int) -> "State":
+        """The place one update further."""
+        return replace(self._moved(samples_per_epoch), update=self.update + 1)
+
+    def _moved(self, samples_per_epoch: int) -> "State":
+        """One global batch further; what is left of an epoch below a global batch is dropped, then the next begins."""
+        if samples_per_epoch < self.global_batch:
+            raise ValueError(f"global_batch is {self.global_batch}, an epoch has {samples_per_epoch} samples: lower the global batch, "
+                             f"raise data.crops_per_segment, or label more audio")
+        consumed = self.consumed + self.global_batch
+        if consumed + self.global_batch > samples_per_epoch:
+            return replace(self, epoch=self.epoch + 1, consumed=0)
+        return replace(self, consumed=consumed)
+
+    def skip(self, updates: int, samples_per_epoch: int) -> "State":
+        """Past the data of the next `updates` updates, which are noted as skipped; the count of updates stays."""
+        state = self
+        for _ in range(updates):
+            gone = (state.epoch, state.consumed, state.global_batch)
+            state = state._moved(samples_per_epoch)
+            last = state.skipped[-1] if state.skipped else None
+            if last and last[0] == gone[0] and last[1] + last[2] == gone[1]:
+                ranges = (*state.skipped[:-1], (last[0], last[1], last[2] + gone[2]))
+            else:
+                ranges = (*state.skipped, gone)
+            state = replace(state, skipped=ranges)
+        return state
+
+    def resumed(self, fingerprint: str, seed: int, global_batch: int, samples_per_epoch: int,
+                allow: set[str] = frozenset()) -> "State":
+        """This place, for a run with these values. ValueError when they are not those saved, unless `allow` names them
+        (data, seed, global_batch). Other data or another seed begin their order at the next epoch, for the place in the
+        old order means nothing in theirs; another global batch goes on at the sample where the old one stopped."""
+        now = {"fingerprint": fingerprint, "seed": seed, "global_batch": global_batch}
+        changed = {name for name, value in now.items() if getattr(self, name) != value}
+        for name in sorted(changed):
+            allowed, what = _NAMES[name]
+            if allowed not in allow:
+                raise ValueError(f"{name} is {now[name]}, this run was begun with {getattr(self, name)}: restore {what}, start another run "
+                                 f"(run.name), or go on with --set resume.allow={allowed}")
+        state = replace(self, **now)
+        if changed & {"fingerprint", "seed"} or state.consumed + global_batch > samples_per_epoch:
+            return replace(state, epoch=self.epoch + 1, consumed=0)
+        return state
