@@ -49,10 +49,24 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--refit", action="store_true", help="fit anew, on shards spread over the whole plan")
     fit.set_defaults(run=_fit)
 
-    status = commands.add_parser("status", help="what is finished in an OUT")
-    status.add_argument("out", metavar="OUT")
+    train = commands.add_parser("train", help="pre-train on labelled shards; goes on where it was stopped")
+    train.add_argument("config", metavar="CONFIG", help="for example configs/pretrain/quickstart.yaml")
+    train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override one field, e.g. run.name=mine")
+    train.set_defaults(run=_train)
+
+    status = commands.add_parser("status", help="what is finished in an OUT, or where a training RUN stands")
+    status.add_argument("out", metavar="OUT|RUN")
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_status)
+
+    stats = commands.add_parser("stats", help="look at an OUT or a training run: terminal and page; compare several")
+    stats.add_argument("places", metavar="OUT|RUN", nargs="+")
+    stats.add_argument("--json", action="store_true", help="the numbers as JSON; no page")
+    stats.add_argument("--shard", metavar="NAME", help="one shard")
+    stats.add_argument("--recording", metavar="PATH", help="one recording, by its path, the end of it, or its id")
+    stats.add_argument("--where", metavar="SQL", help="the segments of which this holds, e.g. \"rms_db < -50\" (DuckDB SQL)")
+    stats.add_argument("--no-page", action="store_true", help="only the terminal")
+    stats.set_defaults(run=_stats)
 
     verify = commands.add_parser("verify", help="read every finished shard back and name the damaged ones")
     verify.add_argument("out", metavar="OUT")
@@ -108,12 +122,26 @@ def _fit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _status(arguments: argparse.Namespace) -> int:
-    from pipeline.status import status, text
+def _train(arguments: argparse.Namespace) -> int:
+    from pipeline.pretrain import pretrain
+    from stages.pretrain import config
 
-    found = status(arguments.out)
-    print(json.dumps(found, indent=1) if arguments.json else text(found))
+    return pretrain(config.load(arguments.config, arguments.set))
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from pipeline import run_status, status
+
+    module = run_status if run_status.is_run(arguments.out) else status
+    found = getattr(module, module.__name__.rpartition(".")[2])(arguments.out)
+    print(json.dumps(found, indent=1) if arguments.json else module.text(found))
     return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from pipeline.stats import Asked, stats
+
+    return stats(Asked(tuple(arguments.places), arguments.json, arguments.shard, arguments.recording, arguments.where, not arguments.no_page))
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -106,10 +106,10 @@ def bandwidth(segment_N: np.ndarray) -> float | None:
         return None
     window = np.kaiser(WINDOW, WINDOW_BETA).astype(np.float32)
     wave = segment_N[: frames * WINDOW].reshape(frames, WINDOW)[::2].astype(np.float32)  # every second one says as much
+    wave -= wave.mean(1, keepdims=True)  # a constant offset is no sound
     wave *= window / FULL_SCALE
     parts = np.fft.rfft(wave).view(np.float32)  # real and imaginary in turn
     power = np.einsum("ij,ij->j", parts, parts).reshape(-1, 2).sum(1) / len(wave)
     floor = ROUNDING_POWER * float(np.square(window).sum()) * 10 ** (ABOVE_ROUNDING_DB / 10)
-    power[:2] = 0  # a constant offset is no sound
     something = np.flatnonzero(power > max(floor, power.max() * 10 ** (BELOW_LOUDEST_DB / 10)))
     return round(float(something[-1] * RATE_HZ / WINDOW), 1) if len(something) else 0.0

@@ -1,0 +1,157 @@
+"""The numbers of an OUT as plain data: what the terminal, the page, `--json` and the comparison show.
+
+Every query reads columns of the gathered tables once; histograms are counted in the database, and
+quantiles read off them, so that six million segments take seconds and little memory.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.corpus import Corpus
+from stages.label.base import RATE_HZ
+from stages.label.statistics.codes import entropy_bits
+from stages.shards import sums
+
+FINE_BINS = 200  # a histogram as counted; quantiles are right to one of its bins
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number of a segment: column of `segments`, title, unit, and the range its histogram spans.
+
+    Values outside fall into the end bins; a range of None is that of the data."""
+
+    name: str
+    title: str
+    unit: str
+    low: float | None = None
+    high: float | None = None
+
+
+SHOWN = (
+    Statistic("length_s", "Segment length", "s"),
+    Statistic("lufs", "Loudness", "LUFS", -70, 0),
+    Statistic("rms_db", "RMS", "dBFS", -80, 0),
+    Statistic("peak_db", "Peak", "dBFS", -60, 0),
+    Statistic("silence", "Silence", "share of 10-ms frames", 0, 1),
+    Statistic("clipping", "Clipping", "share of samples", 0, 0.01),
+    Statistic("dc", "DC offset", "of full scale", -0.05, 0.05),
+    Statistic("bandwidth_hz", "Bandwidth", "Hz", 0, 12_000),
+    Statistic("stereo", "Stereo correlation", "−1 … 1", -1, 1),
+    Statistic("entropy_bits", "Code entropy, mean of levels", "bits"),
+    Statistic("tuning_cents", "Tuning against A = 440 Hz", "cents", -50, 50),
+    Statistic("cqt_mean", "CQT mean", "of the column's values"),
+)
+
+
+def numbers(corpus: Corpus) -> dict[str, Any]:
+    """Everything but what is odd (`oddities`)."""
+    totals = corpus.one("SELECT count(*) AS segments, count(*) FILTER (start = 0) AS recordings, "
+                        f"coalesce(sum(samples), 0) / {RATE_HZ}.0 / 3600 AS hours, count(DISTINCT shard) AS shards FROM segments")
+    valid = corpus.one("SELECT count(*) FILTER (split = 'valid') AS n FROM named WHERE start = 0")["n"]
+    columns = column_rows(corpus)
+    total_bytes = sum(column["bytes"] for column in columns)
+    return {
+        "out": corpus.place,
+        **totals,
+        "validation": valid,
+        "bytes": total_bytes,
+        "bytes_per_hour": total_bytes / totals["hours"] if totals["hours"] else 0,
+        "columns": columns,
+        "agreement": agreement(corpus),
+        "rejects": rejects(corpus),
+        "distributions": {s.name: found for s in SHOWN if (found := distribution(corpus, s)) is not None},
+        "not_gathered": [s.name for s in SHOWN if s.name in corpus.missing],
+        "codes": code_use(corpus),
+        "sources": sources(corpus),
+        "slowest_shards": slowest(corpus),
+        "longest_files": corpus.rows(
+            f"SELECT path, l.* EXCLUDE recording FROM (SELECT recording, sum(samples) / {RATE_HZ}.0 AS seconds, min(shard) AS shard FROM segments "
+            "GROUP BY recording ORDER BY seconds DESC, recording LIMIT 5) l LEFT JOIN planned USING (recording) ORDER BY seconds DESC, path"),
+    }
+
+
+def column_rows(corpus: Corpus) -> list[dict[str, Any]]:
+    """Per current column, audio first: shards, bytes, frames a second, time, × real time, hosts, retries."""
+    found = corpus.rows(
+        'SELECT "column" AS name, any_value(stage) AS stage, count(*) AS shards, sum(bytes)::BIGINT AS bytes, sum(hours) AS hours, '
+        "sum(bytes) / nullif(sum(hours), 0) AS bytes_per_hour, sum(segments)::BIGINT AS segments, sum(frames)::BIGINT AS frames, "
+        f"sum(frames) * {RATE_HZ}.0 / nullif(sum(samples), 0) AS frames_per_s, sum(wall_s) AS wall_s, sum(busy_s) AS busy_s, "
+        "sum(hours) * 3600 / nullif(sum(wall_s), 0) AS times_real_time, sum(greatest(attempts - 1, 0))::BIGINT AS retries, "
+        "count(DISTINCT host) AS hosts, sum(rejected)::BIGINT AS rejected FROM shards GROUP BY 1")
+    order = list(corpus.registry.names)
+    return sorted(found, key=lambda row: order.index(row["name"]))
+
+
+def agreement(corpus: Corpus) -> dict[str, Any]:
+    """Shards whose columns hold different numbers of frames or segments, though none of them rejected anything."""
+    differing = ("SELECT shard FROM shards GROUP BY shard HAVING sum(CASE WHEN stage = 'decode' THEN 0 ELSE rejected END) = 0 "
+                 "AND (min(frames) <> max(frames) OR min(segments) <> max(segments))")
+    counts = corpus.one(f"SELECT count(*) AS differ, (SELECT count(DISTINCT shard) FROM shards) AS shards FROM ({differing})")
+    return counts | {"examples": [row["shard"] for row in corpus.rows(f"{differing} ORDER BY shard LIMIT {EXAMPLES}")]}
+
+
+def rejects(corpus: Corpus) -> list[dict[str, Any]]:
+    return corpus.rows(f"SELECT stage, reason, count(*) AS files, list(path ORDER BY path)[:{EXAMPLES}] AS examples FROM rejected "
+                       "GROUP BY ALL ORDER BY files DESC, stage, reason")
+
+
+def distribution(corpus: Corpus, statistic: Statistic) -> dict[str, Any] | None:
+    """Count, mean, extremes, quantiles and a histogram of one statistic; None where there is none of it."""
+    name = statistic.name
+    span = corpus.one(f"SELECT count({name}) AS count, avg({name}) AS mean, min({name}) AS min, max({name}) AS max FROM segments")
+    if not span["count"]:
+        return None
+    low = span["min"] if statistic.low is None else statistic.low
+    high = span["max"] if statistic.high is None else statistic.high
+    width = (high - low) / FINE_BINS or 1.0
+    counted = corpus.rows(f"SELECT least(greatest(floor(({name} - {low!r}) / {width!r})::INT, 0), {FINE_BINS - 1}) AS bin, "
+                          f"count(*) AS n FROM segments WHERE {name} IS NOT NULL GROUP BY 1")
+    counts = np.zeros(FINE_BINS, np.int64)
+    for row in counted:
+        counts[row["bin"]] = row["n"]
+    edges = low + width * np.arange(FINE_BINS + 1)
+    reached = np.concatenate([[0], np.cumsum(counts)]) / span["count"]
+    quantiles = {q: float(np.clip(np.interp(float(q) / 100, reached, edges), span["min"], span["max"])) for q in ("5", "50", "95")}
+    return {"title": statistic.title, "unit": statistic.unit, **span, **{f"p{q}": v for q, v in quantiles.items()},
+            "low": low, "width": width, "counts": counts.tolist()}
+
+
+def code_use(corpus: Corpus) -> list[dict[str, Any]]:
+    """Per level of the current code column: codes used, dead ones, perplexity, the most frequent code."""
+    found = counts(corpus)
+    return [] if found is None else [_level(level, row) for level, row in enumerate(found)]
+
+
+def counts(corpus: Corpus) -> np.ndarray | None:
+    """How often each code of each level is used, (K, C) float64; None when it was not gathered."""
+    name = corpus.registry.current.get("codes")
+    return sums.read(corpus.out, name)[0].get("codes") if name else None
+
+
+def _level(level: int, counts_C: np.ndarray) -> dict[str, Any]:
+    bits, total = float(entropy_bits(counts_C[None])[0]), float(counts_C.sum())
+    top = int(counts_C.argmax())
+    return {"level": level, "codes": len(counts_C), "used": int((counts_C > 0).sum()), "dead": int((counts_C == 0).sum()),
+            "entropy_bits": bits, "perplexity": 2**bits, "share": 2**bits / len(counts_C),
+            "top_code": top, "top_share": float(counts_C[top] / total) if total else 0.0}
+
+
+def sources(corpus: Corpus) -> list[dict[str, Any]]:
+    """What the recordings were, by codec, rate and channels."""
+    return corpus.rows("SELECT source_codec AS codec, source_rate_hz AS rate_hz, source_channels AS channels, "
+                       f"count(*) FILTER (start = 0) AS recordings, sum(samples) / {RATE_HZ}.0 / 3600 AS hours FROM segments "
+                       "GROUP BY ALL ORDER BY hours DESC, codec LIMIT 30")
+
+
+def slowest(corpus: Corpus) -> list[dict[str, Any]]:
+    """The shards that took longest for their audio, of each stage the worst, with its ratio to the stage's median."""
+    return corpus.rows(
+        "WITH paced AS (SELECT *, wall_s / nullif(hours, 0) AS pace FROM shards WHERE hours > 0 AND wall_s > 0), "
+        "medians AS (SELECT stage, approx_quantile(pace, 0.5) AS median FROM paced GROUP BY stage) "
+        "SELECT stage, shard, host, wall_s, busy_s, hours, times_real_time, attempts, pace / nullif(median, 0) AS times_median "
+        "FROM paced JOIN medians USING (stage) QUALIFY row_number() OVER (PARTITION BY stage ORDER BY pace DESC, shard) <= 3 "
+        "ORDER BY times_median DESC, shard")

@@ -1,0 +1,66 @@
+"""Where the time of a labelling run went: throughput by stage and host, from each shard's begin, wall time and samples.
+
+Letters: J jobs (a shard at a stage), E edges of the time axis.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.corpus import Corpus
+from stages.label.base import RATE_HZ
+
+POINTS = 160
+IDLE_SHARE = 0.02  # of the whole span: a longer pause, in which no shard was worked on, is cut out of the axis
+
+
+def timeline(corpus: Corpus) -> dict[str, Any] | None:
+    """Seconds of work since the first shard (pauses cut out), audio-s/s by stage and by host; None without times."""
+    found = corpus.db.execute("SELECT stage, coalesce(host, '?') AS host, started, wall_s, samples FROM shards "
+                              "WHERE started IS NOT NULL AND wall_s > 0 ORDER BY started").fetchnumpy()
+    if not len(found["started"]):
+        return None
+    begin_J, cuts = without_pauses(found["started"], found["wall_s"])
+    end_J = begin_J + found["wall_s"]
+    edges_E = np.linspace(0, end_J.max(), POINTS + 1)
+    rate_J = found["samples"] / RATE_HZ / found["wall_s"]
+
+    def series(chosen: np.ndarray) -> list[float]:
+        return throughput(begin_J[chosen], end_J[chosen], rate_J[chosen], edges_E).tolist()
+
+    stages, hosts = found["stage"].astype(str), found["host"].astype(str)
+    return {
+        "seconds": ((edges_E[:-1] + edges_E[1:]) / 2).tolist(),
+        "pauses": cuts,
+        "stages": {str(stage): series(stages == stage) for stage in dict.fromkeys(stages.tolist())},
+        "hosts": {host: series((hosts == host) & (stages == "decode")) for host in sorted(set(hosts.tolist()))},
+        "started": float(found["started"][0]),
+    }
+
+
+def without_pauses(started_J: np.ndarray, wall_J: np.ndarray) -> tuple[np.ndarray, list[dict[str, float]]]:
+    """(begins in seconds since the first, with pauses cut out; where the cuts are and how long each was).
+
+    started_J: ascending."""
+    begin_J = started_J - started_J[0]
+    reached = np.maximum.accumulate(begin_J + wall_J)
+    pause = np.concatenate([[0.0], begin_J[1:] - reached[:-1]])
+    pause[pause < max(30.0, IDLE_SHARE * reached[-1])] = 0
+    moved = begin_J - np.cumsum(pause)
+    return moved, [{"at_s": float(moved[i]), "pause_s": float(pause[i])} for i in np.flatnonzero(pause)]
+
+
+def throughput(begin_J: np.ndarray, end_J: np.ndarray, rate_J: np.ndarray, edges_E: np.ndarray) -> np.ndarray:
+    """Mean rate between neighbouring edges, of jobs that each go on evenly at `rate_J`: (E - 1,)."""
+    done_E = _ramp(begin_J, rate_J, edges_E) - _ramp(end_J, rate_J, edges_E)
+    return np.diff(done_E) / np.diff(edges_E)
+
+
+def _ramp(start_J: np.ndarray, rate_J: np.ndarray, edges_E: np.ndarray) -> np.ndarray:
+    """Σ rate · max(edge - start, 0) at each edge, by sorting once."""
+    order = np.argsort(start_J)
+    starts, rates = start_J[order], rate_J[order]
+    before = np.searchsorted(starts, edges_E)
+    rate = np.concatenate([[0.0], np.cumsum(rates)])[before]
+    moment = np.concatenate([[0.0], np.cumsum(rates * starts)])[before]
+    return rate * edges_E - moment

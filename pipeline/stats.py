@@ -1,0 +1,135 @@
+"""`overtone stats`: look at the data before GPU weeks are spent on it, and at a training run while it goes.
+
+An OUT of `labels` is shown on the terminal and as OUT/report/index.html; two or more are compared; RUNs
+of `train` (with a metrics.jsonl) become curves on one page. Nothing is computed anew to show it.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.report import corpus as corpora
+from pipeline.report import oddities, terminal
+from pipeline.report.corpus import Corpus, quoted
+from pipeline.report.numbers import numbers
+from stages.label.base import RATE_HZ
+from stages.shards.storage import Storage
+
+METRICS = "metrics.jsonl"
+ROWS = 20  # of segments on a terminal
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks. Of shard, recording and where, all given must hold."""
+
+    places: tuple[str, ...]
+    as_json: bool = False
+    shard: str | None = None
+    recording: str | None = None  # its path, the end of it, or its id
+    where: str | None = None  # DuckDB SQL over the segments' statistics
+    page: bool = True
+
+
+def stats(asked: Asked) -> int:
+    """Show it; returns the exit code. ValueError for what is neither an OUT nor a RUN, or a mix."""
+    runs = [Storage(place).exists(METRICS) for place in asked.places]
+    if any(runs) and not all(runs):
+        raise ValueError(f"{asked.places[runs.index(True)]} is a training run, {asked.places[runs.index(False)]} is none: "
+                         "give either OUTs of `labels` or RUNs of `train`")
+    chosen = asked.shard or asked.recording or asked.where
+    if all(runs):
+        if chosen:
+            raise ValueError("--shard, --recording and --where choose segments of an OUT; a training run has none")
+        return _runs(asked)
+    if len(asked.places) > 1:
+        if chosen:
+            raise ValueError("--shard, --recording and --where look into one OUT: give one")
+        return _compare(asked)
+    with corpora.opened(asked.places[0]) as corpus:
+        return _some(corpus, asked) if chosen else _whole(corpus, asked)
+
+
+def _whole(corpus: Corpus, asked: Asked) -> int:
+    found = numbers(corpus)
+    odd = oddities.oddities(corpus, found)
+    if asked.as_json:
+        return _print_json(found | {"worth_a_look": oddities.as_data(odd), "exclude_all": oddities.everything(odd)})
+    console = _console()
+    terminal.show(console, found, odd)
+    if asked.page:
+        from pipeline.report import page
+
+        console.print(f"\npage: {page.of_corpus(corpus, found, odd)}", soft_wrap=True)
+    return 0
+
+
+def _some(corpus: Corpus, asked: Asked) -> int:
+    """One shard, one recording, or the segments of which a condition holds."""
+    conditions = []
+    if asked.shard:
+        conditions.append(f"shard = {quoted(asked.shard)}")
+    if asked.recording:
+        text = quoted(asked.recording)
+        conditions.append(f"(recording = {text} OR path = {text} OR suffix(path, '/' || {text}))")
+    if asked.where:
+        conditions.append(f"({asked.where})")
+    condition = " AND ".join(conditions)
+    counted = corpus.asked("SELECT count(*) AS segments, count(DISTINCT recording) AS recordings, "
+                           f"coalesce(sum(samples), 0) / {RATE_HZ}.0 / 3600 AS hours FROM named WHERE {condition}")[0]
+    if not counted["segments"] and not asked.where:
+        raise ValueError(f"{asked.places[0]} holds no segment of {asked.shard or asked.recording}: "
+                         "give a shard's name, or a recording's path or id (a rejected one has no segments)")
+    limit = "" if asked.as_json else f"LIMIT {ROWS}"
+    rows = corpus.asked(f"SELECT * FROM named WHERE {condition} ORDER BY path, start {limit}")
+    of_shard = corpus.rows(f"SELECT * FROM shards WHERE shard = {quoted(asked.shard)}") if asked.shard else []
+    if asked.as_json:
+        return _print_json(counted | {"condition": condition, "rows": rows} | ({"columns": of_shard} if asked.shard else {}))
+    console = _console()
+    for row in of_shard:
+        console.print(f"{row['column']}: {terminal.size(row['bytes'])}, {row['kept']} kept, {row['rejected']} rejected"
+                      f"{' ' + row['rejects'] if row['rejected'] and row['rejects'] else ''}, {terminal.span(row['wall_s'])} on {row['host']}, "
+                      f"{terminal.number(row['times_real_time'], 0)} × real time, attempts {terminal.number(row['attempts'], 0)}")
+    terminal.segments(console, rows, counted)
+    if asked.where and not (asked.shard or asked.recording) and counted["segments"]:
+        console.print(f"leave them out of training:  {oddities.setting(asked.where)}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _compare(asked: Asked) -> int:
+    found = []
+    for place in asked.places:
+        with corpora.opened(place) as corpus:
+            found.append(numbers(corpus))
+    if asked.as_json:
+        return _print_json(found)
+    terminal.comparison(_console(), found)
+    return 0
+
+
+def _runs(asked: Asked) -> int:
+    from pipeline.report import training
+
+    runs = [training.read(place) for place in asked.places]
+    if asked.as_json:
+        return _print_json([training.summary(run) for run in runs])
+    console = _console()
+    training.show(console, runs)
+    if asked.page:
+        from pipeline.report import page
+
+        console.print(f"\npage: {page.of_runs(runs)}", soft_wrap=True)
+    return 0
+
+
+def _console() -> Console:
+    # Without a terminal rich assumes 80 columns, which would fold the tables of a log file.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _print_json(found: Any) -> int:
+    print(json.dumps(found, indent=1, default=str))
+    return 0
