@@ -14,6 +14,8 @@ from stages.label.decode import Decode
 TEACHERS = {
     "encodec": "stages.label.teachers.encodec:Encodec",
     "mel_rvq": "stages.label.teachers.mel_rvq:MelRvq",
+    "best_rq": "stages.label.teachers.best_rq:BestRq",
+    "kmeans": "stages.label.teachers.kmeans:KMeans",
 }
 
 

@@ -68,13 +68,16 @@ class LogMel:
     depend on the rest of its block.
     """
 
-    def __init__(self, rate_hz: int, hop_samples: int, mels: int = MELS, n_fft: int = N_FFT, device: str = "cpu"):
+    def __init__(self, rate_hz: int, hop_samples: int, mels: int = MELS, n_fft: int = N_FFT, device: str = "cpu",
+                 filters: np.ndarray | None = None):
+        """filters: float32 (n_fft // 2 + 1, F), other bands of power than the mel filters."""
         import torch
 
         if n_fft < 2 or n_fft % 2:
             raise ValueError(f"n_fft: {n_fft} is not an even number of at least 2")
-        self.hop_samples, self.n_fft, self.mels = hop_samples, n_fft, mels
-        self._filters = torch.from_numpy(mel_filters(rate_hz, n_fft, mels)).to(device)
+        filters = mel_filters(rate_hz, n_fft, mels) if filters is None else filters
+        self.hop_samples, self.n_fft, self.mels = hop_samples, n_fft, filters.shape[1]
+        self._filters = torch.from_numpy(filters).to(device)
         self._window = torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
 
     def span(self, first_sample: int, count: int) -> tuple[int, int]:

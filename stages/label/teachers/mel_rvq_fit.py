@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as fn
 
 from stages.label.base import Wave
-from stages.label.teachers.mel_rvq import MelRvq, best
+from stages.label.teachers.features import best
+from stages.label.teachers.mel_rvq import MelRvq
 from stages.label.teachers.mel_rvq_frames import Frames, Ticker
 
 COMMITMENT = 0.25  # MuQ

@@ -1,4 +1,4 @@
-"""What Mel-RVQ is fitted on: a seeded sample of stretches of the corpus, some of it held out.
+"""What Mel-RVQ and k-means are fitted on: a seeded sample of stretches of the corpus, some of it held out.
 
 N mel frames in memory, T frames to fit on, D input width, F mel bins (see `mel_rvq`).
 Memory is bounded by the recipe's fit_minutes: 30 minutes of 128 bins are 69 MB.
@@ -6,12 +6,14 @@ Memory is bounded by the recipe's fit_minutes: 30 minutes of 128 bins are 69 MB.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
-from stages.label.teachers.mel_rvq import Features, MelRvq
+from stages.label.teachers.features import Features
+from stages.label.teachers.mel_rvq import MelRvq
 
 STRETCH_FRAMES = 300  # 4 s: short enough to touch many recordings, long against a window of 6 hops
 HELDOUT_SHARE = 0.05
@@ -38,24 +40,8 @@ class Frames:
         cls, recipe: MelRvq, waves: Sequence[Wave], device: str, generator: torch.Generator, progress: Callable
     ) -> "Frames":
         """Seeded stretches of the waves. ValueError where they are too few for the codebooks."""
-        lengths = np.array([wave.samples // HOP_SAMPLES for wave in waves], np.int64)
-        budget = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES)
-        if min(lengths.sum(), budget) < recipe.min_frames:
-            raise ValueError(
-                f"codebook_size: {recipe.codebook_size} needs at least {recipe.min_frames} frames to fit, the "
-                f"{len(waves)} recordings hold {lengths.sum()} ({lengths.sum() * HOP_SAMPLES / RATE_HZ:.1f} s); "
-                f"add audio or lower codebook_size to at most {lengths.sum() // 4}"
-            )
-        pieces = draw_stretches(lengths, budget, generator)
-        features, mels, heldout = Features(recipe, device), [], []
-        ticker = Ticker("read", len(pieces), progress)
-        for done, (index, first, count, held) in enumerate(pieces):
-            try:
-                mels.append(features.mel(waves[index], first, count))
-            except ValueError as error:
-                raise ValueError(f"recording {index} of {len(waves)}, {error}") from error
-            heldout.append(held)
-            ticker.tick(done + 1, None)
+        features = recipe.features(device)
+        mels, heldout = read_stretches(recipe, features, waves, generator, progress)
         return cls(features, mels, heldout, recipe.stack)
 
     def stacked(self, starts_T: torch.Tensor) -> torch.Tensor:
@@ -72,6 +58,35 @@ class Frames:
                 left = torch.cat([left, torch.randperm(len(self.fit_T), generator=generator)])
             yield self.stacked(self.fit_T[left[:size].to(self.fit_T.device)])
             left = left[size:]
+
+
+def read_stretches(
+    recipe: Any, features: Features, waves: Sequence[Wave], generator: torch.Generator, progress: Callable
+) -> tuple[list[torch.Tensor], list[bool]]:
+    """Log bands (t, F) of seeded stretches of the waves, and which are held out.
+
+    recipe: of any fitted teacher (codebook_size, min_frames, fit_minutes). ValueError where the waves
+    are too few for the codebooks, or one of them cannot be heard.
+    """
+    lengths = np.array([wave.samples // HOP_SAMPLES for wave in waves], np.int64)
+    budget = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES)
+    if min(lengths.sum(), budget) < recipe.min_frames:
+        raise ValueError(
+            f"codebook_size: {recipe.codebook_size} needs at least {recipe.min_frames} frames to fit, the "
+            f"{len(waves)} recordings hold {lengths.sum()} ({lengths.sum() * HOP_SAMPLES / RATE_HZ:.1f} s); "
+            f"add audio or lower codebook_size to at most {lengths.sum() // 4}"
+        )
+    pieces = draw_stretches(lengths, budget, generator)
+    mels, heldout = [], []
+    ticker = Ticker("read", len(pieces), progress)
+    for done, (index, first, count, held) in enumerate(pieces):
+        try:
+            mels.append(features.mel(waves[index], first, count))
+        except ValueError as error:
+            raise ValueError(f"recording {index} of {len(waves)}, {error}") from error
+        heldout.append(held)
+        ticker.tick(done + 1, None)
+    return mels, heldout
 
 
 def draw_stretches(lengths: np.ndarray, budget: int, generator: torch.Generator) -> list[tuple[int, int, int, bool]]:

@@ -1,0 +1,87 @@
+"""BEST-RQ: codes of a random projection of the log-mel spectrogram. Nothing is fitted, nothing downloaded.
+
+After MusicFM (arXiv 2311.03318) and BEST-RQ (arXiv 2202.01855): a frozen Xavier projection of stacked,
+normalised mels to `dim` numbers, and the nearest of many random directions. At 75 frames a second
+instead of MusicFM's 25; its window of four stacked frames is kept.
+
+T frames, D = stack · mels input width, E = dim, K codebooks (each with a projection of its own), C codes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from stages.label.base import RATE_HZ, Wave
+from stages.label.teachers.features import Features, best, between, labeller
+from stages.signal.mel import N_FFT, mel_filters
+
+# dB at mel bin u = 0 … 1 of the band, by powers of u from the highest down: the mean spectrum of music and
+# its spread, from the ten minutes of examples/quickstart (D). MusicFM takes one mean and one deviation of
+# its corpus; of 8,192 codes that leaves a perplexity of 125 on that music, these curves 777 (D): otherwise
+# the tilt that all spectra share decides most codes.
+MEAN_DB = (-125.0, 197.0, -119.0, 17.0)
+STD_DB = (15.4, -7.6, 9.2)
+
+
+@dataclass(frozen=True)
+class BestRq:
+    """Recipe of a BEST-RQ teacher. Construction raises ValueError on values that cannot work."""
+
+    name: ClassVar[str] = "best_rq"
+    version: ClassVar[int] = 1
+    cpu_s: ClassVar[float] = 0.004
+
+    codebooks: int = 1  # MusicFM: 1
+    codebook_size: int = 8192  # MusicFM; 4096 is usual too
+    dim: int = 16
+    mels: int = 128
+    stack: int = 4  # neighbouring mel frames seen together, centred on the label frame
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        between("codebooks", self.codebooks, 1, 64)
+        between("codebook_size", self.codebook_size, 2, 65536)  # codes are uint16
+        between("mels", self.mels, 2, N_FFT // 2)
+        between("stack", self.stack, 1, 8)
+        between("dim", self.dim, 2, self.mels * self.stack)
+        between("seed", self.seed, 0, 2**32 - 1)
+        mel_filters(RATE_HZ, N_FFT, self.mels)  # refuses bins without any frequency
+
+    def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Wave], Iterator[np.ndarray]]:
+        """The labeller yields uint16 (t, K) blocks of about a minute: floor(samples / 320) frames in all.
+
+        A wave shorter than one frame yields nothing; ValueError for one that cannot be heard. `weights`
+        must be None.
+        """
+        import torch
+
+        if weights is not None:
+            raise ValueError(f"{self.name}: {len(weights)} bytes of weights were given, it has none; leave run.weights away")
+        u = np.linspace(0.0, 1.0, self.mels)
+        mean_F, std_F = (torch.tensor(np.polyval(curve, u), dtype=torch.float32, device=device) for curve in (MEAN_DB, STD_DB))
+        mean_D, std_D = mean_F.repeat(self.stack), std_F.repeat(self.stack)
+        books = [(torch.from_numpy(p).to(device), torch.from_numpy(c.T.copy()).to(device)) for p, c in self.tables()]
+
+        def tile(x_TD: torch.Tensor) -> torch.Tensor:
+            seen_TD = (x_TD - mean_D) / std_D
+            # Codes have length 1 and a point's own length moves no code ahead of another: nearest is largest product.
+            return torch.stack([best(seen_TD @ project_DE @ directions_EC) for project_DE, directions_EC in books], 1)
+
+        return labeller(Features(self.mels, N_FFT, self.stack, device), tile, threads)
+
+    def tables(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per codebook: projection float32 (D, E), Xavier uniform; codes float32 (C, E), normal, of length 1.
+
+        From numpy's RandomState, whose stream is promised never to change between versions or machines.
+        """
+        random, found = np.random.RandomState(self.seed), []
+        width = self.mels * self.stack
+        bound = np.sqrt(6 / (width + self.dim))
+        for _ in range(self.codebooks):
+            project_DE = random.uniform(-bound, bound, (width, self.dim))
+            codes_CE = random.standard_normal((self.codebook_size, self.dim))
+            codes_CE /= np.linalg.norm(codes_CE, axis=1, keepdims=True)
+            found.append((project_DE.astype(np.float32), codes_CE.astype(np.float32)))
+        return found

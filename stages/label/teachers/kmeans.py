@@ -1,0 +1,181 @@
+"""k-means on log-mel and chroma: MERT's own first teacher (P), fitted on one's own corpus.
+
+T frames, M mel bins, D = M + 12 features, C codes. Each feature is standardised over the corpus; then the
+mel half and the chroma half of a frame weigh the same, whatever their widths (D).
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
+from stages.label.teachers.features import Features, best, between, labeller, threads_set
+from stages.label.teachers.fitted_weights import Shapes, pack, unpack
+from stages.signal.chroma import CLASSES, chroma_filters
+from stages.signal.mel import mel_filters
+
+if TYPE_CHECKING:
+    import torch
+
+_START_FRAMES_PER_CODE = 8  # in the first batch, from which k-means++ starts
+_CHUNK_FRAMES = 8192  # looked up at once in the report
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """Recipe of a k-means teacher. Construction raises ValueError on values that cannot work."""
+
+    name: ClassVar[str] = "kmeans"
+    version: ClassVar[int] = 1
+    cpu_s: ClassVar[float] = 0.004
+    codebooks: ClassVar[int] = 1
+
+    codebook_size: int = 1024
+    mels: int = 128
+    n_fft: int = 4096  # 5.9 Hz a bin: semitones are told apart from about 200 Hz up
+    steps: int = 500
+    batch: int = 4096  # frames a step
+    seed: int = 0
+    fit_minutes: float = 30.0  # at most this much audio is read to fit
+
+    def __post_init__(self) -> None:
+        between("codebook_size", self.codebook_size, 2, 65536)  # codes are uint16
+        between("n_fft", self.n_fft, HOP_SAMPLES, 65536)
+        between("mels", self.mels, 2, self.n_fft // 2)
+        between("steps", self.steps, 1, 10_000_000)
+        between("batch", self.batch, 1, 1_000_000)
+        between("seed", self.seed, 0, 2**32 - 1)
+        if self.n_fft % 2:
+            raise ValueError(f"n_fft: {self.n_fft} is odd; choose an even number, best a power of two")
+        mel_filters(RATE_HZ, self.n_fft, self.mels)  # refuses bins without any frequency
+        if not (math.isfinite(self.fit_minutes) and self.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES >= self.min_frames):
+            needed = self.min_frames * HOP_SAMPLES / RATE_HZ / 60
+            raise ValueError(f"fit_minutes: {self.fit_minutes} is too little for codebook_size {self.codebook_size}; "
+                             f"give a finite number of at least {needed:.2f} or lower codebook_size")
+
+    @property
+    def min_frames(self) -> int:
+        """Fewest frames to fit on: with under four a code, codes would be copies of single frames."""
+        return 4 * self.codebook_size
+
+    def features(self, device: str) -> Features:
+        filters = np.concatenate([mel_filters(RATE_HZ, self.n_fft, self.mels), chroma_filters(RATE_HZ, self.n_fft)], 1)
+        return Features(self.mels, self.n_fft, 1, device, filters)
+
+    def fit(
+        self, waves: Sequence[Wave], device: str, threads: int, progress: Callable[[dict], None]
+    ) -> tuple[bytes, dict]:
+        """Fit by mini-batches on a seeded sample of `waves`: canonical safetensors bytes, and a report.
+
+        scikit-learn's MiniBatchKMeans, on the CPU; it moves codes that catch few frames. The same waves
+        in the same order, recipe and `threads` give the same bytes. `progress`: as `MelRvq.fit`, with
+        the phases "read" and "train". The report counts frames and gives used codes, perplexity
+        (fitting frames) and the error left, of held-out frames too. ValueError: too little audio;
+        what cannot be heard. `ReadError` passes.
+        """
+        import torch
+        from threadpoolctl import threadpool_limits
+
+        from stages.label.teachers.mel_rvq_frames import read_stretches
+
+        began = time.monotonic()
+        with threads_set(threads), threadpool_limits(threads):
+            generator = torch.Generator().manual_seed(self.seed)
+            bands, held = read_stretches(self, self.features(device), waves, generator, progress)
+            fit_TD, heldout_TD = (self._joined([b for b, h in zip(bands, held, strict=True) if h is part]) for part in (False, True))
+            mean_D = fit_TD.mean(0, dtype=np.float64).astype(np.float32)
+            spread_D = np.maximum(fit_TD.std(0, dtype=np.float64), 1e-2)  # a corpus of silence has none
+            scale_D = (spread_D * np.sqrt(self._half_widths())).astype(np.float32)
+            fit_TD, heldout_TD = ((x_TD - mean_D) / scale_D for x_TD in (fit_TD, heldout_TD))
+            codes_CD = self._train(fit_TD, progress)
+            report = _report(codes_CD, fit_TD, heldout_TD)
+        report["seconds"] = round(time.monotonic() - began, 1)
+        arrays = {"codes": codes_CD, "mean": mean_D, "scale": scale_D}
+        return pack(self.name, self._identity(), arrays, self._shapes()), report
+
+    def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Wave], Iterator[np.ndarray]]:
+        """The labeller yields uint16 (t, 1) blocks of about a minute: floor(samples / 320) frames in all.
+
+        A wave shorter than one frame yields nothing. ValueError: weights that are missing, damaged or
+        of another recipe; a wave that cannot be heard.
+        """
+        import torch
+
+        arrays = unpack(self.name, self._identity(), weights, self._shapes())
+        codes_CD, mean_D, scale_D = (torch.from_numpy(arrays[key].copy()).to(device) for key in ("codes", "mean", "scale"))
+        nearest = _nearest(codes_CD)
+
+        def tile(bands_TD: torch.Tensor) -> torch.Tensor:
+            return nearest((self._seen(bands_TD) - mean_D) / scale_D)[:, None]
+
+        return labeller(self.features(device), tile, threads)
+
+    def _seen(self, bands_TD: "torch.Tensor") -> "torch.Tensor":
+        """Bands in dB, the chroma ones relative to their frame's mean: how loud it is, mel says already."""
+        import torch
+
+        mel, chroma = bands_TD[:, : self.mels], bands_TD[:, self.mels :]
+        return torch.cat([mel, chroma - chroma.mean(1, keepdim=True)], 1)
+
+    def _joined(self, bands: "list[torch.Tensor]") -> np.ndarray:
+        return np.concatenate([self._seen(part).cpu().numpy() for part in bands])
+
+    def _half_widths(self) -> np.ndarray:
+        """float64 (D,): how many features share each feature's half."""
+        return np.repeat([self.mels, CLASSES], [self.mels, CLASSES]).astype(np.float64)
+
+    def _train(self, fit_TD: np.ndarray, progress: Callable) -> np.ndarray:
+        """float32 (C, D) centres."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        from stages.label.teachers.mel_rvq_frames import Ticker
+
+        random = np.random.RandomState(self.seed)
+        model = MiniBatchKMeans(self.codebook_size, batch_size=self.batch, random_state=random, n_init=1)
+        order, ticker = random.permutation(len(fit_TD)), Ticker("train", self.steps, progress)
+        model.partial_fit(fit_TD[order[: max(self.batch, _START_FRAMES_PER_CODE * self.codebook_size)]])
+        for step in range(self.steps):
+            if len(order) < self.batch:
+                order = np.concatenate([order, random.permutation(len(fit_TD))])
+            model.partial_fit(fit_TD[order[: self.batch]])
+            order = order[self.batch :]
+            ticker.tick(step + 1, None)
+        return model.cluster_centers_.astype(np.float32)
+
+    def _shapes(self) -> Shapes:
+        width = self.mels + CLASSES
+        return {"codes": (self.codebook_size, width), "mean": (width,), "scale": (width,)}
+
+    def _identity(self) -> str:
+        shaping = {name: getattr(self, name) for name in ("codebook_size", "mels", "n_fft")}
+        return json.dumps({"version": self.version} | shaping, sort_keys=True)
+
+
+def _nearest(codes_CD: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":
+    """(T, D) → int64 (T,): the nearest code. |x|² is the same for every code, so the most of x·c − |c|²/2."""
+    import torch
+
+    half_squares_C, codes_DC = -0.5 * codes_CD.square().sum(1), codes_CD.T.contiguous()
+    return lambda x_TD: best(torch.addmm(half_squares_C, x_TD, codes_DC))
+
+
+def _report(codes_CD: np.ndarray, fit_TD: np.ndarray, heldout_TD: np.ndarray) -> dict:
+    import torch
+
+    from stages.label.teachers.mel_rvq_fit import perplexity
+
+    nearest = _nearest(torch.from_numpy(codes_CD))
+    errors, counts_C = [], None
+    for x_TD in (heldout_TD, fit_TD):
+        code_T = torch.cat([nearest(part) for part in torch.from_numpy(x_TD).split(_CHUNK_FRAMES)])
+        counts_C = torch.bincount(code_T, minlength=len(codes_CD))
+        errors.append(float(np.square(x_TD - codes_CD[code_T.numpy()]).sum(1).mean()))
+    variance = float(np.square(fit_TD).sum(1).mean()) or 1.0
+    level = {"used": int((counts_C > 0).sum()), "perplexity": round(perplexity(counts_C), 3),
+             "heldout_error": errors[0] / variance, "fit_error": errors[1] / variance}  # 1 is a constant frame's
+    return {"fit_frames": len(fit_TD), "heldout_frames": len(heldout_TD), "levels": [level]}

@@ -1,0 +1,109 @@
+"""A teacher from outside the package labels end to end: a module on PYTHONPATH, named in the configuration."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from stages.shards import column
+from stages.shards import record as records
+from stages.shards.frames import CodesDescribed, decode_cqt, describe_codes
+from stages.shards.storage import Storage
+from stages.shards.waves import waves
+
+TOY = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from stages.label.hearing import hear
+
+
+@dataclass(frozen=True)
+class Loudness:
+    """Level in steps of `step_db`, and whether it rose: 25 codes a second."""
+
+    name: ClassVar[str] = "loudness"
+    version: ClassVar[int] = 1
+    codebooks: ClassVar[int] = 2
+    codebook_size: ClassVar[int] = 64
+    hop_samples: ClassVar[int] = 960
+    step_db: float = 2.0
+
+    def open(self, weights, device, threads):
+        def label(wave):
+            count = -(-(wave.samples // 320 * 320) // 960)
+            power = np.square(hear(wave, 0, count * 960)).reshape(count, 960).mean(1)
+            level = np.clip(-10 * np.log10(power + 1e-12) / self.step_db, 0, 63).astype(np.uint16)
+            rose = (np.diff(level.astype(int), prepend=0) < 0).astype(np.uint16)
+            yield np.stack([level, rose], 1)
+
+        return label
+'''
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, excerpts, run_overtone):
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "modules").mkdir()
+    (folder / "modules" / "ours.py").write_text(TOY)
+    audio = folder / "audio"
+    audio.mkdir()
+    for path in sorted(excerpts.iterdir())[:3]:
+        (audio / path.name).symlink_to(path)
+    config = folder / "own.yaml"
+    config.write_text(f"""
+recipe:
+  plan: {{shard_minutes: 0.4}}
+  decode: {{segment_s: 8}}
+  codes: {{teacher: "ours:Loudness", step_db: 1.5}}
+  cqt: {{magnitude: log, storage: uint8}}
+run: {{audio: {json.dumps(str(audio))}, out: {json.dumps(str(folder / "out"))}, scan_workers: 1}}
+""")
+    path = os.pathsep.join([str(folder / "modules"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
+    done = run_overtone("labels", config, PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    unknown = run_overtone("labels", config, PYTHONPATH="")
+    assert unknown.returncode == 2 and "recipe.codes.teacher 'ours:Loudness' cannot be imported" in unknown.stderr
+    return Storage(folder / "out")
+
+
+def stored(out: Storage, kind: str) -> dict[str, tuple[np.ndarray, records.Record]]:
+    """Frames and record by segment."""
+    [name] = [n for n in out.names("columns") if n.startswith(kind)]
+    found = {}
+    for shard in records.finished(out, name):
+        record = records.read(out, name, shard)
+        with open(out.path(records.file(name, shard, "tar")), "rb") as tar:
+            for row in column.read_index(out, name, shard).to_pylist():
+                tar.seek(row["offset"])
+                found[row["key"]] = np.load(tar), record
+    return found
+
+
+def test_its_codes_stand_in_every_row_and_its_record_describes_them(out):
+    codes = stored(out, "codes")
+    assert len(codes) >= 3
+    for codes_TK, record in codes.values():
+        assert describe_codes(record.facts, record.recipe) == CodesDescribed(2, 64, 320, 960)
+        assert record.recipe["teacher"] == {"teacher": "loudness", "version": 1, "step_db": 1.5}
+        assert codes_TK.dtype == np.uint16 and codes_TK[:, 0].max() < 64
+    for shard in records.finished(out, "audio"):
+        index = column.read_index(out, "audio", shard)
+        for wave in waves(out.local(records.file("audio", shard, "tar")), index):
+            rows = [codes[s["key"]][0] for s in wave.segments]
+            codes_TK = np.concatenate(rows)
+            assert len(codes_TK) == wave.samples // 320
+            power = np.square(wave.read(0, 960 * 10)).reshape(10, 960).mean(1)
+            expected = np.clip(-10 * np.log10(power + 1e-12) / 1.5, 0, 63).astype(np.uint16)
+            assert codes_TK[:30, 0].tolist() == np.repeat(expected, 3).tolist()
+
+
+def test_an_eight_bit_log_column_is_read_back_by_its_record(out):
+    for frames_TF, record in stored(out, "cqt").values():
+        assert frames_TF.dtype == np.uint8 and record.facts["magnitude"] == "log"
+        read = decode_cqt(frames_TF, record.facts)
+        assert np.log(1e-6) - 0.1 <= read.min() < read.max() < np.log(112)
+        assert 0 < record.facts["uint8"]["max_abs_error"] < 0.05
