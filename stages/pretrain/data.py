@@ -10,7 +10,7 @@ from stages.config import require
 RATE_HZ = 24_000  # M config/pretrain
 HOP_SAMPLES = 320  # of a label frame; crops start on multiples of it, so labels are exact
 _IDENTITY = ("codes", "cqt", "crop_s", "crop_samples", "crops_per_segment", "min_segment_s", "min_rms_db", "max_silence",
-             "max_clipping", "where", "weights", "window_shards", "valid_crops")
+             "max_clipping", "where", "weights", "window_shards")
 
 
 @dataclass(frozen=True)

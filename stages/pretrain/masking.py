@@ -43,10 +43,10 @@ class Masking:
         for offset in range(self.span):
             covered = first_BT[:, offset : offset + starts]
             np.minimum(covered, ranks_BS, out=covered)
-        chosen = np.argsort(first_BT, axis=1, kind="stable")[:, :count]
-        mask_BT = np.zeros(first_BT.shape, dtype=bool)
-        np.put_along_axis(mask_BT, chosen, True, axis=1)
-        return mask_BT
+        last_B1 = np.partition(first_BT, count - 1, axis=1)[:, count - 1 : count]  # rank of the last span, which may be cut
+        mask_BT, last_BT = first_BT < last_B1, first_BT == last_B1
+        missing_B1 = count - mask_BT.sum(axis=1, keepdims=True)
+        return mask_BT | (last_BT & (np.cumsum(last_BT, axis=1) <= missing_B1))
 
 
 @cache

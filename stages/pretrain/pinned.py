@@ -21,9 +21,10 @@ from stages.pretrain.order import Shards
 LAYOUT = 1  # of the cached arrays: raise it when they change
 RATE_HZ = 24_000
 
-# name → dtype; each is one .npy file, read through memory maps. `key` is bytes, as long as the longest.
-ROWS = {"shard_R": np.int32, "start_R": np.int64, "samples_R": np.int32, "crops_R": np.uint16, "audio_R": np.int64,
-        "packed_R": np.int32, "codes_RC": np.int64, "cqt_R": np.int64}
+# name → dtype; each is one .npy file, read through memory maps. Besides: key_R, bytes as long as the longest key, and
+# valid_V, the rows held out. `ends_R` is the running total of `crops_R`, `packed_R` the bytes of a compressed member, else 0.
+ROWS = {"shard_R": np.int32, "start_R": np.int64, "samples_R": np.int32, "crops_R": np.uint16, "ends_R": np.int64,
+        "audio_R": np.int64, "packed_R": np.int32, "codes_RC": np.int64, "cqt_R": np.int64}
 PER_SHARD = {"row_S": np.int64, "crops_S": np.int64, "corpus_S": np.int32, "offset_S": np.float32, "scale_S": np.float32}
 
 
@@ -130,6 +131,11 @@ class Pinned:
     @property
     def samples_per_epoch(self) -> int:
         return self.order.samples_per_epoch
+
+    @cached_property
+    def ends_S(self) -> np.ndarray:
+        """int64 (S,): running total of the shards' samples of one pass."""
+        return np.cumsum(self.crops_S)
 
     @cached_property
     def shard_names(self) -> list[str]:

@@ -105,6 +105,7 @@ def _compact(corpora: list[Corpus], data: Data, identity: dict) -> tuple[Facts, 
         why = ", ".join(f"{n} of {reason}" for reason, n in seen.dropped.items()) or "the shards are empty"
         raise ValueError(f"data: no segment is left to train on ({why}): loosen the filters, shorten data.crop_s, or label more audio")
     shards = len(per_shard["corpus_S"])
+    arrays["ends_R"] = np.cumsum(arrays["crops_R"], dtype=np.int64)
     per_shard["row_S"] = np.searchsorted(arrays["shard_R"], np.arange(shards + 1))
     per_shard["crops_S"] = np.bincount(arrays["shard_R"], arrays["crops_R"], shards)
     arrays |= {name: np.asarray(values, dtype=pinned.PER_SHARD[name]) for name, values in per_shard.items()}
