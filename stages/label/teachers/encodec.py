@@ -4,13 +4,21 @@ MERT's acoustic teacher: 6 kbps, the whole recording in one causal pass, no loud
 (M scripts/prepare_codecs_from_manifest.py). Weights are the published ones, never trained here.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from stages.config import require
 from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
+from stages.label.hearing import hear
+
+if TYPE_CHECKING:
+    from stages.label.teachers.encodec_model import Encoder
+
+DTYPES = ("fp32", "bf16", "fp16")
+COMPARED_S = 4.0  # of each recording's beginning, named in fp32 too where half precision was chosen
 
 
 @dataclass(frozen=True)
@@ -27,14 +35,15 @@ class Encodec:
     codebooks: int = 8  # of 32: 0.75 kbps each, MERT uses 6 kbps
     codebook_size: int = 1024  # fixed by the published model
     block_s: float = 60.0  # long, for the LSTM's chunks run side by side inside a block
+    dtype: str = "fp32"  # of the convolutions; bf16 and fp16 change tokens, see `Labeller.facts`
+
+    later: ClassVar[tuple[str, ...]] = ("dtype",)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.codebooks <= 32:
-            raise ValueError(f"encodec.codebooks: expected 1 to 32 (the model has 32), saw {self.codebooks}")
-        if self.codebook_size != 1024:
-            raise ValueError(f"encodec.codebook_size: expected 1024 (fixed by the model), saw {self.codebook_size}")
-        if not 1.0 <= self.block_s <= 3600.0:
-            raise ValueError(f"encodec.block_s: expected 1 to 3600 seconds, saw {self.block_s}")
+        require(1 <= self.codebooks <= 32, "encodec.codebooks", self.codebooks, "expected 1 to 32 (the model has 32)")
+        require(self.codebook_size == 1024, "encodec.codebook_size", self.codebook_size, "expected 1024 (fixed by the model)")
+        require(1.0 <= self.block_s <= 3600.0, "encodec.block_s", self.block_s, "expected 1 to 3600 seconds")
+        require(self.dtype in DTYPES, "encodec.dtype", self.dtype, f"expected one of {', '.join(DTYPES)}")
 
     @property
     def block_samples(self) -> int:
@@ -46,10 +55,11 @@ class Encodec:
 
         return encodec_weights.locate(path, self.codebooks)
 
-    def open(self, weights: bytes, device: str, threads: int) -> Callable[[Wave], Iterator[np.ndarray]]:
+    def open(self, weights: bytes, device: str, threads: int) -> "Labeller":
         """Load once per worker; then one recording at a time, whose state the labeller carries.
 
-        Sets torch's thread count for the process: the same count gives the same bytes.
+        Sets torch's thread count for the process: the same count gives the same bytes. ValueError while
+        labelling: a recording that cannot be heard (NaN, another rate, channels or dtype).
         """
         import torch
         from safetensors.torch import load
@@ -58,11 +68,44 @@ class Encodec:
 
         torch.set_num_threads(threads)
         tensors = {name: tensor.to(device) for name, tensor in load(weights).items()}
-        encoder = Encoder(tensors, self.codebooks)
+        exact = Encoder(tensors, self.codebooks)
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.dtype)
+        return Labeller(self, exact) if half is None else Labeller(self, Encoder(tensors, self.codebooks, half), exact)
 
-        def label(wave: Wave) -> Iterator[np.ndarray]:
-            encoder.restart()
-            for start in range(0, wave.samples, self.block_samples):
-                yield encoder.encode(wave.read(start, min(start + self.block_samples, wave.samples)))
 
-        return label
+@dataclass
+class Labeller:
+    """Names a recording's codes block by block; in half precision, says how many tokens that changed."""
+
+    teacher: Encodec
+    encoder: "Encoder"
+    exact: "Encoder | None" = None  # in fp32, to compare half precision with
+    frames: int = 0  # compared
+    equal_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __call__(self, wave: Wave) -> Iterator[np.ndarray]:
+        self.encoder.restart()
+        for start in range(0, wave.samples, self.teacher.block_samples):
+            sound_N = hear(wave, start, min(start + self.teacher.block_samples, wave.samples))
+            codes_TK = self.encoder.encode(sound_N)
+            if self.exact is not None and start == 0:
+                self._compare(sound_N, codes_TK)
+            yield codes_TK
+
+    def _compare(self, sound_N: np.ndarray, codes_TK: np.ndarray) -> None:
+        frames = min(len(sound_N), round(COMPARED_S * RATE_HZ)) // HOP_SAMPLES
+        if frames:
+            self.exact.restart()
+            exact_TK = self.exact.encode(sound_N[: frames * HOP_SAMPLES])
+            self.frames += frames
+            self.equal_K = self.equal_K + (exact_TK == codes_TK[:frames]).sum(0)
+
+    def restart_facts(self) -> None:
+        self.frames, self.equal_K = 0, np.zeros(self.teacher.codebooks, np.int64)
+
+    def facts(self) -> dict[str, Any]:
+        """In half precision: the share of tokens, by codebook, that equal fp32's in the seconds compared."""
+        if self.exact is None:
+            return {}
+        shares = (self.equal_K / max(self.frames, 1)).round(6).tolist()
+        return {"dtype": self.teacher.dtype, "agreement_with_fp32": {"frames": self.frames, "by_codebook": shares}}

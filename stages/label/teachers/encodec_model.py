@@ -190,10 +190,15 @@ class Quantizer:
 class Encoder:
     """The whole encoder with its carried state; feed it one recording's blocks in order."""
 
-    def __init__(self, weights: dict[str, Tensor], codebooks: int):
-        """`weights` as `encodec_weights.LAYERS` names them, float32, all on one device."""
-        self.first = Convolution(weights["first.weight"], weights["first.bias"])
-        self.levels = [Level(weights, f"level{n}", stride) for n, (_, stride) in enumerate(LEVELS)]
+    def __init__(self, weights: dict[str, Tensor], codebooks: int, dtype: torch.dtype = torch.float32):
+        """`weights` as `encodec_weights.shapes` names them, float32, all on one device.
+
+        dtype: of the convolutions that halve the rate, most of the work; the LSTM, whose state is
+        carried on, and what comes after it stay in float32.
+        """
+        down = {name: tensor.to(dtype) for name, tensor in weights.items() if name.startswith(("first", "level"))}
+        self.first = Convolution(down["first.weight"], down["first.bias"])
+        self.levels = [Level(down, f"level{n}", stride) for n, (_, stride) in enumerate(LEVELS)]
         self.lstm = [Lstm(weights, layer) for layer in range(2)]
         self.last = Convolution(weights["last.weight"], weights["last.bias"])
         self.quantizer = Quantizer([weights[f"codebook{k}"] for k in range(codebooks)])
@@ -206,10 +211,10 @@ class Encoder:
 
     def encode(self, wave_N: np.ndarray) -> np.ndarray:
         """float32 (N,) → uint16 (ceil(N / 320), K). All blocks but the recording's last: N divisible by 320."""
-        wave = torch.tensor(wave_N, dtype=torch.float32, device=self.first.bias.device)
+        wave = torch.tensor(wave_N, dtype=self.first.bias.dtype, device=self.first.bias.device)
+        piece = PIECE_FRAMES * HOP_SAMPLES if wave.device.type == "cpu" else len(wave)  # a GPU wants few, large kernels
         with torch.inference_mode():
-            frames = [self._convolve(piece) for piece in wave.split(PIECE_FRAMES * HOP_SAMPLES)]
-            x_TC = torch.cat(frames)
+            x_TC = torch.cat([self._convolve(part) for part in wave.split(piece)]).float()
             y_TC = self.lstm[1].run(self.lstm[0].run(x_TC))
             whole, here = self.last.buffer(len(x_TC))
             torch.add(x_TC, y_TC, out=here)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.label.recipe import Recipe, teacher_recipe
 from stages.label.teachers import encodec_model
 from stages.label.teachers.encodec import Encodec
 from tests.encodec_weights import cached_weights, load_model, music
@@ -130,6 +131,54 @@ def test_a_recording_knows_nothing_of_the_one_before(weights):
     assert first.tobytes() == again.tobytes()
 
 
+@pytest.mark.parametrize("samples", [100, 24_000])
+def test_silence_has_the_packages_codes(weights, package_codes, samples):
+    silence = np.zeros(samples, np.float32)
+    np.testing.assert_array_equal(codes(silence, weights), package_codes(silence))
+
+
+def test_the_number_of_threads_does_not_show(weights, expected):
+    sound = music(1)[: 24_000 * 8]
+    try:
+        teacher = Encodec().open(weights, "cpu", 2)
+        assert agreement(np.concatenate(list(teacher(Recording(sound)))), expected[:600]) >= AGREE
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("damage", "reason"), [
+    (lambda x: np.where(np.arange(len(x)) == 30_000, np.nan, x).astype(np.float32), "NaN or infinity first at sample 30000"),
+    (lambda x: x.astype(np.float64), "dtype float64: teachers take float32"),
+    (lambda x: np.stack([x, x], 1), r"shape \(24000, 2\): teachers take one channel"),
+])
+def test_what_cannot_be_heard_is_refused_by_name(weights, damage, reason):
+    with pytest.raises(ValueError, match=reason):
+        codes(damage(music(1)[:48_000]), weights, block_s=1.0)
+
+
+# Half precision, where it is chosen
+
+
+@pytest.mark.parametrize(("dtype", "first", "last"), [("bf16", 0.5, 0.05), ("fp16", 0.9, 0.5)])
+def test_half_precision_says_how_many_tokens_it_changes(weights, expected, dtype, first, last):
+    label = Encodec(dtype=dtype, block_s=5.0).open(weights, "cpu", 1)
+    label.restart_facts()
+    sound = music(1)[: 24_000 * 6]
+    ours = np.concatenate(list(label(Recording(sound))))
+    stated = label.facts()
+    assert stated["dtype"] == dtype and stated["agreement_with_fp32"]["frames"] == 300
+    shares = stated["agreement_with_fp32"]["by_codebook"]
+    np.testing.assert_allclose(shares, (ours[:300] == expected[:300]).mean(0), atol=0.01)
+    assert first < shares[0] <= 1 and last < shares[-1] < 1
+    label.restart_facts()
+    assert label.facts()["agreement_with_fp32"]["frames"] == 0
+
+
+def test_fp32_states_nothing_and_keeps_its_columns_name(weights):
+    assert Encodec().open(weights, "cpu", 1).facts() == {}
+    assert "dtype" not in teacher_recipe(Recipe(codes=Encodec())) and "dtype" in teacher_recipe(Recipe(codes=Encodec(dtype="bf16")))
+
+
 # What the tests above would notice
 
 
@@ -190,7 +239,7 @@ def test_chunks_side_by_side_are_one_uninterrupted_lstm(monkeypatch, forget_bias
 # The recipe
 
 
-@pytest.mark.parametrize("wrong", [{"codebooks": 0}, {"codebooks": 33}, {"codebook_size": 512}, {"block_s": 0.1}])
+@pytest.mark.parametrize("wrong", [{"codebooks": 0}, {"codebooks": 33}, {"codebook_size": 512}, {"block_s": 0.1}, {"dtype": "fp8"}])
 def test_a_recipe_that_cannot_be_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"encodec.{next(iter(wrong))}: expected .* saw {next(iter(wrong.values()))}"):
+    with pytest.raises(ValueError, match=f"encodec.{next(iter(wrong))} is {next(iter(wrong.values()))!r}: expected "):
         Encodec(**wrong)
