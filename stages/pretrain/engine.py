@@ -89,8 +89,7 @@ class Engine:
         """
         for group in self.adam.param_groups:
             group["lr"] = rate
-        self._use_scale()
-        self._deepspeed.train()
+        self._begin()
         own: dict[str, Tensor] = {}
         for i, (batch, further) in enumerate(batches):
             terms = self._deepspeed(self.world.device.type, wave_BN=batch.wave_BN, mask_BT=batch.mask_BT, codes=batch.codes,
@@ -128,9 +127,12 @@ class Engine:
         overflow = bool(self._deepspeed.optimizer.overflow)
         return (float("inf"), False) if overflow else (float(self._deepspeed.get_global_grad_norm()), True)
 
-    def _use_scale(self) -> None:
+    def _begin(self) -> None:
+        self._deepspeed.train()
         if self.stage and self.settings.precision == "fp16":
             self._deepspeed.optimizer.override_loss_scale(self.scale.value)
+        if self.stage == 3:  # a layer that is left out would keep its last gradient there
+            self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,9 @@ import yaml
 
 from stages.pretrain.config import Config, check_same, identity
 from stages.pretrain.world import World
+
+
+LOCK_S = 10.0  # a killed run's ranks may take so long to die
 
 
 class Folder:
@@ -33,15 +37,24 @@ class Folder:
             self._lock = open(self.path / "run.lock", "a+")  # noqa: SIM115 - held until the process ends
         except OSError as error:
             raise ValueError(f"run.dir: RUN {self.path} cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + LOCK_S
+        while not self._locked():
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
             self._lock.seek(0)
             raise ValueError(f"another training run ({self._lock.read().strip() or 'unknown'}) works on {self.path}: "
-                             f"wait for it, stop it, or choose another run.name") from None
+                             f"wait for it, stop it, or choose another run.name")
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
+
+    def _locked(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def _check_visible(self) -> None:
         name = self.world.broadcast(f".probe-{uuid.uuid4().hex}" if self.world.leads else None)
@@ -63,13 +76,13 @@ class Folder:
             return None
         except ValueError as error:
             raise ValueError(f"{self.path / 'data.json'} cannot be read ({error}): restore it, or choose another run.name") from None
-        check_same(before["identity"], json.loads(json.dumps(identity(self.config))), self.config.resume.allow, str(self.path))
+        check_same(before["started_with"], json.loads(json.dumps(identity(self.config))), self.config.resume.allow, str(self.path))
         return before
 
     def write_start(self, data: dict[str, Any]) -> None:
         """config.yaml and data.json, each whole or not at all."""
         _replace(self.path / "config.yaml", yaml.safe_dump(_plain(asdict(self.config)), sort_keys=False))
-        _replace(self.path / "data.json", json.dumps(data | {"identity": identity(self.config)}, indent=1) + "\n")
+        _replace(self.path / "data.json", json.dumps(data | {"started_with": identity(self.config)}, indent=1) + "\n")
 
     def cut_metrics(self, update: int) -> None:
         """Drop what was measured after the restored checkpoint (`update` updates were done), and half a line."""

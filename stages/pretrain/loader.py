@@ -9,7 +9,6 @@ Letters: G samples of a global batch, B of a micro-batch, V held-out crops.
 
 import contextlib
 import itertools
-import logging
 import shutil
 from collections.abc import Iterator
 
@@ -24,9 +23,9 @@ from stages.pretrain.data import HOP_SAMPLES, Data
 from stages.pretrain.masking import Masking
 from stages.pretrain.mixture import Mixture
 from stages.pretrain.pinned import Pinned
+from stages.pretrain.pinning import pin
 from stages.pretrain.state import State
 
-log = logging.getLogger(__name__)
 SHARED_MEMORY = "/dev/shm"  # where worker processes hand over their batches
 FEW = 1000  # samples before the share of bad ones is judged
 
@@ -44,6 +43,8 @@ class Loader:
             raise ValueError(f"micro_batch is {micro_batch}: expected at least 1 sample")
         assert 0 <= rank < world, (rank, world)
         masking.masked_frames(frames)  # too short a crop is refused here, not in a worker
+        if not pinned.there:  # pinned by a rank of another node
+            pinned = pin(data, pinned.to_json())
         self.pinned, self.data, self.micro_batch, self.rank, self.world = pinned, data, micro_batch, rank, world
         self._made = (pinned, data, masking, mixture, frames)
         self._places = Places(pinned, data)
@@ -57,17 +58,19 @@ class Loader:
         return self.pinned.samples_per_epoch
 
     def micro_batches(self, state: State) -> int:
-        """Of this rank in one update. ValueError when the global batch does not divide, or an epoch is shorter than it."""
+        """Of this rank in one update, of at most `micro_batch` samples; they differ by one sample where the global batch
+        does not divide. ValueError when it is too small for the ranks, or an epoch is shorter than it."""
         self.pinned.require(state.global_batch)
-        share = self.world * self.micro_batch
-        if state.global_batch % share:
-            raise ValueError(f"global_batch is {state.global_batch}, micro_batch {self.micro_batch} on {self.world} ranks: "
-                             f"the global batch must be a multiple of {share}")
-        return state.global_batch // share
+        least, most = state.global_batch // self.world, -(-state.global_batch // self.world)
+        count = -(-most // self.micro_batch)
+        if least < count:
+            raise ValueError(f"global_batch is {state.global_batch}, micro_batch {self.micro_batch} on {self.world} ranks: some ranks "
+                             f"would have {least} samples for {count} micro-batches; raise the global batch, or use fewer ranks")
+        return count
 
     def sample_ids(self, state: State) -> list[str]:
         """KEY+START of every sample of the state's global batch in order, START in samples of the segment; replacements not told."""
-        self.pinned.require(state.global_batch)
+        state = state.settled(self.pinned.samples_per_epoch)
         crops = self._places.crops(state, np.arange(state.global_batch))
         return [f"{self.pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
 
@@ -76,7 +79,7 @@ class Loader:
 
         Raises `TooManyBad` when more than data.max_bad_share could not be read and were replaced.
         """
-        dataset = _Stream(self._made, self.micro_batches(state), self.micro_batch, self.rank, self.world, state)
+        dataset = _Stream(self._made, self.micro_batches(state), self.rank, self.world, state)
         batches = self._follow(dataset)
         self._streams.append(batches)
         return batches
@@ -85,8 +88,6 @@ class Loader:
         for batch in _loading(dataset, self.data):
             self.seen += len(batch.keys)
             self.bad += len(batch.replaced)
-            for replaced in batch.replaced:
-                log.warning("sample replaced: %s", replaced)
             if self.bad > self.data.max_bad_share * max(self.seen, FEW):
                 raise TooManyBad(f"{self.bad} of {self.seen} samples could not be read, more than data.max_bad_share "
                                  f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names what is damaged")
@@ -134,10 +135,10 @@ class Loader:
 class _Stream(IterableDataset):
     """Worker w of W makes every W-th micro-batch; the data loader takes them in turn, so their order is fixed."""
 
-    def __init__(self, made: tuple, count: int, micro_batch: int, rank: int, world: int, state: State):
+    def __init__(self, made: tuple, count: int, rank: int, world: int, state: State):
         self.made, self.count, self.state = made, count, state
         places = np.arange(rank, state.global_batch, world)
-        self.places = [places[i * micro_batch : (i + 1) * micro_batch] for i in range(count)]
+        self.places = np.array_split(places, count)
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -152,7 +153,7 @@ class _Stream(IterableDataset):
             reader.tars.close()
 
     def _work(self, first: int, step: int, samples_per_epoch: int) -> Iterator[tuple[State, np.ndarray]]:
-        state, update = self.state, 0
+        state, update = self.state.settled(samples_per_epoch), 0
         for number in itertools.count(first, step):
             while update < number // self.count:
                 state, update = state.advanced(samples_per_epoch), update + 1

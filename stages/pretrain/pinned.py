@@ -101,6 +101,11 @@ class Pinned:
         return self._arrays[name]
 
     @property
+    def there(self) -> bool:
+        """Whether the arrays are on this node."""
+        return (self.folder / "facts.json").exists()
+
+    @property
     def fingerprint(self) -> str:
         return self.facts.fingerprint
 

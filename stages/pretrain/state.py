@@ -39,20 +39,25 @@ class State:
         """The place one update further."""
         return replace(self._moved(samples_per_epoch), update=self.update + 1)
 
-    def _moved(self, samples_per_epoch: int) -> "State":
-        """One global batch further; what is left of an epoch below a global batch is dropped, then the next begins."""
+    def settled(self, samples_per_epoch: int) -> "State":
+        """This place, or the next epoch's begin when less than a global batch is left of this one, which is dropped."""
         if samples_per_epoch < self.global_batch:
             raise ValueError(f"global_batch is {self.global_batch}, an epoch has {samples_per_epoch} samples: lower the global batch, "
                              f"raise data.crops_per_segment, or label more audio")
-        consumed = self.consumed + self.global_batch
-        if consumed + self.global_batch > samples_per_epoch:
+        if self.consumed + self.global_batch > samples_per_epoch:
             return replace(self, epoch=self.epoch + 1, consumed=0)
-        return replace(self, consumed=consumed)
+        return self
+
+    def _moved(self, samples_per_epoch: int) -> "State":
+        """One global batch further."""
+        here = self.settled(samples_per_epoch)
+        return replace(here, consumed=here.consumed + here.global_batch).settled(samples_per_epoch)
 
     def skip(self, updates: int, samples_per_epoch: int) -> "State":
         """Past the data of the next `updates` updates, which are noted as skipped; the count of updates stays."""
         state = self
         for _ in range(updates):
+            state = state.settled(samples_per_epoch)
             gone = (state.epoch, state.consumed, state.global_batch)
             state = state._moved(samples_per_epoch)
             last = state.skipped[-1] if state.skipped else None
@@ -63,8 +68,7 @@ class State:
             state = replace(state, skipped=ranges)
         return state
 
-    def resumed(self, fingerprint: str, seed: int, global_batch: int, samples_per_epoch: int,
-                allow: set[str] = frozenset()) -> "State":
+    def resumed(self, fingerprint: str, seed: int, global_batch: int, allow: set[str] = frozenset()) -> "State":
         """This place, for a run with these values. ValueError when they are not those saved, unless `allow` names them
         (data, seed, global_batch). Other data or another seed begin their order at the next epoch, for the place in the
         old order means nothing in theirs; another global batch goes on at the sample where the old one stopped."""
@@ -76,6 +80,6 @@ class State:
                 raise ValueError(f"{name} is {now[name]}, this run was begun with {getattr(self, name)}: restore {what}, start another run "
                                  f"(run.name), or go on with --set resume.allow={allowed}")
         state = replace(self, **now)
-        if changed & {"fingerprint", "seed"} or state.consumed + global_batch > samples_per_epoch:
+        if changed & {"fingerprint", "seed"}:
             return replace(state, epoch=self.epoch + 1, consumed=0)
         return state

@@ -74,7 +74,8 @@ def figures(sums_RV: np.ndarray, model: nn.Module, resamplings: int, seed: int) 
         gain_RK = rest[:, count : 2 * count] - rest[:, :count]
         resampled = gain_RK[draws].sum(1) / frames[draws].sum(1)[:, None]
         low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-        found |= {"ce": ce.tolist(), "accuracy": correct.tolist(), "gain": (frequency - ce).tolist(), "gain_low": low.tolist(), "gain_high": high.tolist()}
+        found |= {"ce": ce.tolist(), "accuracy": correct.tolist(), "gain": (frequency - ce).tolist()}
+        found |= {"gain_low": low.tolist(), "gain_high": high.tolist()}
     if len(cqt):
         found |= {"cqt_error": float(cqt[0]), "cqt_mean_error": float(cqt[1]), "cqt_line_error": float(cqt[2])}
     return found

@@ -23,7 +23,8 @@ def line(row: dict[str, Any], updates: int) -> str:
     parts += [f"grad {_n(row['grad_norm'], 2)}", f"rate {_n(row['rate'], 6)}"]
     if row.get("scale", 1) != 1:
         parts.append(f"scale {row['scale']:g}")
-    parts += [f"{_n(row['audio_s_per_s'], 1)} audio-s/s", f"{_n(_times(row.get('utilisation'), 100), 0)}% of peak", f"wait {_n(_times(row['data_wait'], 100), 0)}%"]
+    parts += [f"{_n(row['audio_s_per_s'], 1)} audio-s/s", f"{_n(_times(row.get('utilisation'), 100), 0)}% of peak"]
+    parts.append(f"wait {_n(_times(row['data_wait'], 100), 0)}%")
     if row.get("skipped"):
         parts.append(f"skipped {row['skipped']}")
     return "  ".join([*parts, f"left {duration(row.get('left_s'))}"])

@@ -22,6 +22,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    neighbours: int = 1  # ranks on this machine, this one included
 
     @property
     def leads(self) -> bool:
@@ -77,7 +78,7 @@ def joined(timeout_s: float) -> Iterator[World]:
     """Join the process group named by the environment; leave it at the end."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", local % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -88,7 +89,7 @@ def joined(timeout_s: float) -> Iterator[World]:
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s),
                             device_id=device if device.type == "cuda" else None)
     try:
-        yield World(rank, size, local, device)
+        yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:
         dist.destroy_process_group()
 

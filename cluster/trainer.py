@@ -1,0 +1,145 @@
+"""Training on Ray: one rank a worker, all of them started again from the last checkpoint when one dies.
+
+The ranks find each other as torch does everywhere (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so what they run
+is what `torchrun -m stages.pretrain` runs. Only the outcome passes through Ray.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.session import alive
+from stages.pretrain.config import Config
+from stages.pretrain.world import free_port
+
+PLACE_S = 60.0  # waited for the cluster to have room for all ranks
+LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many ranks, and what each reserves."""
+
+    ranks: int
+    cpus: float
+    gpus: float
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        return [{"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}] * self.ranks
+
+
+@ray.remote(max_restarts=0)
+class Rank:
+    """One process of the training run."""
+
+    def where(self) -> tuple[str, int]:
+        return ray.util.get_node_ip_address(), free_port()
+
+    def train(self, config: Config, environment: dict[str, str]) -> str:
+        os.environ.update(environment)
+        from stages.pretrain.loop import train
+
+        return train(config, lambda text: None)  # rank 0 writes its lines to RUN/run.log
+
+
+def layout(config: Config) -> Layout:
+    """One rank a GPU of the cluster, or one a node without any; ValueError when `run.ranks` cannot be."""
+    nodes = [n["Resources"] for n in alive()]
+    gpus = int(sum(n.get("GPU", 0) for n in nodes))
+    ranks = config.run.ranks or gpus or len(nodes)
+    if gpus and ranks > gpus:
+        raise ValueError(f"run.ranks is {ranks}, the cluster has {gpus} GPUs: lower it, or leave it out")
+    cpus = sum(n.get("CPU", 0) for n in nodes)
+    if ranks > cpus:
+        raise ValueError(f"run.ranks is {ranks}, the cluster has {cpus:g} CPUs: lower it, or leave it out")
+    each = max(1, min(int(cpus // ranks), int(min(n["CPU"] for n in nodes))))
+    return Layout(ranks, each, 1.0 if gpus else 0.0)
+
+
+def train(config: Config, look: Callable[[], None], checkpoint: Callable[[], str | None], say: Callable[[str], None]) -> str:
+    """Run all ranks until they are done or stopped; returns the outcome of rank 0.
+
+    `look` is called now and then while they work. When a rank dies, all are started again from the last checkpoint,
+    on what is left of the cluster; `checkpoint()` names it, and a new one starts the count of restarts anew.
+    Raises ValueError or OSError as the ranks raise them, and RuntimeError after `run.max_restarts` deaths.
+    """
+    restarts, known = 0, checkpoint()
+    while True:
+        try:
+            with _ranks(config, say) as tasks:
+                return _watched(tasks, look)
+        except RayTaskError as error:
+            if isinstance(error.cause, ValueError | OSError):
+                raise error.cause from None
+            raise
+        except RayActorError as error:
+            newest = checkpoint()
+            restarts, known = (1 if newest != known else restarts + 1), newest
+            reason = str(error).splitlines()[0]
+            if restarts > config.run.max_restarts:
+                raise RuntimeError(f"a rank died {restarts} times without a new checkpoint ({reason}); see RUN/stacks and the Ray logs") from None
+            say(f"a rank died ({reason}); starting again from {newest or 'the beginning'} ({restarts} of at most {config.run.max_restarts})")
+
+
+def _watched(tasks: list[Any], look: Callable[[], None]) -> str:
+    left = list(tasks)
+    while left:
+        ready, left = ray.wait(left, num_returns=1, timeout=LOOK_S)
+        look()
+        for task in ready:
+            ray.get(task)  # raises what the rank raised
+    return ray.get(tasks[0])
+
+
+@contextlib.contextmanager
+def _ranks(config: Config, say: Callable[[str], None]) -> Iterator[list[Any]]:
+    """The tasks of all ranks; whatever happens, none of their processes is left at the end."""
+    group, plan = _placed(config, say)
+    actors = []
+    try:
+        for i in range(plan.ranks):
+            strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=i)
+            actors.append(Rank.options(num_cpus=plan.cpus, num_gpus=plan.gpus, scheduling_strategy=strategy).remote())
+        places = ray.get([a.where.remote() for a in actors], timeout=PLACE_S)
+        address, port = places[0]
+        hosts = [host for host, _ in places]
+        common = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": str(plan.ranks)}
+        tasks = []
+        for i, actor in enumerate(actors):
+            own = {"RANK": str(i), "LOCAL_RANK": "0" if plan.gpus else str(hosts[:i].count(hosts[i])), "LOCAL_WORLD_SIZE": str(hosts.count(hosts[i]))}
+            tasks.append(actor.train.remote(config, common | own))
+        yield tasks
+    finally:
+        for actor in actors:
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+        remove_placement_group(group)
+
+
+def _placed(config: Config, say: Callable[[str], None]) -> tuple[PlacementGroup, Layout]:
+    """Room for the ranks; after a death the cluster may need a while, or be smaller than `run.ranks` says."""
+    deadline, wanted = time.monotonic() + PLACE_S, config
+    while True:
+        try:
+            plan = layout(wanted)
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+            continue
+        group = placement_group(plan.bundles, strategy="PACK")
+        if group.wait(timeout_seconds=min(10.0, PLACE_S)):
+            return group, plan
+        remove_placement_group(group)
+        if time.monotonic() > deadline:
+            raise ValueError(f"the cluster has no room for {plan.ranks} ranks of {plan.cpus:g} CPUs and {plan.gpus:g} GPUs within "
+                             f"{PLACE_S:.0f} s: other jobs hold them; wait, or lower run.ranks")

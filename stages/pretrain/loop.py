@@ -1,0 +1,241 @@
+"""Training: the pinned shards become a model. Read `train` first; the rest of this file is its steps.
+
+    join the ranks → open RUN → pin the data → build the model → restore → update, validate, checkpoint, …
+
+Every rank runs this file alike. What one rank alone decides (its clock, a signal) is agreed on at the boundary
+of an update, in the same exchange that adds up the losses.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from stages.pretrain import metrics
+from stages.pretrain.batch import Batch
+from stages.pretrain.checkpoint import Checkpoints, seed_generators
+from stages.pretrain.config import Config
+from stages.pretrain.engine import DTYPES, Engine
+from stages.pretrain.folder import Folder
+from stages.pretrain.guard import Judge
+from stages.pretrain.loader import Loader
+from stages.pretrain.measure import matrix_peak, try_largest
+from stages.pretrain.mert import Mert
+from stages.pretrain.pinned import Pinned
+from stages.pretrain.pinning import pin
+from stages.pretrain.report import Report
+from stages.pretrain.state import State
+from stages.pretrain.stopping import Stopping
+from stages.pretrain.validation import validate
+from stages.pretrain.watchdog import Watchdog
+from stages.pretrain.world import World, joined
+from stages.signal.online import OnlineCqt
+
+DONE, STOPPED = "done", "stopped"
+
+
+def train(config: Config, say: Callable[[str], None] = print) -> str:
+    """Train until the last update, or until asked to stop; the same call goes on from there. Returns done or stopped.
+
+    Raises ValueError for what a user can mend, on every rank alike; OSError when a checkpoint cannot be written.
+    """
+    with joined(timeout_s=60 * config.run.stall_minutes + 60) as world:
+        torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // world.neighbours))
+        folder = Folder(config, world)
+        before = folder.previous()
+        pinned = world.lead(pin, config.data, before, set(config.resume.allow))
+        pinned.require(config.optim.global_batch)
+        training = Training(config, world, folder, pinned, Report(config, world, folder, say))
+        with contextlib.closing(training):
+            training.begin()
+            return training.run()
+
+
+class Training:
+    """One run on one rank, from its model to its last update."""
+
+    def __init__(self, config: Config, world: World, folder: Folder, pinned: Pinned, report: Report):
+        self.config, self.world, self.folder, self.pinned, self.report = config, world, folder, pinned, report
+        torch.manual_seed(config.run.seed)  # initial weights are the same on every rank
+        self.model = Mert(config.model, config.objective, pinned.codes, pinned.cqt_bins).to(world.device)
+        self.target = self.model.cqt_head.target if self.model.cqt_head else None
+        online = pinned.cqt is not None and config.data.cqt == "online"
+        self.online = OnlineCqt(magnitude=pinned.cqt.magnitude, device=world.device) if online else None
+        self.frames = config.model.frames(config.data.samples)
+        self.update_frames = config.masking.masked_frames(self.frames) * config.optim.global_batch
+        self.loader = self._loader(world.rank, world.size, config.engine.micro_batch)
+        self.judge = Judge(config.guard)
+        self.best: tuple[float, int] | None = None  # held-out loss, update
+        self.replaced = 0
+        self.checkpoints = Checkpoints(config.checkpoints.at or str(folder.path / "checkpoints"), config.checkpoints.keep, world)
+        self.watchdog = Watchdog(folder.path / "stacks", world.rank, 60 * config.run.stall_minutes)
+        self.stopping = Stopping(folder.path / "stop")
+
+    def close(self) -> None:
+        self.loader.close()
+        self.watchdog.stop()
+        self.stopping.restore()
+
+    def _loader(self, rank: int, ranks: int, micro_batch: int, workers: int | None = None) -> Loader:
+        data = self.config.data if workers is None else replace(self.config.data, workers=workers)
+        return Loader(self.pinned, data, self.config.masking, self.config.mixture, self.frames, micro_batch, rank, ranks)
+
+    # Beginning
+
+    def begin(self) -> None:
+        """Build the engine, restore the newest checkpoint, or begin anew; then say where the run stands."""
+        config, world = self.config, self.world
+        for text in self.pinned.describe():
+            self.report.say(text)
+        newest = self.checkpoints.newest()
+        saved = world.lead(self.checkpoints.state, newest) if newest else None
+        own = (self.pinned.fingerprint, config.run.seed, config.optim.global_batch)
+        self.state = State.from_json(saved["state"]).resumed(*own, set(config.resume.allow)) if saved else State(*own)
+        self.micro_batches = self.loader.micro_batches(self.state)
+        peak = matrix_peak(world.device, DTYPES[config.engine.precision])
+        self.baselines = self._baselines()
+        self._try_largest()
+        self.engine = Engine(self.model, config.engine, config.optim, world, self.micro_batches)
+        seed_generators(config.run.seed, self.state.update, world)
+        if newest:
+            self._restore(newest)
+        if world.leads:
+            self.folder.write_start(self.pinned.to_json())
+            self.folder.cut_metrics(self.state.update)
+        self.report.start(self.model, self.pinned, self.state.update, self.micro_batches, peak, newest)
+        self.stopping.begin(world)
+
+    def _restore(self, name: str) -> None:
+        saved = self.checkpoints.restore(self.engine, name)
+        self.judge = Judge(self.config.guard, **saved["judge"])
+        self.best = tuple(saved["best"]) if saved["best"] else None
+        self.replaced = saved["replaced"]
+
+    def _baselines(self) -> metrics.Baselines:
+        """Code frequencies and CQT means of some training crops, counted by rank 0; the same at every resume."""
+        found = None
+        if self.world.leads:
+            count = min(self.config.watch.baseline_crops, self.pinned.samples_per_epoch)
+            place = State(self.pinned.fingerprint, 0, count)
+            counter = metrics.Counter(self.pinned.codes, self.target)
+            with contextlib.closing(self._loader(0, 1, min(count, 16), workers=0)) as loader:
+                stream = loader.stream(place)
+                for _ in range(loader.micro_batches(place)):
+                    counter.add(self._ready(next(stream)))
+            found = counter.baselines()
+        return self.world.broadcast(found).to(self.world.device)
+
+    def _try_largest(self) -> None:
+        """Out of memory shows here, in the first minute, not at the first update."""
+        size, stage = self.world.size, self.config.engine.zero_stage
+        copies = {0: 2, 1: 3 / size, 2: 3 / size, 3: 3 / size}[stage]  # the optimiser's moments, and its weights from stage 1 on
+        with contextlib.closing(self._loader(self.world.rank, size, self.config.engine.micro_batch, workers=0)) as loader:
+            try_largest(self.model, self._ready(next(loader.stream(self.state))), DTYPES[self.config.engine.precision], self.world, copies)
+
+    # Going on
+
+    def run(self) -> str:
+        """Update until the end, or until asked to stop; returns which."""
+        last, watch, saving = self.config.optim.updates, self.config.watch, self.config.checkpoints
+        if self.state.update >= last:
+            self.report.say(f"this run is finished: {self.state.update} of {last} updates are in {self.folder.path}; for more, raise "
+                            f"optim.updates with --set resume.allow=optim, or choose another run.name")
+            return DONE
+        stream, saved_at = self.loader.stream(self.state), time.monotonic()
+        while self.state.update < last:
+            stop, due, trouble = self._update(stream, time.monotonic() - saved_at > 60 * saving.every_minutes)
+            if trouble:
+                stream = self._recover()
+                continue
+            done = self.state.update == last
+            if done or self.state.update % watch.validate_every == 0:
+                self._validate()
+            if done or stop or due or self.state.update % saving.every_updates == 0:
+                self._save(wait=done or stop)
+                saved_at = time.monotonic()
+            if stop and not done:
+                self.report.say(f"stopped after update {self.state.update}; the same command goes on from there")
+                return STOPPED
+        self.report.log("end", update=last)
+        self.report.say(f"finished: {last} updates, in {self.folder.path}")
+        return DONE
+
+    def _update(self, stream: Iterator[Batch], due: bool) -> tuple[bool, bool, bool]:
+        """One update; returns whether to stop, whether a checkpoint is due, and whether bad updates came in a row."""
+        began, epoch, rate = time.monotonic(), self.state.epoch, self.config.optim.rate_at(self.state.update)
+        drawn = self.model.draw(self.config.run.seed, self.state.update)
+        flags = (self.stopping.asked(), due and self.world.leads)
+        self.waited_s, batches = 0.0, []
+        done = self.engine.update(self._micro_batches(stream, batches), self.update_frames, rate, drawn, self.judge.bad, flags)
+        loss = float(done.sums["loss"]) / self.update_frames
+        trouble = self.judge.note(loss, done.skipped, done.scale != 1.0)
+        self.replaced += int(done.sums["replaced"])
+        self.state = self.state.advanced(self.pinned.samples_per_epoch)
+        if done.skipped:
+            self._blame(batches, loss)
+        counters = {"skipped": self.judge.skipped, "replaced": self.replaced, "micro_batches": self.micro_batches * self.world.size}
+        self.report.update(self.state.update, epoch, done, self.update_frames, rate, time.monotonic() - began, self.waited_s, counters)
+        self.watchdog.beat()
+        return *done.flags, trouble
+
+    def _micro_batches(self, stream: Iterator[Batch], seen: list[Batch]):
+        """This rank's micro-batches of one update, each with the sums of what its loss is compared with."""
+        for _ in range(self.micro_batches):
+            began = time.monotonic()
+            batch = next(stream)
+            self.waited_s += time.monotonic() - began
+            batch = self._ready(batch)
+            seen.append(batch)
+            for text in batch.replaced:
+                self.report.say(f"replaced a sample that failed: {text}")
+            further = metrics.further_sums(batch, self.pinned.codes, self.baselines, self.target)
+            yield batch, further | {"replaced": torch.tensor(len(batch.replaced))}
+
+    def _ready(self, batch: Batch) -> Batch:
+        batch = batch.to(self.world.device)
+        if self.online is not None:
+            batch = replace(batch, cqt_BLF=self.online(batch.context_BN), context_BN=None)
+        return batch
+
+    def _blame(self, batches: list[Batch], loss: float) -> None:
+        with self.engine.evaluating() as model:
+            own = [key for batch in batches for key in model.blame(batch)]
+        keys = [key for found in self.world.gather(own) for key in found]
+        self.report.say(f"update {self.state.update} skipped (loss {loss:.4g}); samples that are not finite: {', '.join(keys) or 'none'}")
+        self.report.log("skipped", update=self.state.update, loss=loss, keys=keys)
+
+    def _recover(self) -> Iterator[Batch]:
+        """After too many bad updates in a row: stop, or go back to the last good weights and past the data since."""
+        guard, reached = self.config.guard, self.state.update
+        self.checkpoints.finish()
+        name = self.checkpoints.newest() if guard.then == "restore" else None
+        if name is None:
+            raise ValueError(f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update {reached}: "
+                             f"lower optim.rate, see {self.folder.path / 'metrics.jsonl'}, or set guard.then=restore")
+        behind = State.from_json(self.world.lead(self.checkpoints.state, name)["state"])
+        self.state = behind.skip(reached - behind.update, self.pinned.samples_per_epoch)
+        self._restore(name)
+        self.judge.in_a_row = 0
+        self.report.say(f"restored {name}; went past the data up to sample {self.state.consumed} of epoch {self.state.epoch}")
+        self.report.log("restored", update=self.state.update, path=name, skipped=list(self.state.skipped))
+        return self.loader.stream(self.state)
+
+    def _validate(self) -> None:
+        with self.engine.evaluating() as model:
+            batches = map(self._ready, self.loader.validation())
+            found = validate(model, batches, self.baselines, self.world, self.config.watch.bootstrap, self.config.run.seed)
+        if found is not None:
+            if self.best is None or found["loss"] < self.best[0]:
+                self.best = (found["loss"], self.state.update)
+            self.report.valid(self.state.update, found)
+        self.watchdog.beat()
+
+    def _save(self, wait: bool) -> None:
+        state = {"update": self.state.update, "state": self.state.to_json(), "judge": self.judge.to_json(), "best": self.best,
+                 "best_update": self.best[1] if self.best else None, "replaced": self.replaced}
+        name = self.checkpoints.save(self.engine, state, wait)
+        self.report.log("checkpoint", update=self.state.update, path=name)
+        self.report.draw()

@@ -1,0 +1,33 @@
+"""Run a function of the tests on several ranks, each a process of its own: `python -m tests.ranks MODULE:FUNCTION FOLDER`."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    return os.environ | {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+                         "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def run(function: str, folder: Path, size: int) -> None:
+    """Raises AssertionError with the ranks' output unless all end well."""
+    from stages.pretrain.world import free_port
+
+    port = free_port()
+    command = [sys.executable, "-m", "tests.ranks", function, str(folder)]
+    ranks = [subprocess.Popen(command, cwd=ROOT, env=environment(r, size, port), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(size)]
+    outputs = [rank.communicate(timeout=500)[0] for rank in ranks]
+    assert not any(rank.returncode for rank in ranks), "\n".join(outputs)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    module, _, name = sys.argv[1].partition(":")
+    getattr(importlib.import_module(module), name)(Path(sys.argv[2]))
