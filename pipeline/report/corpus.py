@@ -76,8 +76,8 @@ def opened(place: str) -> Iterator[Corpus]:
         db.execute("CREATE TABLE planned AS SELECT recording, last(path) AS path, last(split) AS split "
                    f"FROM {_file(files['plan'])} GROUP BY recording")
         db.execute("CREATE VIEW named AS SELECT s.*, p.path, p.split FROM segments s LEFT JOIN planned p USING (recording)")
-        source = _file(files["rejected"]) if "rejected" in files else "(SELECT '' AS stage, '' AS shard, '' AS recording, '' AS path, '' AS reason WHERE false)"
-        db.execute(f"CREATE VIEW rejected AS SELECT stage, reason, path FROM {source}")
+        rejected = _file(files["rejected"]) if "rejected" in files else "(SELECT '' AS stage, '' AS path, '' AS reason WHERE false)"
+        db.execute(f"CREATE VIEW rejected AS SELECT stage, reason, path FROM {rejected}")
         yield corpus
 
 

@@ -87,7 +87,8 @@ def _segments(corpus: Corpus, what: str, where: str, why: str) -> Oddity | None:
                          f"FROM segments WHERE {where}")
     if not counted["n"]:
         return None
-    examples = corpus.rows(f"SELECT coalesce(path, key) AS path, count(*) AS n FROM named WHERE {where} GROUP BY 1 ORDER BY n DESC, 1 LIMIT {EXAMPLES}")
+    examples = corpus.rows(f"SELECT coalesce(path, key) AS path, count(*) AS n FROM named WHERE {where} GROUP BY 1 "
+                           f"ORDER BY n DESC, 1 LIMIT {EXAMPLES}")
     for name, own in COLUMN_OF.items():
         where = where.replace(name, own)
     return Oddity(what, why, counted["n"], counted["recordings"], counted["hours"], tuple(row["path"] for row in examples), where)

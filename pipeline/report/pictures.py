@@ -1,0 +1,84 @@
+"""Pictures and sound of a segment as data URIs, small enough that a page of dozens opens from disk.
+
+Letters: N samples at 24 kHz, T frames, F bins, K codebooks.
+"""
+
+import base64
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
+
+from stages.label.base import RATE_HZ
+
+WIDTH = 320  # pixels
+OPUS_BITS_A_S = 24_000  # mono at 24 kHz: what there is to hear, 3 kB a second
+CQT_RANGE_DB = 70.0  # below the segment's loudest value
+
+
+def uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def waveform(wave_N: np.ndarray) -> str:
+    """Least and greatest sample of each stretch, at full scale ±1."""
+    edges = np.linspace(0, len(wave_N), WIDTH + 1).astype(int)[:-1]
+    low, high = np.minimum.reduceat(wave_N, edges), np.maximum.reduceat(wave_N, edges)
+    figure = Figure(figsize=(WIDTH / 100, 0.5), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.fill_between(np.arange(WIDTH), low, high, color="#4a8fd0", linewidth=0.4)
+    axes.set(xlim=(0, WIDTH - 1), ylim=(-1, 1))
+    axes.axis("off")
+    out = io.BytesIO()
+    figure.savefig(out, format="png", transparent=True)
+    return uri("image/png", out.getvalue())
+
+
+def cqt(frames_TF: np.ndarray, log: bool) -> str:
+    """Constant-Q values, low pitch at the bottom; linear magnitudes in decibels below the loudest."""
+    decibels = frames_TF * (20 / np.log(10)) if log else 20 * np.log10(np.maximum(frames_TF, 1e-6))
+    shrunk_FT = _shrink(decibels.T[::-1], 112, WIDTH)
+    top = float(shrunk_FT.max(initial=-120.0))
+    shown = np.clip((shrunk_FT - top) / CQT_RANGE_DB + 1, 0, 1)
+    return _webp(colormaps["magma"](shown, bytes=True)[..., :3])
+
+
+def codes(codes_TK: np.ndarray, size: int) -> str:
+    """A row a codebook, coloured by the code; every n-th frame, for codes have no mean."""
+    shown_KT = codes_TK[:: max(1, len(codes_TK) // WIDTH)].T / max(size - 1, 1)
+    out = io.BytesIO()
+    Image.fromarray(colormaps["turbo"](shown_KT, bytes=True)[..., :3]).save(out, "png")
+    return uri("image/png", out.getvalue())
+
+
+def opus(wave_N: np.ndarray) -> str:
+    """The samples as Ogg Opus, which browsers play."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="ogg") as container:
+        stream = container.add_stream("libopus", rate=RATE_HZ, layout="mono", options={"compression_level": "2"})
+        stream.bit_rate = OPUS_BITS_A_S
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave_N[None], np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, 0, Fraction(1, RATE_HZ)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return uri("audio/ogg", out.getvalue())
+
+
+def _shrink(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Means over even blocks, at most `rows` by `columns`."""
+    for axis, most in ((0, rows), (1, columns)):
+        if values.shape[axis] > most:
+            edges = np.linspace(0, values.shape[axis], most + 1).astype(int)
+            sizes = np.diff(edges).reshape((-1, 1) if axis == 0 else (1, -1))
+            values = np.add.reduceat(values, edges[:-1], axis=axis) / sizes
+    return values
+
+
+def _webp(rgb: np.ndarray) -> str:
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(rgb)).save(out, "webp", quality=75)
+    return uri("image/webp", out.getvalue())
