@@ -1,0 +1,98 @@
+"""From a waveform to frames at 75 Hz.
+
+B clips, N samples at 24 kHz, t frames before and T after a convolution, C and D channels in and out, W taps.
+Everything is kept frames-first, (B, T, C): see `convolve`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.pretrain.batch import HOP_SAMPLES, RATE_HZ
+from stages.pretrain.model.config import ConvFront, MelFront
+from stages.pretrain.model.convolve import convolve
+from stages.signal.mel import LogMel
+
+NORM_EPS = 1e-5  # torch's default, which F and transformers use
+# Music in dB, roughly: -40 on average, 20 the deviation (D on the quickstart corpus); the projection's LayerNorm does the rest.
+MEL_CENTRE_DB, MEL_SCALE_DB = -40.0, 20.0
+
+
+class FirstConv(nn.Module):
+    """Convolution of the waveform, GroupNorm with one channel a group, GELU: float (B, N) → (B, T, D)."""
+
+    def __init__(self, channels: int, kernel: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(channels, 1, kernel))
+        self.norm_weight = nn.Parameter(torch.empty(channels))
+        self.norm_bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
+        weight_BDW, bias_BD = self.folded(wave_BN)
+        windows_BTW = wave_BN.unfold(1, self.weight.shape[2], self.stride)
+        # A column of ones takes the bias into the product: its gradient is then no pass of its own.
+        windows_BTW = torch.cat([windows_BTW, torch.ones_like(windows_BTW[..., :1])], 2).to(dtype)
+        weight_BDW = torch.cat([weight_BDW, bias_BD[..., None]], 2).to(dtype)
+        return F.gelu(torch.bmm(windows_BTW, weight_BDW.transpose(1, 2)))
+
+    def folded(self, wave_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolution and GroupNorm as one convolution of each clip's own: fp32 (B, D, W), (B, D).
+
+        A channel's mean and variance over time follow from the windows' mean m and covariance S: w·m and wᵀSw. So the
+        norm costs no pass over the frames, which are a hundred times the waveform, and nothing is kept for it. Sums are
+        in float64, for clips with a large constant part.
+        """
+        weight_DW = self.weight.float()[:, 0]
+        windows_BTW = wave_BN.unfold(1, weight_DW.shape[1], self.stride).double()
+        mean_BW = windows_BTW.mean(1)
+        centred_BTW = windows_BTW - mean_BW[:, None]
+        covariance_BWW = (centred_BTW.transpose(1, 2) @ centred_BTW) / windows_BTW.shape[1]
+        variance_BD = torch.einsum("dw,bwv,dv->bd", weight_DW.double(), covariance_BWW, weight_DW.double())
+        scale_BD = self.norm_weight.double() * (variance_BD + NORM_EPS).rsqrt()
+        bias_BD = self.norm_bias.double() - scale_BD * (mean_BW @ weight_DW.double().T)
+        return scale_BD.float()[..., None] * weight_DW, bias_BD.float()
+
+
+class StridedConv(nn.Module):
+    """Convolution without bias and GELU: float (B, t, C) → (B, T, D)."""
+
+    def __init__(self, channels_in: int, channels: int, kernel: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(channels, channels_in, kernel))
+
+    def forward(self, x_BtC: Tensor) -> Tensor:
+        return F.gelu(convolve(x_BtC[None], self.weight.transpose(1, 2)[None], self.stride)[0])
+
+
+class ConvFrontEnd(nn.Module):
+    """MERT's seven convolutions: float32 (B, N) → (B, T, D) in `dtype`; frame i is centred near sample 320 i + 200 (recipe D)."""
+
+    def __init__(self, sizes: ConvFront):
+        super().__init__()
+        first, *rest = zip(sizes.channels, sizes.kernels, sizes.strides, strict=True)
+        self.first = FirstConv(*first)
+        self.rest = nn.ModuleList(StridedConv(before, *size) for before, size in zip(sizes.channels, rest, strict=False))
+
+    def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
+        x = self.first(wave_BN, dtype)
+        for layer in self.rest:
+            x = layer(x)
+        return x
+
+
+class MelFrontEnd(nn.Module):
+    """Log-mel power, roughly of mean 0 and deviation 1 on music: float32 (B, N) → (B, T, F) in `dtype`, without parameters."""
+
+    def __init__(self, sizes: MelFront):
+        super().__init__()
+        self.sizes, self._mel = sizes, {}
+
+    @torch.no_grad()
+    def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
+        device = str(wave_BN.device)
+        if device not in self._mel:
+            self._mel[device] = LogMel(RATE_HZ, HOP_SAMPLES, self.sizes.mels, self.sizes.n_fft, device)
+        level_BTF = self._mel[device](wave_BN, 0, self.sizes.frames(wave_BN.shape[1]))
+        return ((level_BTF - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)

@@ -1,0 +1,71 @@
+"""From the encoder's frames to what the teachers said there: code and CQT predictions, and their errors in fp32.
+
+S masked frames, D width, K codebooks of a column, C codes of a codebook, E width of a code, F CQT bins.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.pretrain.model.layers import Linear, unused
+
+COSINE_EPS = 1e-8  # torch.cosine_similarity's, which M uses
+LARGEST_SCALE = 100.0  # of a learned temperature's inverse (M learnable_temp_max): logits within ±100
+
+
+class CodeHead(nn.Module):
+    """Predicts one column's codes: a projection, then cosine similarity with a learned table of each codebook.
+
+    Normalised vectors and one matrix product give all similarities of a codebook, (S, C); the authors' form holds
+    (C, S, E), about 0.9 GB a codebook (recipe D).
+    """
+
+    def __init__(self, width: int, codebooks: int, codes: int, code_width: int, temperature: float, learn: bool):
+        super().__init__()
+        self.projection = Linear(width, codebooks * code_width)
+        self.table_KCE = nn.Parameter(torch.empty(codebooks, codes, code_width))
+        self.temperature = temperature
+        self.log_scale_K = nn.Parameter(torch.empty(codebooks)) if learn else None  # ln(1 / temperature), as M keeps it
+
+    def forward(self, x_SD: Tensor, codes_SK: Tensor | None, wanted: tuple[int, ...]) -> tuple[Tensor, Tensor] | list[Tensor]:
+        """fp32 summed cross entropy and argmax hits, (K,) each, zero for codebooks not wanted.
+
+        Without codes: fp32 logits (S, C) of each wanted codebook."""
+        logits = self._logits(x_SD, wanted)
+        if codes_SK is None:
+            return logits
+        zero = x_SD.new_zeros((), dtype=torch.float32)
+        if not wanted:
+            zero = unused(zero, self.parameters())
+        loss_K, correct_K = [zero] * len(self.table_KCE), [zero.detach()] * len(self.table_KCE)
+        for k, logits_SC in zip(wanted, logits, strict=True):
+            loss_K[k] = F.cross_entropy(logits_SC, codes_SK[:, k], reduction="sum")
+            correct_K[k] = (logits_SC.detach().argmax(1) == codes_SK[:, k]).sum().float()
+        return torch.stack(loss_K), torch.stack(correct_K)
+
+    def _logits(self, x_SD: Tensor, wanted: tuple[int, ...]) -> list[Tensor]:
+        code_width = self.table_KCE.shape[2]
+        query_SKE = self.projection(x_SD).float().unflatten(1, (-1, code_width))
+        scale_K = [1 / self.temperature] * len(self.table_KCE)
+        if self.log_scale_K is not None:
+            scale_K = self.log_scale_K.float().exp().clamp_max(LARGEST_SCALE).unbind()
+        table_KCE = self.table_KCE if len(wanted) == len(self.table_KCE) else self.table_KCE[list(wanted)]
+        table_KCE = F.normalize(table_KCE.float(), dim=-1, eps=COSINE_EPS)
+        return [(F.normalize(query_SKE[:, k], dim=-1, eps=COSINE_EPS) * scale_K[k]) @ table_CE.T
+                for k, table_CE in zip(wanted, table_KCE.unbind(0), strict=True)]
+
+
+class CqtHead(nn.Module):
+    """Predicts a CQT frame: float (S, D) → fp32 (S, F), in fp32 throughout; `target` says of what."""
+
+    def __init__(self, width: int, bins: int, target: str):
+        super().__init__()
+        self.log = target == "log"
+        self.weight, self.bias = nn.Parameter(torch.empty(bins, width)), nn.Parameter(torch.empty(bins))
+
+    def forward(self, x_SD: Tensor) -> Tensor:
+        return F.linear(x_SD.float(), self.weight.float(), self.bias.float())
+
+    def target(self, cqt_SF: Tensor) -> Tensor:
+        """fp32 (S, F) as the loss compares it: the magnitudes, or ln(1 + magnitude)."""
+        return cqt_SF.float().log1p() if self.log else cqt_SF.float()

@@ -1,0 +1,78 @@
+"""Layers that compute in the dtype of what flows through them, whatever dtype their weights have.
+
+One rule serves all three ways a trainer runs the model (fp32; weights cast to bf16 or fp16; fp32 weights under
+`torch.autocast`): `Mert` casts its input to the working dtype once and switches autocast off, every layer casts
+its weights to its input's dtype, and the islands cast to fp32. Each weight is used once a step, so nothing is
+cast twice. LayerNorm's and softmax's sums are fp32 inside torch's kernels for every dtype.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def working_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype to compute in: autocast's where it is on for this device, else the weights'."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class Dropout(nn.Module):
+    """Zero each element with probability `share`, scale the rest by 1 / (1 − share)."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.share, self.training)
+
+    def extra_repr(self) -> str:
+        return f"{self.share}"
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.scale, None
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """x itself; its gradient is multiplied by `scale` (F GradMultiply)."""
+    return x if scale == 1 else _ScaleGradient.apply(x, scale)
+
+
+class _Unused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(*weights)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(weight) for weight in ctx.saved_tensors)
+
+
+def unused(x: Tensor, weights: Iterable[Tensor]) -> Tensor:
+    """x itself; the weights get gradients of zero instead of none, as ZeRO's reduction and other ranks expect.
+
+    Weights split by ZeRO-3 (they carry a ds_id) stay without: it may gather or free them while the graph lives, and
+    what is left out is the same on every rank."""
+    return _Unused.apply(x, *(weight for weight in weights if not hasattr(weight, "ds_id")))
