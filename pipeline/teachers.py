@@ -49,13 +49,13 @@ def located(recipe: Recipe, path: str | None) -> bytes | None:
 
 
 def fitted(out: Storage, recipe: Recipe, audio8: str) -> Weights | None:
-    """The latest fit of this teacher on this OUT, if there is one."""
+    """The latest fit of this teacher on this OUT, if there is one whose file is there; a lost one is fitted again."""
     wanted = recipe8(recipes.fit_recipe(recipe, audio8))
     found: list[tuple[int, Weights]] = []
     for name in sorted(out.names(FOLDER)):
         if name.startswith(f"{recipe.codes.name}-") and name.endswith(".json"):
             about = json.loads(out.read(f"{FOLDER}/{name}"))
-            if about.get("fit_recipe8") == wanted:
+            if about.get("fit_recipe8") == wanted and out.exists(f"{FOLDER}/{name[:-5]}.safetensors"):
                 found.append((about["fit"], Weights(f"{FOLDER}/{name[:-5]}.safetensors", about["sha256"])))
     return max(found, default=(0, None), key=lambda f: f[0])[1]
 
