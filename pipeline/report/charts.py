@@ -85,7 +85,7 @@ def loudness(corpus: Corpus) -> dict[str, Any] | None:
             "text": [f"{(r['path'] or '?').rsplit('/', 1)[-1]}<br>{r['key']}" for r in rows],
             "hovertemplate": "%{text}<br>%{x} · %{y}<extra></extra>"}
     unit = "RMS, dBFS" if level == "rms_db" else "loudness, LUFS"
-    return chart("Loudness against silence", [dots], unit, "silence, share of 10-ms frames", wide=True, height=380,
+    return chart("Loudness against silence", [dots], unit, "silence, share of 10-ms frames", wide=True, height=380, yaxis={"range": [-0.03, 1.03]},
                  note=f"{len(rows):,} segments" + (", a sample" if len(rows) == POINTS else ""))
 
 
@@ -93,7 +93,7 @@ def run(found: dict[str, Any], line_of_time: dict[str, Any] | None) -> list[dict
     """The timeline: throughput by stage and by host, and where the time went."""
     if line_of_time is None:
         return []
-    unit, factor = ("minutes", 60.0) if line_of_time["seconds"][-1] < 7200 else ("hours", 3600.0)
+    unit, factor = unit_of(line_of_time["seconds"][-1])
     x = [round(s / factor, 4) for s in line_of_time["seconds"]]
     cuts = [{"type": "line", "xref": "x", "yref": "paper", "x0": c["at_s"] / factor, "x1": c["at_s"] / factor, "y0": 0, "y1": 1,
              "line": {"dash": "dot", "width": 1, "color": "#888"}} for c in line_of_time["pauses"]]
@@ -102,10 +102,16 @@ def run(found: dict[str, Any], line_of_time: dict[str, Any] | None) -> list[dict
                     f"{unit} of work since the first shard", "audio seconds a second", wide=True, shapes=cuts, note=note, showlegend=True)
               for what, series in (("stage", line_of_time["stages"]), ("host, decoding", line_of_time["hosts"]))]
     stages = [c["stage"] for c in found["columns"]]
-    spent = [{"type": "bar", "name": name, "x": stages, "y": [(c[key] or 0) / 3600 for c in found["columns"]], "marker": {"color": COLOURS[i]}}
+    unit, factor = unit_of(max(c["wall_s"] or 0 for c in found["columns"]))
+    spent = [{"type": "bar", "name": name, "x": stages, "y": [(c[key] or 0) / factor for c in found["columns"]], "marker": {"color": COLOURS[i]}}
              for i, (name, key) in enumerate((("wall time of workers", "wall_s"), ("CPU time", "busy_s")))]
-    charts.append(chart("Where the time went", spent, "stage", "hours", height=280, barmode="group", showlegend=True))
+    charts.append(chart("Where the time went", spent, "stage", unit, height=280, barmode="group", showlegend=True))
     return charts
+
+
+def unit_of(seconds: float) -> tuple[str, float]:
+    """(unit, its seconds) in which a time reads well."""
+    return ("seconds", 1.0) if seconds < 180 else ("minutes", 60.0) if seconds < 7200 else ("hours", 3600.0)
 
 
 def stragglers(corpus: Corpus) -> dict[str, Any] | None:
@@ -121,4 +127,4 @@ def stragglers(corpus: Corpus) -> dict[str, Any] | None:
         data.append({"type": "scatter", "mode": "markers", "name": stage, "x": [round(r["hours"], 4) for r in own], "y": [r["speed"] for r in own],
                      "text": [f"{r['shard']} on {r['host']}" for r in own], "marker": {"size": 6, "color": COLOURS[number]},
                      "hovertemplate": "%{text}: %{y} × real time<extra></extra>"})
-    return chart("Shards", data, "hours of audio in the shard", "× real time", height=280, yaxis={"type": "log"}, showlegend=True)
+    return chart("Shards", data, "hours of audio in the shard", "× real time", height=280, yaxis={"type": "log", "dtick": "D2"}, showlegend=True)

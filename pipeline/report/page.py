@@ -51,23 +51,23 @@ def of_corpus(corpus: Corpus, found: dict[str, Any], odd: list[Oddity]) -> str:
     lacking = ", ".join(found["not_gathered"])
     note = f"Not gathered by the version that labelled this OUT: {lacking}." if lacking else ""
     sections = [
-        Section("What there is", tables=[_rich(terminal.columns(found), found), _rich(terminal.sources(found), found)]),
+        Section("What there is", tables=[_plain(terminal.columns(found)), _plain(terminal.sources(found))]),
         Section("Segments", charts=[c for c in (charts.loudness(corpus), *charts.histograms(found)) if c], note=note),
-        Section("Codes and pitch", charts=_labels(corpus), tables=[_rich(terminal.codes(found), found)],
+        Section("Codes and pitch", charts=_labels(corpus), tables=[_plain(terminal.codes(found))],
                 note="" if found["codes"] else "Code use was not gathered by the version that labelled this OUT."),
         Section("The run", charts=[c for c in (*charts.run(found, timeline(corpus)), charts.stragglers(corpus)) if c],
-                tables=[_rich(terminal.slow(found), found)]),
-        Section("Rejected", tables=[_rich(terminal.rejects(found), found)], note="" if found["rejects"] else "Nothing was rejected."),
+                tables=[_plain(terminal.slow(found))]),
+        Section("Rejected", tables=[_plain(terminal.rejects(found))], note="" if found["rejects"] else "Nothing was rejected."),
     ]
     return write(corpus.out, "labels", corpus.place, tiles, sections, odd, _listening(corpus, found))
 
 
 def of_runs(runs: list[Any]) -> str:
     """Write RUN/report/index.html of the first run, with the curves of all; returns where it is."""
-    from pipeline.report import training
+    from pipeline.report import training, training_charts
 
-    sections = [Section(title, charts=own) for title, own in training.charts(runs).items() if own]
-    sections.insert(0, Section("Runs", tables=[_rich(training.table(runs), {})]))
+    sections = [Section(title, charts=own) for title, own in training_charts.charts(runs).items()]
+    sections.insert(0, Section("Runs", tables=[_plain(training.table(runs))]))
     return write(Storage(runs[0].place), "training", ", ".join(run.place for run in runs), training.tiles(runs), sections)
 
 
@@ -77,6 +77,7 @@ def write(out: Storage, kind: str, place: str, tiles: list[tuple[str, str]], sec
     for section in sections:
         section.charts = [c for c in section.charts if c["data"]]
         section.tables = [t for t in section.tables if t.rows]
+    sections = [section for section in sections if section.charts or section.tables or section.note]
     plots = [c for section in sections for c in section.charts]
     for place_, plot in enumerate(plots):
         plot["id"] = f"plot{place_}"
@@ -120,7 +121,7 @@ def _listening(corpus: Corpus, found: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _rich(table: Any, _: dict[str, Any]) -> Table:
+def _plain(table: Any) -> Table:
     """A terminal's table as the page's: the same numbers, said once."""
     from rich.text import Text
 

@@ -31,8 +31,8 @@ def show(console: Console, found: dict[str, Any], odd: list[Oddity]) -> None:
 def columns(found: dict[str, Any]) -> Table:
     agreement = found["agreement"]
     agree = "all shards agree" if not agreement["differ"] else f"[red]{agreement['differ']} shards differ, e.g. {agreement['examples'][0]}[/]"
-    table = _table("column", ">shards", ">size", ">per hour", ">frames/s", ">wall", ">CPU", ">× real time", ">retries", ">hosts", title="Columns",
-                   caption=f"frames of the columns: {agree}")
+    table = columns_table("column", ">shards", ">size", ">per hour", ">frames/s", ">wall", ">CPU", ">× real time", ">retries", ">hosts",
+                          title="Columns", caption=f"frames of the columns: {agree}")
     for c in found["columns"]:
         table.add_row(c["name"], f"{c['shards']:,}", size(c["bytes"]), size(c["bytes_per_hour"]), number(c["frames_per_s"]), span(c["wall_s"]),
                       span(c["busy_s"]), number(c["times_real_time"], 0), "–" if c["retries"] is None else f"{c['retries']:,}", str(c["hosts"]))
@@ -40,14 +40,14 @@ def columns(found: dict[str, Any]) -> Table:
 
 
 def rejects(found: dict[str, Any]) -> Table:
-    table = _table(">files", "stage", "reason", "examples", title="Rejected")
+    table = columns_table(">files", "stage", "reason", "examples", title="Rejected")
     for row in found["rejects"][:20]:
         table.add_row(f"{row['files']:,}", row["stage"], escape(row["reason"]), escape(", ".join(map(name, row["examples"]))))
     return table
 
 
 def distributions(found: dict[str, Any]) -> Table:
-    table = _table("", "unit", ">5 %", ">median", ">95 %", "distribution", "from – to", title="Segments")
+    table = columns_table("", "unit", ">5 %", ">median", ">95 %", "distribution", "from – to", title="Segments")
     for d in found["distributions"].values():
         low, high = d["low"], d["low"] + d["width"] * len(d["counts"])
         table.add_row(d["title"], d["unit"], number(d["p5"]), number(d["p50"]), number(d["p95"]), bar(d["counts"]), f"{number(low)} – {number(high)}")
@@ -55,7 +55,7 @@ def distributions(found: dict[str, Any]) -> Table:
 
 
 def codes(found: dict[str, Any]) -> Table:
-    table = _table(">level", ">used", ">dead", ">perplexity", "of its size", "", ">most frequent", ">its share", title="Code use")
+    table = columns_table(">level", ">used", ">dead", ">perplexity", "of its size", "", ">most frequent", ">its share", title="Code use")
     for c in found["codes"]:
         full = round(c["share"] * 20)
         colour = "red" if c["share"] < 0.1 else "green"
@@ -65,14 +65,14 @@ def codes(found: dict[str, Any]) -> Table:
 
 
 def sources(found: dict[str, Any]) -> Table:
-    table = _table("codec", ">rate", ">channels", ">recordings", ">hours", title="Sources")
+    table = columns_table("codec", ">rate", ">channels", ">recordings", ">hours", title="Sources")
     for s in found["sources"][:10]:
         table.add_row(s["codec"] or "?", f"{s['rate_hz'] or 0:,} Hz", str(s["channels"]), f"{s['recordings']:,}", f"{s['hours']:,.2f}")
     return table
 
 
 def slow(found: dict[str, Any]) -> Table:
-    table = _table("stage", "shard", "host", ">wall", ">hours", ">× real time", ">× the median", title="Slowest shards, longest files")
+    table = columns_table("stage", "shard", "host", ">wall", ">hours", ">× real time", ">× the median", title="Slowest shards, longest files")
     for row in found["slowest_shards"][:5]:
         table.add_row(row["stage"], row["shard"], row["host"] or "?", span(row["wall_s"]), number(row["hours"]), number(row["times_real_time"], 0),
                       number(row["times_median"], 1))
@@ -83,7 +83,7 @@ def slow(found: dict[str, Any]) -> Table:
 
 def comparison(console: Console, found: list[dict[str, Any]]) -> None:
     """Several OUTs side by side."""
-    table = _table("", *(f">{escape(f['out'])}" for f in found), title="Compared")
+    table = columns_table("", *(f">{escape(f['out'])}" for f in found), title="Compared")
     for what, value in (("recordings", lambda f: f"{f['recordings']:,}"), ("hours", lambda f: f"{f['hours']:,.2f}"),
                         ("segments", lambda f: f"{f['segments']:,}"), ("shards", lambda f: f"{f['shards']:,}"),
                         ("size", lambda f: size(f["bytes"])), ("size per hour", lambda f: size(f["bytes_per_hour"])),
@@ -107,7 +107,7 @@ def comparison(console: Console, found: list[dict[str, Any]]) -> None:
 
 def segments(console: Console, rows: list[dict[str, Any]], counted: dict[str, Any]) -> None:
     """Rows of `named` as a table, and how many there are in all."""
-    table = _table("segment", "file", ">at", ">s", ">LUFS", ">RMS dBFS", ">silence", ">clipping", ">bandwidth Hz", ">stereo", ">bits")
+    table = columns_table("segment", "file", ">at", ">s", ">LUFS", ">RMS dBFS", ">silence", ">clipping", ">bandwidth Hz", ">stereo", ">bits")
     for r in rows:
         table.add_row(r["key"], escape(name(r["path"] or "?")), span(r["start"] / 24_000), number(r["length_s"], 1), number(r["lufs"], 1),
                       number(r["rms_db"], 1), number(r["silence"], 3), number(r["clipping"], 5), number(r["bandwidth_hz"], 0),
@@ -133,7 +133,7 @@ def _worth_a_look(console: Console, odd: list[Oddity]) -> None:
         console.print(f"  all of it left out of training:\n      {escape(whole)}", highlight=False, soft_wrap=True)
 
 
-def _table(*heads: str, title: str = "", caption: str = "") -> Table:
+def columns_table(*heads: str, title: str = "", caption: str = "") -> Table:
     """`>` before a head: numbers, to the right."""
     table = Table(box=None, pad_edge=False, title=title, caption=caption, title_justify="left", caption_justify="left", title_style="bold")
     for head in heads:
@@ -147,6 +147,15 @@ def bar(counts: Iterable[int], width: int = BAR_WIDTH) -> str:
     joined = [sum(counts[i * len(counts) // width : (i + 1) * len(counts) // width]) for i in range(width)]
     top = max(joined) or 1
     return "".join(" " if not n else BARS[max(0, math.ceil(n / top * len(BARS)) - 1)] for n in joined)
+
+
+def spark(values: list[float], width: int = BAR_WIDTH) -> str:
+    """A curve as `width` characters, from its least to its greatest value."""
+    width = min(width, len(values))
+    parts = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
+    means = [sum(part) / len(part) for part in parts]
+    low, high = min(means), max(means)
+    return "".join(BARS[round((mean - low) / ((high - low) or 1) * (len(BARS) - 1))] for mean in means)
 
 
 def number(value: float | None, digits: int = 2) -> str:

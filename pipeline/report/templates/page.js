@@ -14,7 +14,7 @@ function coloured(layout) {
 }
 
 function draw() {
-  return Promise.all(figures.map(f => Plotly.react(f.id, f.data, coloured(f.layout), { responsive: true, displaylogo: false })));
+  return Promise.all(figures.map(f => Plotly.react(f.id, f.data, coloured(f.layout), { responsive: true, displayModeBar: false })));
 }
 
 function value(row, column) {
