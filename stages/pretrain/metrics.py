@@ -28,28 +28,48 @@ class Baselines:
 
 
 class Counter:
-    """Counts training crops into `Baselines`; one more of each code is added, so that none has probability 0."""
+    """Counts training crops into `Baselines`.
+
+    Frequencies are smoothed by a share of the uniform distribution, chosen for each codebook so that the counts of one
+    half of the recordings predict those of the other best: what a good guess without context is worth on unseen music.
+    """
 
     def __init__(self, codes: tuple[CodeColumn, ...], target):
         self.codes, self.target = codes, target
-        self.counts = [torch.ones(column.size, dtype=torch.float64) for column in codes for _ in range(column.codebooks)]
+        self.counts = [torch.zeros(2, column.size, dtype=torch.float64) for column in codes for _ in range(column.codebooks)]
         self.cqt_sum: Tensor | None = None
         self.frames = 0
+        self._half: dict[str, int] = {}  # recordings, by turns
 
     def add(self, batch: Batch) -> None:
+        halves = [self._half.setdefault(recording, len(self._half) % 2) for recording in batch.recordings]
         k = 0
         for column in self.codes:
             for codes_BL in batch.codes[column.name].unbind(2):
-                self.counts[k] += torch.bincount(codes_BL.reshape(-1).long(), minlength=column.size)
+                for half, codes_L in zip(halves, codes_BL, strict=True):
+                    self.counts[k][half] += torch.bincount(codes_L.cpu().long(), minlength=column.size)
                 k += 1
         if batch.cqt_BLF is not None and self.target is not None:
-            frames_SF = self.target(batch.cqt_BLF).flatten(0, 1).double()
+            frames_SF = self.target(batch.cqt_BLF).flatten(0, 1).double().cpu()
             self.cqt_sum = frames_SF.sum(0) + (0 if self.cqt_sum is None else self.cqt_sum)
             self.frames += len(frames_SF)
 
     def baselines(self) -> Baselines:
         mean = None if self.cqt_sum is None else (self.cqt_sum / self.frames).float()
-        return Baselines([(c / c.sum()).log().float() for c in self.counts], mean)
+        return Baselines([smoothed(counts) for counts in self.counts], mean)
+
+
+def smoothed(counts_2C: Tensor) -> Tensor:
+    """fp32 (C,): log probabilities of counts in two halves, with the share of uniform that serves each half best on the other."""
+    size = counts_2C.shape[1]
+    share_U1 = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)[:, None]
+
+    def mixed(counts_C: Tensor) -> Tensor:
+        return (1 - share_U1) * counts_C / counts_C.sum().clamp_min(1) + share_U1 / size
+
+    score_U = sum((counts_2C[1 - half] * mixed(counts_2C[half]).log()).sum(1) for half in (0, 1))
+    probability_C = mixed(counts_2C.sum(0))[score_U.argmax()]
+    return (probability_C / probability_C.sum()).log().float()
 
 
 @torch.no_grad()
