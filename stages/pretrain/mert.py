@@ -1,7 +1,7 @@
 """MERT: masked prediction of teachers' codes and of the constant-Q transform (arXiv 2306.00107).
 
 B clips, N samples at 24 kHz, T model frames, L label frames of a column, S masked frames of the micro-batch,
-C front-end channels, D width, K codebooks (of all code columns, in order), F CQT bins.
+D width, K codebooks (of all code columns, in order), F CQT bins.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from stages.config import require
 from stages.pretrain.batch import HOP_SAMPLES, Batch, CodeColumn
 from stages.pretrain.model import count
+from stages.pretrain.model.backbone import Backbone
 from stages.pretrain.model.config import Model
-from stages.pretrain.model.encoder import Encoder
-from stages.pretrain.model.front_end import ConvFrontEnd, MelFrontEnd
 from stages.pretrain.model.heads import CodeHead, CqtHead
-from stages.pretrain.model.initial import initialise
-from stages.pretrain.model.layers import Dropout, LayerNorm, Linear, scale_gradient, working_dtype
+from stages.pretrain.model.layers import working_dtype
 from stages.pretrain.objective import Objective
 
 
@@ -41,33 +39,25 @@ class Places:
         return labels_BL[self.clip_S, self.frame_S * HOP_SAMPLES // hop_samples]
 
 
-class Mert(nn.Module):
-    """Front-end → projection → mask → encoder → heads."""
+class Mert(Backbone):
+    """Backbone and heads, and the objective on a micro-batch."""
 
     def __init__(self, model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int | None):
         """`codes` describe the code columns that batches carry, `cqt_bins` their CQT (None: none).
 
         Initial values are drawn from torch's global generator. Raises ValueError for an objective these labels cannot serve.
         """
-        super().__init__()
-        self.model, self.objective, self.codes = model, objective, tuple(codes)
+        super().__init__(model)
+        self.objective, self.codes = objective, tuple(codes)
         self.codebooks = sum(column.codebooks for column in codes)
         self.cqt_bins = cqt_bins if cqt_bins and objective.cqt_weight > 0 else None
         n = objective.codebooks_per_update
         require(n is None or n <= self.codebooks, "objective.codebooks_per_update", n, f"there are {self.codebooks} codebooks")
         require(self.codebooks > 0 or self.cqt_bins is not None, "objective", "no codes and no CQT", "name a labelled column to learn from")
-        self.mask_vector = nn.Parameter(torch.empty(model.width))
-        self.front_end = ConvFrontEnd(model.conv) if model.front_end == "conv" else MelFrontEnd(model.mel)
-        self.input_norm = LayerNorm(model.front_width)
-        self.input_projection = Linear(model.front_width, model.width)
-        self.input_dropout = Dropout(model.input_dropout)
-        self.encoder = Encoder(model)
         self.code_heads = nn.ModuleList(
             CodeHead(model.width, c.codebooks, c.size, objective.head_width, objective.temperature, objective.learn_temperature)
             for c in codes)
         self.cqt_head = CqtHead(model.width, self.cqt_bins, objective.cqt_target) if self.cqt_bins else None
-        nn.init.uniform_(self.mask_vector)
-        initialise(self, model)
 
     def forward(self, wave_BN: Tensor, mask_BT: Tensor, codes: dict[str, Tensor], cqt_BLF: Tensor | None = None,
                 keep_layers: tuple[bool, ...] | None = None, codebooks: tuple[int, ...] | None = None) -> dict[str, Tensor]:
@@ -92,18 +82,6 @@ class Mert(nn.Module):
         return {"loss": loss, "frames": torch.tensor(frames, device=loss.device), "ce_K": ce_K.detach(), "correct_K": correct_K,
                 "trained_K": trained_K, "cqt": cqt.detach(), "penalty": penalty.detach()}
 
-    def encode(self, wave_BN: Tensor, mask_BT: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Hidden states (input embedding, then each layer) and the encoder's output, (B, T, D) in the working dtype.
-
-        They are HubertModel's `hidden_states` and `last_hidden_state`, which differ in pre-norm by the final LayerNorm."""
-        dtype = working_dtype(self.mask_vector)
-        with torch.autocast(wave_BN.device.type, enabled=False):
-            return self._encode(self._features(wave_BN, dtype)[0], mask_BT, None)
-
-    def hidden(self, wave_BN: Tensor, mask_BT: Tensor | None = None) -> list[Tensor]:
-        """The hidden states of `encode` alone."""
-        return self.encode(wave_BN, mask_BT)[0]
-
     def predict(self, wave_BN: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """At every frame: fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is compared, or None."""
         _, x_BTD = self.encode(wave_BN, mask_BT)
@@ -113,21 +91,6 @@ class Mert(nn.Module):
             logits = [logits_SC.unflatten(0, (clips, frames)) for column, head in zip(self.codes, self.code_heads, strict=True)
                       for logits_SC in head(x_SD, None, tuple(range(column.codebooks)))]
             return logits, self.cqt_head(x_SD).unflatten(0, (clips, frames)) if self.cqt_head else None
-
-    def _features(self, wave_BN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Front-end output (B, T, C) and its mean square, fp32; both gradients are scaled (F hubert.py forward_features)."""
-        features_BTC = scale_gradient(self.front_end(wave_BN.float(), dtype), self.model.gradient_scale)
-        if self.model.front_end == "mel":  # nothing there could make it smaller
-            return features_BTC, features_BTC.new_zeros((), dtype=torch.float32)
-        return features_BTC, features_BTC.float().square().mean()
-
-    def _encode(self, features_BTC: Tensor, mask_BT: Tensor | None, keep_layers: tuple[bool, ...] | None) -> tuple[list[Tensor], Tensor]:
-        x_BTD = self.input_dropout(self.input_projection(self.input_norm(features_BTC)))
-        if mask_BT is not None:
-            require(mask_BT.shape == x_BTD.shape[:2], "mask_BT", tuple(mask_BT.shape),
-                    f"expected {tuple(x_BTD.shape[:2])}, as `Model.frames` counts them")
-            x_BTD = torch.where(mask_BT[..., None], self.mask_vector.to(x_BTD.dtype), x_BTD)
-        return self.encoder(x_BTD, keep_layers)
 
     def _code_errors(self, x_SD: Tensor, codes: dict[str, Tensor], places: Places, wanted: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """fp32 (K,) of all columns: summed cross entropy, argmax hits."""
@@ -173,7 +136,3 @@ class Mert(nn.Module):
     def flops(self, samples: int) -> float:
         """FLOPs of one crop's forward and backward pass, as `count` counts them."""
         return count.flops(self.model, self.objective, self.codes, self.cqt_bins or 0, samples)
-
-    def parts(self) -> dict[str, int]:
-        """Parameters by part."""
-        return count.parts(self)

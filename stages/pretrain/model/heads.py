@@ -3,6 +3,8 @@
 S masked frames, D width, K codebooks of a column, C codes of a codebook, E width of a code, F CQT bins.
 """
 
+from math import log, sqrt
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,9 @@ class CodeHead(nn.Module):
         self.table_KCE = nn.Parameter(torch.empty(codebooks, codes, code_width))
         self.temperature = temperature
         self.log_scale_K = nn.Parameter(torch.empty(codebooks)) if learn else None  # ln(1 / temperature), as M keeps it
+        nn.init.uniform_(self.table_KCE)
+        if self.log_scale_K is not None:
+            nn.init.constant_(self.log_scale_K, -log(temperature))
 
     def forward(self, x_SD: Tensor, codes_SK: Tensor | None, wanted: tuple[int, ...]) -> tuple[Tensor, Tensor] | list[Tensor]:
         """fp32 summed cross entropy and argmax hits, (K,) each, zero for codebooks not wanted.
@@ -62,6 +67,8 @@ class CqtHead(nn.Module):
         super().__init__()
         self.log = target == "log"
         self.weight, self.bias = nn.Parameter(torch.empty(bins, width)), nn.Parameter(torch.empty(bins))
+        for parameter in (self.weight, self.bias):  # torch's own for a linear
+            nn.init.uniform_(parameter, -1 / sqrt(width), 1 / sqrt(width))
 
     def forward(self, x_SD: Tensor) -> Tensor:
         return F.linear(x_SD.float(), self.weight.float(), self.bias.float())

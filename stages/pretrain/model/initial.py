@@ -1,27 +1,25 @@
 """Initial values, as fairseq gives them to HuBERT (F wav2vec2.py, hubert.py, transformer_sentence_encoder.py).
 
 Encoder linears: normal of deviation 0.02, bias 0. Convolutions: He-normal. Positional convolution: normal of variance
-4 / (taps · width), weight-norm's scale its norm. Input projection and heads: torch's default for a linear. Code tables
-and the mask vector: U(0, 1). Norms: 1 and 0.
+4 / (taps · width), weight-norm's scale its norm. Input projection: torch's default for a linear. Norms: 1 and 0. The mask
+vector and the heads fill themselves: U(0, 1) for it and for code tables, torch's default for linears.
 """
 
-from math import log, sqrt
+from math import sqrt
 
 import torch
 from torch import nn
 
-from stages.pretrain.model.config import Model
 from stages.pretrain.model.conformer import Depthwise
 from stages.pretrain.model.encoder import ConvPositions, Encoder
 from stages.pretrain.model.front_end import FirstConv, StridedConv
-from stages.pretrain.model.heads import CodeHead, CqtHead
 from stages.pretrain.model.layers import LayerNorm
 
 ENCODER_DEVIATION = 0.02
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, sizes: Model) -> None:
+def initialise(model: nn.Module) -> None:
     """Fill every parameter; draws from torch's global generator, which the caller seeds."""
     for module in model.modules():
         if isinstance(module, LayerNorm | nn.Linear):
@@ -29,16 +27,9 @@ def initialise(model: nn.Module, sizes: Model) -> None:
         elif isinstance(module, FirstConv | StridedConv):
             nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, ConvPositions):
-            module.weight_v.normal_(0, sqrt(4 / (module.weight_v.shape[2] * sizes.width)))
+            module.weight_v.normal_(0, sqrt(4 / (module.weight_v.shape[2] * module.weight_v.shape[0])))
             module.weight_g.copy_(module.weight_v.norm(dim=(0, 1), keepdim=True))
             module.bias.zero_()
-        elif isinstance(module, CodeHead):
-            module.table_KCE.uniform_(0, 1)
-            if module.log_scale_K is not None:
-                module.log_scale_K.fill_(-log(module.temperature))
-        elif isinstance(module, CqtHead):
-            nn.init.kaiming_uniform_(module.weight, a=sqrt(5))
-            nn.init.uniform_(module.bias, -1 / sqrt(sizes.width), 1 / sqrt(sizes.width))
         if isinstance(module, FirstConv):
             module.norm_weight.fill_(1)
             module.norm_bias.zero_()

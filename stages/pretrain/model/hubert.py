@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.pretrain.batch import RATE_HZ
-from stages.pretrain.model.config import Model
+from stages.pretrain.model.config import ConvFront, Model
 
 # Ours → HuBERT's. `attention.qkv` is three tensors there, {q,k,v}_proj.
 NAMES = (
@@ -115,3 +115,28 @@ def hubert_config(model: Model) -> dict[str, Any]:
         "attention_relax": -1.0 if model.attention_relax is None else model.attention_relax,
         "torch_dtype": "float32",
     }
+
+
+FIXED = {"conv_bias": False, "feat_extract_norm": "group", "feat_proj_layer_norm": True, "deepnorm": False,
+         "feature_extractor_cqt": False, "conv_pos_batch_norm": False}
+
+
+def model_of(config: dict[str, Any]) -> Model:
+    """The sizes of a HuBERT or MERT `config.json`; ValueError for what we have no layer for.
+
+    Keys left out are transformers' HubertConfig defaults, which are the 95M model's sizes.
+    """
+    for key, ours in FIXED.items():
+        if config.get(key, ours) != ours:
+            raise ValueError(f"config.json: {key} is {config[key]!r}, this model has {ours!r} only")
+    front = ConvFront(tuple(config.get("conv_dim", ConvFront.channels)), tuple(config.get("conv_kernel", ConvFront.kernels)),
+                      tuple(config.get("conv_stride", ConvFront.strides)))
+    relax = config.get("attention_relax", -1.0)
+    return Model(
+        conv=front,
+        layers=config.get("num_hidden_layers", 12), width=config.get("hidden_size", 768), ffn=config.get("intermediate_size", 3072),
+        heads=config.get("num_attention_heads", 12), norm="pre" if config.get("do_stable_layer_norm", False) else "post",
+        position_kernel=config.get("num_conv_pos_embeddings", 128), position_groups=config.get("num_conv_pos_embedding_groups", 16),
+        input_dropout=config.get("feat_proj_dropout", 0.0), hidden_dropout=config.get("hidden_dropout", 0.1),
+        attention_dropout=config.get("attention_dropout", 0.1), activation_dropout=config.get("activation_dropout", 0.1),
+        layer_drop=config.get("layerdrop", 0.1), attention_relax=relax if relax and relax > 0 else None)

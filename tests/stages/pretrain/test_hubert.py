@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from stages.evaluate.hubert import from_hubert, hubert_config, newer, to_hubert
 from stages.pretrain.model.config import Model
+from stages.pretrain.model.hubert import from_hubert, hubert_config, newer, to_hubert
 from tests.stages.pretrain.sizes import mert, small
 
 

@@ -1,0 +1,62 @@
+"""The part of MERT that is kept after pre-training: waveform to hidden states.
+
+B clips, N samples at 24 kHz, T model frames, C front-end channels, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from stages.config import require
+from stages.pretrain.model.config import Model
+from stages.pretrain.model.count import parts
+from stages.pretrain.model.encoder import Encoder
+from stages.pretrain.model.front_end import ConvFrontEnd, MelFrontEnd
+from stages.pretrain.model.initial import initialise
+from stages.pretrain.model.layers import Dropout, LayerNorm, Linear, scale_gradient, working_dtype
+
+
+class Backbone(nn.Module):
+    """Front-end → projection → mask → encoder. Initial values are drawn from torch's global generator."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+        self.mask_vector = nn.Parameter(torch.empty(model.width))
+        self.front_end = ConvFrontEnd(model.conv) if model.front_end == "conv" else MelFrontEnd(model.mel)
+        self.input_norm = LayerNorm(model.front_width)
+        self.input_projection = Linear(model.front_width, model.width)
+        self.input_dropout = Dropout(model.input_dropout)
+        self.encoder = Encoder(model)
+        nn.init.uniform_(self.mask_vector)
+        initialise(self)
+
+    def encode(self, wave_BN: Tensor, mask_BT: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Hidden states (input embedding, then each layer) and the encoder's output, (B, T, D) in the working dtype.
+
+        They are HubertModel's `hidden_states` and `last_hidden_state`, which differ in pre-norm by the final LayerNorm."""
+        dtype = working_dtype(self.mask_vector)
+        with torch.autocast(wave_BN.device.type, enabled=False):
+            return self._encode(self._features(wave_BN, dtype)[0], mask_BT, None)
+
+    def hidden(self, wave_BN: Tensor, mask_BT: Tensor | None = None) -> list[Tensor]:
+        """The hidden states of `encode` alone."""
+        return self.encode(wave_BN, mask_BT)[0]
+
+    def parts(self) -> dict[str, int]:
+        """Parameters by part, in the order data flows."""
+        return parts(self)
+
+    def _features(self, wave_BN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Front-end output (B, T, C) and its mean square, fp32; both gradients are scaled (F hubert.py forward_features)."""
+        features_BTC = scale_gradient(self.front_end(wave_BN.float(), dtype), self.model.gradient_scale)
+        if self.model.front_end == "mel":  # nothing there could make it smaller
+            return features_BTC, features_BTC.new_zeros((), dtype=torch.float32)
+        return features_BTC, features_BTC.float().square().mean()
+
+    def _encode(self, features_BTC: Tensor, mask_BT: Tensor | None, keep_layers: tuple[bool, ...] | None) -> tuple[list[Tensor], Tensor]:
+        x_BTD = self.input_dropout(self.input_projection(self.input_norm(features_BTC)))
+        if mask_BT is not None:
+            require(mask_BT.shape == x_BTD.shape[:2], "mask_BT", tuple(mask_BT.shape),
+                    f"expected {tuple(x_BTD.shape[:2])}, as `Model.frames` counts them")
+            x_BTD = torch.where(mask_BT[..., None], self.mask_vector.to(x_BTD.dtype), x_BTD)
+        return self.encoder(x_BTD, keep_layers)
