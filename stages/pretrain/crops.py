@@ -85,7 +85,7 @@ class Reader:
         self._label_bytes = [c.codebooks * np.dtype(t).itemsize for c, t in zip(pinned.codes, pinned.facts.codes_dtype, strict=True)]
         if self._stored_cqt:
             self._label_bytes.append(pinned.cqt.bins * np.dtype(pinned.cqt.dtype).itemsize)
-        self._raw: _Raw | None = None
+        self._raw: dict[int, _Raw] = {}  # by clips: micro-batches may differ by one
 
     def ahead(self, state: State, places_B: np.ndarray) -> None:
         """Have the bytes of these samples fetched meanwhile."""
@@ -111,9 +111,10 @@ class Reader:
         return self._read(crops, self.masking.draw(keys_B, self.frames) & shown_B[:, None], nothing_else)
 
     def _read(self, crops: Crops, mask_BT: np.ndarray, replacement) -> Batch:
-        if self._raw is None or len(self._raw.wave_BN) != len(crops.row):
-            self._raw = _Raw(self, len(crops.row))  # memory met once: new pages cost as much as reading into them
-        raw, exact_BLF = self._raw, self._raw.new_cqt()
+        clips = len(crops.row)
+        if clips not in self._raw:
+            self._raw[clips] = _Raw(self, clips)  # once: new pages cost as much as reading into them
+        raw, exact_BLF = self._raw[clips], self._raw[clips].new_cqt()
         row_B, start_B, replaced, attempt_B = crops.row.copy(), crops.start.copy(), [], np.zeros(len(crops.row), dtype=int)
         pending = list(range(len(row_B)))
         while pending:

@@ -62,7 +62,7 @@ class Corpus:
             parts = [(r, i) for r in own for i in range(segments)]
             self.keys[shard] = [f"{r}-{i:05d}" for r, i in parts]
             sha = self._column(storage, "audio", shard, parts, None, ())
-            self._column(storage, "codes", shard, parts[:-1] if shard == short_of else parts, sha, rejects)
+            self._column(storage, "codes", shard, parts, sha, rejects, shard == short_of)
             self._column(storage, "cqt", shard, parts, sha, ())
             plan += [{"recording": r, "shard": shard, "split": "valid" if s * recordings + i < valid else "train"} for i, r in enumerate(own)]
         rows = [{f.name: None for f in PLAN} | {"order": i, "attempt": 0, "path": "x", "path_bytes": b"x", "size": 1, "mtime_ns": 1,
@@ -93,8 +93,9 @@ class Corpus:
         self.codes[recording] = rng.integers(0, SIZE, (frames, K)).astype(np.uint16)
         self.cqt[recording] = rng.gamma(1.0, 3.0, (frames, F)).astype(np.float32)
 
-    def _column(self, storage: Storage, kind: str, shard: str, parts: list, sha: str | None, rejects: tuple[str, ...]) -> str:
-        kept = [(r, i) for r, i in parts if r not in rejects]
+    def _column(self, storage: Storage, kind: str, shard: str, parts: list, sha: str | None, rejects: tuple[str, ...],
+                short: bool = False) -> str:
+        kept = [(r, i) for r, i in parts if r not in rejects][: -1 if short else None]
         scale = 40.0 / 255
         with column.publishing(storage, self.names[kind], shard) as publication:
             for recording, i in kept:
