@@ -88,29 +88,34 @@ class Reader:
         self._raw: dict[int, _Raw] = {}  # by clips: micro-batches may differ by one
 
     def ahead(self, state: State, places_B: np.ndarray) -> None:
-        """Have the bytes of these samples fetched meanwhile."""
+        """Have the bytes of these samples, and of the pieces mixed into them, fetched meanwhile."""
         self.tars.ahead([want for clip in self.wants(self.places.crops(state, places_B)) for want in clip])
+        pieces = self._pieces(state, places_B)
+        self.tars.ahead(self._donors(state, pieces)[1])
 
     def batch(self, state: State, places_B: np.ndarray) -> Batch:
         """The samples at these places of the state's global batch, in their order. ValueError when no replacement can be read."""
         crops = self.places.crops(state, places_B)
         keys_B = draws.keys(draws.key(draws.MASK, state.seed, state.epoch), state.consumed + places_B)
         mask_BT = self.masking.draw(keys_B, self.frames)
-        batch = self._read(crops, mask_BT, lambda i, attempt: self.places.replacement(state, int(places_B[i]), attempt))
+        batch, _ = self._read(crops, mask_BT, lambda i, attempt: self.places.replacement(state, int(places_B[i]), attempt))
         batch.positions = (state.consumed + places_B).tolist()
-        keys_B = draws.keys(draws.key(draws.MIXTURE, state.seed, state.epoch), state.consumed + places_B)
-        self._mix(batch.wave_BN.numpy(), state, self.mixture.draw(keys_B, places_B, state.global_batch, self.data.samples))
+        self._mix(batch.wave_BN.numpy(), state, self._pieces(state, places_B))
         return batch
 
-    def fixed(self, crops: Crops, keys_B: np.ndarray, shown_B: np.ndarray) -> Batch:
-        """Held-out crops, clean; where shown_B is False the mask is empty, so that the row counts for nothing."""
-        def nothing_else(i: int, attempt: int) -> Crops:
-            other = (i + attempt) % len(crops.row)
-            return Crops(crops.row[other : other + 1], crops.start[other : other + 1])
+    def fixed(self, crops: Crops, numbers_B: np.ndarray, keys_B: np.ndarray, shown_B: np.ndarray) -> Batch:
+        """The held-out crops of these numbers, clean. The mask is empty where shown_B is False or where a crop cannot be read
+        and another fills its place: such a row counts for nothing."""
+        def another(i: int, attempt: int) -> Crops:
+            other = [(int(numbers_B[i]) + 1 + attempt) % len(crops.row)]
+            return Crops(crops.row[other], crops.start[other])
 
-        return self._read(crops, self.masking.draw(keys_B, self.frames) & shown_B[:, None], nothing_else)
+        batch, attempts_B = self._read(Crops(crops.row[numbers_B], crops.start[numbers_B]), self.masking.draw(keys_B, self.frames), another)
+        batch.mask_BT &= torch.from_numpy(shown_B & (attempts_B == 0))[:, None]
+        return batch
 
-    def _read(self, crops: Crops, mask_BT: np.ndarray, replacement) -> Batch:
+    def _read(self, crops: Crops, mask_BT: np.ndarray, replacement) -> tuple[Batch, np.ndarray]:
+        """The batch, and for each clip how many samples failed in its place."""
         clips = len(crops.row)
         if clips not in self._raw:
             self._raw[clips] = _Raw(self, clips)  # once: new pages cost as much as reading into them
@@ -130,21 +135,29 @@ class Reader:
             pending = sorted(failed)
         keys = [self.pinned.key(row) for row in row_B]
         recordings = [key.rpartition("-")[0] for key in keys]
-        return Batch(mask_BT=torch.from_numpy(mask_BT), cqt_BLF=exact_BLF, **raw.tensors(), keys=keys, recordings=recordings, replaced=replaced)
+        batch = Batch(mask_BT=torch.from_numpy(mask_BT), cqt_BLF=exact_BLF, **raw.tensors(), keys=keys, recordings=recordings, replaced=replaced)
+        return batch, attempt_B
 
     def _mix(self, wave_BN: np.ndarray, state: State, pieces: Pieces) -> None:
         """Add the pieces. A donor that cannot be read adds nothing: whoever owns it replaces and counts it."""
-        if not len(pieces):
-            return
-        donors = self.places.crops(state, pieces.donor)
-        wants = self.audio_wants(Crops(donors.row, donors.start + pieces.start), pieces.length)
-        for want, first, clip, to, length in zip(wants, donors.start + pieces.start, pieces.clip, pieces.to, pieces.length, strict=True):
+        first_P, wants = self._donors(state, pieces)
+        for want, first, clip, to, length in zip(wants, first_P, pieces.clip, pieces.to, pieces.length, strict=True):
             piece = np.empty(length, dtype="<i2")
             try:
                 self.wave(want, first, piece)
             except UNREADABLE:
                 continue
             wave_BN[clip, to : to + length] += piece * np.float32(self.mixture.gain / FULL_SCALE)
+
+    def _pieces(self, state: State, places_B: np.ndarray) -> Pieces:
+        keys_B = draws.keys(draws.key(draws.MIXTURE, state.seed, state.epoch), state.consumed + places_B)
+        return self.mixture.draw(keys_B, places_B, state.global_batch, self.data.samples)
+
+    def _donors(self, state: State, pieces: Pieces) -> tuple[np.ndarray, list[Want]]:
+        """First sample of each piece in its donor's segment, and where the bytes are."""
+        crops = self.places.crops(state, pieces.donor)
+        first_P = crops.start + pieces.start
+        return first_P, self.audio_wants(Crops(crops.row, first_P), pieces.length)
 
     def audio_wants(self, crops: Crops, length_B: np.ndarray) -> list[Want]:
         """Of `length_B` samples from each crop's start on; a compressed member is wanted whole."""

@@ -108,7 +108,7 @@ class Loader:
             own = first + self.rank + self.world * np.arange(self.micro_batch)
             shown, own = own < total, own % total
             keys = draws.keys(draws.key(draws.VALIDATION, 1), own)
-            batch = self._reader.fixed(Crops(crops.row[own], crops.start[own]), keys, shown)
+            batch = self._reader.fixed(crops, own, keys, shown)
             batch.positions = own.tolist()
             yield batch
 
@@ -146,6 +146,7 @@ class _Stream(IterableDataset):
         reader = Reader(*self.made)
         coming = self._work(first, step, reader.pinned.samples_per_epoch)
         try:
+            reader.ahead(*next(self._work(first, step, reader.pinned.samples_per_epoch)))
             for now, following in itertools.pairwise(coming):
                 reader.ahead(*following)
                 yield reader.batch(*now)

@@ -18,6 +18,7 @@ OPEN_FILES = 256  # of one process: a window of shards in all its columns, below
 BLOCK_BYTES = 1 << 20  # of an object store's file: a crop's audio and CQT take one or two each
 THREADS = 16  # that fetch ranges
 TRIES = 3  # of a read that fails: a network disk's hiccup is not a damaged file
+COMING = 256  # blocks held in memory until they are read; the oldest are read from the disk again
 SWEEP_BLOCKS = 64  # stored between two looks at the cache's size
 
 Want = tuple[int, int, int, int]  # column, shard, first byte, bytes
@@ -99,7 +100,7 @@ class Blocks:
         self._storage, self._folder, self._limit = storage, folder, limit_bytes
         self._pool = ThreadPoolExecutor(THREADS)
         self._files: OrderedDict[str, pa.NativeFile] = OrderedDict()
-        self._coming: dict[tuple[str, int], Future] = {}
+        self._coming: OrderedDict[tuple[str, int], Future] = OrderedDict()
         self._stored = 0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -118,6 +119,8 @@ class Blocks:
         for number in range(at // BLOCK_BYTES, (at + size - 1) // BLOCK_BYTES + 1):
             if (name, number) not in self._coming and not self._path(name, number).exists():
                 self._coming[name, number] = self._pool.submit(self._fetch, self._handle(name), name, number)
+                if len(self._coming) > COMING:
+                    self._coming.popitem(last=False)
 
     def _block(self, name: str, number: int) -> bytes:
         if coming := self._coming.pop((name, number), None):

@@ -207,6 +207,24 @@ def test_held_out_crops_are_the_same_every_time_and_for_every_split(made, data):
     assert len(few) == 4 and {v for v in few.values()} != {v for v in list(whole.values())[:4]}
 
 
+def test_a_held_out_crop_that_fails_counts_for_nothing(made, data, tmp_path):
+    """Whatever the micro-batch, a crop alone in it too: what fills its place has an empty mask."""
+    shutil.copytree(made.root, tmp_path / "bad")
+    copy, own = replace(made, root=str(tmp_path / "bad")), replace(data, corpora=(str(tmp_path / "bad"),), cache=str(tmp_path / "cache"))
+    pinned = pinned_once(own)
+    row = int(pinned.valid_V[1])
+    tar = copy.tar("codes", pinned.shard_names[0])
+    spoilt = bytearray(tar.read_bytes())
+    spoilt[pinned.codes_RC[row, 0] : pinned.codes_RC[row, 0] + 2] = b"\xff\xff"  # in the segment's first crop alone
+    tar.write_bytes(spoilt)
+    whole = sum(b.mask_BT.any(1).sum() for b in loader(data, 4).validation())
+    for micro_batch in (1, 4, 5):
+        batches = list(loader(own, micro_batch).validation())
+        assert sum(b.mask_BT.any(1).sum() for b in batches) == whole - 1
+        told = [r for b in batches for r in b.replaced]
+        assert told and all(r.startswith(f"{pinned.key(row)}: ") for r in told)
+
+
 def damaged(made: Corpus, data: Data, to: str) -> Data:
     """A copy, damaged after it was pinned: one shard's codes cut off in the middle, one audio tar gone, a code beyond the codebook."""
     shutil.copytree(made.root, to)
