@@ -17,13 +17,13 @@ def run_status(place: str) -> dict[str, Any]:
     """The last lines of each kind, restarts, checkpoints; raises ValueError when metrics.jsonl is not readable."""
     run, kinds, restarts = Path(place), {}, -1
     metrics = run / "metrics.jsonl"
-    try:
-        for number, text in enumerate(metrics.read_text().splitlines() if metrics.exists() else (), 1):
+    for number, text in enumerate(metrics.read_text().splitlines() if metrics.exists() else (), 1):
+        try:
             row = json.loads(text)
-            kinds[row["kind"]] = row
-            restarts += row["kind"] == "start"
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{metrics}, line {number}: {error!r}; the run itself cuts damaged lines off when it goes on") from None
+        except ValueError as error:
+            raise ValueError(f"{metrics}, line {number}: {error}; the run itself cuts damaged lines off when it goes on") from None
+        kinds[row["kind"]] = row
+        restarts += row["kind"] == "start"
     data = json.loads((run / "data.json").read_text())
     start, update = kinds.get("start", {}), kinds.get("update", {})
     return {"run": place, "update": update.get("update", 0), "updates": start.get("updates"), "restarts": max(0, restarts),

@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    return os.environ | {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-                         "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+           "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
+    return os.environ | {name: str(value) for name, value in own.items()}
 
 
 def run(function: str, folder: Path, size: int) -> None:
@@ -22,7 +23,8 @@ def run(function: str, folder: Path, size: int) -> None:
 
     port = free_port()
     command = [sys.executable, "-m", "tests.ranks", function, str(folder)]
-    ranks = [subprocess.Popen(command, cwd=ROOT, env=environment(r, size, port), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(size)]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    ranks = [subprocess.Popen(command, env=environment(r, size, port), **options) for r in range(size)]
     outputs = [rank.communicate(timeout=500)[0] for rank in ranks]
     assert not any(rank.returncode for rank in ranks), "\n".join(outputs)
 

@@ -94,6 +94,8 @@ class Training:
         saved = world.lead(self.checkpoints.state, newest) if newest else None
         own = (self.pinned.fingerprint, config.run.seed, config.optim.global_batch)
         self.state = State.from_json(saved["state"]).resumed(*own, set(config.resume.allow)) if saved else State(*own)
+        if self.state.update >= config.optim.updates:
+            return
         self.micro_batches = self.loader.micro_batches(self.state)
         peak = matrix_peak(world.device, DTYPES[config.engine.precision])
         self.baselines = self._baselines()
@@ -192,7 +194,7 @@ class Training:
             for text in batch.replaced:
                 self.report.say(f"replaced a sample that failed: {text}")
             further = metrics.further_sums(batch, self.pinned.codes, self.baselines, self.target)
-            yield batch, further | {"replaced": torch.tensor(len(batch.replaced))}
+            yield batch, further | {"replaced": torch.tensor(len(batch.replaced)), "samples": metrics.sample_sum(batch)}
 
     def _ready(self, batch: Batch) -> Batch:
         batch = batch.to(self.world.device)

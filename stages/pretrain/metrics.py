@@ -7,6 +7,7 @@ which stays at zero until the model uses context. For the CQT, the mean of each 
 the masked frames between their unmasked neighbours.
 """
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -120,9 +121,17 @@ def further_sums(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselin
     return sums
 
 
+def sample_sum(batch: Batch) -> Tensor:
+    """A number that tells one set of samples from another, whatever their order: the sum of a checksum of each.
+
+    Exact in float64 for two million samples: the `samples` of a line says which global batch it was."""
+    return torch.tensor(float(sum(zlib.crc32(f"{key}@{place}".encode()) for key, place in zip(batch.keys, batch.positions, strict=True))),
+                        dtype=torch.float64)
+
+
 def row(sums: dict[str, Tensor], frames: int) -> dict[str, object]:
     """A line's figures from the sums of one update over `frames` masked frames; codebooks left out this time are None."""
-    figures: dict[str, object] = {"loss": float(sums["loss"]) / frames, "masked_frames": frames}
+    figures: dict[str, object] = {"loss": float(sums["loss"]) / frames, "masked_frames": frames, "samples": int(sums["samples"])}
     trained = [bool(t) for t in (sums["trained_K"] > 0).tolist()]
 
     def mean(values: Tensor) -> list[float | None]:
