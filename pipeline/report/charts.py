@@ -27,9 +27,12 @@ def line(name: str, x: list, y: list, number: int, **more: Any) -> dict[str, Any
 def histograms(found: dict[str, Any]) -> list[dict[str, Any]]:
     charts = []
     for d in found["distributions"].values():
-        counts = np.array(d["counts"]).reshape(BARS, -1).sum(1)
-        width = d["width"] * len(d["counts"]) / BARS
-        x = d["low"] + width * (np.arange(BARS) + 0.5)
+        counts = np.array(d["counts"])
+        there = np.flatnonzero(counts)
+        first, joined = int(there[0]), max(1, math.ceil((there[-1] + 1 - there[0]) / BARS))  # fine bins in a bar
+        counts = np.add.reduceat(counts[first : there[-1] + 1], np.arange(0, there[-1] + 1 - first, joined))
+        width = d["width"] * joined
+        x = d["low"] + d["width"] * first + width * (np.arange(len(counts)) + 0.5)
         note = f"median {d['p50']:.4g}, 90 % between {d['p5']:.4g} and {d['p95']:.4g}"
         bars = {"type": "bar", "x": x.tolist(), "y": counts.tolist(), "width": width, "marker": {"color": COLOURS[0]}, "name": "segments"}
         charts.append(chart(d["title"], [bars], d["unit"], "segments", height=230, note=note, bargap=0.03))

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.report.corpus import Corpus
 
 BITS, WORDS = 192, 3
 ROTATION_BITS = 16  # from one sorting's first bit to the next one's
 NEIGHBOURS = 2  # each is compared with so many that follow it
+SEARCHED = 400_000  # fingerprints: all four of 100,000 recordings, only the first of more
+SORTED = 12 * SEARCHED  # sorted in all, from each of twelve bits on; from fewer when there are more fingerprints
 SAME = 48  # bits of 192 that may differ in every segment two recordings share; unrelated music differs in about 96 (D)
 
 
@@ -32,32 +35,58 @@ class Group:
 
 def groups(corpus: Corpus) -> list[Group]:
     """Groups of near-duplicates in order of their first path; empty when no fingerprints were gathered."""
-    prints = by_number(corpus)
-    pairs = candidates(prints)
+    pairs = candidates(searched(corpus))
     if not len(pairs):
         return []
-    linked = pairs[same(prints, pairs)]
-    return _named(corpus, linked)
+    linked = pairs[same(_all_of(corpus, np.unique(pairs)), pairs)]
+    return _named(corpus, linked) if len(linked) else []
 
 
-def by_number(corpus: Corpus) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per segment number: (recordings as int64 (R,), ascending; words (R, 3) uint64). Ids are 16 hex digits."""
-    found = corpus.db.execute(
-        'SELECT "index" AS number, (\'0x\' || recording)::UBIGINT AS recording, (\'0x\' || fingerprint[1:16])::UBIGINT AS a, '
-        "('0x' || fingerprint[17:32])::UBIGINT AS b, ('0x' || fingerprint[33:48])::UBIGINT AS c FROM segments "
-        "WHERE fingerprint IS NOT NULL ORDER BY number, recording").fetchnumpy()
-    if not len(found["number"]):
-        return []
-    words = np.stack([found[name] for name in "abc"], 1)
-    cuts = np.flatnonzero(np.diff(found["number"])) + 1
-    return list(zip(np.split(found["recording"], cuts), np.split(words, cuts), strict=True))
+Prints = list[tuple[np.ndarray, np.ndarray]]  # per segment number: recordings uint64 (R,), ascending; words uint64 (R, 3)
 
 
-def candidates(prints: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def searched(corpus: Corpus) -> Prints:
+    """Fingerprints of the first segments, of as many as `SEARCHED` allows."""
+    many = corpus.one('SELECT count(*) AS n FROM segments WHERE fingerprint IS NOT NULL AND "index" = 0')["n"]
+    return _prints(corpus, f'segments WHERE fingerprint IS NOT NULL AND "index" < {max(1, SEARCHED // max(many, 1))}')
+
+
+def _all_of(corpus: Corpus, recordings: np.ndarray) -> Prints:
+    """All fingerprints of these recordings."""
+    corpus.db.execute("CREATE OR REPLACE TEMP TABLE looked_at AS SELECT unnest(?::VARCHAR[]) AS recording", [[f"{r:016x}" for r in recordings]])
+    return _prints(corpus, "segments SEMI JOIN looked_at USING (recording) WHERE fingerprint IS NOT NULL")
+
+
+def _prints(corpus: Corpus, source: str) -> Prints:
+    table = corpus.db.sql(f'SELECT "index", recording, fingerprint FROM {source}').to_arrow_table()
+    numbers = table["index"].to_numpy()
+    recordings, words = _hex(table["recording"], 1)[:, 0], _hex(table["fingerprint"], WORDS)
+    found = []
+    for number in np.unique(numbers):
+        own = np.flatnonzero(numbers == number)
+        own = own[np.argsort(recordings[own])]
+        found.append((recordings[own], words[own]))
+    return found
+
+
+def _hex(column: pa.ChunkedArray, words: int) -> np.ndarray:
+    """Text of 16·words hex digits each as uint64 (R, words)."""
+    joined = "".join(chunk.cast(pa.binary()).buffers()[2].to_pybytes()[: 16 * words * len(chunk)].decode() for chunk in _whole(column))
+    return np.frombuffer(bytes.fromhex(joined), ">u8").astype(np.uint64).reshape(-1, words)
+
+
+def _whole(column: pa.ChunkedArray) -> list[pa.Array]:
+    """Chunks whose buffers begin with their first value."""
+    return [pa.concat_arrays([chunk]) if not chunk.offset else pa.array(chunk.to_pylist(), pa.string()) for chunk in column.chunks if len(chunk)]
+
+
+def candidates(prints: Prints) -> np.ndarray:
     """Pairs (P, 2) of recordings whose bits are close in at least one segment, each pair once."""
     pairs = []
+    total = sum(len(recordings_R) for recordings_R, _ in prints)
+    rotations = max(3, min(BITS // ROTATION_BITS, SORTED // max(total, 1)))
     for recordings_R, words_RW in prints:
-        for first_bit in range(0, BITS, ROTATION_BITS):
+        for first_bit in range(0, rotations * ROTATION_BITS, ROTATION_BITS):
             order = np.argsort(_from_bit(words_RW, first_bit))
             for step in range(1, NEIGHBOURS + 1):
                 left, right = order[:-step], order[step:]
@@ -69,7 +98,7 @@ def candidates(prints: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return np.unique(found[found[:, 0] != found[:, 1]], axis=0)
 
 
-def same(prints: list[tuple[np.ndarray, np.ndarray]], pairs: np.ndarray) -> np.ndarray:
+def same(prints: Prints, pairs: np.ndarray) -> np.ndarray:
     """Which pairs (P, 2) are close in every segment number that both have a fingerprint of: bool (P,)."""
     whole = np.ones(len(pairs), bool)
     for recordings_R, words_RW in prints:

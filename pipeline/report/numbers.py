@@ -41,7 +41,7 @@ SHOWN = (
     Statistic("dc", "DC offset", "of full scale", -0.05, 0.05),
     Statistic("bandwidth_hz", "Bandwidth", "Hz", 0, 12_000),
     Statistic("stereo", "Stereo correlation", "−1 … 1", -1, 1),
-    Statistic("entropy_bits", "Code entropy, mean of levels", "bits"),
+    Statistic("entropy_bits", "Code entropy, mean of levels", "bits", 0, 14),
     Statistic("tuning_cents", "Tuning against A = 440 Hz", "cents", -50, 50),
     Statistic("cqt_mean", "CQT mean", "of the column's values"),
 )
@@ -51,7 +51,7 @@ def numbers(corpus: Corpus) -> dict[str, Any]:
     """Everything but what is odd (`oddities`)."""
     totals = corpus.one("SELECT count(*) AS segments, count(*) FILTER (start = 0) AS recordings, "
                         f"coalesce(sum(samples), 0) / {RATE_HZ}.0 / 3600 AS hours, count(DISTINCT shard) AS shards FROM segments")
-    valid = corpus.one("SELECT count(*) FILTER (split = 'valid') AS n FROM named WHERE start = 0")["n"]
+    valid = corpus.one("SELECT count(*) AS n FROM segments SEMI JOIN (FROM planned WHERE split = 'valid') USING (recording) WHERE start = 0")["n"]
     columns = column_rows(corpus)
     total_bytes = sum(column["bytes"] for column in columns)
     return {
@@ -101,20 +101,25 @@ def rejects(corpus: Corpus) -> list[dict[str, Any]]:
 
 def distribution(corpus: Corpus, statistic: Statistic) -> dict[str, Any] | None:
     """Count, mean, extremes, quantiles and a histogram of one statistic; None where there is none of it."""
-    name = statistic.name
-    span = corpus.one(f"SELECT count({name}) AS count, avg({name}) AS mean, min({name}) AS min, max({name}) AS max FROM segments")
-    if not span["count"]:
+    name, low, high = statistic.name, statistic.low, statistic.high
+    if low is None:
+        span = corpus.one(f"SELECT min({name}) AS low, max({name}) AS high FROM segments")
+        low, high = span["low"], span["high"]
+    if low is None or name in corpus.missing:
         return None
-    low = span["min"] if statistic.low is None else statistic.low
-    high = span["max"] if statistic.high is None else statistic.high
     width = (high - low) / FINE_BINS or 1.0
-    counted = corpus.rows(f"SELECT least(greatest(floor(({name} - {low!r}) / {width!r})::INT, 0), {FINE_BINS - 1}) AS bin, "
-                          f"count(*) AS n FROM segments WHERE {name} IS NOT NULL GROUP BY 1")
+    counted = corpus.rows(f"SELECT least(greatest(floor(({name} - {low!r}) / {width!r})::INT, 0), {FINE_BINS - 1}) AS bin, count(*) AS n, "
+                          f"sum({name}) AS total, min({name}) AS low, max({name}) AS high FROM segments WHERE {name} IS NOT NULL GROUP BY 1")
+    if not counted:
+        return None
     counts = np.zeros(FINE_BINS, np.int64)
     for row in counted:
         counts[row["bin"]] = row["n"]
+    count = int(counts.sum())
+    span = {"count": count, "mean": sum(row["total"] for row in counted) / count,
+            "min": min(row["low"] for row in counted), "max": max(row["high"] for row in counted)}
     edges = low + width * np.arange(FINE_BINS + 1)
-    reached = np.concatenate([[0], np.cumsum(counts)]) / span["count"]
+    reached = np.concatenate([[0], np.cumsum(counts)]) / count
     quantiles = {q: float(np.clip(np.interp(float(q) / 100, reached, edges), span["min"], span["max"])) for q in ("5", "50", "95")}
     return {"title": statistic.title, "unit": statistic.unit, **span, **{f"p{q}": v for q, v in quantiles.items()},
             "low": low, "width": width, "counts": counts.tolist()}

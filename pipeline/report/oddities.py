@@ -66,7 +66,8 @@ COLUMN_OF = {"entropy_bits": "list_avg(code_entropy_bits)"}  # views' names that
 
 def oddities(corpus: Corpus, found: dict[str, Any]) -> list[Oddity]:
     """Everything odd, most hours first. `found`: the corpus's `numbers`."""
-    odd = [o for kind in SEGMENTS if (o := _segments(corpus, kind.what, kind.where, kind.why)) is not None]
+    counted = corpus.one(f"SELECT {', '.join(f'count(*) FILTER ({kind.where}) AS k{i}' for i, kind in enumerate(SEGMENTS))} FROM segments")
+    odd = [_segments(corpus, kind.what, kind.where, kind.why) for kind, many in zip(SEGMENTS, counted.values(), strict=True) if many]
     odd += _twins(corpus, groups(corpus)) + _far_shards(corpus)
     odd.sort(key=lambda oddity: -oddity.hours)
     return odd + _codebooks(found) + _columns(found) + _stragglers(found)

@@ -61,11 +61,22 @@ def read(storage: Storage, column: str) -> tuple[Sums, int]:
     total: Sums = {}
     if not storage.exists(NAME):
         return total, 0
-    rows = storage.read_table(NAME).filter(pc.field("column") == column).to_pylist()
+    rows = _rows(storage.read_table(NAME).filter(pc.field("column") == column))
     shards = {shard for row in rows for shard in row["shards"]}
-    for first in dict.fromkeys(row["shards"][0] for row in rows):
-        add(total, _arrays([row for row in rows if row["shards"][0] == first]))
+    blocks: dict[str, list[dict]] = {}
+    for row in rows:
+        blocks.setdefault(row["shards"][0], []).append(row)
+    for block in blocks.values():
+        add(total, _arrays(block))
     return total, len(shards)
+
+
+def _rows(table: pa.Table) -> list[dict]:
+    """Rows as dicts, `values` as arrays: as Python's own numbers they would take seconds."""
+    values: list[np.ndarray] = []
+    for chunk in table["values"].chunks:
+        values += np.split(chunk.flatten().to_numpy(), np.cumsum(pc.list_value_length(chunk))[:-1]) if len(chunk) else []
+    return [row | {"values": own} for row, own in zip(table.drop_columns("values").to_pylist(), values, strict=True)]
 
 
 def gather(storage: Storage, columns: Iterable[str], shards: Iterable[str]) -> None:
