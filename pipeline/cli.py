@@ -79,7 +79,27 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("--columns", metavar="NAME,…", help="columns to join (default: the current ones)")
     merge.add_argument("--split", choices=("train", "valid"), help="only this part of the recordings")
     merge.set_defaults(run=_merge)
+    _evaluation(commands)
     return top
+
+
+def _evaluation(commands: argparse._SubParsersAction) -> None:
+    """What is done with a trained model."""
+    export = commands.add_parser("export", help="write a training run's encoder as a Hugging Face folder")
+    export.add_argument("place", metavar="RUN")
+    export.add_argument("--out", required=True, metavar="DIR", help="folder or s3:// prefix")
+    export.add_argument("--checkpoint", default="latest", metavar="NAME", help="latest (default), best, or a folder below RUN/checkpoints")
+    export.set_defaults(run=_export)
+
+    features = commands.add_parser("features", help="representations of audio files, by a trained or an exported model")
+    features.add_argument("place", metavar="DIR", help="a training RUN, or a folder in Hugging Face's layout")
+    features.add_argument("audio", metavar="AUDIO", nargs="+", help="files, or folders of files")
+    features.add_argument("--layer", default="all", metavar="all|N", help="one hidden state: 0 is the input embedding, N layer N's output")
+    features.add_argument("--out", required=True, metavar="FILE", help="for example x.safetensors; one tensor a file, by its path")
+    features.add_argument("--batch", type=int, default=8, metavar="N", help="windows of 30 s at once (default 8)")
+    features.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
+    features.add_argument("--checkpoint", default="latest", metavar="NAME", help="of a RUN: latest (default), best, or a folder's name")
+    features.set_defaults(run=_features)
 
 
 def _config(command: argparse.ArgumentParser) -> None:
@@ -156,3 +176,17 @@ def _merge(arguments: argparse.Namespace) -> int:
     columns = tuple(arguments.columns.split(",")) if arguments.columns else None
     print(merge(arguments.out, arguments.to, columns, arguments.split))
     return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pipeline.export import export
+
+    print(export(arguments.place, arguments.out, arguments.checkpoint))
+    return 0
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    from pipeline.features import extract
+
+    asked = arguments
+    return extract(asked.place, asked.audio, asked.layer, asked.out, max(1, asked.batch), asked.device, asked.checkpoint)

@@ -29,6 +29,14 @@ class ConvFront:
         require(prod(self.strides) == HOP_SAMPLES, "model.conv.strides", list(self.strides),
                 f"their product must be {HOP_SAMPLES} samples, the hop of a model frame")
 
+    @property
+    def reach_samples(self) -> int:
+        """Samples that one frame hears: 400."""
+        reach, step = 1, 1
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            reach, step = reach + (kernel - 1) * step, step * stride
+        return reach
+
     def frames(self, samples: int) -> int:
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             samples = max(0, (samples - kernel) // stride + 1)
@@ -105,6 +113,10 @@ class Model:
     def frames(self, samples: int) -> int:
         """Model frames of a crop: 120,000 samples are 374 (conv) or 375 (mel)."""
         return (self.conv if self.front_end == "conv" else self.mel).frames(samples)
+
+    def samples(self, frames: int) -> int:
+        """The shortest crop of so many frames, one or more."""
+        return frames * HOP_SAMPLES + (self.conv.reach_samples - HOP_SAMPLES if self.front_end == "conv" else 0)
 
     @property
     def front_width(self) -> int:

@@ -46,6 +46,12 @@ def test_frames_of_a_crop(samples, conv, mel):
         assert [len(s[0]) for s in mert(small(front_end="mel")).hidden(torch.zeros(1, samples))] == [mel] * 3
 
 
+@pytest.mark.parametrize("model", [Model(), Model(front_end="mel"), small()])
+def test_shortest_crop_of_so_many_frames(model):
+    for frames in (1, 2, 374):
+        assert model.frames(model.samples(frames)) == frames == model.frames(model.samples(frames) - 1) + 1
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_choices_train(choice):
     net = mert(small(**CHOICES[choice]))

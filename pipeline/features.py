@@ -1,0 +1,98 @@
+"""`overtone features DIR AUDIO… --layer all|N --out x.safetensors`: representations of audio files, with progress."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save
+from torch import Tensor
+
+from stages.evaluate.features import Joined, Window, batches, features, windows
+from stages.evaluate.run import open_backbone
+from stages.label.base import RATE_HZ, ReadError
+from stages.label.decoding.guard import Guard
+from stages.label.decoding.source import Refused, Source, quick_hash
+from stages.label.listing import EXTENSIONS
+from stages.pretrain.model.backbone import Backbone
+from stages.shards.storage import Storage
+
+REQUEST = {"rate_hz": RATE_HZ, "resampler": "HQ", "max_s": 12 * 3600.0}
+
+
+def extract(place: str, audio: list[str], layer: str, out: str, batch: int = 8, device: str | None = None, checkpoint: str = "latest") -> int:
+    """Write one tensor a recording, named by its path: fp32 (T, D), or (layers + 1, T, D) for `all`.
+
+    A file that cannot be decoded is named and left out; the exit code is then 1. Raises ValueError.
+    """
+    net = open_backbone(place, checkpoint)
+    chosen = _layer(layer, net.model.layers)
+    paths = list(_paths(audio))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    net = net.to(device)
+    console, found, failed = Console(stderr=True, highlight=False), {}, {}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn()
+    with contextlib.closing(Guard()) as guard, Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("features", total=len(paths))
+        joined = Joined()
+        for group in batches(_windows(paths, guard, net, failed), batch):
+            for window, part in zip(group, features(net, group, chosen), strict=True):
+                if whole := joined.add(window, part):
+                    found[whole[0]] = whole[1]
+            progress.update(task, completed=len(found) + len(failed))
+    for name, reason in failed.items():
+        console.print(f"{name}: {reason}", markup=False)
+    if not found:
+        raise ValueError("none of the files could be decoded")
+    _write(out, found, {"layer": layer, "rate_hz": "75", "model": place})
+    print(f"{out}: {len(found)} recordings, {_shape(found)}" + (f"; {len(failed)} could not be used" if failed else ""))
+    return 1 if failed else 0
+
+
+def _layer(text: str, layers: int) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) > layers:
+        raise ValueError(f"--layer {text}: expected all, or 0 (the input embedding) to {layers}")
+    return int(text)
+
+
+def _paths(audio: list[str]) -> Iterator[str]:
+    for name in audio:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower().lstrip(".") in EXTENSIONS and p.is_file())
+            if not inside:
+                raise ValueError(f"{name}: no audio files in this folder")
+            yield from inside
+        elif path.exists():
+            yield name
+        else:
+            raise ValueError(f"{name}: there is no such file or folder")
+
+
+def _windows(paths: list[str], guard: Guard, net: Backbone, failed: dict[str, str]) -> Iterator[Window]:
+    for path in dict.fromkeys(paths):
+        try:
+            about = os.stat(path)
+            source = Source(path, os.fsencode(path), about.st_size, about.st_mtime_ns, quick_hash(path))
+            wave_N = np.concatenate([np.zeros(0, np.int16), *guard.decode(source, os.fsencode(path), REQUEST, {})])
+            yield from windows(path, wave_N.astype(np.float32) / 32768, net)
+        except (Refused, ReadError, OSError, ValueError) as error:
+            failed[path] = str(error)
+
+
+def _write(out: str, found: dict[str, Tensor], about: dict[str, str]) -> None:
+    folder, name = os.path.split(out)
+    Storage(folder or ".").write(name, save(found, about))
+
+
+def _shape(found: dict[str, Tensor]) -> str:
+    name, first = next(iter(found.items()))
+    frames = sum(value.shape[-2] for value in found.values())
+    return f"{frames} frames; {name}: {tuple(first.shape)}"

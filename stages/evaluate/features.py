@@ -1,0 +1,80 @@
+"""Representations of recordings of any length, a window at a time.
+
+B windows, N samples at 24 kHz, T frames at 75 Hz, L hidden states, D width.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.pretrain.batch import HOP_SAMPLES
+from stages.pretrain.model.backbone import Backbone
+
+WINDOW_FRAMES = 30 * 75  # attention's cost grows with its square, and no crop was longer in training
+
+
+@dataclass(frozen=True)
+class Window:
+    name: str  # of the recording
+    number: int
+    last: bool
+    wave_N: np.ndarray  # float32
+
+
+def windows(name: str, wave_N: np.ndarray, net: Backbone) -> Iterator[Window]:
+    """Cuts a recording so that frame i of all windows joined begins at sample 320 i: none is lost between them.
+
+    The last window holds from half to one and a half times the frames of the others, never a crumb.
+    Raises ValueError for less than one frame.
+    """
+    frames = net.model.frames(len(wave_N))
+    if frames < 1:
+        raise ValueError(f"shorter than one frame ({net.model.samples(1)} samples at 24 kHz)")
+    count = max(1, round(frames / WINDOW_FRAMES))
+    for number in range(count):
+        start, last = number * WINDOW_FRAMES * HOP_SAMPLES, number == count - 1
+        yield Window(name, number, last, wave_N[start : None if last else start + net.model.samples(WINDOW_FRAMES)])
+
+
+def batches(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
+    """Windows of one length together, up to `size`; nothing is padded, for a pad would be heard."""
+    waiting: dict[int, list[Window]] = {}
+    for window in found:
+        own = waiting.setdefault(len(window.wave_N), [])
+        own.append(window)
+        if len(own) == size:
+            yield waiting.pop(len(window.wave_N))
+    yield from waiting.values()
+
+
+@torch.no_grad()
+def features(net: Backbone, batch: list[Window], layer: int | None) -> list[Tensor]:
+    """fp32 on the CPU: (T, D) of one hidden state for each window, or (L, T, D) of all. Layer 0 is the input embedding."""
+    device = net.mask_vector.device
+    wave_BN = torch.from_numpy(np.stack([w.wave_N for w in batch])).to(device)
+    hidden = net.hidden(wave_BN)
+    chosen = torch.stack(hidden, 1) if layer is None else hidden[layer]
+    return list(chosen.float().cpu())
+
+
+class Joined:
+    """Puts windows' features back into recordings as they come, in any order."""
+
+    def __init__(self):
+        self._parts: dict[str, dict[int, Tensor]] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, window: Window, found: Tensor) -> tuple[str, Tensor] | None:
+        """The recording's name and features, (T, D) or (L, T, D), once its last missing window came."""
+        parts = self._parts.setdefault(window.name, {})
+        parts[window.number] = found
+        if window.last:
+            self._counts[window.name] = window.number + 1
+        if len(parts) != self._counts.get(window.name):
+            return None
+        whole = torch.cat([parts[number] for number in sorted(parts)], -2).contiguous()
+        del self._parts[window.name]
+        return window.name, whole

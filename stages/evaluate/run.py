@@ -1,0 +1,78 @@
+"""Models from their folders: a training RUN, or a folder in Hugging Face's layout, exported or published."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from stages import config
+from stages.pretrain.batch import CodeColumn
+from stages.pretrain.checkpoint_files import read, tensors
+from stages.pretrain.mert import Mert
+from stages.pretrain.model.backbone import Backbone
+from stages.pretrain.model.config import Model
+from stages.pretrain.model.hubert import from_hubert, model_of
+from stages.pretrain.objective import Objective
+from stages.shards.storage import Storage
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a RUN folder says of itself, and the weights of one of its checkpoints."""
+
+    path: Path
+    config: dict[str, Any]  # config.yaml, whole
+    data: dict[str, Any]  # data.json
+    checkpoint: str  # the folder's name
+    weights: dict[str, Tensor]  # fp32
+    metrics: list[dict[str, Any]]  # metrics.jsonl up to this checkpoint's end of file
+
+    @property
+    def model(self) -> Model:
+        return config.build(Model, self.config["model"], "model")
+
+    def mert(self) -> Mert:
+        """The model as it trains, on the CPU, in evaluation mode."""
+        codes = tuple(CodeColumn(**column) for column in self.data["codes"])
+        objective = config.build(Objective, self.config["objective"], "objective")
+        net = Mert(self.model, objective, codes, self.data["cqt_bins"])
+        net.load_state_dict(self.weights, strict=True)
+        return net.eval()
+
+
+def open_run(place: str | Path, checkpoint: str = "latest") -> Run:
+    """A RUN folder; `checkpoint` is `latest`, `best` (by held-out loss) or a folder's name. Raises ValueError."""
+    path = Path(place)
+    try:
+        settings, data = yaml.safe_load((path / "config.yaml").read_text()), json.loads((path / "data.json").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"RUN {path} cannot be read ({error}): name the folder of a training run") from None
+    at = (settings.get("checkpoints") or {}).get("at") or str(path / "checkpoints")
+    storage = Storage(at)
+    try:
+        name = storage.read(checkpoint).decode().strip() if checkpoint in ("latest", "best") else checkpoint
+        weights = load(storage.read(f"{name}/model.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"RUN {path}: checkpoint {checkpoint!r} below {at} cannot be read ({error}); there may be none yet") from None
+    lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
+    return Run(path, settings, data, name, weights, [json.loads(line) for line in lines if line.endswith("}")])
+
+
+def open_backbone(place: str | Path, checkpoint: str = "latest") -> Backbone:
+    """A RUN's or a Hugging Face folder's encoder, in evaluation mode, fp32 on the CPU. Raises ValueError."""
+    path = Path(place)
+    if (path / "config.yaml").exists():
+        return open_run(path, checkpoint).mert()
+    if not (path / "config.json").exists():
+        raise ValueError(f"{path} has neither config.yaml (a training RUN) nor config.json (an exported model)")
+    found, about = read(path)
+    with torch.device("meta"):
+        net = Backbone(model_of(about))
+    net.load_state_dict(from_hubert(tensors(found), net.state_dict()), strict=True, assign=True)
+    return net.float().eval()
