@@ -61,6 +61,9 @@ class Training:
         self.config, self.world, self.folder, self.pinned, self.report = config, world, folder, pinned, report
         torch.manual_seed(config.run.seed)  # initial weights are the same on every rank
         self.model = Mert(config.model, config.objective, pinned.codes, pinned.cqt_bins).to(world.device)
+        if pinned.cqt is not None and pinned.cqt.magnitude == "log" and config.objective.cqt_target == "log":
+            raise ValueError(f"objective.cqt_target is log, but {pinned.cqt.name} holds logarithms already: set objective.cqt_target=linear, "
+                             f"which takes the column as it is")
         self.target = self.model.cqt_head.target if self.model.cqt_head else None
         online = pinned.cqt is not None and config.data.cqt == "online"
         self.online = OnlineCqt(magnitude=pinned.cqt.magnitude, device=world.device) if online else None

@@ -22,7 +22,7 @@ class Objective:
     learn_temperature: bool = False  # `temperature` is then where it starts
     head_width: int = 64  # of a code, per codebook; 128 at 330M (M)
     codebooks_per_update: int | None = None  # drawn anew each update; the sum is over these (nothing: all)
-    cqt_target: str = "linear"  # linear (M) | log: ln(1 + magnitude)
+    cqt_target: str = "linear"  # linear (M): the column as it is | log: ln(magnitude + 0.001)
 
     def __post_init__(self):
         for name in ("codes_weight", "cqt_weight", "penalty_weight"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stages.pretrain.model.layers import Linear, unused
 
 COSINE_EPS = 1e-8  # torch.cosine_similarity's, which M uses
+LOG_FLOOR = 1e-3  # added to magnitudes before the logarithm: 80 dB under a unit sine in the highest bin (D)
 LARGEST_SCALE = 100.0  # of a learned temperature's inverse (M learnable_temp_max): logits within ±100
 
 
@@ -74,5 +75,5 @@ class CqtHead(nn.Module):
         return F.linear(x_SD.float(), self.weight.float(), self.bias.float())
 
     def target(self, cqt_SF: Tensor) -> Tensor:
-        """fp32 (S, F) as the loss compares it: the magnitudes, or ln(1 + magnitude)."""
-        return cqt_SF.float().log1p() if self.log else cqt_SF.float()
+        """fp32 (S, F) as the loss compares it: the column's values, or ln(magnitude + 0.001)."""
+        return (cqt_SF.float() + LOG_FLOOR).log() if self.log else cqt_SF.float()

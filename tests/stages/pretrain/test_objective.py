@@ -105,7 +105,7 @@ def test_log_targets_are_compared_as_logarithms():
     inputs = batch(net)
     inputs["cqt_BLF"] *= 50
     plain = mert()
-    expected = plain(**inputs | {"cqt_BLF": inputs["cqt_BLF"].log1p()})
+    expected = plain(**inputs | {"cqt_BLF": (inputs["cqt_BLF"] + 1e-3).log()})
     torch.testing.assert_close(net(**inputs)["cqt"], expected["cqt"])
 
 
