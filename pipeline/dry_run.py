@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.catalogs import Catalogs, live_shards
-from pipeline.label_run import BYTES_PER_S
+from pipeline.label_run import bytes_per_s
 from pipeline.labels import check
 from pipeline.progress import Progress
 from pipeline.summary import shown
@@ -22,8 +22,7 @@ def describe(config: Config) -> str:
         shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)))
     s, p = catalogs.scanned, catalogs.planned
     seconds = sum(length for _, length in shards)
-    kinds = ["audio"] + (["codes"] if config.recipe.codes else []) + (["cqt"] if config.recipe.cqt else [])
-    sizes = {kind: BYTES_PER_S[kind] * seconds for kind in kinds}
+    sizes = {kind: size * seconds for kind, size in bytes_per_s(config.recipe).items()}
     free = out.free_bytes()
     lines = [
         f"{', '.join(config.run.audio)} → {out.root} (nothing is written)",

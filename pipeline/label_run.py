@@ -4,6 +4,7 @@ import contextlib
 import time
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import registry, teachers
@@ -12,15 +13,22 @@ from pipeline.registry import Registry
 from pipeline.summary import shown
 from stages.label import audit
 from stages.label import recipe as recipes
-from stages.label.base import Needs
+from stages.label.base import HOP_SAMPLES, RATE_HZ, Needs
 from stages.label.codes import Codes
 from stages.label.recipe import Config
 from stages.label.shard import Job, ShardWorker
 from stages.shards import record as records
 from stages.shards.storage import Storage, fetch_url
 
-# Bytes a second of audio takes in each column: 16-bit audio, 8 uint16 codes and 336 float16 bins at 75 Hz.
-BYTES_PER_S = {"audio": 48_000, "codes": 75 * 8 * 2, "cqt": 75 * 336 * 2}
+
+def bytes_per_s(recipe: recipes.Recipe) -> dict[str, int]:
+    """Bytes a second of audio takes in each column of this recipe: 16-bit audio, uint16 codes, CQT bins, at 75 Hz."""
+    sizes = {"audio": 2 * RATE_HZ}
+    if recipe.codes:
+        sizes["codes"] = RATE_HZ // HOP_SAMPLES * recipe.codes.codebooks * 2
+    if recipe.cqt:
+        sizes["cqt"] = RATE_HZ // HOP_SAMPLES * recipe.cqt.bins * np.dtype(recipe.cqt.storage).itemsize
+    return sizes
 
 
 @dataclass
@@ -89,10 +97,10 @@ class LabelRun:
     def check_space(self) -> None:
         """Refuse a run whose output cannot fit."""
         free, seconds = self.out.free_bytes(), dict(self.shards)
-        need = 0.0
+        need, sizes = 0.0, bytes_per_s(self.config.recipe)
         for job in self.jobs():
             done = self.done(job.column)
-            need += BYTES_PER_S[job.stage.writes] * sum(s for name, s in seconds.items() if name not in done)
+            need += sizes[job.stage.writes] * sum(s for name, s in seconds.items() if name not in done)
         if free is not None and need > free:
             raise ValueError(f"{self.out.root} has {shown(free)} free, this run writes about {shown(need)}: "
                              f"free some space or choose another OUT (--set run.out=…)")

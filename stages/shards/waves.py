@@ -1,6 +1,7 @@
 """Recordings of one shard's audio column, read by positions: what the teachers listen to."""
 
 import io
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from stages.shards.column import WAV_HEADER_BYTES
+
+RATE_HZ = 24_000  # of every audio column
+HEADER = struct.Struct("<22xHI6xH8x")  # of a wav: channels, samples a second, bits a sample
 
 
 @dataclass
@@ -19,14 +23,16 @@ class ShardWave:
     recording: str
     segments: list[dict]  # index rows of the recording, ascending
     samples: int = field(init=False)
+    rate_hz: int = RATE_HZ
     _cached: tuple[int, np.ndarray] | None = field(default=None, init=False)
+    _checked: set[int] = field(default_factory=set, init=False)  # segments whose header was looked at
 
     def __post_init__(self):
         last = self.segments[-1]
         self.samples = last["start"] + last["samples"]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """float32 (stop - start,), full scale ±1, zero outside the recording."""
+        """float32 (stop - start,), full scale ±1, zero outside the recording. ValueError unless stored as 24 kHz mono, 16 bits."""
         out = np.zeros(stop - start, dtype=np.float32)
         for number, segment in enumerate(self.segments):
             first = max(start, segment["start"])
@@ -41,6 +47,10 @@ class ShardWave:
         segment = self.segments[number]
         if segment["member"] == "wav":
             with open(self.path, "rb") as f:
+                if number not in self._checked:
+                    f.seek(segment["offset"])
+                    channels, rate_hz, bits = HEADER.unpack(f.read(WAV_HEADER_BYTES))
+                    self._check(number, rate_hz, channels, f"{bits} bits")
                 f.seek(segment["offset"] + WAV_HEADER_BYTES + 2 * first)
                 return np.frombuffer(f.read(2 * (last - first)), dtype="<i2")
         if self._cached is None or self._cached[0] != number:
@@ -49,8 +59,17 @@ class ShardWave:
             with open(self.path, "rb") as f:
                 f.seek(segment["offset"])
                 data = io.BytesIO(f.read(segment["size"]))
-            self._cached = (number, soundfile.read(data, dtype="int16")[0])
+            with soundfile.SoundFile(data) as sound:
+                self._check(number, sound.samplerate, sound.channels, "16 bits" if sound.subtype == "PCM_16" else sound.subtype)
+                self._cached = (number, sound.read(dtype="int16"))
         return self._cached[1][first:last]
+
+    def _check(self, number: int, rate_hz: int, channels: int, depth: str) -> None:
+        """Refuse a segment that no decode stage wrote: read as if it had, it would give labels of other sounds."""
+        if (rate_hz, channels, depth) != (RATE_HZ, 1, "16 bits"):
+            raise ValueError(f"{self.segments[number]['key']} is stored at {rate_hz} Hz, {channels} channels, {depth}: "
+                             f"labels are of {RATE_HZ} Hz, 1 channel, 16 bits; decode it again")
+        self._checked.add(number)
 
 
 def waves(path: Path, index: pa.Table) -> Iterator[ShardWave]:

@@ -81,7 +81,10 @@ class Labeller:
     encoder: "Encoder"
     exact: "Encoder | None" = None  # in fp32, to compare half precision with
     frames: int = 0  # compared
-    equal_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    equal_K: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.restart_facts()
 
     def __call__(self, wave: Wave) -> Iterator[np.ndarray]:
         self.encoder.restart()
