@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from stages.config import require
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.count import parts
+from stages.pretrain.model.dropout import Dropout
 from stages.pretrain.model.encoder import Encoder
 from stages.pretrain.model.front_end import ConvFrontEnd, MelFrontEnd
 from stages.pretrain.model.initial import initialise
-from stages.pretrain.model.layers import Dropout, LayerNorm, Linear, scale_gradient, working_dtype
+from stages.pretrain.model.layers import LayerNorm, Linear, scale_gradient, working_dtype
 
 
 class Backbone(nn.Module):

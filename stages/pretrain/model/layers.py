@@ -29,20 +29,6 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
-class Dropout(nn.Module):
-    """Zero each element with probability `share`, scale the rest by 1 / (1 − share)."""
-
-    def __init__(self, share: float):
-        super().__init__()
-        self.share = share
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.share, self.training)
-
-    def extra_repr(self) -> str:
-        return f"{self.share}"
-
-
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: float) -> Tensor:
