@@ -5,13 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup labels music test test-all lint bench-labels clean
+.PHONY: setup labels train music test test-all lint bench-labels bench-teachers clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make labels [AUDIO=/music] [OUT=data/mine] [CONFIG=configs/labels/encodec.yaml] [ARGS=--dry-run]"
+	@echo "make train [CONFIG=configs/pretrain/small.yaml] [ARGS='--set run.name=mine']"
 	@echo "make music       fetch the larger corpus (8 hours) to music/"
 	@echo "make test        the tests; make test-all adds the slow ones"
+	@echo "make bench-teachers"
 	@echo "make bench-labels"
 
 setup: $(VENV)/.ready
@@ -31,6 +33,10 @@ $(VENV)/.ready: pyproject.toml requirements.txt
 labels: setup
 	@$(BIN)/overtone labels $(CONFIG) $(if $(AUDIO),--audio "$(AUDIO)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
+train: CONFIG = configs/pretrain/quickstart.yaml
+train: setup
+	@$(BIN)/overtone train $(CONFIG) $(ARGS)
+
 music: setup
 	@$(BIN)/python -m pipeline.music music $(ARGS)
 
@@ -45,6 +51,9 @@ lint: setup
 
 bench-labels: setup
 	@$(BIN)/python -m tests.bench.bench_labels
+
+bench-teachers: setup
+	@$(BIN)/python -m tests.bench.bench_teachers $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -18,7 +18,6 @@ import yaml
 from stages.pretrain.config import Config, check_same, identity
 from stages.pretrain.world import World
 
-
 LOCK_S = 10.0  # a killed run's ranks may take so long to die
 
 
