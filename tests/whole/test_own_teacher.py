@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 
 import numpy as np
 import pytest
@@ -11,44 +12,22 @@ from stages.shards import record as records
 from stages.shards.frames import CodesDescribed, decode_cqt, describe_codes
 from stages.shards.storage import Storage
 from stages.shards.waves import waves
-
-TOY = '''
-from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy as np
-
-from stages.label.hearing import hear
+from tests.conftest import ROOT
 
 
-@dataclass(frozen=True)
-class Loudness:
-    """Level in steps of `step_db`, and whether it rose: 25 codes a second."""
-
-    name: ClassVar[str] = "loudness"
-    version: ClassVar[int] = 1
-    codebooks: ClassVar[int] = 2
-    codebook_size: ClassVar[int] = 64
-    hop_samples: ClassVar[int] = 960
-    step_db: float = 2.0
-
-    def open(self, weights, device, threads):
-        def label(wave):
-            count = -(-(wave.samples // 320 * 320) // 960)
-            power = np.square(hear(wave, 0, count * 960)).reshape(count, 960).mean(1)
-            level = np.clip(-10 * np.log10(power + 1e-12) / self.step_db, 0, 63).astype(np.uint16)
-            rose = (np.diff(level.astype(int), prepend=0) < 0).astype(np.uint16)
-            yield np.stack([level, rose], 1)
-
-        return label
-'''
+def toy() -> str:
+    """The example of the README, as it stands there."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = lines.index("    from dataclasses import dataclass")
+    stop = next(i for i in range(start, len(lines)) if lines[i] and not lines[i].startswith("    "))
+    return textwrap.dedent("\n".join(lines[start:stop]))
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory, excerpts, run_overtone):
     folder = tmp_path_factory.mktemp("own")
     (folder / "modules").mkdir()
-    (folder / "modules" / "ours.py").write_text(TOY)
+    (folder / "modules" / "ours.py").write_text(toy())
     audio = folder / "audio"
     audio.mkdir()
     for path in sorted(excerpts.iterdir())[:3]:
@@ -87,7 +66,7 @@ def test_its_codes_stand_in_every_row_and_its_record_describes_them(out):
     codes = stored(out, "codes")
     assert len(codes) >= 3
     for codes_TK, record in codes.values():
-        assert describe_codes(record.facts, record.recipe) == CodesDescribed(2, 64, 320, 960)
+        assert describe_codes(record.facts, record.recipe) == CodesDescribed(1, 64, 320, 960)
         assert record.recipe["teacher"] == {"teacher": "loudness", "version": 1, "step_db": 1.5}
         assert codes_TK.dtype == np.uint16 and codes_TK[:, 0].max() < 64
     for shard in records.finished(out, "audio"):
