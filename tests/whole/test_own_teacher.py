@@ -7,6 +7,12 @@ import textwrap
 import numpy as np
 import pytest
 
+from pipeline import teachers
+from stages.label.codes import Codes
+from stages.label.recipe import Recipe, codes_recipe, load
+from stages.label.shard import Job, ShardWorker
+from stages.label.teachers.best_rq import BestRq
+from stages.label.teachers.kmeans import KMeans
 from stages.shards import column
 from stages.shards import record as records
 from stages.shards.frames import CodesDescribed, decode_cqt, describe_codes
@@ -86,3 +92,29 @@ def test_an_eight_bit_log_column_is_read_back_by_its_record(out):
         read = decode_cqt(frames_TF, record.facts)
         assert np.log(1e-6) - 0.1 <= read.min() < read.max() < np.log(112)
         assert 0 < record.facts["uint8"]["max_abs_error"] < 0.05
+
+
+@pytest.mark.parametrize("teacher, described", [
+    (KMeans(codebook_size=64, steps=10, batch=512, fit_minutes=1.0), CodesDescribed(1, 64, 320, 320)),
+    (BestRq(codebooks=2, codebook_size=256), CodesDescribed(2, 256, 320, 320)),
+])
+def test_k_means_and_best_rq_label_through_the_same_contract(out, teacher, described):
+    """Worker by worker, without a cluster: fit where there is one, label a shard, read its record."""
+    recipe, shards = Recipe(codes=teacher), sorted(records.finished(out, "audio"))
+    weights = teachers.Weights(None, None)
+    if teachers.is_fitted(recipe):
+        weights = teachers.fit(out.base, recipe, "audio", "audio8", shards, "cpu")
+        assert teachers.fitted(out, recipe, "audio8") == weights
+    own = codes_recipe(recipe, "audio8", weights.sha256)
+    name = f"made-{records.recipe8(own)}"
+    worker = ShardWorker(Job(Codes(teacher), name, "audio", own, out.base, weights.name, weights.sha256))
+    row = worker(shards[0])
+    assert row["status"] == "finished", row["error"]
+    record = column.audit(out, name, shards[0])
+    assert describe_codes(record.facts, record.recipe) == described and record.recipe["weights_sha256"] == weights.sha256
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "labels").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_can_be_loaded_and_hashed(config):
+    recipe = load(str(config)).recipe
+    assert len(records.recipe8(codes_recipe(recipe, "audio8", None))) == 8
