@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup labels train music test test-all lint bench-labels bench-teachers clean
+.PHONY: setup labels train music test test-all lint bench-labels bench-teachers bench-loader clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make music       fetch the larger corpus (8 hours) to music/"
 	@echo "make test        the tests; make test-all adds the slow ones"
 	@echo "make bench-teachers"
+	@echo "make bench-loader"
 	@echo "make bench-labels"
 
 setup: $(VENV)/.ready
@@ -54,6 +55,9 @@ bench-labels: setup
 
 bench-teachers: setup
 	@$(BIN)/python -m tests.bench.bench_teachers $(ARGS)
+
+bench-loader: setup
+	@$(BIN)/python -m tests.bench.bench_loader $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
