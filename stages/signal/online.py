@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from stages.signal.cqt import Cqt, CqtSpec, log_magnitude
+from stages.signal.tables import table_cache
 
 MERT = CqtSpec()
 
 class OnlineCqt:
-    """Tables on one device, made or read from `cache_dir` (`stages.signal.tables.table_cache()`) once, 59 MB; call it with each batch's context."""
+    """Tables on one device, made once and kept in `cache_dir` (default: `table_cache()`), 59 MB; call it with each batch's context."""
 
     def __init__(self, spec: CqtSpec = MERT, magnitude: str = "linear", device: str | torch.device = "cpu",
                  cache_dir: Path | None = None):
@@ -25,7 +26,7 @@ class OnlineCqt:
         if magnitude not in ("linear", "log"):
             raise ValueError(f"magnitude is {magnitude!r}: expected linear or log")
         self.spec, self.magnitude = spec, magnitude
-        self._transform = Cqt(spec, cache_dir, device)
+        self._transform = Cqt(spec, cache_dir or table_cache(), device)
 
     def to(self, device: str | torch.device) -> "OnlineCqt":
         """Move the tables; returns self."""

@@ -3,6 +3,8 @@
 Two references in float64: nnAudio's own layer (slow), and single frames as dot products with its kernels.
 """
 
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -283,3 +285,23 @@ def test_other_parameters_have_another_file(tmp_path):
 def test_log_magnitude_is_the_floored_natural_logarithm():
     values = log_magnitude(torch.tensor([0.0, 1e-9, 1e-6, 1.0, np.e]))
     assert values.tolist() == pytest.approx([np.log(1e-6)] * 3 + [0.0, 1.0], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_block_of_ten_minutes_takes_bounded_memory(tmp_path):
+    """Beside the wave (55 MiB) and its frames (58 MiB): the tables and eight blocks at work."""
+    code = f"""
+import resource, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from stages.signal.cqt import Cqt
+cqt = Cqt(cache_dir=Path({str(tmp_path)!r}))
+wave = torch.rand(1, 600 * 24_000) - 0.5
+cqt.frames(wave[:, :240_000], 0, 700)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert cqt.frames(wave, 0, 45_000).shape == (1, 45_000, 336)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    Cqt(SPEC, tmp_path)  # so that building does not count
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert int(done.stdout) < 400
