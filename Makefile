@@ -5,17 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup labels train music test test-all lint bench-labels bench-teachers bench-loader clean
+.PHONY: setup labels train music test test-all lint bench-labels bench-model bench-teachers bench-loader clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make labels [AUDIO=/music] [OUT=data/mine] [CONFIG=configs/labels/encodec.yaml] [ARGS=--dry-run]"
 	@echo "make train [CONFIG=configs/pretrain/small.yaml] [ARGS='--set run.name=mine']"
+	@echo "make stats [OUT=data/mine] [ARGS='--where \"rms_db < -50\"']   what is in it, and OUT/report/index.html"
 	@echo "make music       fetch the larger corpus (8 hours) to music/"
 	@echo "make test        the tests; make test-all adds the slow ones"
 	@echo "make bench-teachers"
 	@echo "make bench-loader"
-	@echo "make bench-labels"
+	@echo "make bench-labels bench-model"
 
 setup: $(VENV)/.ready
 
@@ -38,6 +39,9 @@ train: CONFIG = configs/pretrain/quickstart.yaml
 train: setup
 	@$(BIN)/overtone train $(CONFIG) $(ARGS)
 
+stats: setup
+	@$(BIN)/overtone stats $(or $(OUT),data/quickstart) $(ARGS)
+
 music: setup
 	@$(BIN)/python -m pipeline.music music $(ARGS)
 
@@ -52,6 +56,9 @@ lint: setup
 
 bench-labels: setup
 	@$(BIN)/python -m tests.bench.bench_labels
+
+bench-model: setup
+	@$(BIN)/python -m tests.bench.bench_model $(ARGS)
 
 bench-teachers: setup
 	@$(BIN)/python -m tests.bench.bench_teachers $(ARGS)
