@@ -17,6 +17,7 @@ from stages.signal.tables import table_cache
 
 MERT = CqtSpec()
 
+
 class OnlineCqt:
     """Tables on one device, made once and kept in `cache_dir` (default: `table_cache()`), 59 MB; call it with each batch's context."""
 

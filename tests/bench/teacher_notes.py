@@ -15,6 +15,7 @@ from tests.encodec_weights import cached_weights, music
 def notes(threads: int) -> Iterator[str]:
     torch.set_num_threads(threads)
     yield blocks(threads)
+    yield from half(threads)
     yield from storage()
     yield tables()
     yield online()
@@ -31,6 +32,22 @@ def blocks(threads: int) -> str:
         short, long = (np.concatenate(list(Encodec(block_s=s).open(weights, "cpu", threads)(wave))) for s in (1.0, 60.0))
         changed, total = changed + int((short != long).sum()), total + short.size
     return f"encodec: blocks of 1 s instead of 60 s change {changed} of {total:,} tokens"
+
+
+def half(threads: int) -> Iterator[str]:
+    """Tokens that half precision leaves as they are in fp32, first and last codebook, on 80 s of music."""
+    from stages.label.teachers.encodec import Encodec
+
+    weights = Encodec().locate(str(cached_weights()))
+
+    def codes(dtype: str) -> np.ndarray:
+        label = Encodec(dtype=dtype).open(weights, "cpu", threads)
+        return np.concatenate([block for number in range(4) for block in label(Sound(music(number)))])
+
+    exact = codes("fp32")
+    for dtype in ("bf16", "fp16"):
+        share = (codes(dtype) == exact).mean(0)
+        yield f"encodec in {dtype}: {share.mean():.2%} of tokens as in fp32; first codebook {share[0]:.2%}, last {share[-1]:.2%}"
 
 
 def storage() -> Iterator[str]:
