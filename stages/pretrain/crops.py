@@ -24,6 +24,7 @@ from stages.shards.frames import decode_cqt
 
 FULL_SCALE = 32768.0
 UNREADABLE = (OSError, EOFError, RuntimeError)  # soundfile's errors are RuntimeErrors
+Audio = tuple[Want, int]  # where the bytes are, and the first sample in them once decoded; -1 when they are the samples
 TRIES = 16  # replacements of one sample, before the data as a whole is taken for unreadable
 
 
@@ -90,8 +91,7 @@ class Reader:
     def ahead(self, state: State, places_B: np.ndarray) -> None:
         """Have the bytes of these samples, and of the pieces mixed into them, fetched meanwhile."""
         self.tars.ahead([want for clip in self.wants(self.places.crops(state, places_B)) for want in clip])
-        pieces = self._pieces(state, places_B)
-        self.tars.ahead(self._donors(state, pieces)[1])
+        self.tars.ahead([want for want, _ in self._donors(state, self._pieces(state, places_B))])
 
     def batch(self, state: State, places_B: np.ndarray) -> Batch:
         """The samples at these places of the state's global batch, in their order. ValueError when no replacement can be read."""
@@ -140,11 +140,10 @@ class Reader:
 
     def _mix(self, wave_BN: np.ndarray, state: State, pieces: Pieces) -> None:
         """Add the pieces. A donor that cannot be read adds nothing: whoever owns it replaces and counts it."""
-        first_P, wants = self._donors(state, pieces)
-        for want, first, clip, to, length in zip(wants, first_P, pieces.clip, pieces.to, pieces.length, strict=True):
+        for audio, clip, to, length in zip(self._donors(state, pieces), pieces.clip, pieces.to, pieces.length, strict=True):
             piece = np.empty(length, dtype="<i2")
             try:
-                self.wave(want, first, piece)
+                self.wave(audio, piece)
             except UNREADABLE:
                 continue
             wave_BN[clip, to : to + length] += piece * np.float32(self.mixture.gain / FULL_SCALE)
@@ -153,23 +152,22 @@ class Reader:
         keys_B = draws.keys(draws.key(draws.MIXTURE, state.seed, state.epoch), state.consumed + places_B)
         return self.mixture.draw(keys_B, places_B, state.global_batch, self.data.samples)
 
-    def _donors(self, state: State, pieces: Pieces) -> tuple[np.ndarray, list[Want]]:
-        """First sample of each piece in its donor's segment, and where the bytes are."""
+    def _donors(self, state: State, pieces: Pieces) -> list[Audio]:
         crops = self.places.crops(state, pieces.donor)
-        first_P = crops.start + pieces.start
-        return first_P, self.audio_wants(Crops(crops.row, first_P), pieces.length)
+        return self.audio(Crops(crops.row, crops.start + pieces.start), pieces.length)
 
-    def audio_wants(self, crops: Crops, length_B: np.ndarray) -> list[Want]:
-        """Of `length_B` samples from each crop's start on; a compressed member is wanted whole."""
+    def audio(self, crops: Crops, length_B: np.ndarray) -> list[Audio]:
+        """Where `length_B` samples from each crop's start on are; a compressed member is wanted whole."""
         packed_B = self.pinned.packed_R[crops.row].astype(np.int64)
         at_B = self.pinned.audio_R[crops.row] + np.where(packed_B, 0, 2 * crops.start)
         size_B = np.where(packed_B, packed_B, 2 * length_B)
-        shards = self.pinned.shard_R[crops.row].tolist()
-        return list(zip([0] * len(shards), shards, at_B.tolist(), size_B.tolist(), strict=True))
+        first_B = np.where(packed_B, crops.start, -1)
+        places = zip(self.pinned.shard_R[crops.row].tolist(), at_B.tolist(), size_B.tolist(), first_B.tolist(), strict=True)
+        return [((0, shard, at, size), first) for shard, at, size, first in places]
 
     def wants(self, crops: Crops) -> list[list[Want]]:
         """For each crop its audio, then the frames of every label column."""
-        found = [[want] for want in self.audio_wants(crops, np.full(len(crops.row), self.data.samples))]
+        found = [[want] for want, _ in self.audio(crops, np.full(len(crops.row), self.data.samples))]
         frame_B, frames = crops.start // HOP_SAMPLES, self.data.samples // HOP_SAMPLES
         for column, width in enumerate(self._label_bytes):
             coded = column < len(self.pinned.codes)
@@ -178,9 +176,10 @@ class Reader:
                 clip.append((1 + column, clip[0][1], at, frames * width))
         return found
 
-    def wave(self, want: Want, first: int, out_N: np.ndarray) -> None:
-        """int16 samples of one segment from `first` on, into out_N (contiguous)."""
-        if want[3] == out_N.nbytes:
+    def wave(self, audio: Audio, out_N: np.ndarray) -> None:
+        """int16 samples of one segment, into out_N (contiguous)."""
+        want, first = audio
+        if first < 0:
             self.tars.read(want, memoryview(out_N).cast("B"))
             return
         import soundfile  # only for corpora stored as flac
@@ -188,7 +187,7 @@ class Reader:
         member = bytearray(want[3])
         self.tars.read(want, memoryview(member))
         with soundfile.SoundFile(io.BytesIO(member)) as file:
-            file.seek(int(first))
+            file.seek(first)
             if len(file.read(len(out_N), dtype="int16", out=out_N)) != len(out_N):
                 raise EOFError(f"flac member ends before sample {first + len(out_N)}")
 
@@ -203,8 +202,8 @@ class Reader:
         first = max(first, 0)
         while done < len(out_N):
             take = min(len(out_N) - done, int(self.pinned.samples_R[row]) - first)
-            want = self.audio_wants(Crops(np.array([row]), np.array([first])), np.array([take]))[0]
-            self.wave(want, first, out_N[done : done + take])
+            audio = self.audio(Crops(np.array([row]), np.array([first])), np.array([take]))[0]
+            self.wave(audio, out_N[done : done + take])
             done, first, row = done + take, 0, row + 1
             if row == len(self.pinned.start_R) or self.pinned.start_R[row] == 0:
                 out_N[done:] = 0
@@ -229,9 +228,10 @@ class _Raw:
     def fill(self, clips: list[int], crops: Crops, exact_BLF: torch.Tensor | None) -> dict[int, str]:
         """Read these clips; returns those that failed, and why."""
         failed: dict[int, str] = {}
-        for i, row, start, wants in zip(clips, crops.row, crops.start, self.reader.wants(crops), strict=True):
+        audio_B = self.reader.audio(crops, np.full(len(crops.row), self.reader.data.samples))
+        for i, row, start, audio, wants in zip(clips, crops.row, crops.start, audio_B, self.reader.wants(crops), strict=True):
             try:
-                self._clip(i, int(row), int(start), wants)
+                self._clip(i, int(row), int(start), audio, wants[1:])
             except UNREADABLE as error:
                 failed[i] = f"{type(error).__name__}: {error}"
         for codes_BLK, column in zip(self.stored, self.reader.pinned.codes, strict=False):
@@ -243,13 +243,13 @@ class _Raw:
             failed = self._cqt(clips, crops.row, exact_BLF) | failed
         return failed
 
-    def _clip(self, i: int, row: int, start: int, wants: list[Want]) -> None:
+    def _clip(self, i: int, row: int, start: int, audio: Audio, labels: list[Want]) -> None:
         reader = self.reader
         if self.context:
             reader.context(row, start - self.context, self.wave_BN[i])
         else:
-            reader.wave(wants[0], start, self.wave_BN[i])
-        for values, want in zip(self.stored, wants[1:], strict=True):
+            reader.wave(audio, self.wave_BN[i])
+        for values, want in zip(self.stored, labels, strict=True):
             reader.tars.read(want, memoryview(values[i]).cast("B"))
 
     def _cqt(self, clips: list[int], row_B: np.ndarray, exact_BLF: torch.Tensor) -> dict[int, str]:

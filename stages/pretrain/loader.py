@@ -10,6 +10,7 @@ Letters: G samples of a global batch, B of a micro-batch, V held-out crops.
 import contextlib
 import itertools
 import shutil
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,6 +28,7 @@ from stages.pretrain.pinning import pin
 from stages.pretrain.state import State
 
 SHARED_MEMORY = "/dev/shm"  # where worker processes hand over their batches
+GRACE_S = 120  # a worker lives on after SIGTERM, when the trainer does not end it before
 FEW = 1000  # samples before the share of bad ones is judged
 
 
@@ -167,7 +169,14 @@ def _loading(dataset: _Stream, data: Data) -> Iterator[Batch]:
     # A generator of its own: the data loader seeds itself from it, and the global one belongs to the model's dropout.
     # The S3 client does not survive a fork: its workers are started afresh.
     return iter(DataLoader(dataset, batch_size=None, num_workers=data.workers, collate_fn=_itself, generator=torch.Generator(),
-                           pin_memory=torch.cuda.is_available(), **options))
+                           worker_init_fn=_outlive, pin_memory=torch.cuda.is_available(), **options))
+
+
+def _outlive(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can end its update and save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def _itself(batch: Batch) -> Batch:

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 from dataclasses import replace
 from itertools import islice
 
@@ -145,6 +146,19 @@ def test_a_stream_leaves_the_global_generators_alone(data):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     update(replace(data, workers=1), start(data))
     assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_workers_outlive_the_signals_that_ask_the_trainer_to_stop(data):
+    own = replace(data, workers=1, prefetch=1)
+    run = loader(own)
+    stream = run.stream(start(own))
+    next(stream)
+    worker = psutil.Process().children()[0]
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        worker.send_signal(asked)
+    assert all(len(b.keys) == 4 for b in islice(stream, 20)) and worker.is_running()
+    run.close()
+    assert worker.wait(20) is None or not worker.is_running()
 
 
 def test_mixture_adds_pieces_of_the_same_global_batch_to_the_wave_alone(data):
