@@ -109,8 +109,8 @@ def _shards(corpus: Corpus, path: str) -> None:
     fields = [name if name in there else f"NULL::{kind} AS {name}" for name, kind in OF_SHARDS.items()]
     own = ", ".join(map(quoted, corpus.registry.names))
     corpus.db.execute(
-        "CREATE TABLE shards AS SELECT shard, \"column\", inputs, kept, rejected, segments, samples, frames, bytes, host, started::DOUBLE AS started, "
-        f"wall_s::DOUBLE AS wall_s, busy_s::DOUBLE AS busy_s, {', '.join(fields)}, "
+        "CREATE TABLE shards AS SELECT shard, \"column\", inputs, kept, rejected, segments, samples, frames, bytes, host, "
+        f"started::DOUBLE AS started, wall_s::DOUBLE AS wall_s, busy_s::DOUBLE AS busy_s, {', '.join(fields)}, "
         f"samples / {RATE_HZ}.0 / 3600 AS hours, samples / {RATE_HZ}.0 / nullif(wall_s, 0) AS times_real_time, "
         "CASE WHEN \"column\" LIKE 'audio%' THEN 'decode' ELSE split_part(\"column\", '-', 1) END AS stage "
         f"FROM {_file(path)} WHERE \"column\" IN ({own})")

@@ -33,6 +33,7 @@ class Table:
     title: str
     heads: list[str]
     rows: list[list[tuple[Any, str]]]
+    note: str = ""
 
 
 @dataclass
@@ -127,7 +128,8 @@ def _plain(table: Any) -> Table:
 
     columns = [[Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns]
     rows = [[(sortable(text), text) for text in row] for row in zip(*columns, strict=True)]
-    return Table(str(table.title or ""), [str(column.header) for column in table.columns], rows)
+    note = Text.from_markup(str(table.caption or "")).plain
+    return Table(str(table.title or ""), [str(column.header) for column in table.columns], rows, note)
 
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "s": 1}

@@ -1,0 +1,48 @@
+"""Near-duplicates among many recordings: found, all of them, and nothing else."""
+
+import numpy as np
+import pytest
+
+from pipeline.report.duplicates import SAME, WORDS, candidates, same
+
+RNG = np.random.default_rng(0)
+
+
+def prints(recordings: int, twins: int, flipped: float, numbers: int = 4):
+    """Random fingerprints of R recordings; the last `twins` are copies of the first with a share of bits flipped."""
+    found = []
+    for _ in range(numbers):
+        words = RNG.integers(0, 2**64, (recordings, WORDS), dtype=np.uint64)
+        flips = np.packbits(RNG.random((twins, 192)) < flipped, axis=1).view(">u8").astype(np.uint64)
+        words[-twins:] = words[:twins] ^ flips
+        found.append((np.arange(recordings, dtype=np.uint64), words))
+    return found
+
+
+@pytest.mark.parametrize("recordings", [30_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_copies_with_a_tenth_of_their_bits_flipped_are_found_among_many(recordings):
+    own = prints(recordings, 300, 0.1)
+    pairs = candidates(own)
+    pairs = pairs[same(own, pairs)]
+    assert (pairs[:, 0] + np.uint64(recordings - 300) == pairs[:, 1]).all(), "nothing else is alike"
+    assert len(pairs) >= 295
+
+
+def test_alike_in_one_segment_only_is_not_the_same_recording():
+    own = prints(1000, 10, 0.02)
+    for _, words in own[1:]:
+        words[-10:] = RNG.integers(0, 2**64, (10, WORDS), dtype=np.uint64)
+    pairs = candidates(own)
+    assert len(pairs) == 10 and not same(own, pairs).any()
+
+
+def test_a_shorter_recording_is_compared_where_both_have_a_fingerprint():
+    own = prints(1000, 10, 0.02)
+    own[3] = (own[3][0][:-10], own[3][1][:-10])
+    pairs = candidates(own)
+    assert same(own, pairs).all() and len(pairs) == 10
+
+
+def test_none_at_all():
+    assert candidates([]).shape == (0, 2)
+    assert SAME < 60, "unrelated music lies above 60 of 192 (tests/stages/label/statistics/test_pitch.py)"
