@@ -23,6 +23,7 @@ class Run:
     name: str = "mert"
     dir: str = "runs"  # RUN is DIR/NAME; every rank must see it
     seed: int = 0
+    weights: str | None = None  # published weights to go on from: a Hugging Face folder or a fairseq file
     ranks: int | None = None  # unset: one a GPU of the cluster, or one on a machine without GPUs
     threads: int | None = None  # of one rank on the CPU; unset: its share of the cores
     max_restarts: int = 10  # after a rank or node died; a finished checkpoint in between starts the count anew

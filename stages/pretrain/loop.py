@@ -31,6 +31,7 @@ from stages.pretrain.state import State
 from stages.pretrain.stopping import Stopping
 from stages.pretrain.validation import validate
 from stages.pretrain.watchdog import Watchdog
+from stages.pretrain.weights import load_into
 from stages.pretrain.world import World, joined
 from stages.signal.online import OnlineCqt
 
@@ -94,6 +95,8 @@ class Training:
         for text in self.pinned.describe():
             self.report.say(text)
         newest = self.checkpoints.newest()
+        if config.run.weights and not newest:
+            self.report.say(str(load_into(self.model, config.run.weights)))
         saved = world.lead(self.checkpoints.state, newest) if newest else None
         own = (self.pinned.fingerprint, config.run.seed, config.optim.global_batch)
         self.state = State.from_json(saved["state"]).resumed(*own, set(config.resume.allow)) if saved else State(*own)
