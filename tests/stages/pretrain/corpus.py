@@ -34,6 +34,7 @@ class Corpus:
     format: str = "wav"
     storage: str = "float16"
     seed: int = 0
+    teacher: str = "a"  # another one adds a codes column to the same audio
     waves: dict[str, np.ndarray] = field(default_factory=dict)  # recording → int16 (N,)
     codes: dict[str, np.ndarray] = field(default_factory=dict)  # uint16 (T, K)
     cqt: dict[str, np.ndarray] = field(default_factory=dict)  # float32 (T, F) as stored
@@ -42,7 +43,7 @@ class Corpus:
     @property
     def recipes(self) -> dict[str, dict]:
         audio = {"stage": "decode", "format": self.format}
-        return {"audio": audio, "codes": {"stage": "codes", "teacher": {"codebooks": K, "codebook_size": SIZE}},
+        return {"audio": audio, "codes": {"stage": "codes", "teacher": {"teacher": self.teacher, "codebooks": K, "codebook_size": SIZE}},
                 "cqt": {"stage": "cqt", "bins": F, "fmin_hz": 32.7, "bins_per_octave": 48, "storage": self.storage}}
 
     @property
@@ -68,7 +69,8 @@ class Corpus:
         rows = [{f.name: None for f in PLAN} | {"order": i, "attempt": 0, "path": "x", "path_bytes": b"x", "size": 1, "mtime_ns": 1,
                                                 "quick": "q", "duration_s": 1.0} | row for i, row in enumerate(plan)]
         storage.write_table("plan.parquet", pa.Table.from_pylist(rows, schema=PLAN))
-        known = {self.names[k]: recipe for k, recipe in self.recipes.items()}
+        before = yaml.safe_load(storage.read("recipe.yaml"))["columns"] if storage.exists("recipe.yaml") else {}
+        known = before | {self.names[k]: recipe for k, recipe in self.recipes.items()}
         storage.write("recipe.yaml", yaml.safe_dump({"plan": {}, "columns": known, "current": self.names}).encode())
         return self
 
@@ -91,6 +93,8 @@ class Corpus:
         frames = samples // 320
         self.waves[recording] = rng.integers(-20_000, 20_000, samples).astype(np.int16)
         self.codes[recording] = rng.integers(0, SIZE, (frames, K)).astype(np.uint16)
+        if self.teacher != "a":
+            self.codes[recording] = SIZE - 1 - self.codes[recording]
         self.cqt[recording] = rng.gamma(1.0, 3.0, (frames, F)).astype(np.float32)
 
     def _column(self, storage: Storage, kind: str, shard: str, parts: list, sha: str | None, rejects: tuple[str, ...],

@@ -112,6 +112,15 @@ def _ids(run: Loader, state: State, micro_batches: int) -> list[list[str]]:
     return found
 
 
+def test_two_teachers_columns_are_cut_to_the_same_frames(data, tmp_path):
+    one, two = (Corpus(str(tmp_path / "out"), teacher=t).write(shards=1) for t in "ab")
+    own = replace(data, corpora=(one.root,), codes=(one.names["codes"], two.names["codes"]))
+    batch = next(loader(own).stream(start(own, global_batch=4)))
+    assert list(batch.codes) == [one.names["codes"], two.names["codes"]] == [c.name for c in pinned_once(own).codes]
+    first, second = batch.codes.values()
+    assert torch.equal(second, 49 - first) and len(first.unique()) > 40
+
+
 def test_an_epoch_draws_every_segment_and_the_next_one_other_crops(data):
     run, state = loader(data), start(data, global_batch=1)
     epochs: list[list[str]] = [[], []]
