@@ -74,6 +74,21 @@ class Places:
         return Crops(row_B, draws.below(starts_B, (part_B + share_B) / count_B) * HOP_SAMPLES)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """One micro-batch before it is read: what is wanted of which file."""
+
+    state: State
+    places: np.ndarray  # int64 (B,): in the state's global batch
+    crops: Crops
+    wants: list["Wanted"]
+    pieces: Pieces  # of the mixture
+    donors: list[Audio]  # of each piece
+
+
+Wanted = tuple[Audio, list[Want]]  # of one crop: audio, label columns
+
+
 class Reader:
     """Makes micro-batches; one for each process that reads."""
 
@@ -88,19 +103,27 @@ class Reader:
             self._label_bytes.append(pinned.cqt.bins * np.dtype(pinned.cqt.dtype).itemsize)
         self._raw: dict[int, _Raw] = {}  # by clips: micro-batches may differ by one
 
-    def ahead(self, state: State, places_B: np.ndarray) -> None:
-        """Have the bytes of these samples, and of the pieces mixed into them, fetched meanwhile."""
-        self.tars.ahead([want for clip in self.wants(self.places.crops(state, places_B)) for want in clip])
-        self.tars.ahead([want for want, _ in self._donors(state, self._pieces(state, places_B))])
-
-    def batch(self, state: State, places_B: np.ndarray) -> Batch:
-        """The samples at these places of the state's global batch, in their order. ValueError when no replacement can be read."""
+    def plan(self, state: State, places_B: np.ndarray) -> Plan:
+        """The samples at these places of the state's global batch, and the pieces mixed into them."""
         crops = self.places.crops(state, places_B)
+        keys_B = draws.keys(draws.key(draws.MIXTURE, state.seed, state.epoch), state.consumed + places_B)
+        pieces = self.mixture.draw(keys_B, places_B, state.global_batch, self.data.samples)
+        donors = self.places.crops(state, pieces.donor)
+        donated = self.audio(Crops(donors.row, donors.start + pieces.start), pieces.length)
+        return Plan(state, places_B, crops, self.wants(crops), pieces, donated)
+
+    def ahead(self, plan: Plan) -> None:
+        """Have its bytes fetched meanwhile."""
+        self.tars.ahead([want for audio, labels in plan.wants for want in (audio[0], *labels)] + [want for want, _ in plan.donors])
+
+    def batch(self, plan: Plan) -> Batch:
+        """The planned samples in their order. ValueError when no replacement can be read."""
+        state, places_B = plan.state, plan.places
         keys_B = draws.keys(draws.key(draws.MASK, state.seed, state.epoch), state.consumed + places_B)
         mask_BT = self.masking.draw(keys_B, self.frames)
-        batch, _ = self._read(crops, mask_BT, lambda i, attempt: self.places.replacement(state, int(places_B[i]), attempt))
+        batch, _ = self._read(plan.crops, plan.wants, mask_BT, lambda i, attempt: self.places.replacement(state, int(places_B[i]), attempt))
         batch.positions = (state.consumed + places_B).tolist()
-        self._mix(batch.wave_BN.numpy(), state, self._pieces(state, places_B))
+        self._mix(batch.wave_BN.numpy(), plan)
         return batch
 
     def fixed(self, crops: Crops, numbers_B: np.ndarray, keys_B: np.ndarray, shown_B: np.ndarray) -> Batch:
@@ -110,11 +133,12 @@ class Reader:
             other = [(int(numbers_B[i]) + 1 + attempt) % len(crops.row)]
             return Crops(crops.row[other], crops.start[other])
 
-        batch, attempts_B = self._read(Crops(crops.row[numbers_B], crops.start[numbers_B]), self.masking.draw(keys_B, self.frames), another)
+        own = Crops(crops.row[numbers_B], crops.start[numbers_B])
+        batch, attempts_B = self._read(own, self.wants(own), self.masking.draw(keys_B, self.frames), another)
         batch.mask_BT &= torch.from_numpy(shown_B & (attempts_B == 0))[:, None]
         return batch
 
-    def _read(self, crops: Crops, mask_BT: np.ndarray, replacement) -> tuple[Batch, np.ndarray]:
+    def _read(self, crops: Crops, wants: list[Wanted], mask_BT: np.ndarray, replacement) -> tuple[Batch, np.ndarray]:
         """The batch, and for each clip how many samples failed in its place."""
         clips = len(crops.row)
         if clips not in self._raw:
@@ -123,7 +147,8 @@ class Reader:
         row_B, start_B, replaced, attempt_B = crops.row.copy(), crops.start.copy(), [], np.zeros(len(crops.row), dtype=int)
         pending = list(range(len(row_B)))
         while pending:
-            failed = raw.fill(pending, Crops(row_B[pending], start_B[pending]), exact_BLF)
+            left = Crops(row_B[pending], start_B[pending])
+            failed = raw.fill(pending, left, self.wants(left) if attempt_B.any() else wants, exact_BLF)
             for i, reason in failed.items():
                 replaced.append(f"{self.pinned.key(row_B[i])}: {reason}")
                 if attempt_B[i] == TRIES:
@@ -138,23 +163,16 @@ class Reader:
         batch = Batch(mask_BT=torch.from_numpy(mask_BT), cqt_BLF=exact_BLF, **raw.tensors(), keys=keys, recordings=recordings, replaced=replaced)
         return batch, attempt_B
 
-    def _mix(self, wave_BN: np.ndarray, state: State, pieces: Pieces) -> None:
+    def _mix(self, wave_BN: np.ndarray, plan: Plan) -> None:
         """Add the pieces. A donor that cannot be read adds nothing: whoever owns it replaces and counts it."""
-        for audio, clip, to, length in zip(self._donors(state, pieces), pieces.clip, pieces.to, pieces.length, strict=True):
+        pieces, scale = plan.pieces, np.float32(self.mixture.gain / FULL_SCALE)
+        for audio, clip, to, length in zip(plan.donors, pieces.clip, pieces.to, pieces.length, strict=True):
             piece = np.empty(length, dtype="<i2")
             try:
                 self.wave(audio, piece)
             except UNREADABLE:
                 continue
-            wave_BN[clip, to : to + length] += piece * np.float32(self.mixture.gain / FULL_SCALE)
-
-    def _pieces(self, state: State, places_B: np.ndarray) -> Pieces:
-        keys_B = draws.keys(draws.key(draws.MIXTURE, state.seed, state.epoch), state.consumed + places_B)
-        return self.mixture.draw(keys_B, places_B, state.global_batch, self.data.samples)
-
-    def _donors(self, state: State, pieces: Pieces) -> list[Audio]:
-        crops = self.places.crops(state, pieces.donor)
-        return self.audio(Crops(crops.row, crops.start + pieces.start), pieces.length)
+            wave_BN[clip, to : to + length] += piece * scale
 
     def audio(self, crops: Crops, length_B: np.ndarray) -> list[Audio]:
         """Where `length_B` samples from each crop's start on are; a compressed member is wanted whole."""
@@ -165,15 +183,15 @@ class Reader:
         places = zip(self.pinned.shard_R[crops.row].tolist(), at_B.tolist(), size_B.tolist(), first_B.tolist(), strict=True)
         return [((0, shard, at, size), first) for shard, at, size, first in places]
 
-    def wants(self, crops: Crops) -> list[list[Want]]:
-        """For each crop its audio, then the frames of every label column."""
-        found = [[want] for want, _ in self.audio(crops, np.full(len(crops.row), self.data.samples))]
+    def wants(self, crops: Crops) -> list[Wanted]:
+        """For each crop its audio, and the frames of every label column."""
+        found: list[Wanted] = [(audio, []) for audio in self.audio(crops, np.full(len(crops.row), self.data.samples))]
         frame_B, frames = crops.start // HOP_SAMPLES, self.data.samples // HOP_SAMPLES
         for column, width in enumerate(self._label_bytes):
             coded = column < len(self.pinned.codes)
             at_B = (self.pinned.codes_RC[crops.row, column] if coded else self.pinned.cqt_R[crops.row]) + frame_B * width
-            for clip, at in zip(found, at_B.tolist(), strict=True):
-                clip.append((1 + column, clip[0][1], at, frames * width))
+            for (audio, labels), at in zip(found, at_B.tolist(), strict=True):
+                labels.append((1 + column, audio[0][1], at, frames * width))
         return found
 
     def wave(self, audio: Audio, out_N: np.ndarray) -> None:
@@ -225,13 +243,12 @@ class _Raw:
         """float32 (B, L, F), for the batch to keep."""
         return torch.empty(self.stored[-1].shape) if self.reader._stored_cqt else None
 
-    def fill(self, clips: list[int], crops: Crops, exact_BLF: torch.Tensor | None) -> dict[int, str]:
+    def fill(self, clips: list[int], crops: Crops, wants: list[Wanted], exact_BLF: torch.Tensor | None) -> dict[int, str]:
         """Read these clips; returns those that failed, and why."""
         failed: dict[int, str] = {}
-        audio_B = self.reader.audio(crops, np.full(len(crops.row), self.reader.data.samples))
-        for i, row, start, audio, wants in zip(clips, crops.row, crops.start, audio_B, self.reader.wants(crops), strict=True):
+        for i, row, start, wanted in zip(clips, crops.row, crops.start, wants, strict=True):
             try:
-                self._clip(i, int(row), int(start), audio, wants[1:])
+                self._clip(i, int(row), int(start), *wanted)
             except UNREADABLE as error:
                 failed[i] = f"{type(error).__name__}: {error}"
         for codes_BLK, column in zip(self.stored, self.reader.pinned.codes, strict=False):

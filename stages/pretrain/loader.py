@@ -146,12 +146,13 @@ class _Stream(IterableDataset):
         info = get_worker_info()
         first, step = (info.id, info.num_workers) if info else (0, 1)
         reader = Reader(*self.made)
-        coming = self._work(first, step, reader.pinned.samples_per_epoch)
         try:
-            reader.ahead(*next(self._work(first, step, reader.pinned.samples_per_epoch)))
-            for now, following in itertools.pairwise(coming):
-                reader.ahead(*following)
-                yield reader.batch(*now)
+            plans = (reader.plan(*work) for work in self._work(first, step, reader.pinned.samples_per_epoch))
+            reader.ahead(now := next(plans))
+            for following in plans:
+                reader.ahead(following)
+                yield reader.batch(now)
+                now = following
         finally:
             reader.tars.close()
 

@@ -10,9 +10,7 @@ figures are medians of the rounds. The files lie in memory: what is compared is 
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import loader_readers
-from tests.bench.measure import ROOT, Row, machine
+from tests.bench.measure import Row, machine, run
 
 SAMPLES = 10_000_000  # of the order
 SHARD_SAMPLES = 720  # an hour's crops of 5 s
@@ -65,19 +63,6 @@ def compared(folder: Path, rounds: int, seconds: float) -> Iterator[Row]:
         yield Row(f"loader against ({letter}) {name}", f"{times:.1f}× ({found['ours']:.0f} against {found[name]:.0f} crops/s a core)", target,
                   times >= ratio if ratio else None)
     yield Row("the same with the in-batch mixture", f"{found['ours with mixture']:.0f} crops/s a core", "", None)
-
-
-def order_alone() -> dict[str, float]:
-    """In a process of its own: the whole order of one epoch of ten million samples, computed window by window."""
-    from stages.pretrain.order import Epoch, Shards
-
-    shards = -(-SAMPLES // SHARD_SAMPLES)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    made = Shards("0123456789abcdef" * 4, np.full(shards, SHARD_SAMPLES), np.zeros(shards, dtype=np.int64), (1.0,), 64)
-    begun, order, seen = time.perf_counter(), Epoch(made, 0, 0), 0
-    while seen < len(order):
-        seen += len(order.take(seen, min(65_536, len(order) - seen))[0])
-    return {"seconds": time.perf_counter() - begun, "samples": seen, "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
 
 
 def first_batch(folder: str, at: float, workers: int) -> dict[str, float]:
@@ -125,18 +110,18 @@ def widen(folder: Path) -> None:
     store.store(folder / "index" / fingerprint, facts, arrays)
 
 
-def alone(*arguments: object) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.bench.bench_loader", "--alone", *map(str, arguments)]
-    return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+def alone(folder: Path, at: float, workers: int) -> dict[str, float]:
+    """`first_batch` in a process of its own."""
+    return json.loads(run("tests.bench.bench_loader", "--first", folder, at, workers))
 
 
 def ordered(folder: Path) -> Iterator[Row]:
-    found = alone("order")
-    yield Row(f"order of an epoch of {found['samples']:,} samples", f"{found['mib']:.0f} MiB, {found['seconds']:.1f} s",
+    found = json.loads(run("tests.bench.order_alone", SAMPLES, SHARD_SAMPLES))
+    yield Row(f"order of an epoch of {found['samples']:,} samples", f"{found['mib']:.0f} MiB, Python and numpy included; {found['seconds']:.1f} s",
               f"< {ORDER_MIB} MiB", found["mib"] < ORDER_MIB)
     widen(folder)
     for workers in (0, 2):
-        seen = [alone("first", folder, at, workers) for at in (0.0, 0.37, 0.999)]
+        seen = [alone(folder, at, workers) for at in (0.0, 0.37, 0.999)]
         assert not any(s["replaced"] for s in seen)
         worst = max(s["seconds"] for s in seen)
         claim = f"state to first batch, anywhere in {seen[0]['samples']:,} samples, {workers} workers"
@@ -149,11 +134,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of one way in one round")
     parser.add_argument("--shards", type=int, default=6, help="of 4 recordings of 3 minutes, 143 MB each with labels, twice on disk")
     parser.add_argument("--scratch", help="folder for what is written; unset: the system's")
-    parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--first", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.alone:
-        name, *rest = asked.alone
-        print(json.dumps(order_alone() if name == "order" else first_batch(rest[0], float(rest[1]), int(rest[2]))))
+    if asked.first:
+        print(json.dumps(first_batch(asked.first[0], float(asked.first[1]), int(asked.first[2]))))
         return 0
     table = Table("claim", "measured", "target", "", title=machine())
     with tempfile.TemporaryDirectory(prefix="overtone-bench-loader-", dir=asked.scratch) as folder:

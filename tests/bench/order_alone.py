@@ -1,0 +1,29 @@
+"""A process of its own for `bench_loader`: the whole order of one epoch, window by window; prints seconds, samples, peak MiB.
+
+    python -m tests.bench.order_alone SAMPLES SAMPLES_OF_A_SHARD
+"""
+
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+
+from stages.pretrain.order import Epoch, Shards
+
+STRETCH = 65_536
+
+
+def main(samples: int, shard_samples: int) -> None:
+    shards = -(-samples // shard_samples)
+    made = Shards("0123456789abcdef" * 4, np.full(shards, shard_samples), np.zeros(shards, dtype=np.int64), (1.0,), 64)
+    begun, order, seen = time.perf_counter(), Epoch(made, 0, 0), 0
+    while seen < len(order):
+        seen += len(order.take(seen, min(STRETCH, len(order) - seen))[0])
+    found = {"seconds": time.perf_counter() - begun, "samples": seen, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
