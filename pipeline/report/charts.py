@@ -33,7 +33,7 @@ def histograms(found: dict[str, Any]) -> list[dict[str, Any]]:
         counts = np.add.reduceat(counts[first : there[-1] + 1], np.arange(0, there[-1] + 1 - first, joined))
         width = d["width"] * joined
         x = d["low"] + d["width"] * first + width * (np.arange(len(counts)) + 0.5)
-        note = f"median {d['p50']:.4g}, 90 % between {d['p5']:.4g} and {d['p95']:.4g}"
+        note = f"median {d['p50']:,.5g}, 90 % between {d['p5']:,.5g} and {d['p95']:,.5g}"
         bars = {"type": "bar", "x": x.tolist(), "y": counts.tolist(), "width": width, "marker": {"color": COLOURS[0]}, "name": "segments"}
         charts.append(chart(d["title"], [bars], d["unit"], "segments", height=230, note=note, bargap=0.03))
     return charts

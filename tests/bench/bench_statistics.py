@@ -58,11 +58,6 @@ def main() -> None:
     }
     for name, work in rows.items():
         print(f"{name:24} {cpu_ms(work):7.3f} ms a second of audio")
-    started = time.process_time()
-    import pyloudnorm  # noqa: F401
-    import scipy.signal  # noqa: F401
-
-    print(f"importing filters {time.process_time() - started:.2f} s once (0 when they were there)")
 
 
 if __name__ == "__main__":

@@ -46,3 +46,34 @@ def test_a_shorter_recording_is_compared_where_both_have_a_fingerprint():
 def test_none_at_all():
     assert candidates([]).shape == (0, 2)
     assert SAME < 60, "unrelated music lies above 60 of 192 (tests/stages/label/statistics/test_pitch.py)"
+
+
+@pytest.mark.slow
+def test_mp3_and_opus_of_one_piece_are_found_by_labels_and_stats(tmp_path, music, run_overtone):
+    """Four pieces as FLAC, two of them as MP3 and Opus too: two groups of three, through the real commands."""
+    import json
+
+    import soundfile
+    import soxr
+
+    from tests.conftest import SMALL
+    from tests.stages.label.decoding.sounds import encode
+
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    for number, path in enumerate(music[:4]):
+        wave, rate_hz = soundfile.read(path, start=10 * 44_100, frames=20 * 44_100)
+        wave = soxr.resample(wave, rate_hz, 48_000)
+        encode(audio / f"{path.stem}.flac", "flac", wave, 48_000, "stereo")
+        if number < 2:
+            encode(audio / f"{path.stem}.mp3", "libmp3lame", 0.7 * wave, 48_000, "stereo", b="128000")
+            encode(audio / f"{path.stem}.opus", "libopus", 0.4 * wave, 48_000, "stereo", b="64000")
+    config, out = tmp_path / "small.yaml", tmp_path / "out"
+    config.write_text(SMALL.format(audio=json.dumps(str(audio)), out=json.dumps(str(out))))
+    done = run_overtone("labels", config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(run_overtone("stats", out, "--json").stdout)
+    found = next(o for o in said["worth_a_look"] if o["what"] == "near-duplicates")
+    assert "2 groups" in found["why"] and found["recordings"] == 4
+    for path, group in zip(music[:2], found["examples"], strict=True):
+        assert all(f"{path.stem}.{extension}" in group for extension in ("flac", "mp3", "opus"))
