@@ -135,18 +135,25 @@ def _load(db: duckdb.DuckDBPyConnection, corpus: Corpus, stack: contextlib.ExitS
                'frames BIGINT, member VARCHAR, "offset" BIGINT, size BIGINT, data_offset BIGINT)')
     short = db.execute('SELECT "column", shard FROM wanted LEFT JOIN (SELECT "column", shard, count(*) n FROM idx GROUP BY ALL) '
                        'USING ("column", shard) WHERE n IS DISTINCT FROM segments').fetchall()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for (name, shard), table in zip(short, pool.map(lambda p: column.read_index(corpus.storage, *p), short), strict=True):
-            own = corpus.records[name, shard]
-            if table.num_rows != own.segments:
-                raise ValueError(f"{corpus.storage.root}: {name}/{shard} has an index of {table.num_rows} segments, its record says "
-                                 f"{own.segments}: `overtone verify --repair`, then label again")
-            db.register("one", table)
-            db.execute('DELETE FROM idx WHERE "column" = ? AND shard = ?', [name, shard])
-            db.execute(f"INSERT INTO idx SELECT ?, ?, {fields} FROM one", [name, shard])
+    if short:
+        with ThreadPoolExecutor(THREADS) as pool:
+            db.register("own", pa.concat_tables(pool.map(lambda place: _own_index(corpus, *place), short)))
+        db.execute('DELETE FROM idx USING (SELECT DISTINCT "column", shard FROM own) o WHERE idx."column" = o."column" AND idx.shard = o.shard')
+        db.execute(f'INSERT INTO idx SELECT "column", shard, {fields} FROM own')
     if not corpus.storage.exists("plan.parquet"):
         raise ValueError(f"{corpus.storage.root} has no plan.parquet, which says what is held out: run `overtone labels` again")
     db.execute(f"CREATE TABLE plan AS SELECT recording, shard, split, tombstone FROM {_parquet(corpus, 'plan.parquet', stack)}")
+
+
+def _own_index(corpus: Corpus, name: str, shard: str) -> pa.Table:
+    """A shard's index as it lies beside its tar; ValueError when it is not whole."""
+    table, record = column.read_index(corpus.storage, name, shard), corpus.records[name, shard]
+    if table.num_rows != record.segments:
+        raise ValueError(f"{corpus.storage.root}: {name}/{shard} has an index of {table.num_rows} segments, its record says "
+                         f"{record.segments}: `overtone verify --repair`, then label again")
+    for field, value in (("column", name), ("shard", shard)):
+        table = table.append_column(field, pa.array([value] * len(table), pa.string()))
+    return table
 
 
 def _parquet(corpus: Corpus, name: str, stack: contextlib.ExitStack) -> str:
