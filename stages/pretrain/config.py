@@ -116,6 +116,13 @@ def load(path: str, overrides: list[str] = ()) -> Config:
     return config.build(Config, config.load(path, overrides))
 
 
+def check_target(configuration: Config, cqt: Any) -> None:
+    """Refuse a logarithm of logarithms; `cqt`: the pinned column, or None."""
+    if cqt is not None and cqt.magnitude == "log" and configuration.objective.cqt_target == "log":
+        raise ValueError(f"objective.cqt_target is log, but {cqt.name} holds logarithms already: set objective.cqt_target=linear, "
+                         f"which takes the column as it is")
+
+
 def identity(configuration: Config) -> dict[str, Any]:
     """What decides the curve besides the data: sections that a resumed run must repeat."""
     own = asdict(configuration)

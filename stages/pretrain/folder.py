@@ -102,7 +102,7 @@ def _keeps(line: str, update: int) -> bool:
         row = json.loads(line)
     except ValueError:
         return False
-    return row["kind"] in ("start", "restored") or row.get("update", 0) <= update
+    return row["kind"] in ("start", "restored", "skipped") or row.get("update", 0) <= update
 
 
 def _finite(value: Any) -> Any:

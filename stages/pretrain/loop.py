@@ -7,6 +7,7 @@ of an update, in the same exchange that adds up the losses.
 """
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import torch
 from stages.pretrain import metrics
 from stages.pretrain.batch import Batch
 from stages.pretrain.checkpoint import Checkpoints, seed_generators
-from stages.pretrain.config import Config
+from stages.pretrain.config import Config, check_target
 from stages.pretrain.engine import DTYPES, Engine
 from stages.pretrain.folder import Folder
 from stages.pretrain.guard import Judge
@@ -35,6 +36,7 @@ from stages.pretrain.weights import load_into
 from stages.pretrain.world import World, joined
 from stages.signal.online import OnlineCqt
 
+RESTORES = 5  # from one checkpoint, before a run is given up
 DONE, STOPPED = "done", "stopped"
 
 
@@ -49,6 +51,7 @@ def train(config: Config, say: Callable[[str], None] = print) -> str:
         before = folder.previous()
         pinned = world.lead(pin, config.data, before, set(config.resume.allow))
         pinned.require(config.optim.global_batch)
+        check_target(config, pinned.cqt)
         training = Training(config, world, folder, pinned, Report(config, world, folder, say))
         with contextlib.closing(training):
             training.begin()
@@ -62,9 +65,6 @@ class Training:
         self.config, self.world, self.folder, self.pinned, self.report = config, world, folder, pinned, report
         torch.manual_seed(config.run.seed)  # initial weights are the same on every rank
         self.model = Mert(config.model, config.objective, pinned.codes, pinned.cqt_bins).to(world.device)
-        if pinned.cqt is not None and pinned.cqt.magnitude == "log" and config.objective.cqt_target == "log":
-            raise ValueError(f"objective.cqt_target is log, but {pinned.cqt.name} holds logarithms already: set objective.cqt_target=linear, "
-                             f"which takes the column as it is")
         self.target = self.model.cqt_head.target if self.model.cqt_head else None
         online = pinned.cqt is not None and config.data.cqt == "online"
         self.online = OnlineCqt(magnitude=pinned.cqt.magnitude, device=world.device) if online else None
@@ -73,7 +73,7 @@ class Training:
         self.loader = self._loader(world.rank, world.size, config.engine.micro_batch)
         self.judge = Judge(config.guard)
         self.best: tuple[float, int] | None = None  # held-out loss, update
-        self.replaced = 0
+        self.replaced, self.restored = 0, []
         self.checkpoints = Checkpoints(config.checkpoints.at or str(folder.path / "checkpoints"), config.checkpoints.keep, world)
         self.watchdog = Watchdog(folder.path / "stacks", world.rank, 60 * config.run.stall_minutes)
         self.stopping = Stopping(folder.path / "stop")
@@ -86,8 +86,6 @@ class Training:
     def _loader(self, rank: int, ranks: int, micro_batch: int, workers: int | None = None) -> Loader:
         data = self.config.data if workers is None else replace(self.config.data, workers=workers)
         return Loader(self.pinned, data, self.config.masking, self.config.mixture, self.frames, micro_batch, rank, ranks)
-
-    # Beginning
 
     def begin(self) -> None:
         """Build the engine, restore the newest checkpoint, or begin anew; then say where the run stands."""
@@ -128,12 +126,9 @@ class Training:
         if self.world.leads:
             count = min(self.config.watch.baseline_crops, self.pinned.samples_per_epoch)
             place = State(self.pinned.fingerprint, 0, count)
-            counter = metrics.Counter(self.pinned.codes, self.target)
             with contextlib.closing(self._loader(0, 1, min(count, 16), workers=0)) as loader:
-                stream = loader.stream(place)
-                for _ in range(loader.micro_batches(place)):
-                    counter.add(self._ready(next(stream)))
-            found = counter.baselines()
+                batches = itertools.islice(map(self._ready, loader.stream(place)), loader.micro_batches(place))
+                found = metrics.counted(batches, self.pinned.codes, self.target)
         return self.world.broadcast(found).to(self.world.device)
 
     def _try_largest(self) -> None:
@@ -142,8 +137,6 @@ class Training:
         copies = {0: 2, 1: 3 / size, 2: 3 / size, 3: 3 / size}[stage]  # the optimiser's moments, and its weights from stage 1 on
         with contextlib.closing(self._loader(self.world.rank, size, self.config.engine.micro_batch, workers=0)) as loader:
             try_largest(self.model, self._ready(next(loader.stream(self.state))), DTYPES[self.config.engine.precision], self.world, copies)
-
-    # Going on
 
     def run(self) -> str:
         """Update until the end, or until asked to stop; returns which."""
@@ -220,13 +213,19 @@ class Training:
         guard, reached = self.config.guard, self.state.update
         self.checkpoints.finish()
         name = self.checkpoints.newest() if guard.then == "restore" else None
-        if name is None:
-            raise ValueError(f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update {reached}: "
-                             f"lower optim.rate, see {self.folder.path / 'metrics.jsonl'}, or set guard.then=restore")
+        self.restored.append(name)
+        if name is None or self.restored.count(name) > RESTORES:
+            tried = f"{name} was gone back to {RESTORES} times" if name else "there is no checkpoint to go back to, or guard.then is stop"
+            raise ValueError(f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update {reached}; {tried}: "
+                             f"lower optim.rate, and see {self.folder.path / 'metrics.jsonl'}")
         behind = State.from_json(self.world.lead(self.checkpoints.state, name)["state"])
-        self.state = behind.skip(reached - behind.update, self.pinned.samples_per_epoch)
+        while (behind.epoch, behind.consumed) != (self.state.epoch, self.state.consumed):
+            behind = behind.skip(1, self.pinned.samples_per_epoch)
+        self.state = behind
         self._restore(name)
         self.judge.in_a_row = 0
+        if self.world.leads:
+            self.folder.cut_metrics(self.state.update)
         self.report.say(f"restored {name}; went past the data up to sample {self.state.consumed} of epoch {self.state.epoch}")
         self.report.log("restored", update=self.state.update, path=name, skipped=list(self.state.skipped))
         return self.loader.stream(self.state)

@@ -8,6 +8,7 @@ the masked frames between their unmasked neighbours.
 """
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,14 @@ class Counter:
     def baselines(self) -> Baselines:
         mean = None if self.cqt_sum is None else (self.cqt_sum / self.frames).float()
         return Baselines([smoothed(counts) for counts in self.counts], mean)
+
+
+def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> Baselines:
+    """What `Counter` finds in these batches."""
+    counter = Counter(codes, target)
+    for batch in batches:
+        counter.add(batch)
+    return counter.baselines()
 
 
 def smoothed(counts_2C: Tensor) -> Tensor:
