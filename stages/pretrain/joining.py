@@ -151,8 +151,8 @@ def _own_index(corpus: Corpus, name: str, shard: str) -> pa.Table:
     if table.num_rows != record.segments:
         raise ValueError(f"{corpus.storage.root}: {name}/{shard} has an index of {table.num_rows} segments, its record says "
                          f"{record.segments}: `overtone verify --repair`, then label again")
-    for field, value in (("column", name), ("shard", shard)):
-        table = table.append_column(field, pa.array([value] * len(table), pa.string()))
+    for title, value in (("column", name), ("shard", shard)):
+        table = table.append_column(title, pa.array([value] * len(table), pa.string()))
     return table
 
 
