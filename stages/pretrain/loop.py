@@ -103,6 +103,8 @@ class Training:
         self.micro_batches = self.loader.micro_batches(self.state)
         peak = matrix_peak(world.device, DTYPES[config.engine.precision])
         self.baselines = self._baselines()
+        if config.objective.cqt_start == "mean" and self.baselines.cqt_mean_F is not None and not newest:
+            self.model.cqt_head.bias.data.copy_(self.baselines.cqt_mean_F)
         self._try_largest()
         self.engine = Engine(self.model, config.engine, config.optim, world, self.micro_batches)
         seed_generators(config.run.seed, self.state.update, world)

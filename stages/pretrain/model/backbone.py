@@ -24,7 +24,8 @@ class Backbone(nn.Module):
         self.model = model
         self.mask_vector = nn.Parameter(torch.empty(model.width))
         self.front_end = ConvFrontEnd(model.conv) if model.front_end == "conv" else MelFrontEnd(model.mel)
-        self.input_norm = LayerNorm(model.front_width)
+        # A log-mel frame's mean is its level, which the CQT is judged by: it is normalised already, and stays as it is.
+        self.input_norm = LayerNorm(model.front_width) if model.front_end == "conv" else nn.Identity()
         self.input_projection = Linear(model.front_width, model.width)
         self.input_dropout = Dropout(model.input_dropout)
         self.encoder = Encoder(model)
