@@ -12,7 +12,6 @@ from stages.pretrain.config import Config
 from stages.pretrain.watch import duration
 from stages.shards.storage import Storage
 
-
 DONE, INTERRUPTED = 0, 130
 
 

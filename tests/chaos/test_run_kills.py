@@ -79,6 +79,7 @@ def test_the_driver_killed_while_fitting_and_while_labelling(config, undisturbed
     assert_same(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_workers_killed_while_they_work(config, undisturbed):
     path, out = config("worker")
     process, kills = start(path), 0
@@ -91,6 +92,7 @@ def test_workers_killed_while_they_work(config, undisturbed):
     assert_same(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_node_killed_midway(config, undisturbed):
     path, out = config("node")
     with simulated(2) as cluster:

@@ -64,7 +64,7 @@ def undisturbed(tmp_path_factory, corpus) -> dict[str, str]:
     return digests(out)
 
 
-@pytest.mark.parametrize("column", [0, 1], ids=["audio", "cqt"])
+@pytest.mark.parametrize("column", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["audio", "cqt"])
 def test_killed_at_every_step_the_bytes_are_the_same(tmp_path, corpus, undisturbed, column):
     out = tmp_path / "out"
     shard = prepare(out, corpus)

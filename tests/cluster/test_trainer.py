@@ -86,7 +86,8 @@ def test_a_node_killed_during_training_is_done_without(tmp_path):
 
 
 @pytest.mark.parametrize(("override", "says"), [
-    ("run.ranks=64", r"run\.ranks is 64, the cluster has \d+ CPUs"), ("data.corpora=[/nowhere]", r"data\.corpora: /nowhere holds no plan\.parquet")])
+    pytest.param("run.ranks=64", r"run\.ranks is 64, the cluster has \d+ CPUs", marks=pytest.mark.slow),
+    ("data.corpora=[/nowhere]", r"data\.corpora: /nowhere holds no plan\.parquet")])
 def test_what_cannot_be_is_said(tmp_path, override, says, run_overtone):
     done = run_overtone("train", configured(tmp_path), "--set", override)
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -7,7 +7,8 @@ import pytest
 from tests.conftest import SMALL
 
 
-@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cpus", [1, 2])
 def test_the_third_stage_begins_before_the_first_ends(tmp_path, music, overtone, cpus):
     audio = tmp_path / "audio"
     audio.mkdir()
