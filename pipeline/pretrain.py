@@ -1,8 +1,10 @@
 """Training: labelled shards become a model, on Ray. What a rank does stands in stages/pretrain/loop.py."""
 
 import json
+import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -24,14 +26,27 @@ def pretrain(config: Config) -> int:
     from cluster import trainer
     from cluster.session import preflight, session
 
+    config = absolute(config)
     check(config)
     preflight(0)
-    run = Path(config.run.dir).absolute() / config.run.name
+    run = Path(config.run.dir) / config.run.name
     view = View(run, config)
     with session() as _, view, _stopping(run, view):
         outcome = trainer.train(config, view.look, lambda: newest(config), view.say)
     view.say(f"{run}: metrics.jsonl, curves.png, checkpoints/; `overtone status {run}` says where it stands")
     return DONE if outcome == "done" else INTERRUPTED
+
+
+def absolute(config: Config) -> Config:
+    """Paths as every rank can use them, wherever Ray starts it."""
+
+    def whole(path: str | None) -> str | None:
+        return path if path is None or "://" in path else os.path.abspath(path)
+
+    return replace(config, run=replace(config.run, dir=whole(config.run.dir), weights=whole(config.run.weights)),
+                   data=replace(config.data, corpora=tuple(map(whole, config.data.corpora)), cache=whole(config.data.cache)),
+                   checkpoints=replace(config.checkpoints, at=whole(config.checkpoints.at)),
+                   engine=replace(config.engine, deepspeed=whole(config.engine.deepspeed)))
 
 
 def check(config: Config) -> None:
@@ -48,7 +63,7 @@ def check(config: Config) -> None:
 
 def newest(config: Config) -> str | None:
     """Name of the run's newest checkpoint, as `latest` says."""
-    place = Storage(config.checkpoints.at or f"{Path(config.run.dir).absolute() / config.run.name}/checkpoints")
+    place = Storage(config.checkpoints.at or f"{Path(config.run.dir) / config.run.name}/checkpoints")
     return place.read("latest").decode().strip() if place.exists("latest") else None
 
 
