@@ -22,6 +22,7 @@ from stages.pretrain.world import free_port
 
 PLACE_S = 60.0  # waited for the cluster to have room for all ranks
 LOOK_S = 0.5
+BROKEN = ("gloo", "NCCL", "Connection closed", "Connection reset")  # what torch says when a peer is gone
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,26 @@ def train(config: Config, look: Callable[[], None], checkpoint: Callable[[], str
     on what is left of the cluster; `checkpoint()` names it, and a new one starts the count of restarts anew.
     Raises ValueError or OSError as the ranks raise them, and RuntimeError after `run.max_restarts` deaths.
     """
-    restarts, known = 0, checkpoint()
+    restarts, known, died = 0, checkpoint(), False
     while True:
         try:
-            with _ranks(config, say) as tasks:
+            with _ranks(config, died) as tasks:
                 return _watched(tasks, look)
-        except RayTaskError as error:
-            if isinstance(error.cause, ValueError | OSError):
-                raise error.cause from None
-            raise
-        except RayActorError as error:
-            newest = checkpoint()
+        except (RayActorError, RayTaskError) as error:
+            if not _another_died(error):
+                raise error.cause if isinstance(error.cause, ValueError | OSError) else error from None
+            newest, died = checkpoint(), True
             restarts, known = (1 if newest != known else restarts + 1), newest
             reason = str(error).splitlines()[0]
             if restarts > config.run.max_restarts:
                 raise RuntimeError(f"a rank died {restarts} times without a new checkpoint ({reason}); see RUN/stacks and the Ray logs") from None
             say(f"a rank died ({reason}); starting again from {newest or 'the beginning'} ({restarts} of at most {config.run.max_restarts})")
+
+
+def _another_died(error: RayActorError | RayTaskError) -> bool:
+    """Whether a rank or its node died: Ray says so, or a rank whose exchange with it broke."""
+    broken = isinstance(error, RayTaskError) and isinstance(error.cause, RuntimeError)
+    return isinstance(error, RayActorError) or (broken and any(word in str(error.cause) for word in BROKEN))
 
 
 def _watched(tasks: list[Any], look: Callable[[], None]) -> str:
@@ -101,9 +106,9 @@ def _watched(tasks: list[Any], look: Callable[[], None]) -> str:
 
 
 @contextlib.contextmanager
-def _ranks(config: Config, say: Callable[[str], None]) -> Iterator[list[Any]]:
+def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
     """The tasks of all ranks; whatever happens, none of their processes is left at the end."""
-    group, plan = _placed(config, say)
+    group, plan = _placed(config, patient)
     actors = []
     try:
         for i in range(plan.ranks):
@@ -125,14 +130,14 @@ def _ranks(config: Config, say: Callable[[str], None]) -> Iterator[list[Any]]:
         remove_placement_group(group)
 
 
-def _placed(config: Config, say: Callable[[str], None]) -> tuple[PlacementGroup, Layout]:
-    """Room for the ranks; after a death the cluster may need a while, or be smaller than `run.ranks` says."""
-    deadline, wanted = time.monotonic() + PLACE_S, config
+def _placed(config: Config, patient: bool) -> tuple[PlacementGroup, Layout]:
+    """Room for the ranks; `patient` after a death, when the cluster may need a while."""
+    deadline = time.monotonic() + PLACE_S
     while True:
         try:
-            plan = layout(wanted)
+            plan = layout(config)
         except ValueError:
-            if time.monotonic() > deadline:
+            if not patient or time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
             continue

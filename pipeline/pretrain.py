@@ -121,21 +121,31 @@ class View:
 
 
 class Tail:
-    """New whole lines of a file that grows, from where it ends now."""
+    """New whole lines of a file that grows, from where it ends now; another file of its name is followed from its end."""
 
     def __init__(self, path: Path):
         self.path, self._rest = path, ""
-        self._place = path.stat().st_size if path.exists() else 0
+        self._file, self._place = self._end()
+
+    def _end(self) -> tuple[int, int]:
+        try:
+            seen = self.path.stat()
+        except FileNotFoundError:
+            return 0, 0
+        return seen.st_ino, seen.st_size
 
     def lines(self) -> list[str]:
-        if not self.path.exists():
+        file, size = self._end()
+        if not self._file:
+            self._file = file
+        if file != self._file or size < self._place:  # a run that goes on cuts its metrics by replacing the file
+            self._file, self._place, self._rest = file, size, ""
             return []
-        if self.path.stat().st_size < self._place:  # cut off by a resumed run
-            self._place, self._rest = self.path.stat().st_size, ""
+        if size == self._place:
             return []
-        with open(self.path) as file:
-            file.seek(self._place)
-            text = self._rest + file.read()
-            self._place = file.tell()
-        *whole, self._rest = text.split("\n")
+        with open(self.path) as text:
+            text.seek(self._place)
+            new = self._rest + text.read()
+            self._place = text.tell()
+        *whole, self._rest = new.split("\n")
         return whole
