@@ -15,7 +15,7 @@ import json
 import os
 import random
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,7 @@ class Checkpoints:
 
     def __init__(self, place: str, keep: int, world: World):
         self.storage, self.keep, self.world = Storage(place), keep, world
-        self._writing: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._pool, self._writing = ThreadPoolExecutor(1, "checkpoint"), None
 
     def save(self, engine: Engine, state: dict[str, Any], wait: bool = False) -> str:
         """Begin a checkpoint of this moment; `state` is plain data with `update`. Returns its name."""
@@ -50,26 +49,19 @@ class Checkpoints:
             rng = {f"{kind}.{rank}": tensor for rank, own in enumerate(rngs) for kind, tensor in own.items()}
             state = state | {"steps": engine.steps, "scale": engine.scale.to_json(), "world": self.world.size}
             parts = {"model": tensors, "optimizer": moments, "rng": rng}
-            self._writing = threading.Thread(target=self._guarded, args=(name, parts, state), name="checkpoint")
-            self._writing.start()
+            self._writing = self._pool.submit(self._write, name, parts, state)
             if wait:
                 self.finish()
         return name
 
     def finish(self) -> None:
         """Wait for the checkpoint being written; raises what went wrong with it."""
-        if self._writing:
-            self._writing.join()
-            self._writing = None
-        if self._failure:
-            failure, self._failure = self._failure, None
-            raise OSError(f"checkpoint at {self.storage.root} could not be written: {failure}") from failure
-
-    def _guarded(self, name: str, parts: dict[str, dict], state: dict[str, Any]) -> None:
+        writing, self._writing = self._writing, None
         try:
-            self._write(name, parts, state)
-        except BaseException as error:  # noqa: BLE001 - handed to the training thread by `finish`
-            self._failure = error
+            if writing:
+                writing.result()
+        except OSError as error:
+            raise OSError(f"checkpoint at {self.storage.root} could not be written: {error}") from error
 
     def _write(self, name: str, parts: dict[str, dict], state: dict[str, Any]) -> None:
         local = self.storage.is_local

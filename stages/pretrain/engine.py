@@ -45,6 +45,11 @@ class EngineSettings:
         require(not (self.offload_optimizer and self.zero_stage == 0), "engine.offload_optimizer", True, "needs zero_stage 1, 2 or 3")
 
 
+    def copies(self, ranks: int) -> float:
+        """fp32 copies of the weights that the optimiser adds on one rank: two moments, and from stage 1 on weights of its own."""
+        return 2.0 if self.zero_stage == 0 else 3.0 / ranks
+
+
 @dataclass
 class Updated:
     """What one update did, the same on every rank."""

@@ -30,7 +30,7 @@ class Judge:
             self.in_a_row = 0
             return False
         self.skipped += 1
-        if scaled and math.isfinite(loss):
+        if scaled:
             return False
         self.in_a_row += 1
         return self.in_a_row >= self.guard.in_a_row

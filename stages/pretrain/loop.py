@@ -38,6 +38,7 @@ from stages.signal.online import OnlineCqt
 
 RESTORES = 5  # from one checkpoint, before a run is given up
 DONE, STOPPED = "done", "stopped"
+FURTHER = "for more, raise optim.updates with --set resume.allow=optim, or choose another run.name"
 
 
 def train(config: Config, say: Callable[[str], None] = print) -> str:
@@ -52,8 +53,7 @@ def train(config: Config, say: Callable[[str], None] = print) -> str:
         pinned = world.lead(pin, config.data, before, set(config.resume.allow))
         pinned.require(config.optim.global_batch)
         check_target(config, pinned.cqt)
-        training = Training(config, world, folder, pinned, Report(config, world, folder, say))
-        with contextlib.closing(training):
+        with contextlib.closing(Training(config, world, folder, pinned, Report(config, world, folder, say))) as training:
             training.begin()
             return training.run()
 
@@ -70,7 +70,7 @@ class Training:
         self.online = OnlineCqt(magnitude=pinned.cqt.magnitude, device=world.device) if online else None
         self.frames = config.model.frames(config.data.samples)
         self.update_frames = config.masking.masked_frames(self.frames) * config.optim.global_batch
-        self.loader = self._loader(world.rank, world.size, config.engine.micro_batch)
+        self.loader = self._own_loader()
         self.judge = Judge(config.guard)
         self.best: tuple[float, int] | None = None  # held-out loss, update
         self.replaced, self.restored = 0, []
@@ -86,6 +86,9 @@ class Training:
     def _loader(self, rank: int, ranks: int, micro_batch: int, workers: int | None = None) -> Loader:
         data = self.config.data if workers is None else replace(self.config.data, workers=workers)
         return Loader(self.pinned, data, self.config.masking, self.config.mixture, self.frames, micro_batch, rank, ranks)
+
+    def _own_loader(self, workers: int | None = None) -> Loader:
+        return self._loader(self.world.rank, self.world.size, self.config.engine.micro_batch, workers)
 
     def begin(self) -> None:
         """Build the engine, restore the newest checkpoint, or begin anew; then say where the run stands."""
@@ -118,9 +121,8 @@ class Training:
 
     def _restore(self, name: str) -> None:
         saved = self.checkpoints.restore(self.engine, name)
-        self.judge = Judge(self.config.guard, **saved["judge"])
+        self.judge, self.replaced = Judge(self.config.guard, **saved["judge"]), saved["replaced"]
         self.best = tuple(saved["best"]) if saved["best"] else None
-        self.replaced = saved["replaced"]
 
     def _baselines(self) -> metrics.Baselines:
         """Code frequencies and CQT means of some training crops, counted by rank 0; the same at every resume."""
@@ -135,17 +137,16 @@ class Training:
 
     def _try_largest(self) -> None:
         """Out of memory shows here, in the first minute, not at the first update."""
-        size, stage = self.world.size, self.config.engine.zero_stage
-        copies = {0: 2, 1: 3 / size, 2: 3 / size, 3: 3 / size}[stage]  # the optimiser's moments, and its weights from stage 1 on
-        with contextlib.closing(self._loader(self.world.rank, size, self.config.engine.micro_batch, workers=0)) as loader:
-            try_largest(self.model, self._ready(next(loader.stream(self.state))), DTYPES[self.config.engine.precision], self.world, copies)
+        engine, world = self.config.engine, self.world
+        with contextlib.closing(self._own_loader(workers=0)) as loader:
+            batch = self._ready(next(loader.stream(self.state)))
+            try_largest(self.model, batch, DTYPES[engine.precision], world, engine.copies(world.size))
 
     def run(self) -> str:
         """Update until the end, or until asked to stop; returns which."""
         last, watch, saving = self.config.optim.updates, self.config.watch, self.config.checkpoints
         if self.state.update >= last:
-            self.report.say(f"this run is finished: {self.state.update} of {last} updates are in {self.folder.path}; for more, raise "
-                            f"optim.updates with --set resume.allow=optim, or choose another run.name")
+            self.report.say(f"this run is finished ({self.state.update} updates in {self.folder.path}); {FURTHER}")
             return DONE
         stream, saved_at = self.loader.stream(self.state), time.monotonic()
         while self.state.update < last:
@@ -169,31 +170,31 @@ class Training:
     def _update(self, stream: Iterator[Batch], due: bool) -> tuple[bool, bool, bool]:
         """One update; returns whether to stop, whether a checkpoint is due, and whether bad updates came in a row."""
         began, epoch, rate = time.monotonic(), self.state.epoch, self.config.optim.rate_at(self.state.update)
-        drawn = self.model.draw(self.config.run.seed, self.state.update)
+        before, drawn = self.state, self.model.draw(self.config.run.seed, self.state.update)
         flags = (self.stopping.asked(), due and self.world.leads)
-        self.waited_s, batches = 0.0, []
-        done = self.engine.update(self._micro_batches(stream, batches), self.update_frames, rate, drawn, self.judge.bad, flags)
+        self.waited_s, self.failed = 0.0, []
+        done = self.engine.update(self._micro_batches(stream), self.update_frames, rate, drawn, self.judge.bad, flags)
         loss = float(done.sums["loss"]) / self.update_frames
-        trouble = self.judge.note(loss, done.skipped, done.scale != 1.0)
-        self.replaced += int(done.sums["replaced"])
+        overflow = done.skipped and done.scale != 1.0 and not self.judge.bad(loss)  # fp16: halves its scale, blames nobody
+        trouble = self.judge.note(loss, done.skipped, overflow)
         self.state = self.state.advanced(self.pinned.samples_per_epoch)
-        if done.skipped:
-            self._blame(batches, loss)
+        if done.sums["replaced"]:
+            self.replaced += self.report.replaced(self.state.update, self.failed)
+        if done.skipped and not overflow:
+            self._blame(before, loss)
         counters = {"skipped": self.judge.skipped, "replaced": self.replaced, "micro_batches": self.micro_batches * self.world.size}
         self.report.update(self.state.update, epoch, done, self.update_frames, rate, time.monotonic() - began, self.waited_s, counters)
         self.watchdog.beat()
         return *done.flags, trouble
 
-    def _micro_batches(self, stream: Iterator[Batch], seen: list[Batch]):
+    def _micro_batches(self, stream: Iterator[Batch]):
         """This rank's micro-batches of one update, each with the sums of what its loss is compared with."""
         for _ in range(self.micro_batches):
             began = time.monotonic()
             batch = next(stream)
             self.waited_s += time.monotonic() - began
+            self.failed += batch.replaced
             batch = self._ready(batch)
-            seen.append(batch)
-            for text in batch.replaced:
-                self.report.say(f"replaced a sample that failed: {text}")
             further = metrics.further_sums(batch, self.pinned.codes, self.baselines, self.target)
             yield batch, further | {"replaced": torch.tensor(len(batch.replaced)), "samples": metrics.sample_sum(batch)}
 
@@ -203,12 +204,12 @@ class Training:
             batch = replace(batch, cqt_BLF=self.online(batch.context_BN), context_BN=None)
         return batch
 
-    def _blame(self, batches: list[Batch], loss: float) -> None:
-        with self.engine.evaluating() as model:
-            own = [key for batch in batches for key in model.blame(batch)]
-        keys = [key for found in self.world.gather(own) for key in found]
-        self.report.say(f"update {self.state.update} skipped (loss {loss:.4g}); samples that are not finite: {', '.join(keys) or 'none'}")
-        self.report.log("skipped", update=self.state.update, loss=loss, keys=keys)
+    def _blame(self, before: State, loss: float) -> None:
+        """Name the samples that are not finite: the update's micro-batches are read again, one at a time."""
+        with self.engine.evaluating() as model, contextlib.closing(self._own_loader(workers=0)) as loader:
+            stream = loader.stream(before)
+            keys = [key for _ in range(self.micro_batches) for key in model.blame(self._ready(next(stream)))]
+        self.report.skipped(self.state.update, loss, keys)
 
     def _recover(self) -> Iterator[Batch]:
         """After too many bad updates in a row: stop, or go back to the last good weights and past the data since."""
@@ -245,6 +246,5 @@ class Training:
     def _save(self, wait: bool) -> None:
         state = {"update": self.state.update, "state": self.state.to_json(), "judge": self.judge.to_json(), "best": self.best,
                  "best_update": self.best[1] if self.best else None, "replaced": self.replaced}
-        name = self.checkpoints.save(self.engine, state, wait)
-        self.report.log("checkpoint", update=self.state.update, path=name)
+        self.report.log("checkpoint", update=self.state.update, path=self.checkpoints.save(self.engine, state, wait))
         self.report.draw()

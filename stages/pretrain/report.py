@@ -71,6 +71,19 @@ class Report:
             self.say(watch.line({"kind": kind, **row}, self.config.optim.updates))
             self._boards.add({"kind": kind, **row})
 
+    def replaced(self, update: int, own: list[str]) -> int:
+        """Say which samples of all ranks failed and were replaced; `own`: this rank's. Returns how many."""
+        samples = [text for found in self.world.gather(own) for text in found]
+        self.say(f"update {update}: replaced {len(samples)} that failed: {'; '.join(samples)}")
+        self.log("replaced", update=update, samples=samples)
+        return len(samples)
+
+    def skipped(self, update: int, loss: float, own: list[str]) -> None:
+        """Say that an update was skipped, and which samples of all ranks are not finite; `own`: this rank's keys."""
+        keys = [key for found in self.world.gather(own) for key in found]
+        self.say(f"update {update} skipped (loss {loss:.4g}); samples that are not finite: {', '.join(keys) or 'none'}")
+        self.log("skipped", update=update, loss=loss, keys=keys)
+
     def log(self, kind: str, **values: Any) -> None:
         self.folder.log(kind, time=time.time(), **values)
 
