@@ -11,7 +11,7 @@ from stages.pretrain.model.config import Model
 from stages.pretrain.model.count import parts
 from stages.pretrain.model.dropout import Dropout
 from stages.pretrain.model.encoder import Encoder
-from stages.pretrain.model.front_end import ConvFrontEnd, MelFrontEnd
+from stages.pretrain.model.front_end import front_end
 from stages.pretrain.model.initial import initialise
 from stages.pretrain.model.layers import LayerNorm, Linear, scale_gradient, working_dtype
 
@@ -23,8 +23,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.mask_vector = nn.Parameter(torch.empty(model.width))
-        self.front_end = ConvFrontEnd(model.conv) if model.front_end == "conv" else MelFrontEnd(model.mel)
-        # A log-mel frame's mean is its level, which the CQT is judged by: it is normalised already, and stays as it is.
+        self.front_end = front_end(model)
+        # The mean of a spectrum's logarithm is its level, which the CQT is judged by: it is normalised already, and stays as it is.
         self.input_norm = LayerNorm(model.front_width) if model.front_end == "conv" else nn.Identity()
         self.input_projection = Linear(model.front_width, model.width)
         self.input_dropout = Dropout(model.input_dropout)
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
     def _features(self, wave_BN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Front-end output (B, T, C) and its mean square, fp32; both gradients are scaled (F hubert.py forward_features)."""
         features_BTC = scale_gradient(self.front_end(wave_BN.float(), dtype), self.model.gradient_scale)
-        if self.model.front_end == "mel":  # nothing there could make it smaller
+        if self.model.front_end != "conv":  # nothing there could make it smaller
             return features_BTC, features_BTC.new_zeros((), dtype=torch.float32)
         return features_BTC, features_BTC.float().square().mean()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from stages.config import require
-from stages.pretrain.batch import HOP_SAMPLES
+from stages.pretrain.batch import HOP_SAMPLES, RATE_HZ
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,34 @@ class MelFront:
 
 
 @dataclass(frozen=True)
+class CqtFront:
+    """Logarithm of constant-Q magnitudes, computed from the crop: no parameters.
+
+    For small models that are to learn pitch: 128 mels cannot tell semitones apart below about 500 Hz, however long the
+    model is trained (docs/training.md has figures). Its lowest kernels reach 0.5 s to each side at 24 bins an octave, and so
+    across a masked span, as those of the CQT that is to be predicted do (1 s).
+    """
+
+    bins: int = 168
+    bins_per_octave: int = 24
+    fmin_hz: float = 32.7
+
+    def __post_init__(self):
+        for name in ("bins", "bins_per_octave", "fmin_hz"):
+            require(getattr(self, name) > 0, f"model.cqt.{name}", getattr(self, name), "expected above 0")
+        top_hz = self.fmin_hz * 2 ** ((self.bins - 1) / self.bins_per_octave)
+        require(top_hz < RATE_HZ / 2, "model.cqt.bins", self.bins, f"the last bin is at {top_hz:.0f} Hz, expected below {RATE_HZ // 2}")
+
+    def frames(self, samples: int) -> int:
+        return samples // HOP_SAMPLES
+
+
+@dataclass(frozen=True)
 class Model:
-    front_end: str = "conv"  # conv | mel
+    front_end: str = "conv"  # conv | mel | cqt
     conv: ConvFront = ConvFront()
     mel: MelFront = MelFront()
+    cqt: CqtFront = CqtFront()
     layers: int = 12
     width: int = 768
     ffn: int = 3072
@@ -88,7 +112,7 @@ class Model:
     activation_checkpointing: bool = False  # layers computed again in the backward pass: less memory, a third more work
 
     def __post_init__(self):
-        _one_of("front_end", self.front_end, "conv", "mel")
+        _one_of("front_end", self.front_end, "conv", "mel", "cqt")
         _one_of("block", self.block, "transformer", "conformer")
         _one_of("norm", self.norm, "post", "pre")
         _one_of("positions", self.positions, "conv", "rotary")
@@ -111,8 +135,8 @@ class Model:
         require(self.gradient_scale >= 0, "model.gradient_scale", self.gradient_scale, "expected 0 (front-end frozen) or more")
 
     def frames(self, samples: int) -> int:
-        """Model frames of a crop: 120,000 samples are 374 (conv) or 375 (mel)."""
-        return (self.conv if self.front_end == "conv" else self.mel).frames(samples)
+        """Model frames of a crop: 120,000 samples are 374 (conv) or 375 (mel, cqt)."""
+        return getattr(self, self.front_end).frames(samples)
 
     def samples(self, frames: int) -> int:
         """The shortest crop of so many frames, one or more."""
@@ -121,7 +145,7 @@ class Model:
     @property
     def front_width(self) -> int:
         """Channels that leave the front-end."""
-        return self.conv.channels[-1] if self.front_end == "conv" else self.mel.mels
+        return {"conv": self.conv.channels[-1], "mel": self.mel.mels, "cqt": self.cqt.bins}[self.front_end]
 
 
 def _one_of(name: str, value: str, *allowed: str) -> None:

@@ -27,7 +27,7 @@ def parts(model: nn.Module) -> dict[str, int]:
 
 def _front_end(model: Model, samples: int) -> tuple[float, float]:
     """FLOPs of the first convolution, and of the others, forward."""
-    if model.front_end == "mel":
+    if model.front_end != "conv":
         return 0.0, 0.0  # an FFT without gradient
     costs, before = [], 1
     for channels, kernel, stride in zip(model.conv.channels, model.conv.kernels, model.conv.strides, strict=True):
@@ -52,6 +52,6 @@ def flops(model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt
     heads = sum(2.0 * masked * prod((c.codebooks, objective.head_width)) * (width + c.size) for c in codes)
     heads += 2.0 * masked * width * cqt_bins
     first_backward = 1 if model.front_end == "conv" else 0
-    no_input_gradient = project if model.front_end == "mel" else 0.0
+    no_input_gradient = project if model.front_end != "conv" else 0.0
     forward = convolutions + project + positions + model.layers * layer + heads
     return 3.0 * forward + first * (1 + first_backward) - no_input_gradient

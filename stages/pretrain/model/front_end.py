@@ -9,13 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.pretrain.batch import HOP_SAMPLES, RATE_HZ
-from stages.pretrain.model.config import ConvFront, MelFront
+from stages.pretrain.model.config import ConvFront, CqtFront, MelFront, Model
 from stages.pretrain.model.convolve import convolve
+from stages.signal.cqt import Cqt, CqtSpec
 from stages.signal.mel import LogMel
+from stages.signal.tables import table_cache
 
 NORM_EPS = 1e-5  # torch's default, which F and transformers use
-# Music in dB, roughly: -40 on average, 20 the deviation (D on the quickstart corpus); the projection's LayerNorm does the rest.
+# Music in dB, roughly: -40 on average, 20 the deviation (D on the quickstart corpus).
 MEL_CENTRE_DB, MEL_SCALE_DB = -40.0, 20.0
+# Of ln(magnitude + 0.001), likewise.
+CQT_FLOOR, CQT_CENTRE, CQT_SCALE = 1e-3, -2.4, 2.0
 
 
 class FirstConv(nn.Module):
@@ -96,3 +100,26 @@ class MelFrontEnd(nn.Module):
             self._mel[device] = LogMel(RATE_HZ, HOP_SAMPLES, self.sizes.mels, self.sizes.n_fft, device)
         level_BTF = self._mel[device](wave_BN, 0, self.sizes.frames(wave_BN.shape[1]))
         return ((level_BTF - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)
+
+
+class CqtFrontEnd(nn.Module):
+    """Log constant-Q magnitudes, roughly of mean 0 and deviation 1 on music: float32 (B, N) → (B, T, F) in `dtype`, without parameters."""
+
+    def __init__(self, sizes: CqtFront):
+        super().__init__()
+        self.sizes, self._cqt = sizes, {}
+
+    @torch.no_grad()
+    def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
+        device = str(wave_BN.device)
+        if device not in self._cqt:
+            spec = CqtSpec(RATE_HZ, HOP_SAMPLES, self.sizes.fmin_hz, self.sizes.bins, self.sizes.bins_per_octave)
+            self._cqt[device] = Cqt(spec, table_cache(), device)
+        magnitude_BTF = self._cqt[device].frames(wave_BN, 0, self.sizes.frames(wave_BN.shape[1]))
+        return (((magnitude_BTF + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE).to(dtype)
+
+
+def front_end(model: Model) -> nn.Module:
+    """The one that `model` names."""
+    made = {"conv": ConvFrontEnd, "mel": MelFrontEnd, "cqt": CqtFrontEnd}[model.front_end]
+    return made(getattr(model, model.front_end))

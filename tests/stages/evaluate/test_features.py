@@ -14,7 +14,7 @@ from tests.stages.evaluate.conftest import write_run
 from tests.stages.pretrain.sizes import mert, small
 
 
-@pytest.mark.parametrize("front_end", ["conv", "mel"])
+@pytest.mark.parametrize("front_end", ["conv", "mel", "cqt"])
 @pytest.mark.parametrize("samples", [400, 24_000, 24_000 * 3 + 77, 100_000])
 def test_windows_lose_no_frame(monkeypatch, front_end, samples):
     monkeypatch.setattr(subject, "WINDOW_FRAMES", 75)

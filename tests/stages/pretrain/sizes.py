@@ -4,7 +4,7 @@ import torch
 
 from stages.pretrain.batch import CodeColumn
 from stages.pretrain.mert import Mert
-from stages.pretrain.model.config import ConvFront, MelFront, Model
+from stages.pretrain.model.config import ConvFront, CqtFront, MelFront, Model
 from stages.pretrain.objective import Objective
 
 CONV = ConvFront(channels=(16,) * 7)
@@ -15,9 +15,9 @@ BINS = 7
 
 def small(**changes) -> Model:
     """Two layers of 32, without anything random, unless asked."""
-    plain = {"conv": CONV, "mel": MelFront(mels=24, n_fft=512), "layers": 2, "width": 32, "ffn": 64, "heads": 4, "position_kernel": 8,
-             "position_groups": 4, "conformer_kernel": 5, "input_dropout": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0,
-             "layer_drop": 0.0, "gradient_scale": 1.0}
+    plain = {"conv": CONV, "mel": MelFront(mels=24, n_fft=512), "cqt": CqtFront(24, 12, 220.0),
+             "layers": 2, "width": 32, "ffn": 64, "heads": 4, "position_kernel": 8, "position_groups": 4, "conformer_kernel": 5,
+             "input_dropout": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0, "layer_drop": 0.0, "gradient_scale": 1.0}
     return Model(**plain | changes)
 
 

@@ -14,7 +14,7 @@ from tests.stages.pretrain.sizes import COLUMN, SLOW, batch, mert, small
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pretrain"
 ENCODEC = (CodeColumn("codes-e", 8, 1024),)
-CHOICES = {"pre": {"norm": "pre"}, "mel": {"front_end": "mel"}, "rotary": {"positions": "rotary"},
+CHOICES = {"pre": {"norm": "pre"}, "mel": {"front_end": "mel"}, "cqt": {"front_end": "cqt"}, "rotary": {"positions": "rotary"},
            "conformer": {"block": "conformer", "norm": "pre"}, "conformer-rotary": {"block": "conformer", "norm": "pre", "positions": "rotary"}}
 
 
@@ -40,13 +40,13 @@ def test_parameter_counts(name, heads, encoder):
 @pytest.mark.parametrize("samples, conv, mel", [(120_000, 374, 375), (24_000, 74, 75), (122_880, 383, 384), (399, 0, 1)])
 def test_frames_of_a_crop(samples, conv, mel):
     assert Model().frames(samples) == conv
-    assert Model(front_end="mel").frames(samples) == mel
+    assert Model(front_end="mel").frames(samples) == Model(front_end="cqt").frames(samples) == mel
     if samples == 24_000:
         assert [len(s[0]) for s in mert().hidden(torch.zeros(1, samples))] == [conv] * 3
         assert [len(s[0]) for s in mert(small(front_end="mel")).hidden(torch.zeros(1, samples))] == [mel] * 3
 
 
-@pytest.mark.parametrize("model", [Model(), Model(front_end="mel"), small()])
+@pytest.mark.parametrize("model", [Model(), Model(front_end="mel"), Model(front_end="cqt"), small()])
 def test_shortest_crop_of_so_many_frames(model):
     for frames in (1, 2, 374):
         assert model.frames(model.samples(frames)) == frames == model.frames(model.samples(frames) - 1) + 1
@@ -70,7 +70,7 @@ def test_rotary_positions_depend_on_distance_alone():
     assert (score_TT[0] - score_TT[0, 0]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("model", [small(), small(norm="pre"), small(front_end="mel")])
+@pytest.mark.parametrize("model", [small(), small(norm="pre"), small(front_end="mel"), small(front_end="cqt")])
 @pytest.mark.parametrize("way", ["bf16 weights", "fp16 weights", "autocast"])
 def test_low_precision_stays_near_fp32(model, way):
     """Weights cast, or fp32 weights under autocast: the loss and what it is made of are fp32 and near the fp32 run's."""
