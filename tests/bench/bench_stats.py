@@ -20,7 +20,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
         out = Path(folder) / "out"
         # In a process of its own: a child's peak memory is never reported below its parent's at the fork.
-        maker = multiprocessing.get_context("spawn").Process(target=synthetic.out, args=(out, shards), kwargs={"per_shard": 120, "codes": 1024, "levels": 8})
+        sizes = {"per_shard": 120, "codes": 1024, "levels": 8}
+        maker = multiprocessing.get_context("spawn").Process(target=synthetic.out, args=(out, shards), kwargs=sizes)
         maker.start()
         maker.join()
         size = sum(p.stat().st_size for p in out.glob("*.parquet"))
