@@ -58,7 +58,7 @@ class Boards:
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
-            self._writers.append(lambda tag, value, step: writer.add_scalar(tag, value, step))
+            self._writers.append(lambda row, step: [writer.add_scalar(tag, value, step) for tag, value in row.items()])
             self._flush = writer.flush
         if watch.wandb:
             if importlib.util.find_spec("wandb") is None:
@@ -66,13 +66,13 @@ class Boards:
             import wandb
 
             run = wandb.init(project="overtone", name=name, id=name, resume="allow", config=config, dir=str(folder))
-            self._writers.append(lambda tag, value, step: run.log({tag: value, "update": step}))
+            run.define_metric("*", step_metric="update")  # its own step cannot go back, as a restored run does
+            self._writers.append(lambda row, step: run.log(row | {"update": step}))
 
     def add(self, row: dict[str, Any]) -> None:
-        for key, value in row.items():
-            for tag, number in _scalars(f"{row['kind']}/{key}", value):
-                for write in self._writers:
-                    write(tag, number, row["update"])
+        scalars = dict(found for key, value in row.items() for found in _scalars(f"{row['kind']}/{key}", value))
+        for write in self._writers:
+            write(scalars, row["update"])
 
     def flush(self) -> None:
         if hasattr(self, "_flush"):
