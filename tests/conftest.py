@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from tests.excerpt import PIECES
+
 ROOT = Path(__file__).resolve().parent.parent
-MUSIC = ROOT / "examples" / "quickstart"
 
 # A teacher and shards small enough for seconds; everything else is as users have it.
 SMALL = """
@@ -28,7 +29,18 @@ run:
 
 @pytest.fixture(scope="session")
 def music() -> list[Path]:
-    return sorted(MUSIC.glob("*.ogg"))
+    return PIECES
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Operators of microseconds on several threads crawl where other processes hold the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,15 @@ import hashlib
 import os
 import sys
 import tempfile
-from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 
-MUSIC = Path(__file__).parents[1] / "examples" / "quickstart"
-RATE_HZ = 24_000
+from stages.label.teachers.features import threads_set
+from tests.excerpt import PIECES, RATE_HZ, excerpt
+
 FITTED = 8  # levels; the other 24 are copies of the last
 CODES = 1024
 
@@ -39,17 +37,6 @@ def package():
     return encodec
 
 
-@cache
-def music(number: int = 0, start_s: float = 10.0, length_s: float = 20.0) -> np.ndarray:
-    """float32 (length_s · 24000,), mono, read-only, of the quickstart's file `number` in sorted order."""
-    path = sorted(MUSIC.glob("*.ogg"))[number]
-    rate = soundfile.info(path).samplerate
-    sound, _ = soundfile.read(path, frames=round(length_s * rate), start=round(start_s * rate), dtype="float32", always_2d=True)
-    wave = soxr.resample(sound.mean(1), rate, RATE_HZ).astype(np.float32)
-    wave.flags.writeable = False
-    return wave
-
-
 def load_model(path: Path):
     """The package's model at 6 kbps with the weights of `path`: the reference."""
     model = package().EncodecModel.encodec_model_24khz(pretrained=False)
@@ -59,8 +46,9 @@ def load_model(path: Path):
 
 
 def cached_weights() -> Path:
-    """Weights of seed 0, made once for this file's text and torch's version, kept in the temporary folder."""
-    text = Path(__file__).read_bytes() + torch.__version__.encode()
+    """Weights of seed 0, made once for the text that makes them and torch's version, kept in the temporary folder."""
+    texts = [Path(__file__).with_name(name).read_bytes() for name in ("encodec_weights.py", "excerpt.py")]
+    text = b"".join([*texts, torch.__version__.encode()])
     path = Path(tempfile.gettempdir()) / f"encodec-test-{hashlib.sha256(text).hexdigest()[:12]}.pt"
     if not path.exists():
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -69,11 +57,11 @@ def cached_weights() -> Path:
 
 
 def make_weights(path: Path, seed: int = 0, seconds_per_file: float = 10.0) -> Path:
-    """Write a state dict of the official layout to `path`, by torch.save; about 10 s on two cores."""
-    with torch.random.fork_rng():
+    """Write a state dict of the official layout to `path`, by torch.save; about 15 s on one core."""
+    with torch.random.fork_rng(), threads_set(1):  # their number shows in the last bits
         torch.manual_seed(seed)
         model = package().EncodecModel.encodec_model_24khz(pretrained=False)
-        waves = [music(n, length_s=seconds_per_file) for n in range(len(list(MUSIC.glob("*.ogg"))))]
+        waves = [excerpt(n, length_s=seconds_per_file) for n in range(len(PIECES))]
         with torch.no_grad():
             _condition(model.encoder, torch.tensor(np.stack([wave[: 2 * RATE_HZ] for wave in waves])))
             frames = [model.encoder(torch.tensor(wave)[None, None])[0].t() for wave in waves]

@@ -17,7 +17,7 @@ import torch
 from stages.label.decode import Decode
 from stages.label.statistics import codes, pitch, stereo, wave
 from stages.signal.cqt import Cqt, CqtSpec
-from tests.conftest import MUSIC
+from tests.excerpt import MUSIC
 from tests.stages.label.decoding.sounds import outcome
 
 ROUNDS = 7

@@ -11,42 +11,23 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tests.bench import teacher_references as references
-from tests.encodec_weights import cached_weights, music
+from tests.encodec_weights import cached_weights
+from tests.excerpt import RATE_HZ, ArrayWave, excerpt
 
-RATE_HZ = 24_000
 WARM_UP_S = 5
-
-
-@dataclass
-class Sound:
-    """A `Wave` in memory."""
-
-    sound: np.ndarray
-
-    @property
-    def samples(self) -> int:
-        return len(self.sound)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        out = np.zeros(stop - start, np.float32)
-        low, high = max(start, 0), min(stop, len(self.sound))
-        if high > low:
-            out[low - start : high - start] = self.sound[low:high]
-        return out
 
 
 def files(name: str, seconds: float) -> list[np.ndarray]:
     """Two files of music; for the constant-Q teachers one of `seconds`, looped where music ends."""
     if not name.startswith("cqt"):
-        return [music(n, 10.0, seconds).copy() for n in (1, 2)]
-    loop = np.concatenate([music(n, 10.0, 60.0) for n in (1, 2, 3)])
+        return [excerpt(n, 10.0, seconds).copy() for n in (1, 2)]
+    loop = np.concatenate([excerpt(n, 10.0, 60.0) for n in (1, 2, 3)])
     return [np.tile(loop, int(np.ceil(seconds * RATE_HZ / len(loop))))[: int(seconds * RATE_HZ)]]
 
 
@@ -59,7 +40,7 @@ def fitted(folder: Path) -> dict[str, bytes]:
     for teacher in (MelRvq(steps=20), KMeans(steps=20)):
         path = folder / f"{teacher.name}.safetensors"
         if not path.exists():
-            waves = [Sound(music(n, 5.0, 60.0)) for n in range(4)]
+            waves = [ArrayWave(excerpt(n, 5.0, 60.0)) for n in range(4)]
             path.write_bytes(teacher.fit(waves, "cpu", torch.get_num_threads(), lambda event: None)[0])
         found[teacher.name] = path.read_bytes()
     return found
@@ -81,7 +62,7 @@ def body(name: str, who: str, device: str, folder: Path, threads: int) -> refere
     weights = {"encodec": lambda: recipe.locate(str(cached_weights())), "best_rq": lambda: None}.get(teacher, lambda: fitted(folder)[teacher])()
     if who == "ours":
         label = recipe.open(weights, device, threads)
-        return lambda wave_N: np.concatenate(list(label(Sound(wave_N))))
+        return lambda wave_N: np.concatenate(list(label(ArrayWave(wave_N))))
     return {"encodec": lambda: references.encodec(cached_weights(), device),
             "mel_rvq": lambda: references.mel_rvq(recipe, load(weights), device),
             "best_rq": lambda: references.random_projection(recipe, device),

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.bench.part_teachers import RATE_HZ, Sound
-from tests.encodec_weights import cached_weights, music
+from tests.bench.part_teachers import RATE_HZ
+from tests.encodec_weights import cached_weights
+from tests.excerpt import ArrayWave, excerpt
 
 
 def notes(threads: int) -> Iterator[str]:
@@ -28,7 +29,7 @@ def blocks(threads: int) -> str:
     changed = total = 0
     weights = Encodec().locate(str(cached_weights()))
     for number in range(4):
-        wave = Sound(music(number, 5.0, 60.0))
+        wave = ArrayWave(excerpt(number, 5.0, 60.0))
         short, long = (np.concatenate(list(Encodec(block_s=s).open(weights, "cpu", threads)(wave))) for s in (1.0, 60.0))
         changed, total = changed + int((short != long).sum()), total + short.size
     return f"encodec: blocks of 1 s instead of 60 s change {changed} of {total:,} tokens"
@@ -42,7 +43,7 @@ def half(threads: int) -> Iterator[str]:
 
     def codes(dtype: str) -> np.ndarray:
         label = Encodec(dtype=dtype).open(weights, "cpu", threads)
-        return np.concatenate([block for number in range(4) for block in label(Sound(music(number)))])
+        return np.concatenate([block for number in range(4) for block in label(ArrayWave(excerpt(number)))])
 
     exact = codes("fp32")
     for dtype in ("bf16", "fp16"):
@@ -56,7 +57,7 @@ def storage() -> Iterator[str]:
 
     waves = []
     for number in range(4):
-        wave = Sound(music(number, 5.0, 60.0).copy())
+        wave = ArrayWave(excerpt(number, 5.0, 60.0).copy())
         wave.recording, row = f"r{number}", {"recording": f"r{number}", "start": 0, "samples": wave.samples}
         wave.segments = [row | {"key": f"r{number}-0", "frames": wave.samples // 320}]
         waves.append(wave)
@@ -93,7 +94,7 @@ def online() -> str:
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         cqt = OnlineCqt(device=device, cache_dir=table_cache())
         span = 120_000 + 2 * cqt.context_samples
-        context_BN = torch.from_numpy(np.stack([music(n % 4, 5.0 + n, 10.0)[:span] for n in range(8)])).to(device)
+        context_BN = torch.from_numpy(np.stack([excerpt(n % 4, 5.0 + n, 10.0)[:span] for n in range(8)])).to(device)
         walls = []
         for _ in range(6):
             begun = time.perf_counter()

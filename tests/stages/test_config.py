@@ -1,7 +1,9 @@
 import pytest
 
 from stages.label import recipe
+from tests.conftest import ROOT
 
+CONFIGS = ROOT / "configs" / "labels"
 GOOD = "recipe: {codes: {teacher: mel_rvq}}\nrun: {audio: [a]}\n"
 
 
@@ -61,6 +63,25 @@ def test_a_missing_file_is_named(tmp_path):
         recipe.load(str(tmp_path / "none.yaml"))
 
 
-@pytest.mark.parametrize("name", ["quickstart", "encodec", "mel_rvq"])
-def test_the_configs_we_ship_load(name):
-    assert recipe.load(f"configs/labels/{name}.yaml").run.audio
+SHIPPED = {  # teacher, codebooks, codes of one
+    "best_rq": ("best_rq", 1, 8192),
+    "encodec": ("encodec", 8, 1024),  # MERT's: 6 kbps
+    "kmeans": ("kmeans", 1, 1024),
+    "mel_rvq": ("mel_rvq", 8, 1024),
+    "quickstart": ("mel_rvq", 8, 1024),
+}
+
+
+def test_every_file_that_ships_has_a_row():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_ships_names_the_labels(name):
+    config = recipe.load(str(CONFIGS / f"{name}.yaml"))
+    codes, cqt = config.recipe.codes, config.recipe.cqt
+    assert (codes.name, codes.codebooks, codes.codebook_size) == SHIPPED[name]
+    assert (cqt.bins, cqt.bins_per_octave, cqt.fmin_hz) == (336, 48, 32.7)
+    assert config.run.audio == (("examples/quickstart",) if name == "quickstart" else ("music",))
+    assert config.run.out == f"data/{name}"
+    assert config.recipe.plan.shard_minutes == (1 if name == "quickstart" else 60)

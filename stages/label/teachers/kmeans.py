@@ -5,7 +5,6 @@ mel half and the chroma half of a frame weigh the same, whatever their widths (D
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
-from stages.label.teachers.features import Features, best, between, labeller, threads_set
+from stages.label.base import RATE_HZ, Wave
+from stages.label.teachers.features import Features, best, between, check_fitted, labeller, threads_set
 from stages.label.teachers.fitted_weights import Shapes, pack, unpack
 from stages.signal.chroma import CLASSES, chroma_filters
 from stages.signal.mel import mel_filters
@@ -44,24 +43,8 @@ class KMeans:
     fit_minutes: float = 30.0  # at most this much audio is read to fit
 
     def __post_init__(self) -> None:
-        between("codebook_size", self.codebook_size, 2, 65536)  # codes are uint16
-        between("n_fft", self.n_fft, HOP_SAMPLES, 65536)
-        between("mels", self.mels, 2, self.n_fft // 2)
-        between("steps", self.steps, 1, 10_000_000)
-        between("batch", self.batch, 1, 1_000_000)
+        check_fitted(self)
         between("seed", self.seed, 0, 2**32 - 1)
-        if self.n_fft % 2:
-            raise ValueError(f"n_fft: {self.n_fft} is odd; choose an even number, best a power of two")
-        mel_filters(RATE_HZ, self.n_fft, self.mels)  # refuses bins without any frequency
-        if not (math.isfinite(self.fit_minutes) and self.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES >= self.min_frames):
-            needed = self.min_frames * HOP_SAMPLES / RATE_HZ / 60
-            raise ValueError(f"fit_minutes: {self.fit_minutes} is too little for codebook_size {self.codebook_size}; "
-                             f"give a finite number of at least {needed:.2f} or lower codebook_size")
-
-    @property
-    def min_frames(self) -> int:
-        """Fewest frames to fit on: with under four a code, codes would be copies of single frames."""
-        return 4 * self.codebook_size
 
     def features(self, device: str) -> Features:
         filters = np.concatenate([mel_filters(RATE_HZ, self.n_fft, self.mels), chroma_filters(RATE_HZ, self.n_fft)], 1)

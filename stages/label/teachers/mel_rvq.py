@@ -7,17 +7,15 @@ Level k:  z = in_w r + in_b;  code = argmax cosine(z, codebook);  r ← r - (out
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
-from stages.label.teachers.features import Features, best, between, labeller, threads_set
+from stages.label.base import Wave
+from stages.label.teachers.features import Features, best, between, check_fitted, labeller, threads_set
 from stages.label.teachers.fitted_weights import pack, unpack
-from stages.signal.mel import mel_filters
 
 if TYPE_CHECKING:
     import torch
@@ -45,29 +43,11 @@ class MelRvq:
     fit_minutes: float = 30.0  # at most this much audio is read to fit
 
     def __post_init__(self) -> None:
+        check_fitted(self)
         between("codebooks", self.codebooks, 1, 64)
-        between("codebook_size", self.codebook_size, 2, 65536)  # codes are uint16
-        between("n_fft", self.n_fft, HOP_SAMPLES, 65536)
-        between("mels", self.mels, 2, self.n_fft // 2)
         between("stack", self.stack, 1, 8)
         between("dim", self.dim, 2, self.mels * self.stack)
-        between("steps", self.steps, 1, 10_000_000)
-        between("batch", self.batch, 1, 1_000_000)
         between("seed", self.seed, 0, 2**63 - 1)
-        if self.n_fft % 2:
-            raise ValueError(f"n_fft: {self.n_fft} is odd; choose an even number, best a power of two")
-        mel_filters(RATE_HZ, self.n_fft, self.mels)  # refuses bins without any frequency
-        if not (math.isfinite(self.fit_minutes) and self.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES >= self.min_frames):
-            needed = self.min_frames * HOP_SAMPLES / RATE_HZ / 60
-            raise ValueError(
-                f"fit_minutes: {self.fit_minutes} is too little for codebook_size {self.codebook_size}; "
-                f"give a finite number of at least {needed:.2f} or lower codebook_size"
-            )
-
-    @property
-    def min_frames(self) -> int:
-        """Fewest frames to fit on: with under four a code, codes would be copies of single frames."""
-        return 4 * self.codebook_size
 
     def fit(
         self, waves: Sequence[Wave], device: str, threads: int, progress: Callable[[dict], None]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
-from stages.label.teachers.features import Features
+from stages.label.teachers.features import FRAMES_PER_CODE, Features
 from stages.label.teachers.mel_rvq import MelRvq
 
 STRETCH_FRAMES = 300  # 4 s: short enough to touch many recordings, long against a window of 6 hops
@@ -65,16 +65,17 @@ def read_stretches(
 ) -> tuple[list[torch.Tensor], list[bool]]:
     """Log bands (t, F) of seeded stretches of the waves, and which are held out.
 
-    recipe: of any fitted teacher (codebook_size, min_frames, fit_minutes). ValueError where the waves
+    recipe: of any fitted teacher (codebook_size, fit_minutes). ValueError where the waves
     are too few for the codebooks, or one of them cannot be heard.
     """
     lengths = np.array([wave.samples // HOP_SAMPLES for wave in waves], np.int64)
     budget = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES)
-    if min(lengths.sum(), budget) < recipe.min_frames:
+    needed = FRAMES_PER_CODE * recipe.codebook_size
+    if min(lengths.sum(), budget) < needed:
         raise ValueError(
-            f"codebook_size: {recipe.codebook_size} needs at least {recipe.min_frames} frames to fit, the "
+            f"codebook_size: {recipe.codebook_size} needs at least {needed} frames to fit, the "
             f"{len(waves)} recordings hold {lengths.sum()} ({lengths.sum() * HOP_SAMPLES / RATE_HZ:.1f} s); "
-            f"add audio or lower codebook_size to at most {lengths.sum() // 4}"
+            f"add audio or lower codebook_size to at most {lengths.sum() // FRAMES_PER_CODE}"
         )
     pieces = draw_stretches(lengths, budget, generator)
     mels, heldout = [], []

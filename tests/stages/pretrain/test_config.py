@@ -11,16 +11,41 @@ from stages.pretrain.optim import Optim
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pretrain"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_what_ships_is_valid(path):
-    load(str(path))
+SHIPPED = {  # layers, width, ffn, heads, norm, a code's width; hours of audio an update, updates, warm-up updates, rate, clip norm
+    "mert_95m": (12, 768, 3072, 12, "post", 64, 1.5, 400_000, 32_000, 5e-4, 10),
+    "mert_330m": (24, 1024, 4096, 16, "pre", 128, 5.5, 400_000, 32_000, 1.5e-3, 1),
+    "quickstart": (4, 192, 768, 4, "pre", 32, 8 * 5 / 3600, 300, 30, 2e-3, 1),
+    "small": (6, 256, 1024, 4, "pre", 64, 8 * 5 / 3600, 2400, 200, 1.5e-3, 1),
+    "tiny": (3, 128, 512, 4, "post", 16, 8 * 5 / 3600, 300, 30, 2e-3, 1),
+}
 
 
-@pytest.mark.parametrize(("name", "hours"), [("mert_95m", 1.5), ("mert_330m", 5.5)])
-def test_the_recipes_batch(name, hours):
+def test_every_file_that_ships_has_a_row():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_ships_is_the_recipe(name):
     config = load(str(CONFIGS / f"{name}.yaml"))
-    assert config.optim.global_batch * config.data.samples / 24_000 / 3600 == pytest.approx(hours, rel=1e-3)
-    assert (config.optim.updates, config.optim.warmup_updates) == (400_000, 32_000)
+    model, optim = config.model, config.optim
+    sizes = (model.layers, model.width, model.ffn, model.heads, model.norm, config.objective.head_width)
+    hours = optim.global_batch * config.data.samples / 24_000 / 3600
+    assert (config.run.name, *sizes) == (name, *SHIPPED[name][:6])
+    assert (hours, optim.updates, optim.warmup_updates, optim.rate, optim.clip_norm) == pytest.approx(SHIPPED[name][6:], rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "input_dropout", "dropout", "layer_drop", "gradient_scale", "relax", "piece_s"), [
+    ("mert_95m", 0.1, 0.1, 0.05, 0.1, None, (0.5, 1.0)), ("mert_330m", 0.0, 0.0, 0.0, 1.0, 32, (0.5, 1.5))])
+def test_the_recipes_models_are_merts_in_what_sizes_do_not_say(name, input_dropout, dropout, layer_drop, gradient_scale, relax, piece_s):
+    """M config/pretrain: convolutions, what is dropped, and what both sizes share."""
+    config = load(str(CONFIGS / f"{name}.yaml"))
+    model, masking = config.model, config.masking
+    assert (model.front_end, model.block, model.positions, model.position_kernel) == ("conv", "transformer", "conv", 128)
+    assert model.conv.channels == (512,) * 7
+    assert (model.input_dropout, model.hidden_dropout, model.attention_dropout) == (input_dropout, dropout, dropout)
+    assert (model.layer_drop, model.gradient_scale, model.attention_relax) == (layer_drop, gradient_scale, relax)
+    assert (masking.prob, masking.span, config.mixture.prob, config.mixture.piece_s) == (0.8, 5, 0.5, piece_s)
+    assert (config.optim.schedule, config.optim.betas, config.optim.weight_decay) == ("linear", (0.9, 0.98), 0.01)
 
 
 @pytest.mark.parametrize(("override", "says"), [

@@ -6,16 +6,9 @@ import torch
 
 from stages.signal.mel import LogMel, hz_to_mel, mel_filters, mel_to_hz
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RATE_HZ, HOP = 24_000, 320
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_slaney_scale_is_linear_to_1_khz_and_logarithmic_above():

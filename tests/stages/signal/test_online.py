@@ -8,15 +8,9 @@ from stages.signal.cqt import Cqt, CqtSpec, log_magnitude
 from stages.signal.online import OnlineCqt
 from tests.stages.signal.test_cqt import assert_close, music
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CROP, CONTEXT = 48_000, 25_230
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +22,7 @@ def tables(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recording() -> np.ndarray:
-    return music("stg3.ogg", 10, 19)
+    return music(4, 10, 9)
 
 
 def contexts(recording: np.ndarray, starts: list[int]) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """The EnCodec teacher gives the package's codes for the uninterrupted recording, from its own fast encoder."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,42 +9,23 @@ import torch
 from stages.label.recipe import Recipe, teacher_recipe
 from stages.label.teachers import encodec_model
 from stages.label.teachers.encodec import Encodec
-from tests.encodec_weights import cached_weights, load_model, music
+from tests.encodec_weights import cached_weights, load_model
+from tests.excerpt import ArrayWave, excerpt
+from tests.stages.label.teachers.labels import labels
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 AGREE = 0.99999
 
 
-@dataclass
-class Recording:
-    """A `Wave` in memory."""
-
-    sound: np.ndarray
-
-    @property
-    def samples(self) -> int:
-        return len(self.sound)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.sound[start:stop]
-
-
 def codes(sound: np.ndarray, weights: bytes, **recipe) -> np.ndarray:
     """uint16 (T, K) of one recording by a freshly opened teacher."""
-    teacher = Encodec(**recipe)
-    return np.concatenate(list(teacher.open(weights, "cpu", 1)(Recording(sound))))
+    return labels(Encodec(**recipe), weights, ArrayWave(sound))
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
     assert a.shape == b.shape
     return float((a == b).mean())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -72,34 +52,34 @@ def package_codes(weights_file):
 
 @pytest.fixture(scope="session")
 def expected(package_codes) -> np.ndarray:
-    return package_codes(music(1))
+    return package_codes(excerpt(1))
 
 
 # What the codes are
 
 
 def test_codes_are_those_of_the_package(weights, expected):
-    ours = codes(music(1), weights)
+    ours = codes(excerpt(1), weights)
     assert ours.dtype == np.uint16 and ours.shape == (1500, 8)
     assert agreement(ours, expected) >= AGREE
 
 
 def test_these_weights_use_many_codes_at_every_level(weights):
     """Otherwise agreement would say nothing."""
-    ours = np.concatenate([codes(music(n, length_s=10.0), weights) for n in range(4)])
+    ours = np.concatenate([codes(excerpt(n, length_s=10.0), weights) for n in range(4)])
     assert min(len(np.unique(level)) for level in ours.T) >= 256
 
 
 @pytest.mark.parametrize("block_s", [1.0, 1.04, 7.0])
 def test_blocks_do_not_show(weights, expected, block_s):
-    assert agreement(codes(music(1), weights, block_s=block_s), expected) >= AGREE
+    assert agreement(codes(excerpt(1), weights, block_s=block_s), expected) >= AGREE
 
 
 @pytest.mark.parametrize(("piece", "chunk"), [(8, 16), (1500, 1500), (33, 500)])
 def test_pieces_and_chunks_do_not_show(weights, expected, monkeypatch, piece, chunk):
     monkeypatch.setattr(encodec_model, "PIECE_FRAMES", piece)
     monkeypatch.setattr(encodec_model, "CHUNK_FRAMES", chunk)
-    assert agreement(codes(music(1), weights), expected) >= AGREE
+    assert agreement(codes(excerpt(1), weights), expected) >= AGREE
 
 
 LENGTHS = [1, 2, 3, 5, 7, 8, 41, 161, 319, 320, 321, 639, 641, 1920, 2240, 2241, 23_999, 24_000, 24_001, 24_007, 48_327]
@@ -107,27 +87,27 @@ LENGTHS = [1, 2, 3, 5, 7, 8, 41, 161, 319, 320, 321, 639, 641, 1920, 2240, 2241,
 
 @pytest.mark.parametrize("samples", LENGTHS)
 def test_every_length_is_padded_as_the_package_pads(weights, package_codes, samples):
-    sound = music(1)[5000 : 5000 + samples]
+    sound = excerpt(1)[5000 : 5000 + samples]
     ours = codes(sound, weights, block_s=1.0)
     assert len(ours) == -(-samples // 320)
     np.testing.assert_array_equal(ours, package_codes(sound))
 
 
 def test_no_samples_give_no_frames(weights):
-    assert list(Encodec().open(weights, "cpu", 1)(Recording(np.zeros(0, np.float32)))) == []
+    assert list(Encodec().open(weights, "cpu", 1)(ArrayWave(np.zeros(0, np.float32)))) == []
 
 
 def test_fewer_codebooks_are_the_first_ones(weights_file, expected):
     teacher = Encodec(codebooks=2)
-    ours = codes(music(1)[:72_000], teacher.locate(str(weights_file)), codebooks=2)
+    ours = codes(excerpt(1)[:72_000], teacher.locate(str(weights_file)), codebooks=2)
     assert agreement(ours, expected[:225, :2].astype(np.uint16)) >= AGREE
 
 
 def test_a_recording_knows_nothing_of_the_one_before(weights):
     label = Encodec(block_s=1.0).open(weights, "cpu", 1)
-    first = np.concatenate(list(label(Recording(music(1)[:60_000]))))
-    next(label(Recording(music(2))))  # left in the middle
-    again = np.concatenate(list(label(Recording(music(1)[:60_000]))))
+    first = np.concatenate(list(label(ArrayWave(excerpt(1)[:60_000]))))
+    next(label(ArrayWave(excerpt(2))))  # left in the middle
+    again = np.concatenate(list(label(ArrayWave(excerpt(1)[:60_000]))))
     assert first.tobytes() == again.tobytes()
 
 
@@ -138,10 +118,10 @@ def test_silence_has_the_packages_codes(weights, package_codes, samples):
 
 
 def test_the_number_of_threads_does_not_show(weights, expected):
-    sound = music(1)[: 24_000 * 8]
+    sound = excerpt(1)[: 24_000 * 8]
     try:
         teacher = Encodec().open(weights, "cpu", 2)
-        assert agreement(np.concatenate(list(teacher(Recording(sound)))), expected[:600]) >= AGREE
+        assert agreement(np.concatenate(list(teacher(ArrayWave(sound)))), expected[:600]) >= AGREE
     finally:
         torch.set_num_threads(1)
 
@@ -153,7 +133,7 @@ def test_the_number_of_threads_does_not_show(weights, expected):
 ])
 def test_what_cannot_be_heard_is_refused_by_name(weights, damage, reason):
     with pytest.raises(ValueError, match=reason):
-        codes(damage(music(1)[:48_000]), weights, block_s=1.0)
+        codes(damage(excerpt(1)[:48_000]), weights, block_s=1.0)
 
 
 # Half precision, where it is chosen
@@ -163,8 +143,8 @@ def test_what_cannot_be_heard_is_refused_by_name(weights, damage, reason):
 def test_half_precision_says_how_many_tokens_it_changes(weights, expected, dtype, first, last):
     label = Encodec(dtype=dtype, block_s=5.0).open(weights, "cpu", 1)
     label.restart_facts()
-    sound = music(1)[: 24_000 * 6]
-    ours = np.concatenate(list(label(Recording(sound))))
+    sound = excerpt(1)[: 24_000 * 6]
+    ours = np.concatenate(list(label(ArrayWave(sound))))
     stated = label.facts()
     assert stated["dtype"] == dtype and stated["agreement_with_fp32"]["frames"] == 300
     shares = stated["agreement_with_fp32"]["by_codebook"]
@@ -183,14 +163,14 @@ def test_fp32_states_nothing_and_keeps_its_columns_name(weights):
 
 
 def test_a_shift_by_one_frame_would_be_noticed(weights, expected):
-    assert agreement(codes(music(1)[320:], weights)[:1400], expected[:1400]) < 0.9
+    assert agreement(codes(excerpt(1)[320:], weights)[:1400], expected[:1400]) < 0.9
     assert agreement(expected[1:], expected[:-1]) < 0.9
 
 
 def test_a_cold_lstm_would_be_noticed(weights, expected, monkeypatch):
     warm = encodec_model.Lstm.run
     monkeypatch.setattr(encodec_model.Lstm, "run", lambda self, x: (self.restart(), warm(self, x))[1])
-    assert agreement(codes(music(1), weights, block_s=1.0), expected) < AGREE
+    assert agreement(codes(excerpt(1), weights, block_s=1.0), expected) < AGREE
 
 
 @pytest.mark.parametrize("wrong", ["forgets its tail", "zeros at the start", "zeros at the end"])
@@ -207,7 +187,7 @@ def test_wrong_padding_would_be_noticed(weights, package_codes, monkeypatch, wro
         if wrong == "zeros at the end":
             whole[end:] = 0
 
-    sound = music(1)[: 3 * 24_000 + 7]
+    sound = excerpt(1)[: 3 * 24_000 + 7]
     reference = package_codes(sound)
     assert agreement(codes(sound, weights, block_s=1.0), reference) >= AGREE
     monkeypatch.setattr(encodec_model.Convolution, "pad", pad)

@@ -1,35 +1,28 @@
 """k-means on log-mel and chroma: fitting repeats to the byte, labels are scikit-learn's own predictions."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load, save
 
 from stages.label.teachers.kmeans import KMeans
-from tests.encodec_weights import music as sound
-from tests.stages.label.teachers.test_mel_rvq import ArrayWave, quiet
+from tests.excerpt import ArrayWave, excerpt
+from tests.stages.label.teachers.labels import labels, quiet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = KMeans(codebook_size=48, steps=20, batch=512, fit_minutes=1.0)
 
 
 @pytest.fixture(scope="module")
 def music() -> list[ArrayWave]:
-    return [ArrayWave(sound(n)) for n in (1, 2)]
+    return [ArrayWave(excerpt(n)) for n in (1, 2)]
 
 
 @pytest.fixture(scope="module")
 def fitted(music) -> tuple[bytes, dict]:
     return SMALL.fit(music, "cpu", 1, quiet)
-
-
-def labels(teacher: KMeans, weights: bytes | None, wave: ArrayWave, **how) -> np.ndarray:
-    blocks = list(teacher.open(weights, "cpu", 1)(wave, **how))
-    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.uint16)
 
 
 def test_the_same_waves_give_the_same_bytes_and_another_seed_others(music, fitted):
@@ -88,15 +81,6 @@ def test_silence_fits_without_nan():
     assert len(labels(SMALL, weights, ArrayWave(np.zeros(24_000, np.float32)))) == 75
 
 
-def test_what_cannot_be_heard_is_refused_in_fitting_and_labelling(music, fitted):
-    broken = ArrayWave(music[0].x.copy())
-    broken.x[5000] = np.nan
-    with pytest.raises(ValueError, match="NaN or infinity first at sample 5000"):
-        labels(SMALL, fitted[0], broken)
-    with pytest.raises(ValueError, match="recording 1 of 2, samples: NaN"):
-        SMALL.fit([music[0], broken], "cpu", 1, quiet)
-
-
 def test_weights_that_are_damaged_or_anothers_are_refused_with_both_values(fitted):
     whole, note = fitted[0], {"kmeans": SMALL._identity()}
     with pytest.raises(ValueError, match=rf"kmeans: .*{len(whole) - 9} bytes of {len(whole)} announced"):
@@ -110,29 +94,3 @@ def test_weights_that_are_damaged_or_anothers_are_refused_with_both_values(fitte
         SMALL.open(save(tensors | {"codes": tensors["codes"][:47].copy()}, note), "cpu", 1)
     with pytest.raises(ValueError, match="mean holds NaN"):
         SMALL.open(save(tensors | {"mean": tensors["mean"] * np.nan}, note), "cpu", 1)
-
-
-def test_too_little_audio_says_what_was_seen_and_what_to_lower():
-    with pytest.raises(ValueError, match=r"codebook_size: 48 needs at least 192 frames.*hold 75 .*at most 18"):
-        SMALL.fit([ArrayWave(np.zeros(24_000, np.float32))], "cpu", 1, quiet)
-
-
-@pytest.mark.parametrize("field, value", [("codebook_size", 1), ("mels", 5000), ("n_fft", 2049), ("steps", 0), ("batch", 0),
-                                          ("seed", -1), ("fit_minutes", 0.01), ("fit_minutes", float("nan"))])
-def test_impossible_values_are_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"{field}: {value}"):
-        KMeans(**{field: value})
-
-
-def test_reading_a_recipe_does_not_import_torch():
-    code = ("import sys; from stages.label.teachers.kmeans import KMeans; KMeans()\n"
-            "assert not {'torch', 'sklearn'} & set(sys.modules)")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[4])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
