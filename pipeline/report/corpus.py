@@ -21,13 +21,17 @@ from stages.shards.storage import Storage
 
 MEMORY_GB = 1.2  # DuckDB's share; the whole answer stays under 2 GiB at 50,000 shards (D tests/bench/bench_stats.py)
 STATISTICS = {  # statistics of a segment's row and their types; those missing from a file read as NULL
-    "index": "BIGINT", "peak_db": "DOUBLE", "rms_db": "DOUBLE", "lufs": "DOUBLE", "silence": "DOUBLE", "clipping": "DOUBLE",
+    "index": "BIGINT", "start": "BIGINT", "frames": "BIGINT",  # an OUT whose files were all rejected lacks these too
+    "peak_db": "DOUBLE", "rms_db": "DOUBLE", "lufs": "DOUBLE", "silence": "DOUBLE", "clipping": "DOUBLE",
     "dc": "DOUBLE", "bandwidth_hz": "DOUBLE", "stereo": "DOUBLE", "code_entropy_bits": "DOUBLE[]", "codes_used": "BIGINT[]",
     "cqt_max": "DOUBLE", "cqt_mean": "DOUBLE", "cqt_octaves": "DOUBLE[]", "tuning_cents": "DOUBLE", "tuning_strength": "DOUBLE",
     "fingerprint": "VARCHAR", "source_rate_hz": "BIGINT", "source_channels": "BIGINT", "source_codec": "VARCHAR",
     "source_container": "VARCHAR", "damaged_packets": "BIGINT", "header_s": "DOUBLE", "decoded_s": "DOUBLE",
 }
-OF_SHARDS = {"attempts": "BIGINT", "rejects": "VARCHAR"}
+REGATHER = "delete index.parquet, segments.parquet and shards.parquet there and run the same `labels` again, which gathers them anew"
+REMEDIES = {"segments.parquet": REGATHER, "shards.parquet": REGATHER, "plan.parquet": "restore it, or use another OUT",
+            "rejected.parquet": "delete it and run the same `labels` again, which writes it anew"}
+OF_SHARDS = {"attempts": "BIGINT", "rejects": "VARCHAR", "slowest": "STRUCT(recording VARCHAR, seconds DOUBLE, times_real_time DOUBLE)[]"}
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Corpus:
 
 @contextlib.contextmanager
 def opened(place: str) -> Iterator[Corpus]:
-    """Raises ValueError when `place` holds no labels, or none are gathered yet."""
+    """Raises ValueError when `place` holds no labels, none are gathered yet, or a gathered table is damaged."""
     out = Storage(place)
     known = registry.existing(out)
     for name in ("segments.parquet", "shards.parquet", "plan.parquet"):
@@ -71,6 +75,8 @@ def opened(place: str) -> Iterator[Corpus]:
         corpus = Corpus(place, out, known, db)
         files = {name: str(stack.enter_context(out.fetched(f"{name}.parquet")))
                  for name in ("segments", "shards", "plan", "rejected") if out.exists(f"{name}.parquet")}
+        for name, path in files.items():
+            _check(corpus, f"{name}.parquet", path)
         _segments(corpus, files["segments"])
         _shards(corpus, files["shards"])
         db.execute("CREATE TABLE planned AS SELECT recording, last(path) AS path, last(split) AS split "
@@ -87,6 +93,13 @@ def quoted(text: str) -> str:
 
 def _file(path: str) -> str:
     return f"read_parquet({quoted(path)})"
+
+
+def _check(corpus: Corpus, name: str, path: str) -> None:
+    try:
+        _columns(corpus, path)
+    except duckdb.Error as error:
+        raise ValueError(f"{corpus.place}/{name} is damaged ({str(error).splitlines()[0]}): {REMEDIES[name]}") from None
 
 
 def _columns(corpus: Corpus, path: str) -> dict[str, str]:

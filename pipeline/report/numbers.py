@@ -16,6 +16,7 @@ from stages.shards import sums
 
 FINE_BINS = 200  # a histogram as counted; quantiles are right to one of its bins
 EXAMPLES = 3
+SLOW_FILES = 10
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def numbers(corpus: Corpus) -> dict[str, Any]:
                         f"coalesce(sum(samples), 0) / {RATE_HZ}.0 / 3600 AS hours, count(DISTINCT shard) AS shards FROM segments")
     valid = corpus.one("SELECT count(*) AS n FROM segments SEMI JOIN (FROM planned WHERE split = 'valid') USING (recording) WHERE start = 0")["n"]
     columns = column_rows(corpus)
+    timed = corpus.one("SELECT count(slowest) AS n FROM shards")["n"]
     total_bytes = sum(column["bytes"] for column in columns)
     return {
         "out": corpus.place,
@@ -64,10 +66,12 @@ def numbers(corpus: Corpus) -> dict[str, Any]:
         "agreement": agreement(corpus),
         "rejects": rejects(corpus),
         "distributions": {s.name: found for s in SHOWN if (found := distribution(corpus, s)) is not None},
-        "not_gathered": [s.name for s in SHOWN if s.name in corpus.missing],
+        "not_gathered": [s.name for s in SHOWN if s.name in corpus.missing] + ([] if timed else ["slowest_files"]),
         "codes": code_use(corpus),
         "sources": sources(corpus),
         "slowest_shards": slowest(corpus),
+        "slowest_files": slowest_files(corpus),
+        "timed_shards": timed,
         "longest_files": corpus.rows(
             f"SELECT path, l.* EXCLUDE recording FROM (SELECT recording, sum(samples) / {RATE_HZ}.0 AS seconds, min(shard) AS shard FROM segments "
             "GROUP BY recording ORDER BY seconds DESC, recording LIMIT 5) l LEFT JOIN planned USING (recording) ORDER BY seconds DESC, path"),
@@ -160,3 +164,15 @@ def slowest(corpus: Corpus) -> list[dict[str, Any]]:
         "SELECT stage, shard, host, wall_s, busy_s, hours, times_real_time, attempts, pace / nullif(median, 0) AS times_median "
         "FROM paced JOIN medians USING (stage) QUALIFY row_number() OVER (PARTITION BY stage ORDER BY pace DESC, shard) <= 3 "
         "ORDER BY times_median DESC, shard")
+
+
+def slowest_files(corpus: Corpus) -> list[dict[str, Any]]:
+    """The files that took most seconds to decode beyond what their length takes at the column's mean speed (`lost_s`,
+    below zero for faster ones); rejected ones too. Empty where no shard's record says it."""
+    return corpus.rows(
+        "WITH mean AS (SELECT sum(hours) * 3600 / nullif(sum(wall_s), 0) AS speed FROM shards WHERE stage = 'decode'), "
+        "timed AS (SELECT shard, host, unnest(slowest, recursive := true) FROM shards), "
+        "lost AS (SELECT timed.*, seconds - coalesce(seconds * times_real_time / nullif(speed, 0), 0) AS lost_s FROM timed, mean "
+        f"ORDER BY lost_s DESC, recording LIMIT {SLOW_FILES}) "
+        "SELECT path, recording, seconds, times_real_time, lost_s, shard, host FROM lost LEFT JOIN planned USING (recording) "
+        "ORDER BY lost_s DESC, recording")

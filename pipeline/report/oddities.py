@@ -105,7 +105,7 @@ def _twins(corpus: Corpus, found: list[Group]) -> list[Oddity]:
     if across:
         why += f"; {across} groups lie on both sides of train and validation"
     examples = tuple(" = ".join(group.paths[:3]) for group in found[:EXAMPLES])
-    if len(spare) <= NAMED_AT_MOST:
+    if len(spare) <= NAMED_AT_MOST or not corpus.out.is_local:  # DuckDB reads no file of an object store here
         listed = ", ".join(map(quoted, spare))
     else:
         corpus.out.write(TWINS, "".join(f"{recording}\n" for recording in spare).encode())

@@ -57,7 +57,7 @@ def of_corpus(corpus: Corpus, found: dict[str, Any], odd: list[Oddity]) -> str:
         Section("Codes and pitch", charts=_labels(corpus), tables=[_plain(terminal.codes(found))],
                 note="" if found["codes"] else "Code use was not gathered by the version that labelled this OUT."),
         Section("The run", charts=[c for c in (*charts.run(found, timeline(corpus)), charts.stragglers(corpus)) if c],
-                tables=[_plain(terminal.slow(found))]),
+                tables=[_plain(terminal.slow(found)), _plain(terminal.slow_files(found)), _plain(terminal.long_files(found))]),
         Section("Rejected", tables=[_plain(terminal.rejects(found))], note="" if found["rejects"] else "Nothing was rejected."),
     ]
     return write(corpus.out, "labels", corpus.place, tiles, sections, odd, _listening(corpus, found))
@@ -88,7 +88,7 @@ def write(out: Storage, kind: str, place: str, tiles: list[tuple[str, str]], sec
         figures=figures, plotly=plotly.offline.get_plotlyjs(), script=(TEMPLATES / "page.js").read_text(),
         style=(TEMPLATES / "page.css").read_text(), made=time.strftime("%Y-%m-%d %H:%M"))
     out.write(NAME, html.encode())
-    return out.path(NAME)
+    return out.path(NAME) if out.is_local else f"{out.root}/{NAME}"
 
 
 def _labels(corpus: Corpus) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ def show(console: Console, found: dict[str, Any], odd: list[Oddity]) -> None:
     """Everything, in the order one wants to know it."""
     console.print(f"[bold]{escape(found['out'])}[/]  {found['recordings']:,} recordings ({found['validation']:,} for validation), "
                   f"{found['hours']:,.2f} h, {found['segments']:,} segments in {found['shards']:,} shards, {size(found['bytes'])}")
-    for table in (columns(found), rejects(found), distributions(found), codes(found), sources(found), slow(found)):
+    tables = (columns, rejects, distributions, codes, sources, slow, slow_files, long_files)
+    for table in (make(found) for make in tables):
         if table.row_count:
             console.print()
             console.print(table)
@@ -72,12 +73,28 @@ def sources(found: dict[str, Any]) -> Table:
 
 
 def slow(found: dict[str, Any]) -> Table:
-    table = columns_table("stage", "shard", "host", ">wall", ">hours", ">× real time", ">× the median", title="Slowest shards, longest files")
+    table = columns_table("stage", "shard", "host", ">wall", ">hours", ">× real time", ">× the median", title="Slowest shards")
     for row in found["slowest_shards"][:5]:
         table.add_row(row["stage"], row["shard"], row["host"] or "?", span(row["wall_s"]), number(row["hours"]), number(row["times_real_time"], 0),
                       number(row["times_median"], 1))
+    return table
+
+
+def slow_files(found: dict[str, Any]) -> Table:
+    timed, shards = found["timed_shards"], sum(c["shards"] for c in found["columns"] if c["stage"] == "decode")
+    some = f"; gathered for {timed:,} of {shards:,} shards" if timed < shards else ""
+    table = columns_table("file", "shard", "host", ">decoding", ">× real time", title="Slowest files",
+                          caption=f"by seconds lost against the mean speed{some}")
+    for row in found["slowest_files"][:5]:
+        table.add_row(escape(name(row["path"] or row["recording"])), row["shard"], row["host"] or "?", span(row["seconds"]),
+                      number(row["times_real_time"], 0))
+    return table
+
+
+def long_files(found: dict[str, Any]) -> Table:
+    table = columns_table("file", "shard", ">length", title="Longest files")
     for row in found["longest_files"][:3]:
-        table.add_row("", row["shard"], escape(name(row["path"] or "?")), "", number(row["seconds"] / 3600), "", "")
+        table.add_row(escape(name(row["path"] or "?")), row["shard"], span(row["seconds"]))
     return table
 
 

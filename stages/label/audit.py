@@ -30,7 +30,9 @@ SHARDS = pa.schema(
      ("started", pa.float64()), ("wall_s", pa.float64()), ("busy_s", pa.float64()), ("facts", pa.string()),
      ("hours", pa.float64()), ("times_real_time", pa.float64()),  # audio seconds a second of wall_s
      ("attempts", pa.int64()),  # in the run that made it, 1 unless a worker died; null when another run gathered it
-     ("rejects", pa.string())]  # JSON: reason → how many
+     ("rejects", pa.string()),  # JSON: reason → how many
+     # Of audio: the recordings that took longest for their length; null in records of older versions.
+     ("slowest", pa.list_(pa.struct([("recording", pa.string()), ("seconds", pa.float64()), ("times_real_time", pa.float64())])))]
 )
 REJECTED = pa.schema([("stage", pa.string()), ("shard", pa.string()), ("recording", pa.string()),
                       ("path", pa.string()), ("reason", pa.string())])
@@ -223,7 +225,7 @@ def _shard_rows(storage: Storage, columns: tuple[str, ...], shard: str, attempts
                      "device": r.device, "host": r.run.get("host"), "started": r.run.get("started"),
                      "wall_s": wall_s, "busy_s": r.run.get("busy_s"), "facts": json.dumps(r.facts),
                      "hours": r.samples / RATE_HZ / 3600, "times_real_time": r.samples / RATE_HZ / wall_s if wall_s else None,
-                     "attempts": attempts.get((name, shard)), "rejects": json.dumps(reasons)})
+                     "attempts": attempts.get((name, shard)), "rejects": json.dumps(reasons), "slowest": r.run.get("slowest")})
     return pa.Table.from_pylist(rows, schema=SHARDS)
 
 

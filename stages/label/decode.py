@@ -12,7 +12,8 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from time import monotonic
+from typing import Any, ClassVar
 
 import numpy as np
 import soundfile
@@ -24,6 +25,7 @@ from stages.label.statistics.stereo import Stereo
 from stages.label.statistics.wave import of_wave
 
 FORMATS = ("wav", "flac")
+SLOWEST = 5  # recordings of a shard whose decoding times are kept
 QUALITIES = ("QQ", "LQ", "MQ", "HQ", "VHQ")  # soxr's
 
 # An address to a context manager whose value is the path of a local copy.
@@ -99,17 +101,42 @@ class Decoder:
 
     def __init__(self, stage: Decode, guard: Guard, fetch: Fetch | None):
         self._stage, self._guard, self._fetch = stage, guard, fetch
+        self._times: list[tuple[str, float, float]] = []  # recording, seconds, seconds of audio it gave
 
     def __call__(self, recordings: Iterable[Source]) -> Iterator[Item]:
+        self._times = []
         for source in recordings:
-            try:
-                yield from self._recording(source)
-            except Refused as refused:
-                yield Rejected(source.recording, str(refused))
+            self._guard.ready()  # its start is no recording's time
+            seconds, samples = 0.0, 0
+            with contextlib.closing(self._outcome(source)) as items:
+                while True:
+                    since = monotonic()
+                    item = next(items, None)
+                    seconds += monotonic() - since  # without the time in which its reader writes
+                    if item is None:
+                        break
+                    if isinstance(item, Sample):
+                        samples += item.row["samples"]
+                    yield item
+            self._times.append((source.recording, seconds, samples / RATE_HZ))
+
+    def slowest(self) -> list[dict[str, Any]]:
+        """The recordings of the last shard that took most seconds beyond what their length takes at the shard's
+        mean speed: recording, seconds, times_real_time (of the audio they gave, rejected ones too)."""
+        pace = sum(seconds for _, seconds, _ in self._times) / (sum(audio_s for *_, audio_s in self._times) or 1.0)
+        worst = sorted(self._times, key=lambda timed: (pace * timed[2] - timed[1], timed[0]))[:SLOWEST]
+        return [{"recording": recording, "seconds": round(seconds, 4), "times_real_time": round(audio_s / seconds, 3) if seconds else None}
+                for recording, seconds, audio_s in worst]
 
     def close(self) -> None:
         """End the child process; a later call would start another."""
         self._guard.close()
+
+    def _outcome(self, source: Source) -> Iterator[Item]:
+        try:
+            yield from self._recording(source)
+        except Refused as refused:
+            yield Rejected(source.recording, str(refused))
 
     def _recording(self, source: Source) -> Iterator[Item]:
         stage, facts, stereo, start = self._stage, {}, Stereo(), 0

@@ -1,7 +1,8 @@
 """A record: the JSON beside a tar that says the shard is finished, what is in it, and how it came.
 
 It is written last. All of it but `run` depends only on the inputs, the recipe, the kind of device
-and the software versions; `run` holds what may differ between two runs (host, times, retries).
+and the software versions; `run` holds what may differ between two runs (host, times,
+the recordings that were slowest to decode).
 """
 
 import hashlib

@@ -157,6 +157,12 @@ class Guard:
         finally:
             witness.stop()
 
+    def ready(self) -> None:
+        """Start the child, unless it lives. Raises `ReadError`."""
+        if self._child is None or not self._child.alive():
+            self.close()
+            self._child = self._starter.submit(Child, self.memory_gb).result()
+
     def close(self) -> None:
         """End the child. The next recording starts another."""
         if self._child is not None:
@@ -188,9 +194,7 @@ class Guard:
 
     def _attempt(self, source: Source, request: dict, facts: dict, channels: Callable[..., None],
                  passed: list[int]) -> Iterator[np.ndarray]:
-        if self._child is None or not self._child.alive():
-            self.close()
-            self._child = self._starter.submit(Child, self.memory_gb).result()
+        self.ready()
         child, samples, waited_s, index = self._child, 0, 0.0, 0
         child.send(request)
         while True:

@@ -53,6 +53,16 @@ class TestOfALabelledFolder:
         assert all(c["retries"] == 0 and c["times_real_time"] > 0 and c["frames_per_s"] == pytest.approx(75, abs=0.1) for c in found["columns"])
         assert found["agreement"]["differ"] == 0 and found["not_gathered"] == []
 
+    def test_slowest_files_are_those_of_the_records(self, labelled, found):
+        noted = [json.loads(p.read_text())["run"] for p in labelled.glob("columns/audio/*.json")]
+        expected = {r["recording"]: r["seconds"] for run in noted for r in run["slowest"]}
+        assert all(run["slowest"] and sum(r["seconds"] for r in run["slowest"]) < run["wall_s"] for run in noted)
+        assert {r["recording"]: r["seconds"] for r in found["slowest_files"]} == expected and found["timed_shards"] == len(noted)
+        paths = dict(duckdb.sql(f"SELECT recording, path FROM '{labelled}/plan.parquet'").fetchall())
+        assert all(r["path"] == paths[r["recording"]] and r["times_real_time"] > 0 and r["shard"] for r in found["slowest_files"])
+        lost = [r["lost_s"] for r in found["slowest_files"]]
+        assert lost == sorted(lost, reverse=True)
+
     def test_code_use_is_that_of_the_codes_in_the_tars(self, labelled, found):
         codes_TK = np.concatenate(members(labelled, "codes", "npy"))
         assert len(found["codes"]) == 3
@@ -94,7 +104,8 @@ class TestOfALabelledFolder:
     def test_the_terminal_says_it(self, labelled, capsys):
         assert main(["stats", str(labelled), "--no-page"]) == 0
         said = capsys.readouterr().out
-        for words in ("10 recordings", "perplexity", "LUFS", "all shards agree", "vorbis", "Worth a look"):
+        for words in ("10 recordings", "perplexity", "LUFS", "all shards agree", "vorbis", "slowest shards", "slowest files", "longest files",
+                      "Worth a look"):
             assert words.lower() in said.lower()
 
     def test_an_older_out_is_shown_with_what_it_has(self, labelled, tmp_path, capsys):
@@ -103,14 +114,30 @@ class TestOfALabelledFolder:
         (old / "sums.parquet").unlink()
         new = ["columns", "lufs", "bandwidth_hz", "stereo", "tuning_cents", "tuning_strength", "cqt_octaves", "fingerprint"]
         pq.write_table(pq.read_table(old / "segments.parquet").drop_columns(new), old / "segments.parquet")
-        fields = ["hours", "times_real_time", "attempts", "rejects"]
+        fields = ["hours", "times_real_time", "attempts", "rejects", "slowest"]
         pq.write_table(pq.read_table(old / "shards.parquet").drop_columns(fields), old / "shards.parquet")
         assert main(["stats", str(old)]) == 0
         said = capsys.readouterr().out
-        assert "not gathered" in said and "lufs, bandwidth_hz, stereo" in said
+        assert "not gathered" in said and "lufs, bandwidth_hz, stereo" in said and "slowest_files" in said
+        assert "Slowest files" not in said
         assert main(["stats", str(labelled), str(old)]) == 0
         assert "not gathered" in capsys.readouterr().out
         assert "not gathered" in (old / "report/index.html").read_text()
+
+
+def test_a_slow_file_is_found_among_all_shards_and_a_long_one_is_not(tmp_path):
+    slow = "(SELECT arg_min(recording, recording) FROM plan WHERE shard = 's000000000007')"
+    changes = ["ALTER TABLE shards ADD COLUMN slowest STRUCT(recording VARCHAR, seconds DOUBLE, times_real_time DOUBLE)[]",
+               "UPDATE shards SET slowest = [{recording: 'long', seconds: 600, times_real_time: 40}] "
+               "WHERE shard <> 's000000000003' AND \"column\" = 'audio'",
+               f"UPDATE shards SET slowest = [{{recording: {slow}, seconds: 50, times_real_time: 2}}] "
+               "WHERE shard = 's000000000007' AND \"column\" = 'audio'"]
+    out = synthetic.out(tmp_path, 12, changes=changes)
+    found = numbers(out)
+    first, *_ = found["slowest_files"]
+    assert (first["shard"], first["seconds"], first["times_real_time"]) == ("s000000000007", 50, 2) and first["path"].startswith("/music/")
+    assert found["slowest_files"][1]["recording"] == "long" and found["slowest_files"][1]["lost_s"] < 0
+    assert "gathered for 11 of 12 shards" in terminal.slow_files(found).caption
 
 
 class TestWorthALook:

@@ -12,9 +12,10 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.label.base import Kept, ReadError
+from stages.label import decode
+from stages.label.base import Kept, ReadError, Rejected
 from stages.label.decode import Decode, Source, cut, flac_bytes, wav_bytes
-from stages.label.decoding.source import quick_hash
+from stages.label.decoding.source import Refused, quick_hash
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
 
@@ -133,3 +134,72 @@ class TestFetch:
             list(Decode().open(fetch=fetch)([remote]))
         with pytest.raises(ReadError, match="fetch="):
             list(Decode().open()([remote]))
+
+
+class Slow:
+    """A guard whose recordings are named after what they are: seconds of audio, seconds to decode, and maybe a refusal."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def ready(self):
+        if not self.now:
+            self.now += 1000
+
+    def decode(self, source, path, request, facts, channels):
+        self.ready()
+        audio_s, took_s, *refused = source.recording.split()
+        facts |= {"source_rate_hz": 24_000, "source_channels": 1, "source_codec": "pcm"}
+        self.now += float(took_s)
+        yield np.zeros(int(audio_s) * 24_000, np.int16)
+        if refused:
+            raise Refused("damaged")
+
+    def close(self):
+        pass
+
+
+class TestSlowest:
+    """Which recordings of a shard took longest for their length, by a clock of the test's own."""
+
+    @pytest.fixture
+    def slow(self, monkeypatch):
+        guard = Slow()
+        monkeypatch.setattr(decode, "monotonic", lambda: guard.now)
+        return guard, decode.Decoder(Decode(), guard, None)
+
+    @staticmethod
+    def sources(*recordings):
+        return [Source(recording, b"x", 0, 0, "") for recording in recordings]
+
+    def test_a_long_one_at_ordinary_speed_is_not_slow_and_a_rejected_one_may_be(self, slow):
+        _, decoder = slow
+        names = ("900 9", "60 3", "60 0.6", "1 0.1", "2 0.02", "60 8 refused", "30 0.3")
+        outcomes = [item for item in decoder(self.sources(*names)) if isinstance(item, Kept | Rejected)]
+        assert [o.recording for o in outcomes] == list(names)
+        found = decoder.slowest()
+        assert [one["recording"] for one in found] == ["60 8 refused", "60 3", "1 0.1", "2 0.02", "30 0.3"]
+        assert found[0] == {"recording": "60 8 refused", "seconds": 8.0, "times_real_time": 3.75}
+
+    def test_the_readers_time_is_not_the_recordings_and_the_last_shard_is_forgotten(self, slow):
+        guard, decoder = slow
+        list(decoder(self.sources("9 99")))
+        for _ in decoder(self.sources("60 2")):
+            guard.now += 1000
+        assert decoder.slowest() == [{"recording": "60 2", "seconds": 2.0, "times_real_time": 30.0}]
+
+    def test_left_early_a_recording_is_closed(self, slow):
+        guard, decoder = slow
+        closed = []
+
+        def decode(source, *rest):
+            try:
+                yield from Slow.decode(guard, source, *rest)
+            finally:
+                closed.append(source.recording)
+
+        guard.decode = decode
+        items = decoder(self.sources("90 1"))
+        next(items)
+        items.close()
+        assert closed == ["90 1"] and decoder.slowest() == []
