@@ -50,14 +50,12 @@ class Catalogs:
         run = self.config.run
 
         def show(event: dict) -> None:
-            self.progress.status(f"scanning: {event['step']} {event.get('done', 0):,}")
+            done = {"list": "found", "probe": "headers read", "hash": "hashed"}.get(event["step"], event["step"])
+            self.progress.status(f"scanning: {event.get('done', 0):,} files {done}")
 
         self.scanned = scan(
             list(run.audio), previous, new, workers=run.scan_workers or available_cpus(), exclude=run.exclude,
             retry_rejected=retry_rejected_text(retry), known_sha256=lambda recording: self._known.get(recording), progress=show)
-        if not self.scanned.found:
-            raise ValueError(f"no audio files found under {', '.join(run.audio)} ({self.scanned.ignored} other files seen): "
-                             f"give a folder with wav, flac, mp3, ogg, opus, m4a or aac files")
 
     def _plan(self, previous: Path | None, found: Path, new: Path, retry: list[str]) -> None:
         recipe = self.config.recipe.plan

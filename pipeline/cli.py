@@ -116,7 +116,7 @@ def _load(arguments: argparse.Namespace):
     overrides = list(arguments.set)
     if arguments.audio:
         overrides.append(f"run.audio={json.dumps(arguments.audio)}")
-    if arguments.out:
+    if arguments.out is not None:
         overrides.append(f"run.out={json.dumps(arguments.out)}")
     return recipe.load(arguments.config, overrides)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.catalogs import Catalogs, live_shards
 from pipeline.label_run import bytes_per_s
-from pipeline.labels import check
+from pipeline.labels import check, known_columns
 from pipeline.progress import Progress
 from pipeline.summary import shown
 from stages.label.recipe import Config
@@ -16,7 +16,8 @@ from stages.shards.storage import Storage
 def describe(config: Config) -> str:
     """Recordings, hours, shards, bytes per column, free space and resources, as text."""
     out = Storage(config.run.out)
-    check(config, out)
+    check(config)
+    known_columns(config, out)
     catalogs = Catalogs(out, config, Progress(out))
     with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
         shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)))

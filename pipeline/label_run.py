@@ -18,6 +18,7 @@ from stages.label.codes import Codes
 from stages.label.recipe import Config
 from stages.label.shard import Job, ShardWorker
 from stages.shards import record as records
+from stages.shards.fetching import OneAhead
 from stages.shards.storage import Storage, fetch_url
 
 
@@ -63,7 +64,7 @@ class LabelRun:
         recipe, run = self.config.recipe, self.config.run
         audio, audio8 = self.audio
         place = self.out.base if self.out.is_local else self.out.root
-        options = {"stall_s": run.stall_s, "memory_gb": run.decode_memory_gb, "fetch": fetch_url}
+        options = {"stall_s": run.stall_s, "memory_gb": run.decode_memory_gb, "fetch": OneAhead(fetch_url)}
         jobs = [Job(recipe.decode, audio, audio, recipes.audio_recipe(recipe), place, options=options)]
         if recipe.codes and self.weights:
             own = recipes.codes_recipe(recipe, audio8, self.weights.sha256)
@@ -176,6 +177,8 @@ class LabelRun:
             for row in rows:
                 if "failed" in row:
                     self.failed[row["shard"]] = f"{row['failed']}: {row['error']}"
+                    if self.out.is_gone():
+                        raise FileNotFoundError(self.out.base)  # said by `label`; every other shard would fail alike
                     if row["fatal"] or len(self.failed) > run.max_failed_shards:
                         break
         self._done.clear()

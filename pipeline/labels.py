@@ -17,6 +17,7 @@ from pipeline.progress import Progress
 from pipeline.registry import Registry
 from pipeline.summary import Outcome, summarise
 from stages.label.recipe import Config
+from stages.label.scan import check_roots
 from stages.shards.storage import Storage
 
 
@@ -30,22 +31,25 @@ class Asked:
 
 def label(config: Config, asked: Asked = Asked()) -> Outcome:
     """Label everything that is not labelled yet. The same command goes on after any interruption."""
-    out, progress = open_out(config), None
+    published = check(config)
+    out = open_out(config)
     with locked(out):
         progress = Progress(out)
         progress.log("start", audio=list(config.run.audio), retry_rejected=asked.retry_rejected, refit=asked.refit)
         try:
-            outcome = _label(config, asked, out, progress)
+            outcome = _label(config, asked, out, progress, published)
         except BaseException as error:
             progress.stop()
             progress.log("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
+            if out.is_gone() and isinstance(error, Exception):
+                raise gone(out) from None
             raise
         progress.log("end", failed=len(outcome.failed), rejected=outcome.rejected, kept=outcome.kept)
         return outcome
 
 
-def _label(config: Config, asked: Asked, out: Storage, progress: Progress) -> Outcome:
-    known, published = check(config, out)
+def _label(config: Config, asked: Asked, out: Storage, progress: Progress, published: bytes | None) -> Outcome:
+    known = known_columns(config, out)
     catalogs = Catalogs(out, config, progress)
     catalogs.scan_and_plan(asked.retry_rejected)
     shards = catalogs.live_shards()
@@ -59,27 +63,34 @@ def _label(config: Config, asked: Asked, out: Storage, progress: Progress) -> Ou
     return summarise(out, config, catalogs, run.registry, run.failed)
 
 
-def check(config: Config, out: Storage) -> tuple[Registry | None, bytes | None]:
-    """What can be known before the scan; returns what OUT says of itself and the teacher's published weights.
+def check(config: Config) -> bytes | None:
+    """What can be known before anything is written; returns the teacher's published weights.
 
-    Raises ValueError for a cluster, a GPU or weights that are not there, and for another plan's recipe.
+    Raises ValueError for audio, a cluster, a GPU or weights that are not there.
     """
     from cluster.session import preflight
 
+    check_roots(list(config.run.audio), config.run.exclude)
     preflight(max(pool.gpus for pool in config.run.pools.used(config.recipe)))
+    return teachers.located(config.recipe, config.run.weights)
+
+
+def known_columns(config: Config, out: Storage) -> Registry | None:
+    """What OUT says of itself; ValueError when it was planned by another recipe."""
     known = registry.read(out)
     registry.check_plan(known, config.recipe, out)
-    return known, teachers.located(config.recipe, config.run.weights)
+    return known
 
 
 def fit_only(config: Config, asked: Asked) -> str:
     """Scan, plan, decode what a fit needs, and fit; returns where the teacher is."""
     if not teachers.is_fitted(config.recipe):
         raise ValueError("recipe.codes names no teacher that is fitted: nothing to fit (mel_rvq is one)")
+    check(config)
     out = open_out(config)
     with locked(out):
         progress = Progress(out)
-        known, _ = check(config, out)
+        known = known_columns(config, out)
         catalogs = Catalogs(out, config, progress)
         catalogs.scan_and_plan()
         run = LabelRun(config, out, progress, known, catalogs.live_shards())
@@ -97,9 +108,15 @@ def open_out(config: Config) -> Storage:
     try:
         if out.is_local:
             Path(out.base).mkdir(parents=True, exist_ok=True)
+            out = Storage(config.run.out, standing=True)
         name = f"writable-{os.getpid()}"
         out.write(name, b"")
         out.delete(name)
     except OSError as error:
         raise ValueError(f"OUT {out.root} cannot be written: {error}") from None
     return out
+
+
+def gone(out: Storage) -> OSError:
+    return OSError(f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts anew, "
+                   f"or goes on if you move it back first")

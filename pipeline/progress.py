@@ -1,5 +1,6 @@
 """Progress people can watch: one screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl."""
 
+import contextlib
 import json
 import sys
 import threading
@@ -44,7 +45,8 @@ class Progress:
     def log(self, event: str, **facts: Any) -> None:
         """One JSON line, with the time."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str) + "\n"
-        with self._lock:
+        # Events come from threads and after failures: what the labels meet on this disk is told by those who write them.
+        with self._lock, contextlib.suppress(OSError):
             if self.out.is_local:
                 with open(self.out.local("log.jsonl"), "a") as file:
                     file.write(line)

@@ -40,8 +40,16 @@ def existing(out: Storage) -> Registry:
     """The registry of an OUT that was labelled; ValueError when there is none."""
     registry = read(out)
     if registry is None:
-        raise ValueError(f"{out.root} holds no labels (no {NAME}): give the OUT of a `labels` run")
+        if out.exists("catalog.parquet"):
+            raise ValueError(f"{out.root} holds no labels yet, its `labels` run has not come so far: wait for it, or run the same command again")
+        raise ValueError(f"{out.root} {_instead(out)}: give the OUT of a `labels` run")
     return registry
+
+
+def _instead(out: Storage) -> str:
+    if out.is_local and not out.local("").exists():
+        return "is not there"
+    return "is a file" if out.is_local and out.local("").is_file() else f"holds no labels (no {NAME})"
 
 
 def audio_name(known: Registry | None, recipe: Recipe) -> tuple[str, str]:

@@ -14,7 +14,7 @@ def status(place: str) -> dict[str, Any]:
     """Counts of an OUT, from its plan and one listing a column; raises ValueError when it is none."""
     out = Storage(place)
     if not out.exists("plan.parquet"):
-        raise ValueError(f"{place} holds no plan.parquet: give the OUT of a `labels` run")
+        raise ValueError(f"{place} {'is no folder' if out.is_gone() else 'holds no plan.parquet'}: give the OUT of a `labels` run")
     known = registry.read(out)
     with out.fetched("plan.parquet") as path:
         table = catalog.read_plan(path, ["recording", "shard", "duration_s", "tombstone", "split"])

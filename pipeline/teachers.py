@@ -79,7 +79,7 @@ def fit_shards(recipe: Recipe, shards: list[tuple[str, float]], spread: bool) ->
 def fit(place: str, recipe: Recipe, audio_column: str, audio8: str, shards: list[str], device: str,
         report: Any = None) -> Weights:
     """Fit on these finished shards and store the result; the same inputs give the same file."""
-    out = Storage(place)
+    out = Storage(place, standing=True)
     with contextlib.ExitStack() as stack:
         heard = []
         for shard in sorted(shards):

@@ -33,9 +33,11 @@ def load(path: str | Path, overrides: list[str] = ()) -> dict:
     try:
         text = Path(path).read_text()
     except OSError as error:
-        raise ValueError(f"config {path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"config {path} cannot be read: {error.strerror}; give a YAML file, for example one of configs/") from None
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"config {path} is not valid YAML: line {error.problem_mark.line + 1}: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"config {path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):

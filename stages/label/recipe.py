@@ -94,6 +94,8 @@ class Run:
 
     def __post_init__(self):
         require(len(self.audio) > 0, "run.audio", list(self.audio), "name at least one folder, s3:// prefix or list of files")
+        require(all(self.audio), "run.audio", list(self.audio), "an empty path; is a variable of your command unset?")
+        require(bool(self.out), "run.out", self.out, "an empty path; is a variable of your command unset?")
         require(0 <= self.max_rejected_share <= 1, "run.max_rejected_share", self.max_rejected_share, "expected 0 to 1")
         require(self.cpus is None or self.cpus >= 1, "run.cpus", self.cpus, "expected at least 1")
         require(self.attempts >= 1, "run.attempts", self.attempts, "expected at least 1")

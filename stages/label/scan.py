@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.label.identity import HASHED, LISTING, PROBED, Identity
-from stages.label.listing import open_root
+from stages.label.listing import Found, open_root
 from stages.label.probe import UNREADABLE, full_sha256, recording_id, words
 from stages.label.prober import HANG_S, PROBE, probe_all
 from stages.shards.catalog import CATALOG, read_catalog, write_parquet
@@ -105,17 +105,43 @@ def scan(
     )
 
 
+def check_roots(roots: list[str], exclude: Iterable[str] = ()) -> None:
+    """Raise ValueError unless every root can be read and one of them holds a file to scan; lists no further than that."""
+    listings, ignored = _opened(roots)
+    passed, excluded = 0, _excluded(exclude)
+    for listing in listings:
+        for found in listing():
+            if not excluded(found):
+                return
+            passed += 1
+    left_out = f" and {passed} that run.exclude leaves out" if passed else ""
+    raise ValueError(f"no audio files found under {', '.join(roots)} ({ignored.count} other files{left_out} seen): "
+                     f"give a folder with wav, flac, mp3, ogg, opus, m4a or aac files")
+
+
+def _opened(roots: list[str]) -> tuple[list[Callable[[], Iterator[Found]]], "_Count"]:
+    """All roots, opened before the first is listed: a mistyped one must not cost an hour. And a count of what is no candidate."""
+    ignored = _Count()
+    return [open_root(root, ignored.add) for root in roots], ignored
+
+
+def _excluded(exclude: Iterable[str]) -> Callable[[Found], bool]:
+    patterns = re.compile("|".join(fnmatch.translate(p) for p in exclude) or r"(?!)")
+    return lambda found: bool(patterns.match(os.fsdecode(found.name)))
+
+
+class _Count:
+    def __init__(self):
+        self.count = 0
+
+    def add(self) -> None:
+        self.count += 1
+
+
 def _list(roots: list[str], exclude: list[str], path: Path, tell: "_Teller") -> int:
     """Write the listing of all roots; returns how many files were not candidates."""
-    ignored = 0
-
-    def count_ignored() -> None:
-        nonlocal ignored
-        ignored += 1
-
-    # All roots are opened before the first is listed: a mistyped one must not cost an hour.
-    listings = [open_root(root, count_ignored) for root in roots]
-    excluded = re.compile("|".join(fnmatch.translate(p) for p in exclude)) if exclude else None
+    listings, ignored = _opened(roots)
+    excluded = _excluded(exclude)
 
     def rows() -> Iterator[dict[str, Any]]:
         found = 0
@@ -125,11 +151,11 @@ def _list(roots: list[str], exclude: list[str], path: Path, tell: "_Teller") -> 
                 tell("list", done=found)
                 row = {"path_bytes": f.path, "name_bytes": f.name, "root": root, "root_order": order}
                 row |= {"size": f.size, "mtime_ns": f.mtime_ns, "problem": f.problem}
-                yield row | {"excluded": bool(excluded and excluded.match(os.fsdecode(f.name)))}
+                yield row | {"excluded": excluded(f)}
         tell("list", done=found, last=True)
 
     _write(path, LISTING, rows())
-    return ignored
+    return ignored.count
 
 
 def _probe(

@@ -9,7 +9,7 @@ import resource
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,7 @@ class ShardWorker:
 
     def __init__(self, job: Job):
         self.job = job
-        self.storage = Storage(job.out)
+        self.storage = Storage(job.out, standing=True)
         self.software = software()
         if job.device.startswith("cuda") or job.stage.name != "decode":
             import torch
@@ -114,6 +114,8 @@ class ShardWorker:
                 totals = publication.writer.finish()
                 facts = self.run.facts() if hasattr(self.run, "facts") else {}
                 run = {"host": platform.node(), "started": started, "wall_s": time.time() - started, "busy_s": _cpu_s() - cpu}
+                if isinstance(job.stage, Decode):
+                    run["slowest"] = self.run.slowest()
                 publication.record = records.Record(
                     shard=shard, column=job.column, recipe=job.recipe, inputs=len(paths), kept=kept, rejects=rejects,
                     source_sha256=source_sha256, software=self.software, device=job.device.split(":")[0], facts=facts, run=run,
@@ -126,7 +128,10 @@ class ShardWorker:
         if isinstance(self.job.stage, Decode):
             planned = catalog.read_shard(self.storage, shard)
             sources = [Source(p.recording, p.path_bytes, p.size, p.mtime_ns, p.quick) for p in planned]
-            yield sources, {p.recording: p.path for p in planned}, None
+            remote = [s.path_bytes.decode() for s in sources if s.remote]
+            fetch = self.job.options.get("fetch")
+            with fetch.expecting(remote) if fetch and remote else nullcontext():
+                yield sources, {p.recording: p.path for p in planned}, None
             return
         try:
             audio = records.read(self.storage, self.job.audio_column, shard)
@@ -134,8 +139,8 @@ class ShardWorker:
             raise ReadError(f"{self.job.audio_column}/{shard} is not finished, {self.job.column} waits for it") from None
         index = column.read_index(self.storage, self.job.audio_column, shard)
         names = dict.fromkeys(index.column("recording").to_pylist(), "")
-        with self.storage.fetched(records.file(self.job.audio_column, shard, "tar")) as path:
-            yield waves(path, index), names, audio.sha256
+        with self.storage.arriving(records.file(self.job.audio_column, shard, "tar")) as (path, arrived):
+            yield waves(path, index, arrived), names, audio.sha256
 
 
 def write(writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, str]) -> tuple[int, list[dict]]:

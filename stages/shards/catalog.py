@@ -152,7 +152,7 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
     Holds one row group in memory. Raises OSError (disk full, not writable).
     """
     path = Path(path)
-    place = Storage(path.parent).attempt(path.name)
+    place = Storage(path.parent, standing=True).attempt(path.name)
     with place as attempt, pq.ParquetWriter(attempt, schema, compression="zstd") as writer:
         for table in _row_groups(schema, batches):
             writer.write_table(table, row_group_size=ROW_GROUP)

@@ -11,12 +11,14 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+
+from stages.shards import fetching
 
 ATTEMPT = ".attempt-"  # files with this prefix are nobody's: a run that died left them
 
@@ -36,10 +38,12 @@ def s3_filesystem() -> pafs.FileSystem:
 
 
 class Storage:
-    """Files below one root: a local path or `s3://bucket/prefix`. Names are relative, with `/`."""
+    """Files below one root: a local path or `s3://bucket/prefix`. Names are relative, with `/`.
 
-    def __init__(self, root: str | os.PathLike):
-        self.root = os.fspath(root).rstrip("/") or "/"
+    `standing`: the root is there already; should it be deleted, a write fails and does not make it anew."""
+
+    def __init__(self, root: str | os.PathLike, standing: bool = False):
+        self.root, self.standing = os.fspath(root).rstrip("/") or "/", standing
         self.is_local = "://" not in self.root
         if self.is_local:
             self.fs: pafs.FileSystem = pafs.LocalFileSystem()
@@ -51,7 +55,7 @@ class Storage:
             raise ValueError(f"OUT is {self.root!r}: only a local folder or s3://bucket/prefix can be written")
 
     def __reduce__(self):
-        return Storage, (self.root,)
+        return Storage, (self.root, self.standing)
 
     def path(self, name: str) -> str:
         return f"{self.base}/{name}" if name else self.base
@@ -69,6 +73,10 @@ class Storage:
                 return set()
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
         return {info.base_name for info in self.fs.get_file_info(selector)}
+
+    def is_gone(self) -> bool:
+        """A local root that is no folder; an object store has no folders to lose."""
+        return self.is_local and not os.path.isdir(self.base)
 
     def exists(self, name: str) -> bool:
         return self.fs.get_file_info(self.path(name)).type == pafs.FileType.File
@@ -108,7 +116,7 @@ class Storage:
         """A local path to write to; it gets its real name when the block ends without an exception."""
         if self.is_local:
             place = self.local(name)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(place.parent)
             path = place.with_name(f"{ATTEMPT}{uuid.uuid4().hex}-{place.name}")
         else:
             path = Path(tempfile.gettempdir()) / f"overtone{ATTEMPT}{uuid.uuid4().hex}"
@@ -117,6 +125,14 @@ class Storage:
             self._publish(path, name)
         finally:
             path.unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        if not self.standing:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        below = [folder, *folder.parents][: len(folder.relative_to(self.base).parts)]
+        for part in reversed(below):
+            part.mkdir(exist_ok=True)
 
     def _publish(self, path: Path, name: str) -> None:
         if self.is_local:
@@ -143,6 +159,16 @@ class Storage:
                 shutil.copyfileobj(source, copy, 8 << 20)
             copy.flush()
             yield Path(copy.name)
+
+    @contextlib.contextmanager
+    def arriving(self, name: str) -> Iterator[tuple[Path, Callable[[int], None]]]:
+        """As `fetched`, without waiting for the bytes: call what comes second with the end of those that are to be read."""
+        if self.is_local:
+            yield self.local(name), lambda end: None
+            return
+        where = self.path(name)
+        with self.fs.open_input_stream(where) as source, fetching.arriving(where, source) as arrival:
+            yield arrival.path, arrival.wait
 
     def sweep(self, folder: str) -> int:
         """Remove attempts a dead run left in one folder; returns how many."""

@@ -2,7 +2,7 @@
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ class ShardWave:
     path: Path
     recording: str
     segments: list[dict]  # index rows of the recording, ascending
+    arrived: Callable[[int], None] = lambda end: None  # waits for the tar's first `end` bytes, where they still come
     samples: int = field(init=False)
     rate_hz: int = RATE_HZ
     _cached: tuple[int, np.ndarray] | None = field(default=None, init=False)
@@ -45,6 +46,7 @@ class ShardWave:
 
     def _int16(self, number: int, first: int, last: int) -> np.ndarray:
         segment = self.segments[number]
+        self.arrived(segment["offset"] + segment["size"])
         if segment["member"] == "wav":
             with open(self.path, "rb") as f:
                 if number not in self._checked:
@@ -72,13 +74,13 @@ class ShardWave:
         self._checked.add(number)
 
 
-def waves(path: Path, index: pa.Table) -> Iterator[ShardWave]:
-    """The recordings of an audio tar in key order; `path` is a local copy of the tar."""
+def waves(path: Path, index: pa.Table, arrived: Callable[[int], None] = lambda end: None) -> Iterator[ShardWave]:
+    """The recordings of an audio tar in key order; `path` is a local copy of the tar, or becomes one (`Storage.arriving`)."""
     rows: list[dict] = []
     for row in index.to_pylist():
         if rows and rows[-1]["recording"] != row["recording"]:
-            yield ShardWave(path, rows[0]["recording"], rows)
+            yield ShardWave(path, rows[0]["recording"], rows, arrived)
             rows = []
         rows.append(row)
     if rows:
-        yield ShardWave(path, rows[0]["recording"], rows)
+        yield ShardWave(path, rows[0]["recording"], rows, arrived)

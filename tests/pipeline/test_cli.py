@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from tests.chaos.processes import wait
 from tests.conftest import ROOT, SMALL, command, tars
 
 ENCODEC = ROOT / "configs" / "labels" / "encodec.yaml"
@@ -49,6 +50,7 @@ def refused(overtone):
     ("run.pools.codes.gpus=-1", "run.pools.codes.gpus is -1.0"),
     ("run.scan_workers=0", "run.scan_workers is 0"),
     ("run.max_rejected_share=5", "run.max_rejected_share is 5.0: expected 0 to 1"),
+    ("run.out=''", "run.out is '': an empty path"),
 ])
 def test_a_config_that_cannot_be(small_config, refused, tmp_path, override, said):
     assert said in refused("labels", small_config, "--set", override)
@@ -56,7 +58,26 @@ def test_a_config_that_cannot_be(small_config, refused, tmp_path, override, said
 
 
 def test_a_config_that_is_not_there(refused, tmp_path):
-    assert "none.yaml cannot be read: No such file" in refused("labels", tmp_path / "none.yaml")
+    assert "none.yaml cannot be read: No such file" in refused("labels", tmp_path / "none.yaml", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_is_no_yaml(refused, tmp_path):
+    (tmp_path / "broken.yaml").write_text("run: {}\nrecipe: {cqt: {}\n")
+    assert "broken.yaml is not valid YAML: line " in refused("labels", tmp_path / "broken.yaml")
+    assert "give a YAML file" in refused("labels", tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--audio", "--out"])
+def test_an_empty_path_is_not_this_folder(small_config, refused, tmp_path, option):
+    assert "an empty path" in refused("labels", small_config, option, "")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["labels", "fit-codes"])
+def test_nothing_is_written_for_audio_that_is_not_there(small_config, refused, tmp_path, command):
+    assert "'/no/such' cannot be read" in refused(command, small_config, "--audio", "/no/such", "--out", tmp_path / "new" / "out")
+    assert list(tmp_path.iterdir()) == [small_config]
 
 
 def test_audio_that_is_not_there(small_config, refused, tmp_path):
@@ -65,12 +86,16 @@ def test_audio_that_is_not_there(small_config, refused, tmp_path):
     (tmp_path / "texts" / "cover.jpg").touch()
     said = refused("labels", small_config, "--audio", tmp_path / "texts")
     assert "no audio files found under" in said and "(1 other files seen)" in said and "flac" in said
+    said = refused("labels", small_config, "--set", 'run.exclude=["*"]')
+    assert "0 other files and 10 that run.exclude leaves out seen" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_out_that_cannot_be_written(small_config, refused, tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below", "/proc/overtone"):
         assert f"OUT {out} cannot be written" in refused("labels", small_config, "--out", out)
+    assert {p.name for p in tmp_path.iterdir()} == {"file", small_config.name} and (tmp_path / "file").is_file()
     assert "only a local folder or s3://bucket/prefix" in refused("labels", small_config, "--out", "gs://bucket/x")
 
 
@@ -83,7 +108,7 @@ def test_a_ray_that_is_not_there(small_config, refused, tmp_path):
     assert "expected HOST:PORT" in refused("labels", small_config, RAY_ADDRESS="nonsense")
     if not Path("/tmp/ray/ray_current_cluster").exists():
         assert "no Ray cluster was started" in refused("labels", small_config, RAY_ADDRESS="auto")
-    assert not (tmp_path / "out" / "catalog.parquet").exists(), "known before the scan, said before the scan"
+    assert not (tmp_path / "out").exists(), "known before the scan, said before the scan"
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="this machine has a GPU")
@@ -97,7 +122,7 @@ def test_encodec_without_weights_names_three_ways(refused, excerpts, tmp_path):
     nowhere = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "hub")}
     said = refused("labels", ENCODEC, "--audio", excerpts, "--out", tmp_path / "out", **nowhere)
     assert "run.weights=PATH" in said and str(tmp_path / "hub") in said and "download" in said
-    assert not (tmp_path / "out" / "columns").exists() and not list((tmp_path / "out").glob("*.parquet"))
+    assert not (tmp_path / "out").exists()
     junk = tmp_path / "weights.th"
     junk.write_bytes(b"not weights")
     said = refused("labels", ENCODEC, "--audio", excerpts, "--out", tmp_path / "out", "--set", f"run.weights={junk}")
@@ -129,7 +154,13 @@ def test_a_dry_run_writes_nothing(small_config, overtone, tmp_path):
 @pytest.mark.parametrize("arguments", [["status"], ["verify"], ["merge", "--to", "merged"]])
 def test_an_out_that_is_none(refused, tmp_path, arguments):
     name, *rest = arguments
-    assert "give the OUT of a `labels` run" in refused(name, tmp_path, *rest)
+    for place in (tmp_path, tmp_path / "none"):
+        assert "give the OUT of a `labels` run" in refused(name, place, *rest)
+
+
+def test_an_out_without_labels_yet(refused, tmp_path):
+    (tmp_path / "catalog.parquet").touch()
+    assert "holds no labels yet" in refused("verify", tmp_path)
 
 
 @pytest.fixture
@@ -222,3 +253,20 @@ def test_a_folder_of_which_nothing_can_be_used(small_config, overtone, tmp_path)
     done = overtone("labels", small_config, "--audio", tmp_path / "music")
     assert done.returncode != 0 and "Traceback" not in done.stdout + done.stderr, done.stderr
     assert "nothing to fit mel_rvq on: all 3 recordings" in done.stderr and "label frame" in done.stderr
+
+
+def test_an_out_that_is_deleted_while_a_run_works_on_it(small_config, tmp_path):
+    """Moved first: one step, whatever the workers write meanwhile."""
+    out, log = tmp_path / "out", tmp_path / "out" / "log.jsonl"
+    argv, options = command("labels", str(small_config))
+    run = subprocess.Popen(argv, **options, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert wait(lambda: log.exists() and '"shard-begin"' in log.read_text(), run), run.communicate()
+        out.rename(tmp_path / "deleted")
+        shutil.rmtree(tmp_path / "deleted", ignore_errors=True)
+        _, said = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    assert said.strip().startswith(f"overtone: OUT {out} was deleted or moved") and len(said.strip().splitlines()) == 1, said
+    assert not out.exists()

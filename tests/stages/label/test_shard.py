@@ -1,0 +1,176 @@
+"""A worker with an OUT and sources on an object store: what comes next is read while the present is computed, and the bytes stay the same."""
+
+import contextlib
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from stages.label import recipe as recipes
+from stages.label.codes import Codes
+from stages.label.plan import plan
+from stages.label.scan import scan
+from stages.label.shard import Job, ShardWorker
+from stages.shards import catalog, column
+from stages.shards.fetching import OneAhead
+from stages.shards.storage import Storage
+
+PATIENCE_S = 60.0  # until a test that hangs fails
+
+
+@pytest.fixture
+def out(tmp_path, excerpts) -> Path:
+    """An OUT with a plan of one shard of two recordings."""
+    out, music = tmp_path / "out", tmp_path / "music"
+    out.mkdir()
+    music.mkdir()
+    for path in sorted(excerpts.iterdir())[:2]:
+        (music / path.name).symlink_to(path)
+    scan([str(music)], None, out / "catalog.parquet", workers=1)
+    plan(None, out / "catalog.parquet", out / "plan.parquet", shard_minutes=60, validation_share=0.1)
+    return out
+
+
+def shard_of(out: Path) -> str:
+    [shard] = catalog.shards_in_order(catalog.read_plan(out / "plan.parquet"))
+    return shard
+
+
+def decode_job(out: Path, **options) -> Job:
+    recipe = recipes.Recipe()
+    return Job(recipe.decode, "audio", "audio", recipes.audio_recipe(recipe), str(out), options=options)
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Labels each recording by its first sample; the first recording only once `first` returned."""
+
+    name = "patient"
+    version = 1
+    codebooks = 1
+    codebook_size = 65_536
+    first: object = lambda: None
+
+    def open(self, weights, device, threads):
+        began = []
+
+        def label(wave):
+            sound_N = wave.read(0, wave.samples)
+            if not began:
+                began.append(wave.recording)
+                self.first()
+            yield np.full((wave.samples // 320, 1), np.uint16(32_768 * (1 + sound_N[len(sound_N) // 2])))
+
+        return label
+
+
+class Store(pafs.LocalFileSystem):
+    """Gives a tar in two parts, cut at `cut`; the second not before `computing`, and tells when it is asked for."""
+
+    def __init__(self, cut: int):
+        super().__init__()
+        self.cut, self.reads = cut, 0
+        self.computing, self.asked = threading.Event(), threading.Event()
+
+    def open_input_stream(self, path, *rest):
+        return _Stream(super().open_input_stream(path), self)
+
+
+class _Stream:
+    def __init__(self, source, store):
+        self.source, self.store = source, store
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.source.close()
+
+    def read(self, count):
+        self.store.reads += 1
+        if self.store.reads == 1:
+            return self.source.read(self.store.cut)
+        self.store.asked.set()
+        assert self.store.computing.wait(PATIENCE_S), "the first recording is not computed before all of the tar is there"
+        return self.source.read(count)
+
+
+def test_the_next_recording_is_read_while_one_is_computed(out):
+    shard = shard_of(out)
+    assert ShardWorker(decode_job(out))(shard)["kept"] == 2
+    first, second = {row["recording"]: row for row in column.read_index(Storage(out), "audio", shard).to_pylist()}.values()
+    local = Job(Codes(Patient()), "codes-local", "audio", {}, str(out))
+    assert ShardWorker(local)(shard)["status"] == "finished"
+
+    store = Store(first["offset"] + first["size"])
+
+    def computing() -> None:
+        store.computing.set()
+        assert store.asked.wait(PATIENCE_S), "the second recording is not read before the first is computed"
+
+    worker = ShardWorker(replace(local, stage=Codes(Patient(computing)), column="codes-remote"))
+    worker.storage.is_local, worker.storage.fs = False, store
+    (out / "columns" / "codes-remote").mkdir()
+    row = worker(shard)
+    assert row["status"] == "finished" and store.reads >= 2, row
+    tars = [(out / "columns" / name / f"{shard}.tar").read_bytes() for name in ("codes-local", "codes-remote")]
+    assert tars[0] == tars[1]
+
+
+def test_a_tar_that_breaks_off_on_its_way_fails_the_shard_and_rejects_nothing(out):
+    shard = shard_of(out)
+    ShardWorker(decode_job(out))(shard)
+    first = column.read_index(Storage(out), "audio", shard).to_pylist()[0]
+    worker = ShardWorker(Job(Codes(Patient()), "codes-x", "audio", {}, str(out)))
+    store = Store(first["offset"] + first["size"])
+    store.computing.set()
+    worker.storage.is_local, worker.storage.fs = False, store
+    (out / "columns" / "codes-x").mkdir()
+    with open(out / "columns" / "audio" / f"{shard}.tar", "r+b") as tar:
+        tar.truncate(first["offset"] + first["size"] + 1000)
+    row = worker(shard)
+    assert row["status"] == "failed" and "are needed" in row["error"] and row["error"].startswith("OSError"), row
+    assert not list((out / "columns" / "codes-x").iterdir())
+
+
+def test_the_next_source_is_fetched_while_one_is_decoded(out):
+    shard, places = shard_of(out), {}
+    assert ShardWorker(decode_job(out))(shard)["kept"] == 2
+    tar = out / "columns" / "audio" / f"{shard}.tar"
+    expected = tar.read_bytes()
+    table = catalog.read_plan(out / "plan.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        address = f"s3://music/{Path(row['path']).name}"
+        places[address], row["path_bytes"] = row["path"], address.encode()
+    pq.write_table(table.from_pylist(rows, table.schema), out / "plan.parquet")
+    for path in (out / "columns" / "audio").iterdir():
+        path.unlink()
+    second = threading.Event()
+    begun = []
+
+    @contextlib.contextmanager
+    def fetch(address):
+        begun.append(address)
+        if len(begun) == 2:
+            second.set()
+        yield places[address]
+        assert second.wait(PATIENCE_S), "the second is not fetched before the first is decoded"
+
+    row = ShardWorker(decode_job(out, fetch=OneAhead(fetch)))(shard)
+    assert row["status"] == "finished" and sorted(begun) == sorted(places), row
+    assert tar.read_bytes() == expected
+
+
+def test_an_out_that_was_deleted_is_not_made_again(out, tmp_path):
+    shard = shard_of(out)
+    worker = ShardWorker(decode_job(out))
+    out.rename(tmp_path / "elsewhere")
+    assert worker(shard)["status"] == "failed"
+    with pytest.raises(FileNotFoundError), column.publishing(worker.storage, "audio", shard):
+        pass
+    assert not out.exists()
