@@ -46,6 +46,10 @@ def on_ranks(folder: Path) -> None:
             engine.restore(shared[0], steps)
             again = updates(engine, world, 2, range(UPDATES, UPDATES + 2))
             results[f"{stage} {precision}"] = (rows, gathered, steps, skipped, after_skip, further, again)
+        for stage in (1, 2, 3):
+            settings = EngineSettings(zero_stage=stage, precision="fp32", offload_optimizer=True)
+            engine = Engine(toy.model(layer_drop=0.3), settings, OPTIM, world, 2)
+            results[f"{stage} offloaded"] = (updates(engine, world, 2, range(UPDATES)), engine.gathered())
         if world.leads:
             torch.save(results, folder / "results.pt")
 
@@ -88,6 +92,15 @@ def test_updates_equal_plain_pytorch(results, stage, precision):
     moved = max(float(w.detach().sub(toy.model(layer_drop=0.3).get_parameter(n)).abs().max()) for n, w in weights.items())
     for name, weight in weights.items():
         assert torch.allclose(gathered[name], weight.detach(), rtol=0, atol=1e-5 if precision == "fp32" else 0.5 * moved), name
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offloading_the_optimiser_changes_nothing_but_rounding(results, stage):
+    """Stage 3 adds the squares of the offloaded gradients in another order."""
+    rows, gathered = results[f"{stage} offloaded"]
+    rows_expected, expected = results[f"{stage} fp32"][:2]
+    assert [row[:2] for row in rows] == [pytest.approx(row[:2], rel=1e-6) for row in rows_expected]
+    assert gathered.keys() == expected.keys() and all(torch.allclose(gathered[n], expected[n], rtol=0, atol=1e-6) for n in expected)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
