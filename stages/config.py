@@ -126,7 +126,8 @@ def _value(hint: Any, value: Any, where: str, choose: dict[type, Choose]) -> Any
 
 
 def _name(hint: type) -> str:
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, hint.__name__)
+    text = "text, in quotes where YAML would read a number, a date, or yes and off"
+    return {int: "a whole number", float: "a number", str: text, bool: "true or false"}.get(hint, hint.__name__)
 
 
 def require(condition: bool, where: str, value: Any, remedy: str) -> None:

@@ -42,7 +42,7 @@ def parts(asked: argparse.Namespace, folder: Path) -> dict[str, Callable[[], lis
         "decode": lambda: part_decode.measure(folder, asked.minutes, asked.rounds),
         "scheduling": lambda: part_scheduling.measure(asked.shards),
         "resume": lambda: part_resume.measure(folder, asked.finished, asked.recordings),
-        "whole": lambda: part_whole.against_stages(asked.music, folder, asked.hours, asked.shard_minutes),
+        "whole": lambda: part_whole.against_stages(asked.music, folder, asked.hours, asked.shard_minutes, asked.teacher),
         "today": lambda: part_whole.against_today(folder, asked.minutes),
         "plan": lambda: planning(asked.plan),
     }
@@ -69,6 +69,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     top.add_argument("--music", type=Path, default=ROOT / "music", help="the larger corpus, as `make music` lays it out")
     top.add_argument("--hours", type=float, default=2.0, help="of it, for `whole`")
     top.add_argument("--shard-minutes", type=float, default=5.0, help="for `whole`")
+    top.add_argument("--teacher", choices=("mel_rvq", "encodec"), default="mel_rvq", help="for `whole`")
     top.add_argument("--minutes", type=float, default=5.0, help="of audio, for `decode` (a format) and `today`")
     top.add_argument("--rounds", type=int, default=5, help="for `decode`")
     top.add_argument("--shards", type=int, default=10_000, help="for `scheduling`")

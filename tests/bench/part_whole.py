@@ -1,4 +1,4 @@
-"""The whole chain: against its own stages alone (Mel-RVQ), and against today's two scripts (EnCodec)."""
+"""The whole chain: against its own stages alone, and against today's two scripts (EnCodec)."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from tests.bench.measure import CORES, ROOT, Row, Span, run, span, tree_cpu_s
 
 # Fitted before the clock starts, and briefly: what is labelled costs the same however long the fit was.
 MEL_RVQ = "{teacher: mel_rvq, fit_minutes: 10, steps: 100}"
+ENCODEC = "{teacher: encodec, codebooks: 8}"
 CONFIG = """
 recipe:
   plan: {{shard_minutes: {shard_minutes}}}
@@ -109,14 +110,18 @@ def last_json(text: str) -> dict:
     return json.loads(text.strip().splitlines()[-1])
 
 
-def against_stages(music: Path, folder: Path, hours: float, shard_minutes: float) -> list[Row]:
+def against_stages(music: Path, folder: Path, hours: float, shard_minutes: float, teacher: str) -> list[Row]:
+    from tests.encodec_weights import cached_weights
+
     seconds = corpus(music.resolve(), folder / "music", hours * 3600)
-    fit = write_config(folder / "fit.yaml", folder / "music", folder / "fit", MEL_RVQ, shard_minutes)
-    run("pipeline", "fit-codes", fit)
+    codes, weights = (MEL_RVQ, None) if teacher == "mel_rvq" else (ENCODEC, cached_weights())
+    if weights is None:
+        run("pipeline", "fit-codes", write_config(folder / "fit.yaml", folder / "music", folder / "fit", codes, shard_minutes))
     found = {}
     for name in ("alone", "chain"):
-        config = write_config(folder / f"{name}.yaml", folder / "music", folder / name, MEL_RVQ, shard_minutes)
-        shutil.copytree(folder / "fit" / "teachers", folder / name / "teachers")
+        config = write_config(folder / f"{name}.yaml", folder / "music", folder / name, codes, shard_minutes, weights)
+        if weights is None:
+            shutil.copytree(folder / "fit" / "teachers", folder / name / "teachers")
         found[name] = last_json(run("tests.bench.part_whole", name, config))
     cpu_s = sum(found["alone"].values())
     up = found["chain"]
@@ -124,7 +129,7 @@ def against_stages(music: Path, folder: Path, hours: float, shard_minutes: float
     ratio, clean = up["wall_s"] * CORES / cpu_s, (up["wall_s"] * CORES - up["others_s"]) / cpu_s
     stages = ", ".join(f"{name} {s:.1f}" for name, s in found["alone"].items())
     taken = Span(up["wall_s"], up["cpu_s"], up["others_s"]).text()
-    return [Row(f"wall × cores against the CPU time of the stages alone, {seconds / 3600:.2f} h in shards of {shard_minutes:g} min",
+    return [Row(f"wall × cores against the CPU time of the stages alone, {teacher}, {seconds / 3600:.2f} h in shards of {shard_minutes:g} min",
                 f"{ratio:.2f}, without what others took {clean:.2f} (from Ray up: {taken}; first begin to last end "
                 f"{up['work_s']:.1f} s; alone {cpu_s:.1f} s CPU: {stages})", "≤ 1.10", ratio <= 1.10)]
 
@@ -139,10 +144,10 @@ def against_today(folder: Path, minutes: float) -> list[Row]:
             total += length_s(path)
             shutil.copy(path, audio)
     files = sorted(audio.iterdir())
-    config = write_config(folder / "encodec.yaml", audio, folder / "out", "{teacher: encodec, codebooks: 8}", 1, weights)
+    config = write_config(folder / "encodec.yaml", audio, folder / "out", ENCODEC, 1, weights)
     ours = last_json(run("tests.bench.part_whole", "chain", config))
     assert ours["code"] == 0, ours
-    stages = write_config(folder / "alone.yaml", audio, folder / "alone", "{teacher: encodec, codebooks: 8}", 1, weights)
+    stages = write_config(folder / "alone.yaml", audio, folder / "alone", ENCODEC, 1, weights)
     own_cpu_s = sum(last_json(run("tests.bench.part_whole", "alone", stages)).values())
     codes = last_json(run("tests.bench.today", "encodec", weights, *files))
     cqt = last_json(run("tests.bench.today", "cqt", *files))

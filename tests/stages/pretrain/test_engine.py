@@ -99,8 +99,8 @@ def test_offloading_the_optimiser_changes_nothing_but_rounding(results, stage):
     """Stage 3 adds the squares of the offloaded gradients in another order."""
     rows, gathered = results[f"{stage} offloaded"]
     rows_expected, expected = results[f"{stage} fp32"][:2]
-    assert [row[:2] for row in rows] == [pytest.approx(row[:2], rel=1e-6) for row in rows_expected]
-    assert gathered.keys() == expected.keys() and all(torch.allclose(gathered[n], expected[n], rtol=0, atol=1e-6) for n in expected)
+    assert [row[:2] for row in rows] == [pytest.approx(row[:2], rel=1e-5) for row in rows_expected]
+    assert gathered.keys() == expected.keys() and all(torch.allclose(gathered[n], expected[n], rtol=0, atol=1e-5) for n in expected)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
