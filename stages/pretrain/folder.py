@@ -111,7 +111,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     if isinstance(value, float):
-        return float(f"{value:.7g}") if value == value and abs(value) != float("inf") else None
+        return float(f"{value:.13g}") if value == value and abs(value) != float("inf") else None  # a time keeps its milliseconds
     return value
 
 
