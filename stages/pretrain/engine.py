@@ -136,8 +136,11 @@ class Engine:
         self._deepspeed.train()
         if self.stage and self.settings.precision == "fp16":
             self._deepspeed.optimizer.override_loss_scale(self.scale.value)
-        if self.stage == 3:  # a layer that is left out would keep its last gradient there
+        if self.stage == 3:  # a layer that is left out would keep its last gradient there, and in the offloaded copies
             self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
+            for flat in self._deepspeed.optimizer.fp32_partitioned_groups_flat:
+                if flat.grad is not None:
+                    flat.grad.zero_()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:

@@ -45,6 +45,15 @@ def as_json(capsys, *arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def rounded(value):
+    """Sums over rows are added in any order: floats are compared to nine digits."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
 @pytest.fixture(scope="module")
 def remote(store, labelled) -> Storage:
     return put(labelled, REMOTE)
@@ -54,9 +63,9 @@ class TestOnAnObjectStore:
     def test_the_numbers_are_those_of_the_local_folder(self, remote, labelled, capsys):
         there, here = as_json(capsys, REMOTE), as_json(capsys, str(labelled))
         assert there.pop("out") == REMOTE and here.pop("out") == str(labelled)
-        assert there == here
+        assert rounded(there) == rounded(here)
         shard = here["slowest_files"][0]["shard"]
-        assert as_json(capsys, REMOTE, "--shard", shard) == as_json(capsys, str(labelled), "--shard", shard)
+        assert rounded(as_json(capsys, REMOTE, "--shard", shard)) == rounded(as_json(capsys, str(labelled), "--shard", shard))
 
     def test_the_page_is_written_there(self, remote, labelled, capsys):
         assert main(["stats", REMOTE]) == 0
