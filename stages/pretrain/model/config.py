@@ -67,8 +67,8 @@ class MelFront:
 class CqtFront:
     """Logarithm of constant-Q magnitudes, computed from the crop: no parameters.
 
-    For small models that are to learn pitch: 128 mels cannot tell semitones apart below about 500 Hz, however long the
-    model is trained (docs/training.md has figures). Its lowest kernels reach 0.5 s to each side at 24 bins an octave, and so
+    For small models that are to learn pitch: one frame of 128 mels does not tell semitones apart below about 500 Hz
+    (docs/training.md has figures). Its lowest kernels reach 0.5 s to each side at 24 bins an octave, and so
     across a masked span, as those of the CQT that is to be predicted do (1 s).
     """
 
