@@ -16,10 +16,10 @@ frame's centre, one of odd length half a sample earlier, and reads a spectrum de
 A leaf: torch, numpy, and nnAudio's kernel maker while tables are built.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -201,7 +201,7 @@ def log_magnitude(magnitude: Tensor) -> Tensor:
     return magnitude.clamp_min(LOG_FLOOR).log()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _plain_float32(device: torch.device) -> Iterator[None]:
     """Neither autocast nor reduced-precision (TF32, bf16) matrix products."""
     before = torch.get_float32_matmul_precision()
@@ -228,11 +228,13 @@ def _load_or_build(spec: CqtSpec, cache_dir: Path | None) -> list[_Table]:
         return _pack(spec, _build(spec))
     identity = {"layout": _LAYOUT, "tail": TAIL, "group": _GROUP_BINS, "nnAudio": version("nnAudio"), **asdict(spec)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    path = Path(cache_dir) / f"cqt-{digest[:16]}"
-    arrays = tables.read(path)
+    path, arrays = Path(cache_dir) / f"cqt-{digest[:16]}", None
+    with contextlib.suppress(OSError):  # a home that cannot be read or written costs some seconds, not the run
+        arrays = tables.read(path)
     if arrays is None:
         arrays = _build(spec)
-        tables.write(path, arrays)
+        with contextlib.suppress(OSError):
+            tables.write(path, arrays)
     return _pack(spec, arrays)
 
 

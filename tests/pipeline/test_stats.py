@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import urllib.request
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +10,7 @@ import pytest
 from pipeline.cli import main
 from stages.label.audit import SEGMENTS
 from stages.shards.storage import Storage
+from tests.object_store import served
 from tests.pipeline.report import synthetic
 
 REMOTE = "s3://labels/some/out"
@@ -18,18 +18,8 @@ REMOTE = "s3://labels/some/out"
 
 @pytest.fixture(scope="module")
 def store():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    environment = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-    urllib.request.urlopen(urllib.request.Request(f"{address}/labels", method="PUT")).close()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+    with served("labels"):
         yield
-    server.stop()
 
 
 def put(folder: Path, place: str) -> Storage:

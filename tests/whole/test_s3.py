@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import time
-import urllib.request
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -13,6 +12,7 @@ import pytest
 
 from stages.shards.storage import Storage
 from tests.conftest import SMALL, command, tars
+from tests.object_store import served
 
 pytestmark = pytest.mark.slow
 
@@ -20,21 +20,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def store():
     """The environment of an S3 server on a real port, for this process and for Ray's workers."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    environment = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-                   "AWS_REGION": "us-east-1"}
-    for bucket in ("music", "labels"):
-        urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+    with served("music", "labels") as environment:
         yield environment
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import soundfile
 from stages.label.probe import MIB, full_sha256, recording_id, s3
 from stages.label.scan import scan
 from stages.shards.catalog import read_catalog
+from tests.object_store import served
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
 
@@ -360,18 +360,9 @@ def test_an_empty_folder_and_progress(scans):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setattr("stages.label.probe._s3", [])
-    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/corpus", method="PUT")).close()
-    yield s3()
-    server.stop()
+    with served("corpus"):
+        yield s3()
 
 
 def test_s3(scans, bucket, tmp_path):

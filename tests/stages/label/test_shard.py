@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +17,7 @@ from stages.label.shard import Job, ShardWorker
 from stages.shards import catalog, column
 from stages.shards.fetching import OneAhead
 from stages.shards.storage import Storage
+from tests.object_store import SlowStore
 
 PATIENCE_S = 60.0  # until a test that hangs fails
 
@@ -68,36 +68,6 @@ class Patient:
         return label
 
 
-class Store(pafs.LocalFileSystem):
-    """Gives a tar in two parts, cut at `cut`; the second not before `computing`, and tells when it is asked for."""
-
-    def __init__(self, cut: int):
-        super().__init__()
-        self.cut, self.reads = cut, 0
-        self.computing, self.asked = threading.Event(), threading.Event()
-
-    def open_input_stream(self, path, *rest):
-        return _Stream(super().open_input_stream(path), self)
-
-
-class _Stream:
-    def __init__(self, source, store):
-        self.source, self.store = source, store
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.source.close()
-
-    def read(self, count):
-        self.store.reads += 1
-        if self.store.reads == 1:
-            return self.source.read(self.store.cut)
-        self.store.asked.set()
-        assert self.store.computing.wait(PATIENCE_S), "the first recording is not computed before all of the tar is there"
-        return self.source.read(count)
-
 
 def test_the_next_recording_is_read_while_one_is_computed(out):
     shard = shard_of(out)
@@ -106,10 +76,10 @@ def test_the_next_recording_is_read_while_one_is_computed(out):
     local = Job(Codes(Patient()), "codes-local", "audio", {}, str(out))
     assert ShardWorker(local)(shard)["status"] == "finished"
 
-    store = Store(first["offset"] + first["size"])
+    store = SlowStore(first["offset"] + first["size"], PATIENCE_S)
 
     def computing() -> None:
-        store.computing.set()
+        store.go.set()
         assert store.asked.wait(PATIENCE_S), "the second recording is not read before the first is computed"
 
     worker = ShardWorker(replace(local, stage=Codes(Patient(computing)), column="codes-remote"))
@@ -126,8 +96,8 @@ def test_a_tar_that_breaks_off_on_its_way_fails_the_shard_and_rejects_nothing(ou
     ShardWorker(decode_job(out))(shard)
     first = column.read_index(Storage(out), "audio", shard).to_pylist()[0]
     worker = ShardWorker(Job(Codes(Patient()), "codes-x", "audio", {}, str(out)))
-    store = Store(first["offset"] + first["size"])
-    store.computing.set()
+    store = SlowStore(first["offset"] + first["size"], PATIENCE_S)
+    store.go.set()
     worker.storage.is_local, worker.storage.fs = False, store
     (out / "columns" / "codes-x").mkdir()
     with open(out / "columns" / "audio" / f"{shard}.tar", "r+b") as tar:

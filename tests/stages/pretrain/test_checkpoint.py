@@ -1,10 +1,8 @@
 """Checkpoints: atomic, rotated, checked when read, local and on S3; a watchdog that ends what hangs."""
 
 import json
-import os
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from stages.pretrain.watchdog import EXIT_CODE
 from stages.pretrain.world import joined
 from tests import ranks
 from tests.conftest import ROOT
+from tests.object_store import served
 from tests.stages.pretrain import toy
 
 OPTIM = Optim(updates=10, warmup_updates=2, rate=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0)
@@ -66,16 +65,8 @@ def local(folder: Path) -> None:
 
 
 def on_s3(folder: Path) -> None:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_REGION": "us-east-1"}
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")).close()
-    torch.save(at("s3://bucket/runs/mine", folder), folder / "found.pt")
-    server.stop()
+    with served("bucket"):
+        torch.save(at("s3://bucket/runs/mine", folder), folder / "found.pt")
 
 
 @pytest.mark.parametrize("function", ["local", "on_s3"])

@@ -1,7 +1,6 @@
 """Reading from an object store: ranges of a real server over a real port, a cache that stays below its limit."""
 
 import os
-import urllib.request
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from stages.pretrain.pinning import pin
 from stages.pretrain.state import State
 from stages.pretrain.tars import BLOCK_BYTES, Tars
 from stages.shards.storage import Storage
+from tests.object_store import served
 from tests.stages.pretrain.corpus import CROP, Corpus
 
 REMOTE = "s3://training/corpus/out"
@@ -24,18 +24,8 @@ REMOTE = "s3://training/corpus/out"
 
 @pytest.fixture(scope="module")
 def store():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    environment = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-    urllib.request.urlopen(urllib.request.Request(f"{address}/training", method="PUT")).close()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+    with served("training"):
         yield
-    server.stop()
 
 
 @pytest.fixture(scope="module")

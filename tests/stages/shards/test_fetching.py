@@ -6,50 +6,20 @@ import pickle
 import threading
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pytest
 
 from stages.shards.fetching import OneAhead
 from stages.shards.storage import Storage
+from tests.object_store import SlowStore
 
 PATIENCE_S = 30.0  # until a test that hangs fails
-
-
-class Slow(pafs.LocalFileSystem):
-    """A store that gives ten bytes a read; from the second on, only when `go` is set."""
-
-    def open_input_stream(self, path, *rest):
-        return Stream(super().open_input_stream(path), self)
-
-    def __init__(self):
-        super().__init__()
-        self.go, self.error, self.reads = threading.Event(), None, 0
-
-
-class Stream:
-    def __init__(self, source, store):
-        self.source, self.store = source, store
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.source.close()
-
-    def read(self, count):
-        self.store.reads += 1
-        if self.store.reads > 1:
-            assert self.store.go.wait(PATIENCE_S), "nobody let it go on: all bytes were waited for at once"
-            if self.store.error:
-                raise self.store.error
-        return self.source.read(min(count, 10))
 
 
 @pytest.fixture
 def remote(tmp_path):
     storage = Storage(tmp_path)
     storage.write("f", bytes(range(35)))
-    storage.is_local, storage.fs = False, Slow()
+    storage.is_local, storage.fs = False, SlowStore(10, PATIENCE_S, 10)
     return storage
 
 

@@ -246,6 +246,13 @@ def test_a_spec_that_cannot_work_is_refused():
             CqtSpec(**bad)
 
 
+def test_a_cache_that_cannot_be_written_costs_no_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    wave_BN = torch.randn(1, 4_000, generator=torch.Generator().manual_seed(0))
+    frames = Cqt(SMALL, tmp_path / "file" / "below").frames(wave_BN, 0, 10)
+    assert torch.equal(frames, Cqt(SMALL).frames(wave_BN, 0, 10))
+
+
 def test_the_cache_gives_the_same_tables_without_building(tmp_path, monkeypatch):
     wave = torch.from_numpy(sine(1000, 1))[None]
     built = Cqt(SMALL, tmp_path / "new").frames(wave, 0, 76)

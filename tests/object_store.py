@@ -1,0 +1,64 @@
+"""Object stores for tests: a real S3 server on a port of this machine, and a slow store whose reads are told by events."""
+
+import contextlib
+import threading
+import urllib.request
+from collections.abc import Iterator
+
+import pyarrow.fs as pafs
+import pytest
+
+
+@contextlib.contextmanager
+def served(*buckets: str) -> Iterator[dict[str, str]]:
+    """An S3 server with these buckets. Within the block the usual variables name it, here and in processes begun here."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    environment = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    try:
+        for bucket in buckets:
+            urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            yield environment
+    finally:
+        server.stop()
+
+
+class SlowStore(pafs.LocalFileSystem):
+    """The first read gives `first` bytes; those after it wait for `go`, tell by `asked` that they wait, and give at most `most`."""
+
+    def __init__(self, first: int, patience_s: float, most: int | None = None):
+        super().__init__()
+        self.first, self.most, self.patience_s = first, most, patience_s
+        self.reads, self.error = 0, None
+        self.go, self.asked = threading.Event(), threading.Event()
+
+    def open_input_stream(self, path, *rest):
+        return _Stream(super().open_input_stream(path), self)
+
+
+class _Stream:
+    def __init__(self, source, store: SlowStore):
+        self.source, self.store = source, store
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.source.close()
+
+    def read(self, count: int) -> bytes:
+        store = self.store
+        store.reads += 1
+        if store.reads == 1:
+            return self.source.read(store.first)
+        store.asked.set()
+        assert store.go.wait(store.patience_s), "nobody let it go on: all bytes were waited for at once"
+        if store.error:
+            raise store.error
+        return self.source.read(min(count, store.most or count))
