@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+
 Choose = Callable[[dict, str], type]
 
 
@@ -117,6 +119,8 @@ def _value(hint: Any, value: Any, where: str, choose: dict[type, Choose]) -> Any
     if hint is Any or origin is dict or hint is dict:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):  # YAML 1.1 reads 6e-4 and 6.0e4 as text
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{where} is {value!r} ({type(value).__name__}): expected {_name(hint)}")

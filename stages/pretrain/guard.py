@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from pathlib import Path
 
 from stages.pretrain.config import Guard
 
@@ -37,3 +38,10 @@ class Judge:
 
     def to_json(self) -> dict:
         return {"history": list(self.history), "in_a_row": self.in_a_row, "skipped": self.skipped}
+
+
+def given_up(guard: Guard, reached: int, tried: str | None, metrics: Path) -> ValueError:
+    """What to say when there is nothing left to try at update `reached`."""
+    tried = tried or "there is no checkpoint to go back to, or guard.then is stop"
+    return ValueError(f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update {reached}; {tried}: "
+                      f"lower optim.rate, and see {metrics}")

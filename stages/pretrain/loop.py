@@ -21,7 +21,8 @@ from stages.pretrain.checkpoint import Checkpoints, seed_generators
 from stages.pretrain.config import Config, check_target
 from stages.pretrain.engine import DTYPES, Engine
 from stages.pretrain.folder import Folder
-from stages.pretrain.guard import Judge
+from stages.pretrain.guard import Judge, given_up
+from stages.pretrain.head_start import first_look
 from stages.pretrain.loader import Loader
 from stages.pretrain.measure import matrix_peak, try_largest
 from stages.pretrain.mert import Mert
@@ -32,7 +33,7 @@ from stages.pretrain.state import State
 from stages.pretrain.stopping import Stopping
 from stages.pretrain.validation import validate
 from stages.pretrain.watchdog import Watchdog
-from stages.pretrain.weights import load_into
+from stages.pretrain.weights import CQT_HEAD, load_into
 from stages.pretrain.world import World, joined
 from stages.signal.online import OnlineCqt
 
@@ -96,8 +97,8 @@ class Training:
         for text in self.pinned.describe():
             self.report.say(text)
         newest = self.checkpoints.newest()
-        if config.run.weights and not newest:
-            self.report.say(str(load_into(self.model, config.run.weights)))
+        if taken := load_into(self.model, config.run.weights) if config.run.weights and not newest else None:
+            self.report.say(str(taken))
         saved = world.lead(self.checkpoints.state, newest) if newest else None
         own = (self.pinned.fingerprint, config.run.seed, config.optim.global_batch)
         self.state = State.from_json(saved["state"]).resumed(*own, set(config.resume.allow)) if saved else State(*own)
@@ -105,9 +106,7 @@ class Training:
             return
         self.micro_batches = self.loader.micro_batches(self.state)
         peak = matrix_peak(world.device, DTYPES[config.engine.precision])
-        self.baselines = self._baselines()
-        if config.objective.cqt_start == "mean" and self.baselines.cqt_mean_F is not None and not newest:
-            self.model.cqt_head.bias.data.copy_(self.baselines.cqt_mean_F)
+        self.baselines = self._first_look(bool(newest or taken and CQT_HEAD in taken.taken))
         self._try_largest()
         self.engine = Engine(self.model, config.engine, config.optim, world, self.micro_batches)
         seed_generators(config.run.seed, self.state.update, world)
@@ -124,16 +123,19 @@ class Training:
         self.judge, self.replaced = Judge(self.config.guard, **saved["judge"]), saved["replaced"]
         self.best = tuple(saved["best"]) if saved["best"] else None
 
-    def _baselines(self) -> metrics.Baselines:
-        """Code frequencies and CQT means of some training crops, counted by rank 0; the same at every resume."""
+    def _first_look(self, has_head: bool) -> metrics.Baselines:
+        """Rank 0 counts code frequencies and CQT means of some training crops, and finds where a CQT head without values starts."""
         found = None
         if self.world.leads:
-            count = min(self.config.watch.baseline_crops, self.pinned.samples_per_epoch)
-            place = State(self.pinned.fingerprint, 0, count)
-            with contextlib.closing(self._loader(0, 1, min(count, 16), workers=0)) as loader:
+            place = State(self.pinned.fingerprint, 0, min(self.config.watch.baseline_crops, self.pinned.samples_per_epoch))
+            how = "default" if has_head else self.config.objective.cqt_start
+            with contextlib.closing(self._loader(0, 1, min(place.global_batch, 16), workers=0)) as loader:
                 batches = itertools.islice(map(self._ready, loader.stream(place)), loader.micro_batches(place))
-                found = metrics.counted(batches, self.pinned.codes, self.target)
-        return self.world.broadcast(found).to(self.world.device)
+                found = first_look(self.model, batches, self.pinned.codes, how, DTYPES[self.config.engine.precision])
+        baselines, head = self.world.broadcast(found)
+        if self.model.cqt_head:
+            self.model.cqt_head.start(*head)
+        return baselines.to(self.world.device)
 
     def _try_largest(self) -> None:
         """Out of memory shows here, in the first minute, not at the first update."""
@@ -213,14 +215,12 @@ class Training:
 
     def _recover(self) -> Iterator[Batch]:
         """After too many bad updates in a row: stop, or go back to the last good weights and past the data since."""
-        guard, reached = self.config.guard, self.state.update
         self.checkpoints.finish()
-        name = self.checkpoints.newest() if guard.then == "restore" else None
+        name = self.checkpoints.newest() if self.config.guard.then == "restore" else None
         self.restored.append(name)
         if name is None or self.restored.count(name) > RESTORES:
-            tried = f"{name} was gone back to {RESTORES} times" if name else "there is no checkpoint to go back to, or guard.then is stop"
-            raise ValueError(f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update {reached}; {tried}: "
-                             f"lower optim.rate, and see {self.folder.path / 'metrics.jsonl'}")
+            raise given_up(self.config.guard, self.state.update, f"{name} was gone back to {RESTORES} times" if name else None,
+                           self.folder.path / "metrics.jsonl")
         behind = State.from_json(self.world.lead(self.checkpoints.state, name)["state"])
         while (behind.epoch, behind.consumed) != (self.state.epoch, self.state.consumed):
             behind = behind.skip(1, self.pinned.samples_per_epoch)
@@ -235,8 +235,8 @@ class Training:
 
     def _validate(self) -> None:
         with self.engine.evaluating() as model:
-            batches = map(self._ready, self.loader.validation())
-            found = validate(model, batches, self.baselines, self.world, self.config.watch.bootstrap, self.config.run.seed)
+            found = validate(model, map(self._ready, self.loader.validation()), self.baselines, self.world,
+                             self.config.watch.bootstrap, self.config.run.seed)
         if found is not None:
             if self.best is None or found["loss"] < self.best[0]:
                 self.best = (found["loss"], self.state.update)

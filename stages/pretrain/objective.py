@@ -22,7 +22,7 @@ class Objective:
     learn_temperature: bool = False  # `temperature` is then where it starts
     head_width: int = 64  # of a code, per codebook; 128 at 330M (M)
     codebooks_per_update: int | None = None  # drawn anew each update; the sum is over these (nothing: all)
-    cqt_start: str = "default"  # torch's bias (M) | mean: each bin's mean over training crops, which Adam needs long to reach (D)
+    cqt_start: str = "default"  # torch's values (M) | mean: each bin's mean as bias | fit: least squares, see `head_start` (D)
     cqt_target: str = "linear"  # linear (M): the column as it is | log: ln(magnitude + 0.001)
 
     def __post_init__(self):
@@ -34,5 +34,5 @@ class Objective:
         require(self.head_width >= 1, "objective.head_width", self.head_width, "expected 1 or more")
         require(self.codebooks_per_update is None or self.codebooks_per_update >= 1, "objective.codebooks_per_update",
                 self.codebooks_per_update, "expected 1 or more, or nothing for all")
-        require(self.cqt_start in ("default", "mean"), "objective.cqt_start", self.cqt_start, "expected default or mean")
+        require(self.cqt_start in ("default", "mean", "fit"), "objective.cqt_start", self.cqt_start, "expected default, mean or fit")
         require(self.cqt_target in ("linear", "log"), "objective.cqt_target", self.cqt_target, "expected linear or log")

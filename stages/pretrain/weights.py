@@ -33,6 +33,7 @@ FAIRSEQ = (
     (r"(encoder\.layers\.\d+\.final_layer_norm\..+|encoder\.layer_norm\..+)", r"\1"),
 )
 HEADS = re.compile(r"(final_projs?|label_embs_concat|logit_temp_list|encoder_cqt_model|encoder_mel_model)\b.*")
+CQT_HEAD = "CQT head"
 SPECIALS = 4  # a fairseq dictionary's <s>, <pad>, </s>, <unk> precede the codes
 
 
@@ -133,5 +134,5 @@ def _cqt_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tenso
         return "", {}, ""
     own = {part: heads.get(f"encoder_cqt_model.fc.{part}") for part in ("weight", "bias")}
     if any(value is None or value.shape != getattr(net.cqt_head, part).shape for part, value in own.items()):
-        return "CQT head", {}, "the file has none of this shape"
-    return "CQT head", {f"cqt_head.{part}": value for part, value in own.items()}, ""
+        return CQT_HEAD, {}, "the file has none of this shape"
+    return CQT_HEAD, {f"cqt_head.{part}": value for part, value in own.items()}, ""

@@ -68,7 +68,7 @@ class Storage:
         """File names in one folder, by one listing; an absent folder is empty."""
         if self.is_local:
             try:
-                return {e.name for e in os.scandir(self.path(folder)) if not e.name.startswith(ATTEMPT)}
+                return {name for name in os.listdir(self.path(folder)) if not name.startswith(ATTEMPT)}
             except FileNotFoundError:
                 return set()
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
@@ -174,9 +174,13 @@ class Storage:
         """Remove attempts a dead run left in one folder; returns how many."""
         if not self.is_local:
             return 0
-        left = [p for p in Path(self.path(folder)).glob(f"{ATTEMPT}*")]
-        for path in left:
-            path.unlink(missing_ok=True)
+        try:  # one plain listing: there may be hundreds of thousands of names
+            left = [name for name in os.listdir(self.path(folder)) if name.startswith(ATTEMPT)]
+        except FileNotFoundError:
+            return 0
+        for name in left:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.path(folder)}/{name}")
         return len(left)
 
     def free_bytes(self) -> int | None:

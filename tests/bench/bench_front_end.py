@@ -2,7 +2,8 @@
 
 Ridge regression from one unmasked frame to the logarithm of the CQT at the same place, fitted on four fifths of the
 crops and read on the others. Beside it, on masked frames, what knows the true CQT of the unmasked ones: the straight
-line across the mask, and the mean of the crop. All as shares of the variance about each bin's mean.
+line across the mask, and the mean of the crop; and least squares on what an untrained encoder makes of the masked crop,
+which is where `objective.cqt_start: fit` begins. All as shares of the variance about each bin's mean.
 
 B crops, T frames, C channels of a front-end, F CQT bins.
 """
@@ -12,20 +13,28 @@ import argparse
 import torch
 from torch import Tensor
 
+from stages.pretrain.batch import Batch
 from stages.pretrain.data import Data
+from stages.pretrain.head_start import HeadStart
 from stages.pretrain.loader import Loader
 from stages.pretrain.masking import Masking
+from stages.pretrain.mert import Mert
 from stages.pretrain.metrics import interpolated
 from stages.pretrain.mixture import Mixture
-from stages.pretrain.model.config import MelFront, Model
+from stages.pretrain.model.config import CqtFront, MelFront, Model
 from stages.pretrain.model.front_end import front_end
 from stages.pretrain.model.heads import LOG_FLOOR
+from stages.pretrain.objective import Objective
 from stages.pretrain.pinning import pin
 from stages.pretrain.state import State
 
 FRONT_ENDS = {"mel, 128 of 2,048 samples (default)": Model(front_end="mel"),
               "mel, 256 of 8,192 samples": Model(front_end="mel", mel=MelFront(256, 8192)),
-              "cqt, 24 bins an octave (default)": Model(front_end="cqt")}
+              "cqt, 24 bins an octave (default)": Model(front_end="cqt"),
+              "cqt, 48 bins an octave": Model(front_end="cqt", cqt=CqtFront(336, 48))}
+ENCODERS = {"untrained encoder": {}, "untrained encoder, alibi": {"attention_bias": "alibi"},
+            "untrained encoder, masked frames not attended to": {"attend_masked": False},
+            "untrained encoder, both": {"attention_bias": "alibi", "attend_masked": False}}
 EDGE = 80  # frames at a crop's ends, where the longest windows and kernels meet zeros
 
 
@@ -45,14 +54,34 @@ def ridge_error(heard_BTC: Tensor, target_BTF: Tensor, fitted: int) -> float:
     return float((seen @ weights_CF - target_BTF[fitted:, inner].flatten(0, 1)).square().mean())
 
 
+def untrained_error(choices: dict, batch: Batch, target_BTF: Tensor, fitted: int) -> float:
+    """Mean square error on the masked frames of the crops from `fitted` on, of the CQT head that starts as `fit` says."""
+    torch.manual_seed(0)
+    sizes = Model(front_end="cqt", cqt=CqtFront(336, 48), layers=6, width=256, ffn=1024, heads=4, norm="pre", **choices)
+    net = Mert(sizes, Objective(cqt_target="log"), (), target_BTF.shape[2]).eval()
+    start, sum_, count = HeadStart(net, "fit", torch.float32), 0.0, 0
+    for first in range(0, len(target_BTF), 8):
+        rows = slice(first, first + 8)
+        part = Batch(batch.wave_BN[rows], batch.mask_BT[rows], {}, batch.cqt_BLF[rows])
+        if first < fitted:
+            start.add(part)
+            continue
+        if not count:
+            net.cqt_head.start(*start.head(target_BTF[:fitted].mean((0, 1))))
+        error_SF = (net.predict(part.wave_BN, part.mask_BT)[1] - target_BTF[rows])[part.mask_BT].square()
+        sum_, count = sum_ + float(error_SF.sum()), count + error_SF.numel()
+    return sum_ / count
+
+
+@torch.no_grad()
 def main() -> None:
     top = argparse.ArgumentParser(prog="python -m tests.bench.bench_front_end", description=__doc__.split("\n")[0])
     top.add_argument("out", help="what `make labels` made")
-    top.add_argument("--crops", type=int, default=480)
-    top.add_argument("--span", type=int, nargs="+", default=[5, 40])
+    top.add_argument("--crops", type=int, default=640)
+    top.add_argument("--span", type=int, nargs="+", default=[5, 80, 120, 40], help="in frames; the encoders see the last")
     asked = top.parse_args()
     data, frames = Data(corpora=(asked.out,), workers=0), 375
-    found, fitted = {}, asked.crops * 4 // 5
+    found, fitted = {}, asked.crops * 4 // 5 // 8 * 8
     for span in asked.span:
         pinned = pin(data)
         loader = Loader(pinned, data, Masking(span=span), Mixture(prob=0), frames, asked.crops)
@@ -69,9 +98,11 @@ def main() -> None:
         front = front_end(model)
         heard_BTC = torch.cat([front(wave_BN, torch.float32) for wave_BN in batch.wave_BN.split(8)])
         found[name] = ridge_error(heard_BTC, target_BTF, fitted) / variance
+    for name, choices in ENCODERS.items():
+        found[f"{name}, masked spans of {span}"] = untrained_error(choices, batch, target_BTF, fitted) / variance
     print(f"{asked.crops} crops of {asked.out}; share of the variance that is left")
     for name, share in found.items():
-        print(f"{name:40} {share:.2f}")
+        print(f"{name:70} {share:.2f}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,12 @@ def test_defaults_and_overrides(tmp_path):
     assert config.recipe.plan.shard_minutes == 2.0 and isinstance(config.recipe.plan.shard_minutes, float)
 
 
+@pytest.mark.parametrize(("text", "value"), [("6e1", 60), ("600e-1", 60), ("1.5E2", 150), ("1.5e+2", 150), ("60.", 60)])
+def test_numbers_with_an_exponent_are_numbers(tmp_path, text, value):
+    """YAML 1.1 reads some of them as text."""
+    assert load(tmp_path, GOOD, f"recipe.plan.shard_minutes={text}").recipe.plan.shard_minutes == value
+
+
 @pytest.mark.parametrize(("override", "said"), [
     ("recipe.plan.shard_minute=2", "recipe.plan.shard_minute: did you mean 'shard_minutes'"),
     ("recipe.codes.codebook=2", "recipe.codes.codebook: did you mean 'codebooks'"),

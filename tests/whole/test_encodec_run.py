@@ -1,6 +1,7 @@
 """The full configuration, `configs/labels/encodec.yaml`, on real music: its codes are the encodec package's."""
 
 import numpy as np
+import pytest
 import torch
 
 from stages.shards import column
@@ -9,6 +10,7 @@ from stages.shards.waves import waves
 from tests.encodec_weights import cached_weights, load_model
 
 
+@pytest.mark.slow  # the teacher itself is tested in stages/label/teachers
 def test_codes_of_a_run_equal_the_package_on_the_stored_audio(tmp_path, excerpts, overtone):
     weights, out = cached_weights(), tmp_path / "out"
     audio = tmp_path / "audio"

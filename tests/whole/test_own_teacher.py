@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +17,14 @@ from stages.label.recipe import Recipe, codes_recipe, load
 from stages.label.shard import Job, ShardWorker
 from stages.label.teachers.best_rq import BestRq
 from stages.label.teachers.kmeans import KMeans
+from stages.pretrain.world import free_port
 from stages.shards import column
 from stages.shards import record as records
 from stages.shards.frames import CodesDescribed, decode_cqt, describe_codes
 from stages.shards.storage import Storage
 from stages.shards.waves import waves
 from tests.conftest import ROOT
+from tests.ranks import environment
 
 
 def toy() -> str:
@@ -92,6 +98,25 @@ def test_an_eight_bit_log_column_is_read_back_by_its_record(out):
         read = decode_cqt(frames_TF, record.facts)
         assert np.log(1e-6) - 0.1 <= read.min() < read.max() < np.log(112)
         assert 0 < record.facts["uint8"]["max_abs_error"] < 0.05
+
+
+def test_a_model_is_trained_with_its_labels_where_there_is_no_compiler(out, tmp_path):
+    """The trainer takes codebooks and their sizes from the records: the teacher's module is not even on its path."""
+    bare = str(Path(sys.executable).parent)
+    assert not any(shutil.which(name, path=bare) for name in ("cc", "gcc", "c++", "g++", "clang++"))
+    settings = {"data.corpora": f"[{out.base}]", "data.workers": 0, "data.crop_s": 3, "run.dir": tmp_path, "optim.updates": 2,
+                "optim.warmup_updates": 1, "optim.global_batch": 4, "engine.micro_batch": 2,
+                "watch.baseline_crops": 4, "watch.validate_every": 2}
+    overrides = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    argv = [sys.executable, "-m", "stages.pretrain", "configs/pretrain/tiny.yaml", *overrides]
+    done = subprocess.run(argv, cwd=ROOT, env=environment(0, 1, free_port()) | {"PATH": bare}, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    start, *updates = [row for row in rows if row["kind"] in ("start", "update")]
+    [codes] = [name for name in out.names("columns") if name.startswith("codes")]
+    assert start["codebooks"] == [f"{codes}/0"] and [row["update"] for row in updates] == [1, 2]
+    for row in updates:
+        assert 0 < row["ce"][0] < 10 and row["cqt_error"] > 0
 
 
 @pytest.mark.parametrize("teacher, described", [

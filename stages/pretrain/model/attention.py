@@ -11,10 +11,11 @@ from stages.pretrain.model.dropout import kept
 from stages.pretrain.model.layers import Linear
 
 ROTARY_BASE = 10_000.0  # arXiv 2104.09864
+UNSEEN = -1e4  # added to a masked frame's score: fp16 holds it, and a clip that is all mask still has a softmax
 
 
 class Attention(nn.Module):
-    """Query, key and value in one product; no clip is padded, so there is no mask."""
+    """Query, key and value in one product; no clip is padded. `bias`: of `attention_bias`, added to the scores."""
 
     def __init__(self, width: int, heads: int, dropout: float, rotary: bool):
         super().__init__()
@@ -22,26 +23,45 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, bias: Tensor | None = None) -> Tensor:
         clips, frames, width = x_BTD.shape
         qkv_3BHTE = self.qkv(x_BTD).view(clips, frames, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = qkv_3BHTE.unbind(0)
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        mixed_BHTE = attend(query, key, value, self.dropout if self.training else 0.0)
+        mixed_BHTE = attend(query, key, value, self.dropout if self.training else 0.0, bias)
         return self.out(mixed_BHTE.transpose(1, 2).reshape(clips, frames, width))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """softmax(query · key / √E) · value, each (B, H, T, E), with dropout on the softmax.
+def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
+    """softmax(query · key / √E + bias) · value, each (B, H, T, E), with dropout on the softmax.
 
     On a CPU torch's fused kernel has no dropout: it would fall back to separate steps in fp32. The same steps in the
     working dtype, with cheaper random bits, take about half its time (D make bench-model).
     """
     if dropout == 0 or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    share_BHTT = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)).softmax(-1)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    score_BHTT = query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)
+    share_BHTT = (score_BHTT if bias is None else score_BHTT + bias).softmax(-1)
     return share_BHTT * kept(share_BHTT.shape, dropout, share_BHTT.dtype) @ value
+
+
+def attention_bias(x_BTD: Tensor, heads: int, alibi: bool, unseen_BT: Tensor | None) -> Tensor | None:
+    """What every layer adds to its scores, (B or 1, H or 1, T, T) in x's dtype; None: nothing.
+
+    `alibi`: −|i − j| · 2^(−8 (h + 1) / H) for frames i, j and head h (arXiv 2108.12409, to both sides), so that the first
+    heads begin as means over a few frames and the last over seconds. `unseen_BT`: frames not attended to.
+    """
+    bias = None
+    if alibi:
+        frame_T = torch.arange(x_BTD.shape[1], device=x_BTD.device, dtype=torch.float32)
+        slope_H = 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1, device=x_BTD.device))
+        bias = -(frame_T[:, None] - frame_T).abs() * slope_H[None, :, None, None]
+    if unseen_BT is not None:
+        hidden_B11T = torch.where(unseen_BT, UNSEEN, 0.0)[:, None, None]
+        frames = unseen_BT.shape[1]
+        bias = hidden_B11T.expand(-1, 1, frames, -1) if bias is None else bias + hidden_B11T
+    return None if bias is None else bias.to(x_BTD.dtype)
 
 
 def rotate(x_BHTE: Tensor) -> Tensor:

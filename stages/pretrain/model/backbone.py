@@ -61,4 +61,4 @@ class Backbone(nn.Module):
             require(mask_BT.shape == x_BTD.shape[:2], "mask_BT", tuple(mask_BT.shape),
                     f"expected {tuple(x_BTD.shape[:2])}, as `Model.frames` counts them")
             x_BTD = torch.where(mask_BT[..., None], self.mask_vector.to(x_BTD.dtype), x_BTD)
-        return self.encoder(x_BTD, keep_layers)
+        return self.encoder(x_BTD, keep_layers, mask_BT)

@@ -99,6 +99,8 @@ class Model:
     block: str = "transformer"  # transformer | conformer
     norm: str = "post"  # post (95M) | pre (330M)
     positions: str = "conv"  # conv | rotary
+    attention_bias: str = "none"  # none | alibi: nearer frames weigh more, to both sides (arXiv 2108.12409), see `attention`
+    attend_masked: bool = True  # False: masked frames are not attended to, so that what is near is what was heard
     position_kernel: int = 128  # F wav2vec2.py; of the convolutional positions
     position_groups: int = 16
     conformer_kernel: int = 31  # frames; of a conformer's depthwise convolution (arXiv 2005.08100 uses 32)
@@ -116,6 +118,7 @@ class Model:
         _one_of("block", self.block, "transformer", "conformer")
         _one_of("norm", self.norm, "post", "pre")
         _one_of("positions", self.positions, "conv", "rotary")
+        _one_of("attention_bias", self.attention_bias, "none", "alibi")
         for name in ("layers", "width", "ffn", "heads", "position_kernel", "position_groups", "conformer_kernel"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "expected 1 or more")
         require(self.width % self.heads == 0, "model.heads", self.heads, f"expected a divisor of width {self.width}")

@@ -63,7 +63,7 @@ class ConformerLayer(nn.Module):
         self.after = HalfFeedForward(model)
         self.norm = LayerNorm(model.width)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, bias: Tensor | None = None) -> Tensor:
         x_BTD = self.before(x_BTD)
-        x_BTD = x_BTD + self.attention_drop(self.attention(self.attention_norm(x_BTD)))
+        x_BTD = x_BTD + self.attention_drop(self.attention(self.attention_norm(x_BTD), bias))
         return self.norm(self.after(self.convolution(x_BTD)))

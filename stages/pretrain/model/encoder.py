@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stages.pretrain.model.attention import Attention
+from stages.pretrain.model.attention import Attention, attention_bias
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.conformer import ConformerLayer
 from stages.pretrain.model.convolve import convolve, in_tiles
@@ -54,11 +54,11 @@ class TransformerLayer(nn.Module):
         self.ffn_norm = LayerNorm(model.width)
         self.dropout, self.inner_dropout = Dropout(model.hidden_dropout), Dropout(model.activation_dropout)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.pre:
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD)))
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), bias))
             return x_BTD + self.dropout(self.feed_forward(self.ffn_norm(x_BTD)))
-        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD)))
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, bias)))
         return self.ffn_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
@@ -71,22 +71,25 @@ class Encoder(nn.Module):
     def __init__(self, model: Model):
         super().__init__()
         self.pre, self.checkpointing = model.norm == "pre", model.activation_checkpointing
+        self.heads, self.alibi, self.attend_masked = model.heads, model.attention_bias == "alibi", model.attend_masked
         self.positions = ConvPositions(model.width, model.position_kernel, model.position_groups) if model.positions == "conv" else None
         self.norm = LayerNorm(model.width)
         self.dropout = Dropout(model.hidden_dropout)
         block = ConformerLayer if model.block == "conformer" else TransformerLayer
         self.layers = nn.ModuleList(block(model) for _ in range(model.layers))
 
-    def forward(self, x_BTD: Tensor, keep_layers: tuple[bool, ...] | None = None) -> tuple[list[Tensor], Tensor]:
+    def forward(self, x_BTD: Tensor, keep_layers: tuple[bool, ...] | None = None,
+                mask_BT: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        bias = attention_bias(x_BTD, self.heads, self.alibi, None if self.attend_masked else mask_BT)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(x_BTD)
         hidden = [self.dropout(x_BTD if self.pre else self.norm(x_BTD))]
         for number, layer in enumerate(self.layers):
             keep = keep_layers is None or keep_layers[number]
-            hidden.append(self._layer(layer, hidden[-1]) if keep else unused(hidden[-1], layer.parameters()))
+            hidden.append(self._layer(layer, hidden[-1], bias) if keep else unused(hidden[-1], layer.parameters()))
         return hidden, self.norm(hidden[-1]) if self.pre else hidden[-1]
 
-    def _layer(self, layer: nn.Module, x_BTD: Tensor) -> Tensor:
+    def _layer(self, layer: nn.Module, x_BTD: Tensor, bias: Tensor | None) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, x_BTD, use_reentrant=False)
-        return layer(x_BTD)
+            return checkpoint(layer, x_BTD, bias, use_reentrant=False)
+        return layer(x_BTD, bias)

@@ -74,6 +74,13 @@ class CqtHead(nn.Module):
     def forward(self, x_SD: Tensor) -> Tensor:
         return F.linear(x_SD.float(), self.weight.float(), self.bias.float())
 
+    @torch.no_grad()
+    def start(self, weight_FD: Tensor | None, bias_F: Tensor | None) -> None:
+        """Begin with these values; None leaves what is there."""
+        for parameter, value in ((self.weight, weight_FD), (self.bias, bias_F)):
+            if value is not None:
+                parameter.copy_(value)
+
     def target(self, cqt_SF: Tensor) -> Tensor:
         """fp32 (S, F) as the loss compares it: the column's values, or ln(magnitude + 0.001)."""
         return (cqt_SF.float() + LOG_FLOOR).log() if self.log else cqt_SF.float()

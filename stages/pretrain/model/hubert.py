@@ -34,7 +34,7 @@ HEADS = ("code_heads.", "cqt_head.")
 
 def refuse(model: Model) -> None:
     """ValueError naming what in this model no HuBERT layout expresses."""
-    asked = {"front_end": "conv", "positions": "conv", "block": "transformer"}
+    asked = {"front_end": "conv", "positions": "conv", "block": "transformer", "attention_bias": "none"}
     other = [f"model.{name}: {getattr(model, name)} (HuBERT has {only} only)" for name, only in asked.items()
              if getattr(model, name) != only]
     if other:

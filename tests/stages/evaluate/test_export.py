@@ -63,7 +63,8 @@ def test_an_exported_folder_is_read_back(exported):
 
 
 @pytest.mark.parametrize("choices, says", [({"front_end": "mel"}, "front_end: mel"), ({"positions": "rotary"}, "positions: rotary"),
-                                           ({"block": "conformer", "norm": "pre"}, "block: conformer")])
+                                           ({"block": "conformer", "norm": "pre"}, "block: conformer"),
+                                           ({"attention_bias": "alibi"}, "attention_bias: alibi")])
 def test_what_no_hubert_layout_expresses_is_said(tmp_path, capsys, choices, says):
     run, _ = write_run(tmp_path / "run", **choices)
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2

@@ -84,7 +84,8 @@ def test_import_is_strict(damage, says):
 
 
 @pytest.mark.parametrize("choice, says", [({"front_end": "mel"}, "front_end: mel"), ({"positions": "rotary"}, "positions: rotary"),
-                                          ({"block": "conformer", "norm": "pre"}, "block: conformer")])
+                                          ({"block": "conformer", "norm": "pre"}, "block: conformer"),
+                                          ({"attention_bias": "alibi"}, "attention_bias: alibi")])
 def test_what_hubert_cannot_express_is_refused_by_name(choice, says):
     with pytest.raises(ValueError, match=says):
         hubert_config(small(**choice))

@@ -8,6 +8,7 @@ import yaml
 
 from stages import config
 from stages.pretrain.batch import Batch, CodeColumn
+from stages.pretrain.model.attention import attend, attention_bias
 from stages.pretrain.model.config import Model
 from stages.pretrain.objective import Objective
 from tests.stages.pretrain.sizes import COLUMN, SLOW, batch, mert, small
@@ -15,6 +16,8 @@ from tests.stages.pretrain.sizes import COLUMN, SLOW, batch, mert, small
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pretrain"
 ENCODEC = (CodeColumn("codes-e", 8, 1024),)
 CHOICES = {"pre": {"norm": "pre"}, "mel": {"front_end": "mel"}, "cqt": {"front_end": "cqt"}, "rotary": {"positions": "rotary"},
+           "alibi": {"attention_bias": "alibi"}, "unseen": {"attend_masked": False},
+           "alibi-unseen": {"attention_bias": "alibi", "attend_masked": False, "norm": "pre", "attention_dropout": 0.1},
            "conformer": {"block": "conformer", "norm": "pre"}, "conformer-rotary": {"block": "conformer", "norm": "pre", "positions": "rotary"}}
 
 
@@ -68,6 +71,45 @@ def test_rotary_positions_depend_on_distance_alone():
     score_TT = rotate(query.expand(1, 1, 20, 8))[0, 0] @ rotate(key.expand(1, 1, 20, 8))[0, 0].T
     torch.testing.assert_close(score_TT[3:, 1:-2], score_TT[2:-1, :-3], rtol=1e-4, atol=1e-5)
     assert (score_TT[0] - score_TT[0, 0]).abs().max() > 0.1
+
+
+def test_a_bias_is_added_to_the_scores_and_falls_with_distance():
+    """Against the formula written out: one softmax for each head and frame."""
+    heads, frames, width = 4, 9, 6
+    query, key, value = torch.randn(3, 2, heads, frames, width, generator=torch.Generator().manual_seed(3)).unbind()
+    bias = attention_bias(torch.zeros(2, frames, 1), heads, True, None)
+    for dropout in (0.0, 1e-9):  # both ways of a CPU
+        found = attend(query, key, value, dropout, bias)
+        for h in range(heads):
+            for t in range(frames):
+                far = torch.tensor([float(abs(t - s)) for s in range(frames)])
+                share = (key[1, h] @ query[1, h, t] / width**0.5 - far * 2.0 ** (-8 * (h + 1) / heads)).softmax(0)
+                torch.testing.assert_close(found[1, h, t], share @ value[1, h], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("alibi", [False, True])
+def test_masked_frames_are_not_attended_to(alibi, dtype):
+    """As if the clip had only the others; a clip that is all mask stays finite."""
+    mask = torch.tensor([[False, True, True, False, True], [True] * 5])
+    query, key, value = torch.randn(3, 2, 2, 5, 4, generator=torch.Generator().manual_seed(4)).to(dtype).unbind()
+    bias = attention_bias(torch.zeros(2, 5, 1, dtype=dtype), 2, alibi, mask)
+    found, other = attend(query, key, value, 0.0, bias), value.clone()
+    other[0, :, mask[0]] = 100.0
+    assert torch.equal(attend(query, key, other, 0.0, bias)[0], found[0]) and found.isfinite().all()
+    assert not torch.equal(attend(query, key, other, 0.0)[0], attend(query, key, value, 0.0)[0])
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_what_masked_frames_say_to_others(unseen):
+    """With attend_masked: false the mask vector changes only the frames it stands in, where there are no convolutional positions."""
+    net = mert(small(norm="pre", positions="rotary", attend_masked=not unseen)).eval()
+    inputs = batch(net)
+    before = net.predict(inputs["wave_BN"], inputs["mask_BT"])[1]
+    with torch.no_grad():
+        net.mask_vector.mul_(-2)
+    changed = (net.predict(inputs["wave_BN"], inputs["mask_BT"])[1] != before).any(2)
+    assert changed[inputs["mask_BT"]].all() and bool(changed[~inputs["mask_BT"]].any()) != unseen
 
 
 @pytest.mark.parametrize("model", [small(), small(norm="pre"), small(front_end="mel"), small(front_end="cqt")])
