@@ -1,4 +1,4 @@
-"""Self-attention over all frames of a clip, through `scaled_dot_product_attention`.
+"""Self-attention over the frames of a clip, through `scaled_dot_product_attention`.
 
 B clips, T frames, D width, H heads, E width of a head.
 """
