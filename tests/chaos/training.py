@@ -16,7 +16,7 @@ run: {{name: toy, dir: {folder}, threads: 1}}
 data: {{corpora: [{folder}/corpus], crop_samples: 16000, workers: {workers}, valid_crops: 8, cache: {folder}/cache}}
 model: {{conv: {{channels: [16, 16, 16, 16, 16, 16, 16]}}, layers: 2, width: 32, ffn: 64, heads: 4, position_kernel: 16,
         position_groups: 4, layer_drop: 0.2}}
-objective: {{head_width: 8}}
+objective: {{head_width: 8, cqt_start: fit}}
 optim: {{updates: {updates}, warmup_updates: 2, global_batch: 8, rate: 1.0e-3}}
 engine: {{micro_batch: 2, precision: {precision}, zero_stage: {stage}}}
 checkpoints: {{every_updates: 2, keep: 2}}
