@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.pretrain.batch import HOP_SAMPLES, Batch, CodeColumn
+from stages.pretrain.model.masked import interpolated
 
 
 @dataclass
@@ -102,21 +103,6 @@ def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Ten
     mean = (target_BTF - mean_F).square().mean(2)
     line = (target_BTF - interpolated(target_BTF, mask_BT)).square().mean(2)
     return mean, line
-
-
-def interpolated(x_BTF: Tensor, mask_BT: Tensor) -> Tensor:
-    """Masked frames replaced by the line between the nearest unmasked frames; at an end, by the nearest one."""
-    frames = mask_BT.shape[1]
-    index = torch.arange(frames, device=mask_BT.device).expand_as(mask_BT)
-    left = torch.where(mask_BT, -1, index).cummax(1).values
-    right = torch.where(mask_BT, frames, index).flip(1).cummin(1).values.flip(1)
-    left, right = torch.where(left < 0, right, left), torch.where(right >= frames, left, right)
-    share = ((index - left) / (right - left).clamp_min(1)).unsqueeze(2).to(x_BTF.dtype)
-
-    def at(place_BT: Tensor) -> Tensor:
-        return x_BTF.gather(1, place_BT.clamp(0, frames - 1).unsqueeze(2).expand_as(x_BTF))
-
-    return at(left) * (1 - share) + at(right) * share
 
 
 @torch.no_grad()

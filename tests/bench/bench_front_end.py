@@ -19,11 +19,11 @@ from stages.pretrain.head_start import HeadStart
 from stages.pretrain.loader import Loader
 from stages.pretrain.masking import Masking
 from stages.pretrain.mert import Mert
-from stages.pretrain.metrics import interpolated
 from stages.pretrain.mixture import Mixture
 from stages.pretrain.model.config import CqtFront, MelFront, Model
 from stages.pretrain.model.front_end import front_end
 from stages.pretrain.model.heads import LOG_FLOOR
+from stages.pretrain.model.masked import interpolated
 from stages.pretrain.objective import Objective
 from stages.pretrain.pinning import pin
 from stages.pretrain.state import State
@@ -34,7 +34,9 @@ FRONT_ENDS = {"mel, 128 of 2,048 samples (default)": Model(front_end="mel"),
               "cqt, 48 bins an octave": Model(front_end="cqt", cqt=CqtFront(336, 48))}
 ENCODERS = {"untrained encoder": {}, "untrained encoder, alibi": {"attention_bias": "alibi"},
             "untrained encoder, masked frames not attended to": {"attend_masked": False},
-            "untrained encoder, both": {"attention_bias": "alibi", "attend_masked": False}}
+            "untrained encoder, both": {"attention_bias": "alibi", "attend_masked": False},
+            "untrained encoder, line": {"masked_input": "line"},
+            "untrained encoder, all three": {"attention_bias": "alibi", "attend_masked": False, "masked_input": "line"}}
 EDGE = 80  # frames at a crop's ends, where the longest windows and kernels meet zeros
 
 

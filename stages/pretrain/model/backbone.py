@@ -14,6 +14,7 @@ from stages.pretrain.model.encoder import Encoder
 from stages.pretrain.model.front_end import front_end
 from stages.pretrain.model.initial import initialise
 from stages.pretrain.model.layers import LayerNorm, Linear, scale_gradient, working_dtype
+from stages.pretrain.model.masked import hide
 
 
 class Backbone(nn.Module):
@@ -60,5 +61,5 @@ class Backbone(nn.Module):
         if mask_BT is not None:
             require(mask_BT.shape == x_BTD.shape[:2], "mask_BT", tuple(mask_BT.shape),
                     f"expected {tuple(x_BTD.shape[:2])}, as `Model.frames` counts them")
-            x_BTD = torch.where(mask_BT[..., None], self.mask_vector.to(x_BTD.dtype), x_BTD)
+            x_BTD = hide(x_BTD, mask_BT, self.mask_vector, self.model.masked_input == "line")
         return self.encoder(x_BTD, keep_layers, mask_BT)

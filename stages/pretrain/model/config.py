@@ -101,6 +101,7 @@ class Model:
     positions: str = "conv"  # conv | rotary
     attention_bias: str = "none"  # none | alibi: nearer frames weigh more, to both sides (arXiv 2108.12409), see `attention`
     attend_masked: bool = True  # False: masked frames are not attended to, so that what is near is what was heard
+    masked_input: str = "vector"  # vector (M) | line: with the line between the nearest unmasked frames added, see `masked`
     position_kernel: int = 128  # F wav2vec2.py; of the convolutional positions
     position_groups: int = 16
     conformer_kernel: int = 31  # frames; of a conformer's depthwise convolution (arXiv 2005.08100 uses 32)
@@ -119,6 +120,7 @@ class Model:
         _one_of("norm", self.norm, "post", "pre")
         _one_of("positions", self.positions, "conv", "rotary")
         _one_of("attention_bias", self.attention_bias, "none", "alibi")
+        _one_of("masked_input", self.masked_input, "vector", "line")
         for name in ("layers", "width", "ffn", "heads", "position_kernel", "position_groups", "conformer_kernel"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "expected 1 or more")
         require(self.width % self.heads == 0, "model.heads", self.heads, f"expected a divisor of width {self.width}")

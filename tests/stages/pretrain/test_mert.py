@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pretrain"
 ENCODEC = (CodeColumn("codes-e", 8, 1024),)
 CHOICES = {"pre": {"norm": "pre"}, "mel": {"front_end": "mel"}, "cqt": {"front_end": "cqt"}, "rotary": {"positions": "rotary"},
            "alibi": {"attention_bias": "alibi"}, "unseen": {"attend_masked": False},
+           "line": {"masked_input": "line"},
            "alibi-unseen": {"attention_bias": "alibi", "attend_masked": False, "norm": "pre", "attention_dropout": 0.1},
            "conformer": {"block": "conformer", "norm": "pre"}, "conformer-rotary": {"block": "conformer", "norm": "pre", "positions": "rotary"}}
 

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stages.pretrain import metrics
 from stages.pretrain.batch import Batch, CodeColumn
@@ -48,17 +46,6 @@ def test_the_gain_of_the_frequencies_themselves_is_zero():
     baselines = counted(codes, list("abcd"), 4)
     ce = metrics.code_frequency_ce(batch(codes, list("abcd")), (CodeColumn("codes-a", 1, 4),), baselines)
     assert ce.shape == (4, 100, 1) and float(ce.mean()) == pytest.approx(math.log(4), abs=0.05)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.booleans(), min_size=2, max_size=30).filter(lambda m: not all(m)), st.integers(0, 1000))
-def test_the_line_across_the_mask_is_numpys(masked, seed):
-    mask = np.array(masked)
-    x = np.random.default_rng(seed).normal(size=(len(mask), 3)).astype(np.float32)
-    found = metrics.interpolated(torch.from_numpy(x)[None], torch.from_numpy(mask)[None])[0].numpy()
-    places = np.arange(len(mask))
-    for f in range(3):
-        assert np.allclose(found[:, f], np.interp(places, places[~mask], x[~mask, f]), atol=1e-5)
 
 
 def test_sums_by_clip_are_the_objectives_sums():

@@ -1,0 +1,34 @@
+"""What stands at a masked frame instead of what was heard there: the mask vector, or a straight line besides.
+
+B clips, T frames, D width.
+"""
+
+import torch
+from torch import Tensor
+
+
+def hide(x_BTD: Tensor, mask_BT: Tensor, vector_D: Tensor, line: bool) -> Tensor:
+    """x with its masked frames replaced by the vector (F wav2vec2.py apply_mask).
+
+    `line`: the vector plus `interpolated`, so that what was heard on both sides of a span is where it is asked for from the
+    first update on; nothing that was masked is heard (D).
+    """
+    vector_D = vector_D.to(x_BTD.dtype)
+    return torch.where(mask_BT[..., None], vector_D + interpolated(x_BTD, mask_BT) if line else vector_D, x_BTD)
+
+
+def interpolated(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """Masked frames replaced by the line between the nearest unmasked frames; at an end, by the nearest one.
+
+    A clip that is all mask keeps a value of its own frames at its ends: `Masking` draws none."""
+    frames = mask_BT.shape[1]
+    index = torch.arange(frames, device=mask_BT.device).expand_as(mask_BT)
+    left = torch.where(mask_BT, -1, index).cummax(1).values
+    right = torch.where(mask_BT, frames, index).flip(1).cummin(1).values.flip(1)
+    left, right = torch.where(left < 0, right, left), torch.where(right >= frames, left, right)
+    share = ((index - left) / (right - left).clamp_min(1)).unsqueeze(2).to(x_BTD.dtype)
+
+    def at(place_BT: Tensor) -> Tensor:
+        return x_BTD.gather(1, place_BT.clamp(0, frames - 1).unsqueeze(2).expand_as(x_BTD))
+
+    return at(left) * (1 - share) + at(right) * share
