@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.evaluate.features import Joined, Window, batches, features, windows
@@ -35,23 +36,49 @@ def extract(place: str, audio: list[str], layer: str, out: str, batch: int = 8, 
     paths = list(_paths(audio))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     net = net.to(device)
-    console, found, failed = Console(stderr=True, highlight=False), {}, {}
+    with tempfile.TemporaryDirectory(prefix=".overtone-features-", dir=_folder(out)) as scratch:
+        found, failed = _extracted(net, paths, chosen, batch, Path(scratch))
+        console = Console(stderr=True, highlight=False)
+        for name, reason in failed.items():
+            console.print(f"{name}: {reason}", markup=False)
+        if not found:
+            raise ValueError("none of the files could be decoded")
+        _write(out, found, {"layer": layer, "rate_hz": "75", "model": place})
+        print(f"{out}: {len(found)} recordings, {_shape(found)}" + (f"; {len(failed)} could not be used" if failed else ""))
+    return 1 if failed else 0
+
+
+def _extracted(net: Backbone, paths: list[str], layer: int | None, batch: int, scratch: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Features by path, which lie in files of `scratch`, and why the other paths have none."""
+    found, failed, joined = {}, {}, Joined()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn()
+    console = Console(stderr=True, highlight=False)
     with contextlib.closing(Guard()) as guard, Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("features", total=len(paths))
-        joined = Joined()
         for group in batches(_windows(paths, guard, net, failed), batch):
-            for window, part in zip(group, features(net, group, chosen), strict=True):
+            for window, part in zip(group, features(net, group, layer), strict=True):
                 if whole := joined.add(window, part):
-                    found[whole[0]] = whole[1]
+                    found[whole[0]] = on_disk(whole[1], scratch / str(len(found)))
             progress.update(task, completed=len(found) + len(failed))
-    for name, reason in failed.items():
-        console.print(f"{name}: {reason}", markup=False)
-    if not found:
-        raise ValueError("none of the files could be decoded")
-    _write(out, found, {"layer": layer, "rate_hz": "75", "model": place})
-    print(f"{out}: {len(found)} recordings, {_shape(found)}" + (f"; {len(failed)} could not be used" if failed else ""))
-    return 1 if failed else 0
+    return found, failed
+
+
+def on_disk(value: Tensor, path: Path) -> Tensor:
+    """The same values, mapped from a file and not held: a corpus's features are larger than memory."""
+    value.numpy().tofile(path)
+    return torch.from_file(str(path), shared=False, size=value.numel(), dtype=value.dtype).view(value.shape)
+
+
+def _folder(out: str) -> str | None:
+    """The folder of a local OUT, which must have room for it twice; for an object store the system's for temporary files."""
+    if "://" in out:
+        return None
+    folder = os.path.dirname(os.path.abspath(out))
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written: {error}") from None
+    return folder
 
 
 def _layer(text: str, layers: int) -> int | None:
@@ -89,7 +116,8 @@ def _windows(paths: list[str], guard: Guard, net: Backbone, failed: dict[str, st
 
 def _write(out: str, found: dict[str, Tensor], about: dict[str, str]) -> None:
     folder, name = os.path.split(out)
-    Storage(folder or ".").write(name, save(found, about))
+    with Storage(folder or ".").attempt(name) as path:
+        save_file(found, path, about)
 
 
 def _shape(found: dict[str, Tensor]) -> str:

@@ -1,5 +1,7 @@
 """Representations of audio files: the same as the model gives for a whole recording, however long, and by the command."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipeline.cli import main
+from pipeline.features import on_disk
 from stages.evaluate import features as subject
 from stages.evaluate.features import Joined, Window, batches, features, windows
 from tests.stages.evaluate.conftest import write_run
@@ -78,6 +81,19 @@ def test_the_command(tmp_path, sounds, layer, shape):
         expected = torch.stack(net.hidden(torch.from_numpy(wave_N)[None]))[:, 0]
     torch.testing.assert_close(found[str(sounds / "b.wav")], expected if layer == "all" else expected[1], rtol=1e-3, atol=1e-4)
     assert safe_open(out, "pt").metadata()["layer"] == layer
+
+
+def test_features_wait_on_disk_not_in_memory(tmp_path):
+    def held() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
+
+    found, seen = {}, []
+    for i in range(33):  # 8 MiB each, made by numpy: torch keeps for a while what it had
+        found[str(i)] = on_disk(torch.from_numpy(np.full((2, 1 << 20), i, np.float32)), tmp_path / str(i))
+        seen.append(held())
+    assert seen[-1] - seen[0] < 64 << 10
+    assert all(value.shape == (2, 1 << 20) and value[1, -1] == float(name) for name, value in found.items())
 
 
 def test_an_exported_folder_gives_the_same(tmp_path, sounds):
