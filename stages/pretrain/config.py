@@ -1,5 +1,6 @@
 """The whole configuration of a training run, and what of it a resumed run may not change unasked."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -130,8 +131,21 @@ def identity(configuration: Config) -> dict[str, Any]:
     return {name: own[name] for name in ("model", "objective", "masking", "mixture", "optim")} | {"seed": own["run"]["seed"], "global_batch": batch}
 
 
+def _completed(known: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    found = dict(known)
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(known.get(name), dict):
+            found[name] = _completed(known[name], default)
+        else:
+            found.setdefault(name, default)
+    return found
+
+
 def check_same(before: dict[str, Any], now: dict[str, Any], allow: tuple[str, ...], run: str) -> None:
-    """Refuse a resumed run that is another one; ValueError with both values and the way to override."""
+    """Refuse a resumed run that is another one; ValueError with both values and the way to override.
+
+    A choice that came after the run was begun has its default there: what was done until then."""
+    before = _completed(before, json.loads(json.dumps(identity(Config(data=Data())))))
     for section, value in now.items():
         old = before.get(section)
         if old == value or section in allow or "all" in allow:

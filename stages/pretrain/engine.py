@@ -82,7 +82,7 @@ class Engine:
         if settings.compile:
             model.compile()
         self.scale = DynamicScale(settings.precision == "fp16")
-        self.adam = Adam(model.parameters(), optim)
+        self.adam = Adam(model.named_parameters(), optim)
         self._deepspeed = _initialize(_Cast(model, DTYPES[settings.precision]), self.adam, settings, optim, world, accumulation)
         self.stage = settings.zero_stage
 
@@ -92,8 +92,7 @@ class Engine:
         `frames` = masked frames of the whole global batch: the loss is its sum divided by that, whatever
         the shares of ranks and micro-batches. `judge(mean_loss) -> bool` says whether to skip the update.
         """
-        for group in self.adam.param_groups:
-            group["lr"] = rate
+        self.adam.set_rate(rate)
         self._begin()
         own: dict[str, Tensor] = {}
         for i, (batch, further) in enumerate(batches):

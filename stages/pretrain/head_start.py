@@ -16,7 +16,7 @@ from stages.pretrain import metrics
 from stages.pretrain.batch import HOP_SAMPLES, Batch, CodeColumn
 from stages.pretrain.mert import Mert, Places
 
-RIDGE = 0.3  # of the hidden values' mean variance: what the first updates change in small directions is not blown up (D)
+RIDGE = 0.1  # of the hidden values' mean variance: what the first updates change in small directions is not blown up (D)
 
 
 class HeadStart:

@@ -1,6 +1,7 @@
 """Adam and its rate: MERT's schedule, and a cosine."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ class Optim:
     warmup_updates: int = 32_000
     schedule: str = "linear"  # linear (M) | cosine, both to 0 after the last update
     rate: float = 5e-4  # at the peak
+    cqt_head_rate: float = 1.0  # of `rate`, for the CQT head: what `objective.cqt_start: fit` found is then kept, not found anew (D)
     global_batch: int = 1080  # crops an update, over all ranks and micro-batches: 1.5 h of 5 s
     betas: tuple[float, ...] = (0.9, 0.98)
     epsilon: float = 1e-6
@@ -27,6 +29,7 @@ class Optim:
         require(0 <= self.warmup_updates <= self.updates, "optim.warmup_updates", self.warmup_updates, "expected 0 to optim.updates")
         require(self.schedule in ("linear", "cosine"), "optim.schedule", self.schedule, "expected linear or cosine")
         require(self.rate > 0, "optim.rate", self.rate, "expected above 0")
+        require(self.cqt_head_rate >= 0, "optim.cqt_head_rate", self.cqt_head_rate, "expected 0 (the head stays as it began) or more")
         require(self.global_batch >= 1, "optim.global_batch", self.global_batch, "expected at least 1 crop")
         require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "expected two numbers in [0, 1)")
         require(self.epsilon > 0, "optim.epsilon", self.epsilon, "expected above 0")
@@ -44,12 +47,21 @@ class Optim:
 
 
 class Adam(torch.optim.AdamW):
-    """AdamW with decoupled decay, whose next step can be left out."""
+    """AdamW with decoupled decay over named parameters, whose next step can be left out."""
 
     skip = False
 
-    def __init__(self, parameters, optim: Optim):
-        super().__init__(parameters, lr=optim.rate, betas=tuple(optim.betas), eps=optim.epsilon, weight_decay=optim.weight_decay)
+    def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], optim: Optim):
+        own, head = [], []
+        for name, parameter in named:
+            (head if name.startswith("cqt_head.") and optim.cqt_head_rate != 1 else own).append(parameter)
+        groups = [{"params": own, "share": 1.0}, {"params": head, "share": optim.cqt_head_rate}]
+        super().__init__([group for group in groups if group["params"]], lr=optim.rate, betas=tuple(optim.betas), eps=optim.epsilon,
+                         weight_decay=optim.weight_decay)
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = rate * group["share"]
 
     def step(self, closure=None):
         if not self.skip:

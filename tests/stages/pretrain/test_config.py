@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from stages.pretrain.config import check_same, identity, load
-from stages.pretrain.optim import Optim
+from stages.pretrain.optim import Adam, Optim
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pretrain"
 
@@ -15,7 +16,7 @@ SHIPPED = {  # layers, width, ffn, heads, norm, a code's width; hours of audio a
     "mert_95m": (12, 768, 3072, 12, "post", 64, 1.5, 400_000, 32_000, 5e-4, 10),
     "mert_330m": (24, 1024, 4096, 16, "pre", 128, 5.5, 400_000, 32_000, 1.5e-3, 1),
     "quickstart": (4, 192, 768, 4, "pre", 32, 8 * 5 / 3600, 300, 30, 2e-3, 1),
-    "small": (6, 256, 1024, 4, "pre", 64, 8 * 5 / 3600, 1500, 50, 6e-4, 1),
+    "small": (6, 256, 1024, 4, "pre", 64, 8 * 5 / 3600, 3000, 100, 1e-3, 1),
     "tiny": (3, 128, 512, 4, "post", 16, 8 * 5 / 3600, 300, 30, 2e-3, 1),
 }
 
@@ -48,7 +49,23 @@ def test_the_recipes_models_are_merts_in_what_sizes_do_not_say(name, input_dropo
     assert (config.optim.schedule, config.optim.betas, config.optim.weight_decay) == ("linear", (0.9, 0.98), 0.01)
 
 
+@pytest.mark.parametrize(("share", "groups"), [(1.0, 1), (0.1, 2), (0.0, 2)])
+def test_the_cqt_head_may_have_a_rate_of_its_own(share, groups):
+    net = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "cqt_head": torch.nn.Linear(2, 2)})
+    adam = Adam(net.named_parameters(), Optim(cqt_head_rate=share, weight_decay=0.0))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    adam.set_rate(0.5)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    adam.step()
+    moved = {name: float((before[name] - value).mean()) for name, value in net.state_dict().items()}
+    assert len(adam.param_groups) == groups
+    for part, rate in (("encoder", 0.5), ("cqt_head", 0.5 * share)):
+        assert (moved[f"{part}.weight"], moved[f"{part}.bias"]) == pytest.approx((rate, rate), rel=1e-4)
+
+
 @pytest.mark.parametrize(("override", "says"), [
+    ("optim.cqt_head_rate=-1", r"optim\.cqt_head_rate is -1"),
     ("optim.rat=1", r"optim\.rat: did you mean 'rate'"), ("engine.zero_stage=4", r"engine\.zero_stage is 4"),
     ("engine.precision=fp8", r"engine\.precision is 'fp8'"), ("run.name=a/b", r"run\.name is 'a/b'"),
     ("resume.allow=[dta]", r"resume\.allow is 'dta'"),
@@ -77,3 +94,13 @@ def test_the_rate_rises_and_falls_to_zero():
     assert linear.rate_at(0) == 0.1 and linear.rate_at(9) == linear.rate_at(10) == 1.0
     assert linear.rate_at(55) == 0.5 and cosine.rate_at(55) == pytest.approx(0.5)
     assert linear.rate_at(99) == pytest.approx(1 / 90) and cosine.rate_at(30) > linear.rate_at(30)
+
+
+def test_a_choice_that_came_later_has_its_default_in_a_run_begun_before():
+    now = json.loads(json.dumps(identity(load(str(CONFIGS / "tiny.yaml")))))
+    before = json.loads(json.dumps(now))
+    del before["optim"]["cqt_head_rate"], before["model"]["masked_input"], before["model"]["conv"]["kernels"], before["seed"]
+    check_same(before, now, (), "RUN")
+    now["optim"]["cqt_head_rate"] = 0.1
+    with pytest.raises(ValueError, match=r"optim\.cqt_head_rate is 0\.1, the run at RUN was started with 1\.0"):
+        check_same(before, now, (), "RUN")
