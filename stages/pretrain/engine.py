@@ -85,6 +85,7 @@ class Engine:
         self.adam = Adam(model.named_parameters(), optim)
         self._deepspeed = _initialize(_Cast(model, DTYPES[settings.precision]), self.adam, settings, optim, world, accumulation)
         self.stage = settings.zero_stage
+        self._prime()
 
     def update(self, batches: Iterable[tuple[Batch, dict[str, Tensor]]], frames: int, rate: float, drawn: tuple, judge, flags=()) -> Updated:
         """One update from this rank's `accumulation` micro-batches, each with further sums to add up.
@@ -168,7 +169,6 @@ class Engine:
             if self.world.leads:
                 found[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
 
-        self._prime()
         for name, parameter in self.model.named_parameters():
             if self.stage == 0:
                 put(name, parameter)
@@ -186,7 +186,6 @@ class Engine:
     @property
     def steps(self) -> int:
         """Updates that Adam has applied: its bias correction depends on it."""
-        self._prime()
         return int(next(iter(self.adam.state.values()))["step"])
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
@@ -194,7 +193,6 @@ class Engine:
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        self._prime()
         for state in self.adam.state.values():
             state["step"].fill_(steps)
         for name, parameter in self.model.named_parameters():
@@ -212,7 +210,9 @@ class Engine:
                     self.adam.state[parameter][key].copy_(value)
 
     def _prime(self) -> None:
-        """Make Adam's moments exist, as zeros, before its first step: they can then be read and set."""
+        """Make Adam's moments exist, as zeros, before its first step: they can then be read and set.
+
+        DeepSpeed would link them after its first group's first step, when those of other groups do not exist yet."""
         zero = self._deepspeed.optimizer
         flats = {0: lambda: list(self.model.parameters()), 3: lambda: zero.fp32_partitioned_groups_flat}
         for flat in flats.get(self.stage, lambda: zero.single_partition_of_fp32_groups)():
