@@ -3,6 +3,7 @@
 import contextlib
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -157,9 +158,9 @@ class LabelRun:
         for job in jobs:
             pool = getattr(pools, job.stage.name)
             cpus = pool.cpus if job.stage.name == "decode" else max(pool.cpus, self.config.recipe.threads)
-            links.append(Link(job.stage.name, Opener(job), Needs(cpus, pool.gpus, pool.memory_gb), pool.max_workers, job.stage.cpu_s))
+            links.append(Link(job.stage.name, partial(ShardWorker, job), Needs(cpus, pool.gpus, pool.memory_gb), pool.max_workers, job.stage.cpu_s))
         if audited:
-            opener = AuditOpener(jobs[0].out, tuple(job.column for job in jobs))
+            opener = partial(audit.AuditWorker, jobs[0].out, tuple(job.column for job in jobs))
             links.append(Link("audit", opener, Needs(pools.audit.cpus, 0, pools.audit.memory_gb),
                               pools.audit.max_workers, audit.CPU_S))
         return links
@@ -199,25 +200,6 @@ class LabelRun:
             self.out.sweep(records.folder(column))
         self.out.sweep("")
         self.out.sweep(teachers.FOLDER)
-
-
-@dataclass(frozen=True)
-class Opener:
-    """Opens a stage's worker inside its actor."""
-
-    job: Job
-
-    def __call__(self) -> ShardWorker:
-        return ShardWorker(self.job)
-
-
-@dataclass(frozen=True)
-class AuditOpener:
-    out: str
-    columns: tuple[str, ...]
-
-    def __call__(self) -> audit.AuditWorker:
-        return audit.AuditWorker(self.out, self.columns)
 
 
 def _device(pool: recipes.Pool) -> str:

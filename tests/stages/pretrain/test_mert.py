@@ -131,6 +131,23 @@ def test_low_precision_stays_near_fp32(model, way):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("model", [small(), small(norm="pre"), small(front_end="cqt", masked_input="line", attention_bias="alibi")])
+@pytest.mark.parametrize("dtype, scale, far", [(torch.bfloat16, 1.0, 0.02), (torch.float16, 2.0**12, 0.003)])
+def test_gradients_under_autocast_stay_near_fp32(model, dtype, scale, far):
+    """As the engine runs it: fp32 weights, the loss over its masked frames, scaled in fp16. bf16 keeps 8 bits, fp16 11."""
+    net, found = mert(model), []
+    inputs = batch(net)
+    for enabled in (False, True):
+        net.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            terms = net(**inputs)
+        (terms["loss"] / terms["frames"] * (scale if enabled else 1.0)).backward()
+        found.append({name: p.grad / (scale if enabled else 1.0) for name, p in net.named_parameters()})
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in found[1].values())
+    exact, low = (torch.cat([value.flatten() for value in part.values()]) for part in found)
+    assert (low - exact).norm() <= far * exact.norm()
+
+
 def test_islands_are_fp32_under_bf16():
     """What bf16 would round away (8 bits) survives: predictions' errors, the penalty and GroupNorm's statistics."""
     net = mert().to(torch.bfloat16)
