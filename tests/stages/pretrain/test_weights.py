@@ -43,7 +43,8 @@ def fairseq_state(net, specials: int = 4) -> dict[str, torch.Tensor]:
     head = net.code_heads[0]
     modules |= {"final_proj": head.projection, "encoder_cqt_model.fc": net.cqt_head}
     state |= {f"{name}.{part}": getattr(module, part) for name, module in modules.items() for part in ("weight", "bias")}
-    table = torch.cat([torch.randn(3, specials, 6), head.table_KCE.detach()], 1).flatten(0, 1)
+    table_KCE = head.table_KCE.detach()
+    table = torch.cat([torch.randn(len(table_KCE), specials, table_KCE.shape[2]), table_KCE], 1).flatten(0, 1)
     state |= {"label_embs_concat": table, "encoder_cqt_model.spec_layer.cqt_kernels_real": torch.zeros(2)}
     return {name: value.detach().clone() for name, value in state.items()}
 

@@ -1,0 +1,36 @@
+"""How a run begins: with weights of others, or without."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.pretrain.batch import CodeColumn
+from stages.pretrain.config import load
+from stages.pretrain.mert import Mert
+from stages.pretrain.model.hubert import to_hubert
+from tests.chaos.training import Ranks, configured, rows
+from tests.stages.pretrain.corpus import SIZE, F, K
+from tests.stages.pretrain.test_weights import save_fairseq
+
+STILL = ("optim.updates=1", "optim.warmup_updates=1", "optim.rate=1.0e-20", "optim.weight_decay=0", "model.layer_drop=0")
+
+
+@pytest.mark.parametrize("layout", ["fairseq", "hugging face"])
+def test_a_run_begins_with_the_weights_of_others(tmp_path, layout):
+    """After one update at no rate: the encoder is the file's. So is a fairseq file's CQT head; the other file has none, which is fitted."""
+    config = configured(tmp_path)
+    asked = load(str(config))
+    torch.manual_seed(5)
+    source = Mert(asked.model, asked.objective, (CodeColumn("codes-a", K, SIZE),), F)
+    place = tmp_path / ("given.pt" if layout == "fairseq" else "given.safetensors")
+    if layout == "fairseq":
+        save_fairseq(place, source)
+    else:
+        save_file(to_hubert(source.state_dict()), place)
+    with Ranks(config, 1, f"run.weights={place}", *STILL) as ranks:
+        assert ranks.wait() == 0, ranks.text()
+    assert f"weights of {layout} layout" in ranks.text() and len(rows(tmp_path)) == 1
+    found = load_file(tmp_path / "toy" / "checkpoints" / "u00000001" / "model.safetensors")
+    same = {name: torch.allclose(value, found[name], rtol=0, atol=1e-12) for name, value in source.state_dict().items()}
+    assert all(kept for name, kept in same.items() if not name.startswith(("code_heads", "cqt_head")))
+    assert {same["cqt_head.weight"], same["cqt_head.bias"], same["code_heads.0.table_KCE"]} == {layout == "fairseq"}
