@@ -81,12 +81,13 @@ def main() -> None:
     top.add_argument("out", help="what `make labels` made")
     top.add_argument("--crops", type=int, default=640)
     top.add_argument("--span", type=int, nargs="+", default=[5, 80, 120, 40], help="in frames; the encoders see the last")
+    top.add_argument("--mixture", type=float, default=0.0, help="share of crops with pieces of others in what encoders hear")
     asked = top.parse_args()
     data, frames = Data(corpora=(asked.out,), workers=0), 375
     found, fitted = {}, asked.crops * 4 // 5 // 8 * 8
     for span in asked.span:
         pinned = pin(data)
-        loader = Loader(pinned, data, Masking(span=span), Mixture(prob=0), frames, asked.crops)
+        loader = Loader(pinned, data, Masking(span=span), Mixture(prob=asked.mixture), frames, asked.crops)
         batch = next(loader.stream(State(pinned.fingerprint, 0, asked.crops)))
         target_BTF = (batch.cqt_BLF.float() + LOG_FLOOR).log()[:, :frames]
         mask_BT, mean_F = batch.mask_BT[fitted:], target_BTF[:fitted].mean((0, 1))
