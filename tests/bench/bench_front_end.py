@@ -81,7 +81,7 @@ def main() -> None:
     top.add_argument("out", help="what `make labels` made")
     top.add_argument("--crops", type=int, default=640)
     top.add_argument("--span", type=int, nargs="+", default=[5, 80, 120, 40], help="in frames; the encoders see the last")
-    top.add_argument("--mixture", type=float, default=0.0, help="share of crops with pieces of others in what encoders hear")
+    top.add_argument("--mixture", type=float, default=0.0, help="share of crops with pieces of others in what is heard")
     asked = top.parse_args()
     data, frames = Data(corpora=(asked.out,), workers=0), 375
     found, fitted = {}, asked.crops * 4 // 5 // 8 * 8

@@ -20,7 +20,7 @@ def hide(x_BTD: Tensor, mask_BT: Tensor, vector_D: Tensor, line: bool) -> Tensor
 def interpolated(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """Masked frames replaced by the line between the nearest unmasked frames; at an end, by the nearest one.
 
-    A clip that is all mask keeps a value of its own frames at its ends: `Masking` draws none."""
+    Every clip must have an unmasked frame, as those that `Masking` draws have."""
     frames = mask_BT.shape[1]
     index = torch.arange(frames, device=mask_BT.device).expand_as(mask_BT)
     left = torch.where(mask_BT, -1, index).cummax(1).values
