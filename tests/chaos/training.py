@@ -88,10 +88,14 @@ def curve(folder: Path) -> list[dict]:
     return [{name: row[name] for name in CURVE} for row in rows(folder)]
 
 
-def reach(ranks: Ranks, folder: Path, update: int, timeout_s: float = 120) -> None:
-    """Wait until that update is written down or the ranks have ended."""
+def reach(ranks: Ranks, folder: Path, update: int, timeout_s: float = 120, starts: int = 1) -> None:
+    """Wait until the run has begun `starts` times and that update is written down, or the ranks have ended."""
     deadline = time.monotonic() + timeout_s
-    while ranks.processes[0].poll() is None and not any(row["update"] >= update for row in rows(folder)):
+
+    def reached() -> bool:
+        return len(rows(folder, "start")) >= starts and any(row["update"] >= update for row in rows(folder))
+
+    while ranks.processes[0].poll() is None and not reached():
         assert time.monotonic() < deadline, ranks.text()
         time.sleep(0.02)
 

@@ -61,7 +61,7 @@ def test_the_driver_killed_and_ctrl_c(tmp_path, plain):
     assert kill(train.process.pid)
     train.wait()
     train = Train(config)
-    reach(train, tmp_path, 7)
+    reach(train, tmp_path, 7, starts=2)  # the orphaned rank may have come as far
     train.process.send_signal(signal.SIGINT)
     assert train.wait() == 130, train.text()
     stopped = rows(tmp_path)[-1]["update"]
