@@ -1,6 +1,7 @@
 """DeepSpeed's updates against plain PyTorch's, at every ZeRO stage; what is gathered and restored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from stages.pretrain.world import World, joined
 from tests import ranks
 from tests.stages.pretrain import toy
 
-# Two groups of parameters, as `cqt_head_rate` makes them; one group is what every whole run of the other tests has.
-OPTIM = Optim(updates=10, warmup_updates=2, rate=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0, cqt_head_rate=0.5)
+OPTIM = Optim(updates=10, warmup_updates=2, rate=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0)
+OPTIMS = {"fp32": replace(OPTIM, cqt_head_rate=0.5), "bf16": OPTIM}  # two groups of parameters, and one
 UPDATES = 5
 COMBINATIONS = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
 
@@ -36,7 +37,7 @@ def on_ranks(folder: Path) -> None:
     with joined(60) as world:
         results = {}
         for stage, precision in COMBINATIONS:
-            engine = Engine(toy.model(layer_drop=0.3), EngineSettings(zero_stage=stage, precision=precision), OPTIM, world, 2)
+            engine = Engine(toy.model(layer_drop=0.3), EngineSettings(zero_stage=stage, precision=precision), OPTIMS[precision], world, 2)
             rows = updates(engine, world, 2, range(UPDATES))
             gathered, steps = engine.gathered(), engine.steps
             shared = [gathered]
@@ -49,7 +50,7 @@ def on_ranks(folder: Path) -> None:
             results[f"{stage} {precision}"] = (rows, gathered, steps, skipped, after_skip, further, again)
         for stage in (1, 2, 3):
             settings = EngineSettings(zero_stage=stage, precision="fp32", offload_optimizer=True)
-            engine = Engine(toy.model(layer_drop=0.3), settings, OPTIM, world, 2)
+            engine = Engine(toy.model(layer_drop=0.3), settings, OPTIMS["fp32"], world, 2)
             results[f"{stage} offloaded"] = (updates(engine, world, 2, range(UPDATES)), engine.gathered())
         if world.leads:
             torch.save(results, folder / "results.pt")
@@ -65,7 +66,7 @@ def results(tmp_path_factory) -> dict:
 def plain(precision: str) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
     """The same updates by one process of plain PyTorch, on whole global batches."""
     model = toy.model(layer_drop=0.3)
-    adam, rows = Adam(model.named_parameters(), OPTIM), []
+    adam, rows = Adam(model.named_parameters(), OPTIMS[precision]), []
     for update in range(UPDATES):
         batch = toy.global_batch(update)
         keep, codebooks = model.draw(1, update)
