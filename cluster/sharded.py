@@ -4,11 +4,9 @@ Ray Data carries only shard names and small outcome rows; audio stays in the wor
 its own pool of actors, which grows and shrinks with the cluster.
 """
 
-import contextlib
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.ledger import ledger_here, watching
 from cluster.session import Session
 from stages.label.base import Needs
 
@@ -74,34 +72,6 @@ def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | No
     return pools
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Ledger:
-    """Counts attempts per shard and stage, so that a shard that kills its worker is given up; carries events."""
-
-    def __init__(self):
-        self.attempts: dict[tuple[str, str], int] = {}
-        self.events: list[dict] = []
-
-    def begin(self, stage: str, shard: str, host: str) -> int:
-        self.attempts[stage, shard] = self.attempts.get((stage, shard), 0) + 1
-        self.events.append({"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()})
-        return self.attempts[stage, shard]
-
-    def end(self, row: dict) -> None:
-        self.attempts.pop((row.get("stage"), row.get("shard")), None)  # a neighbour's death in its block is not its own
-        self.events.append({"event": "end", **row})
-
-    def drain(self) -> list[dict]:
-        events, self.events = self.events, []
-        return events
-
-
-def _ledger() -> Any:
-    """A ledger on the driver's own node: the death of another must not take it along."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return Ledger.options(scheduling_strategy=here).remote()
-
-
 class Actor:
     """What runs inside a pool: opens its worker at the first shard and passes rows of failed shards on."""
 
@@ -153,11 +123,13 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
     """
     pools = fit_pools(links, session.cpus, session.gpus, session.node_cpus)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
-    ledger = _ledger()
+    ledger = ledger_here()
     rows = ray.data.from_items([{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=blocks(len(shards)))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
+    # Rows are names: there is nothing to reserve object-store memory for, and reckoning with it takes a third of the scheduler's CPU.
+    context.op_resource_reservation_enabled = False
     # Memory is reserved only where the cluster has plenty: Ray counts it, but does not measure it.
     plenty = session.memory_bytes >= 2 * sum(link.needs.memory_gb for link in links) * 2**30
     for link, pool in zip(links, pools, strict=True):
@@ -165,7 +137,7 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
             Actor, fn_constructor_args=(link, ledger, attempts), batch_size=None, num_cpus=pool.cpus, num_gpus=link.needs.gpus,
             memory=link.needs.memory_gb * 2**30 if plenty else None,
             compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=max(pool.min_workers, pool.max_workers)))
-    with _watching(ledger, on_event):
+    with watching(ledger, on_event):
         try:
             for row in rows.iter_rows():
                 yield json.loads(row["row"])
@@ -173,36 +145,6 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
             raise  # a defect of ours: its traceback is wanted
         except ray.exceptions.RayError as error:
             raise OSError(f"the Ray cluster failed ({str(error).splitlines()[0]}); finished shards are kept, run again") from None
-
-
-@contextlib.contextmanager
-def _watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[None]:
-    """Poll the ledger in a thread: rows may be minutes apart, or too many for a question each."""
-    import threading
-
-    stop, lock = threading.Event(), threading.Lock()
-
-    def poll() -> None:
-        with lock:
-            try:
-                events = ray.get(ledger.drain.remote(), timeout=30)
-            except (ray.exceptions.RayError, ValueError):
-                return  # the ledger restarts, or the session is closing
-            for event in events:
-                on_event(event)
-
-    def loop() -> None:
-        while not stop.wait(0.5):
-            poll()
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(5)
-        poll()
 
 
 @dataclass(frozen=True)
@@ -220,9 +162,9 @@ def run_one_reporting(work: Callable[..., Any], on_event: Callable[[dict], None]
 
     Its reports come to `on_event`; its own exceptions are raised here.
     """
-    ledger = _ledger()
+    ledger = ledger_here()
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work).remote(*args, Reporter(ledger))
-    with _watching(ledger, lambda event: on_event({k: v for k, v in event.items() if k != "event"})):
+    with watching(ledger, lambda event: on_event({k: v for k, v in event.items() if k != "event"})):
         try:
             return ray.get(task)
         except ray.exceptions.RayTaskError as error:

@@ -1,0 +1,69 @@
+"""The ledger of a chain: how often each shard was begun at each stage, and what workers report meanwhile.
+
+Apart from `sharded.py`, so that its process need not import Ray Data, which costs a second.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Ledger:
+    """Counts attempts per shard and stage, so that a shard that kills its worker is given up; carries events."""
+
+    def __init__(self):
+        self.attempts: dict[tuple[str, str], int] = {}
+        self.events: list[dict] = []
+
+    def begin(self, stage: str, shard: str, host: str) -> int:
+        self.attempts[stage, shard] = self.attempts.get((stage, shard), 0) + 1
+        self.events.append({"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()})
+        return self.attempts[stage, shard]
+
+    def end(self, row: dict) -> None:
+        self.attempts.pop((row.get("stage"), row.get("shard")), None)  # a neighbour's death in its block is not its own
+        self.events.append({"event": "end", **row})
+
+    def drain(self) -> list[dict]:
+        events, self.events = self.events, []
+        return events
+
+
+def ledger_here() -> Any:
+    """A ledger on the driver's own node: the death of another must not take it along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Ledger.options(scheduling_strategy=here).remote()
+
+
+@contextlib.contextmanager
+def watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[None]:
+    """Poll the ledger in a thread: rows may be minutes apart, or too many for a question each."""
+    stop, lock = threading.Event(), threading.Lock()
+
+    def poll() -> None:
+        with lock:
+            try:
+                events = ray.get(ledger.drain.remote(), timeout=30)
+            except (ray.exceptions.RayError, ValueError):
+                return  # the ledger restarts, or the session is closing
+            for event in events:
+                on_event(event)
+
+    def loop() -> None:
+        while not stop.wait(0.5):
+            poll()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5)
+        poll()
