@@ -74,14 +74,15 @@ def measure(asked: argparse.Namespace) -> dict:
     torch.manual_seed(0)
     model, objective, samples = SIZES[asked.size]
     net = (Mert(model, objective, CODES, BINS) if asked.side == "ours" else Reference(model, objective)).to(asked.device).train()
-    step_of = torch.compile(net) if asked.compile else net
+    if asked.compile:
+        net.compile()
     inputs = batch(model, samples, asked.clips, asked.device)
     adam = torch.optim.AdamW(net.parameters(), 1e-4, (0.9, 0.98), 1e-6, 0.01, fused=True)
     cuda, frames, times, losses = asked.device == "cuda", int(inputs["mask_BT"].sum()), [], []
     for _ in range(asked.warm + asked.steps):
         begun = time.perf_counter()
         with torch.autocast(asked.device, DTYPES[asked.precision], enabled=asked.precision != "fp32"):
-            loss = step_of(**inputs)["loss"] / frames
+            loss = net(**inputs)["loss"] / frames
         loss.backward()
         adam.step()
         adam.zero_grad(set_to_none=True)

@@ -3,6 +3,8 @@
 B clips, N samples at 24 kHz, T model frames, C front-end channels, D width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,8 +12,8 @@ from stages.config import require
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.count import parts
 from stages.pretrain.model.dropout import Dropout
-from stages.pretrain.model.encoder import Encoder
-from stages.pretrain.model.front_end import front_end
+from stages.pretrain.model.encoder import ConvPositions, Encoder
+from stages.pretrain.model.front_end import ConvFrontEnd, front_end
 from stages.pretrain.model.initial import initialise
 from stages.pretrain.model.layers import LayerNorm, Linear, scale_gradient, working_dtype
 from stages.pretrain.model.masked import hide
@@ -48,6 +50,14 @@ class Backbone(nn.Module):
     def parts(self) -> dict[str, int]:
         """Parameters by part, in the order data flows."""
         return parts(self)
+
+    def compile(self, **options: Any) -> None:
+        """`torch.compile` for the convolutions and each layer by itself: layers share one compiled form.
+
+        Compiled as a whole, every choice of layers to leave out at an update would be a form of its own."""
+        whole = [part for part in (self.front_end, self.encoder.positions) if isinstance(part, ConvFrontEnd | ConvPositions)]
+        for part in (*whole, *self.encoder.layers):
+            part.compile(**options)
 
     def _features(self, wave_BN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Front-end output (B, T, C) and its mean square, fp32; both gradients are scaled (F hubert.py forward_features)."""
