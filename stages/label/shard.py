@@ -9,9 +9,11 @@ import resource
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil
 
 from stages.label.base import Item, Kept, ReadError, Rejected, Sample, Stage
 from stages.label.decode import Decode, Source
@@ -203,6 +205,11 @@ def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
 
 
 def _cpu_s() -> float:
-    """CPU seconds of this process and of its finished children."""
+    """CPU seconds of this process and of its children, the decoder that lives on among them."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    total = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just ended
+            times = child.cpu_times()
+            total += times.user + times.system
+    return total

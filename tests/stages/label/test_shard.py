@@ -1,4 +1,4 @@
-"""A worker with an OUT and sources on an object store: what comes next is read while the present is computed, and the bytes stay the same."""
+"""A worker of one stage: what comes next is read while the present is computed, also from an object store; bytes stay the same; CPU is counted."""
 
 import contextlib
 import threading
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +16,7 @@ from stages.label.plan import plan
 from stages.label.scan import scan
 from stages.label.shard import Job, ShardWorker
 from stages.shards import catalog, column
+from stages.shards import record as records
 from stages.shards.fetching import OneAhead
 from stages.shards.storage import Storage
 from tests.object_store import SlowStore
@@ -67,6 +69,16 @@ class Patient:
 
         return label
 
+
+def test_busy_time_counts_the_decoder(out):
+    before = {child.pid for child in psutil.Process().children()}
+    shard = shard_of(out)
+    worker = ShardWorker(decode_job(out))
+    row = worker(shard)
+    [decoder] = [child for child in psutil.Process().children() if child.pid not in before]
+    decoder_s = sum(decoder.cpu_times()[:2])
+    record = records.read(Storage(out), "audio", shard)
+    assert decoder_s > 0.1 and record.run["busy_s"] >= decoder_s - 0.05 and row["busy_s"] >= record.run["busy_s"], (row, decoder_s)
 
 
 def test_the_next_recording_is_read_while_one_is_computed(out):
