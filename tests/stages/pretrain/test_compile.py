@@ -32,7 +32,7 @@ def updates(net: Mert, count: int) -> tuple[list[float], list[torch.Tensor]]:
         keep_layers = tuple(bool(update >> layer & 1) for layer in range(net.model.layers))
         loss = net(**batch(net, seed=update), keep_layers=keep_layers)["loss"]
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses, [p.grad.clone() for p in net.parameters() if p.grad is not None]
 
 
