@@ -8,6 +8,7 @@ computed, and one test against plain PyTorch holds for all of them.
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,9 @@ class Engine:
         self.model, self.settings, self.optim, self.world, self.accumulation = model, settings, optim, world, accumulation
         model.to(world.device)
         if settings.compile:
+            compiler = os.environ.get("CXX", "g++")  # torch's inductor looks there
+            require(shutil.which(compiler) is not None, "engine.compile", True, f"needs a C++ compiler, and {compiler} is not on PATH: "
+                    f"install one, or set engine.compile to false")
             model.compile()
         self.scale = DynamicScale(settings.precision == "fp16")
         self.adam = Adam(model.named_parameters(), optim)

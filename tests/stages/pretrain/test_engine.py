@@ -133,3 +133,9 @@ def test_a_users_deepspeed_json_is_merged_and_conflicts_are_refused(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match=r"engine\.deepspeed is '.*ds\.json'"):
         deepspeed_config(settings, Optim(), False, 2)
+
+
+def test_compiling_without_a_compiler_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="engine.compile is True: needs a C\\+\\+ compiler, and no-such-compiler is not on PATH"):
+        Engine(toy.model(), EngineSettings(compile=True), OPTIM, World(0, 1, 0, torch.device("cpu")), 1)
