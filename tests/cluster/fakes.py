@@ -1,0 +1,68 @@
+"""Ray without its processes: remote calls that run at once, failures as `ray.get` raises them, hand-made clocks and nodes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.exceptions import RayTaskError
+
+
+class Local:
+    """Stands for an actor's handle: `handle.method.remote(…)` calls the method of `instance` here and gives its value."""
+
+    def __init__(self, instance: Any):
+        self._instance = instance
+
+    def __getattr__(self, name: str) -> "Local":
+        return Local(getattr(self._instance, name))
+
+    def remote(self, *arguments: Any) -> Any:
+        return self._instance(*arguments)
+
+
+def plain(remote_class: Any) -> type:
+    """The class below `@ray.remote`."""
+    return remote_class.__ray_metadata__.modified_class
+
+
+def raised_in_task(cause: Exception) -> RayTaskError:
+    """What `ray.get` raises when a task raised `cause`."""
+    return RayTaskError("train()", f"ray::Rank.train()\n{type(cause).__name__}: {cause}", cause).as_instanceof_cause()
+
+
+def node(cpus: float, gpus: float = 0, name: str = "n1", alive: bool = True) -> dict:
+    """A node as `ray.nodes()` describes it."""
+    resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    return {"NodeID": name, "NodeManagerAddress": f"address-of-{name}", "Alive": alive, "Resources": {k: v for k, v in resources.items() if v}}
+
+
+class Clock:
+    """`time` whose seconds pass only while something sleeps or waits."""
+
+    def __init__(self, now: float = 1000.0):
+        self.now = now
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class Group:
+    """A placement group; `fits()` says whether it gets its room, and `clock` passes while it does not."""
+
+    def __init__(self, bundles: list[dict], strategy: str, clock: Clock, fits: Callable[[], bool]):
+        self.bundles, self.strategy, self.clock, self.fits = bundles, strategy, clock, fits
+        self.waited: list[float] = []
+        self.removed = 0
+
+    def wait(self, timeout_seconds: float) -> bool:
+        self.waited.append(timeout_seconds)
+        if self.fits():
+            return True
+        self.clock.now += timeout_seconds
+        return False
