@@ -124,6 +124,8 @@ class Decoding:
                 yield self._block(fifo, held, kind)
                 held = 0
         if held:
+            if pts is not None:  # what is missing from the last block, or from a recording of one block
+                self._look_for_a_gap(float(pts * frame.time_base), self.decoded_s + (held - frame.samples) / kind[0])
             yield self._block(fifo, held, kind)
         self._judge()
 
@@ -191,11 +193,11 @@ class Decoding:
         if not self.decoded_s and self.words:
             raise Refused(f"nothing decodable: {self.words}")
         good = self.packets - self.damaged
-        if good and self.decoded_s:  # a dropped packet may have been counted already, as a bad one
-            lost = round(self._lost_s * good / self.decoded_s)
-            self.damaged = max(self.damaged, lost)
-            self.packets = good + self.damaged
         counted = self.damaged - self._last_bad  # where a truncated file was cut is no damage
+        if self.decoded_s:  # a dropped packet may have been counted already, as a bad one
+            counted = max(counted, round(self._lost_s * good / self.decoded_s))
+        self.damaged = counted + self._last_bad
+        self.packets = good + self.damaged
         if counted > MAX_DAMAGED * self.packets:
             words = self.words or f"{self._lost_s:.1f} s missing between time stamps"
             raise Refused(f"{self.damaged} of {self.packets} packets damaged: {words}")

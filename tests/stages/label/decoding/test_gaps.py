@@ -1,0 +1,246 @@
+"""What is missing or broken in a recording, counted packet by packet: few are scratches, more reject it."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from stages.label.decoding.recording import MAX_DEMUX_ERRORS, Decoding, File
+from stages.label.decoding.source import Refused
+from tests.stages.label.decoding.sounds import encode
+
+FRAME_S = 576 / 8_000  # of the FLAC encoder at 8 kHz
+NOISE = np.random.default_rng(0).normal(0, 0.1, (806_400, 1))  # 1,400 such frames
+
+
+def judged(path, tamper=lambda decoding: None):
+    """(the decoding after its end, samples heard, why it is refused or None)."""
+    file, samples, why = File(str(path).encode()), 0, None
+    decoding = Decoding(file, 3600.0)
+    container = decoding._container
+    tamper(decoding)
+    try:
+        for block, _ in decoding.blocks(lambda facts: None):
+            samples += len(block)
+    except Refused as refused:
+        why = str(refused)
+    container.close()
+    file.close()
+    return decoding, samples, why
+
+
+def flac(path, frames=1400, rate_hz=8_000):
+    """(header, frames) of a FLAC file of noise."""
+    encode(path, "flac", NOISE[: frames * 576], rate_hz, "mono")
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+    data = path.read_bytes()
+    assert len(packets) == frames
+    return data[: data.index(packets[0])], packets
+
+
+def without(packets, holes):
+    """The packets less `count` of them from `first` on, for each (first, count)."""
+    gone = {first + i for first, count in holes for i in range(count)}
+    return [packet for place, packet in enumerate(packets) if place not in gone]
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    return flac(tmp_path_factory.mktemp("long") / "x.flac")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Ogg pages of Opus, one packet of 10 ms in each after the two of the header."""
+    path = tmp_path_factory.mktemp("pages") / "x.opus"
+    with av.open(str(path), "w", format="ogg", options={"page_duration": "10000"}) as container:
+        stream = container.add_stream("libopus", rate=48_000, layout="mono", options={"frame_duration": "10", "b": "8000"})
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(NOISE[:576_000].T, np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+        for packet in stream.encode(frame):
+            container.mux(packet)
+        container.mux(stream.encode(None))
+    data, found, at = path.read_bytes(), [], 0
+    while at < len(data):
+        segments = data[at + 26]
+        end = at + 27 + segments + sum(data[at + 27 : at + 27 + segments])
+        found.append(data[at:end])
+        at = end
+    return found
+
+
+class TestGaps:
+    @pytest.mark.parametrize(
+        "holes, kept",
+        [
+            ([], True),
+            ([(300, 1)], True),
+            ([(300, 8)], True),  # 0.57 %
+            ([(300, 8), (900, 8)], False),
+            ([(300, 4), (600, 5), (900, 5)], True),  # 1 % exactly
+            ([(300, 4), (600, 5), (900, 6)], False),
+            ([(300, 14)], True),
+            ([(300, 15)], False),
+        ],
+    )
+    def test_every_gap_of_a_recording_counts(self, tmp_path, long, holes, kept):
+        header, packets = long
+        (tmp_path / "x.flac").write_bytes(header + b"".join(without(packets, holes)))
+        decoding, samples, why = judged(tmp_path / "x.flac")
+        lost = sum(count for _, count in holes)
+        assert samples == (1400 - lost) * 576
+        assert (decoding.damaged, decoding.packets) == (lost, 1400)
+        expected = f"{lost} of 1400 packets damaged: {lost * FRAME_S:.1f} s missing between time stamps"
+        assert why == (None if kept else expected)
+
+    def test_several_gaps_of_ogg_pages_add_up(self, tmp_path, pages):
+        whole = len(pages) - 2
+        for holes, kept in (([(500, 7)], True), ([(500, 7), (1000, 7)], False)):
+            (tmp_path / "x.opus").write_bytes(b"".join(without(pages, holes)))
+            decoding, _, why = judged(tmp_path / "x.opus")
+            lost = sum(count for _, count in holes)
+            assert (decoding.damaged, decoding.packets) == (lost, whole)
+            assert why == (None if kept else f"{lost} of {whole} packets damaged: 0.1 s missing between time stamps")
+
+    def test_stamps_may_waver_by_ten_milliseconds_but_not_by_twenty(self, tmp_path, pages):
+        for count in (1, 2):
+            (tmp_path / "x.opus").write_bytes(b"".join(without(pages, [(500, count)])))
+            decoding, *_ = judged(tmp_path / "x.opus")
+            assert decoding.damaged == (0 if count == 1 else 2)
+
+    def test_where_stamps_do_not_count_samples_a_jump_is_no_damage(self, tmp_path):
+        path = tmp_path / "x.mka"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("pcm_s16le", rate=8_000, layout="mono")
+            for start_s in (0, 6, 14):  # 6 s each: two seconds are missing before the third
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.int16), "s16", "mono")
+                frame.sample_rate, frame.pts, frame.time_base = 8_000, start_s * 8_000, Fraction(1, 8_000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        decoding, samples, why = judged(path)
+        assert (why, decoding.damaged, samples) == (None, 0, 144_000)
+
+
+class TestBroken:
+    """Packets that come but cannot be decoded."""
+
+    @staticmethod
+    def broken(packet):
+        return packet[:40] + bytes(byte ^ 0xFF for byte in packet[40:48]) + packet[48:]
+
+    def judged(self, path, count, broken, torn=0):
+        """`count` FLAC packets in a container that tells where each begins; `torn` bytes are left of a last one."""
+        with av.open(str(path), "w", format="matroska") as container:
+            stream = container.add_stream("flac", rate=8_000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(NOISE[: count * 576].T, np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = 8_000, 0, Fraction(1, 8_000)
+            for place, packet in enumerate([*stream.encode(frame), *stream.encode(None)]):
+                data = bytes(packet)
+                data = self.broken(data) if place in broken else data
+                data = data[:torn] if torn and place == count - 1 else data
+                copy = av.Packet(data)
+                copy.pts = copy.dts = packet.pts
+                copy.time_base, copy.stream = packet.time_base, stream
+                container.mux(copy)
+        return judged(path)
+
+    @pytest.mark.parametrize(
+        "broken, torn, why",
+        [
+            ([], 0, None),
+            ([], 500, None),
+            ([19], 0, None),  # nothing comes after it: as if the file had been cut there
+            ([9], 0, "1 of 20 packets damaged: "),
+            ([0], 0, "1 of 20 packets damaged: "),
+            ([9], 500, "2 of 20 packets damaged: "),
+        ],
+    )
+    def test_a_broken_packet_is_no_damage_only_where_a_file_was_cut(self, tmp_path, broken, torn, why):
+        decoding, samples, said = self.judged(tmp_path / "x.mka", 20, broken, torn)
+        bad = len(broken) + bool(torn)
+        assert (decoding.damaged, decoding.packets, samples) == (bad, 20, (20 - bad) * 576)
+        assert said is None if why is None else said.startswith(why + "Invalid data found when processing input")
+
+    def test_one_in_a_hundred_may_be_broken(self, tmp_path):
+        for broken, kept in (([40, 41], True), ([40, 90, 140], False)):
+            decoding, _, why = self.judged(tmp_path / "x.mka", 200, broken)
+            assert (decoding.damaged, why is None) == (len(broken), kept)
+
+    def test_a_broken_packet_counts_by_its_bytes(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(self, "broken", lambda packet: TestBroken.broken(packet) + bytes(9 * len(packet)))
+        decoding, samples, why = self.judged(tmp_path / "x.mka", 200, [150])
+        assert (decoding.damaged, decoding.packets, samples) == (10, 209, 199 * 576)
+        assert why.startswith("10 of 209 packets damaged: ")
+        decoding, *_ = self.judged(tmp_path / "x.mka", 200, [0])
+        assert decoding.damaged == 1, "nothing was decoded yet to compare its size with"
+
+
+class TestGapsInShortRecordings:
+    """A block is judged at its borders: what is missing inside the first or the last one counts too."""
+
+    @pytest.mark.parametrize("frames, gone", [(20, (9, 1)), (60, (2, 3)), (100, (90, 3)), (100, (40, 3)), (100, (10, 80))])
+    def test_what_is_missing_inside_a_block_counts(self, tmp_path, long, frames, gone):
+        header, packets = long
+        (tmp_path / "x.flac").write_bytes(header + b"".join(without(packets[:frames], [gone])))
+        decoding, _, why = judged(tmp_path / "x.flac")
+        assert decoding._lost_s == pytest.approx(gone[1] * FRAME_S)
+        assert why == f"{gone[1]} of {frames} packets damaged: {gone[1] * FRAME_S:.1f} s missing between time stamps"
+
+    def test_a_gap_counts_beside_a_torn_end(self, tmp_path, long):
+        header, packets = long
+        (tmp_path / "x.flac").write_bytes(header + b"".join([*packets[:9], *packets[10:19], packets[19][:500]]))
+        decoding, samples, why = judged(tmp_path / "x.flac")
+        assert (decoding.damaged, decoding.packets, samples) == (2, 20, 18 * 576)
+        assert why.startswith("2 of 20 packets damaged: Invalid data")
+
+
+class Demuxer:
+    """A container that gives the real one's packets, but for `faults` errors in a row before packet `place`."""
+
+    def __init__(self, container, faults):
+        self._packets, self._faults, self._place = container.demux(audio=0), dict(faults), 0
+        self.format, self.duration = container.format, container.duration
+
+    def demux(self, stream):
+        while True:
+            if self._faults.get(self._place, 0):
+                self._faults[self._place] -= 1
+                raise av.error.InvalidDataError(1, "torn")
+            packet = next(self._packets, None)
+            if packet is None:
+                return
+            self._place += 1
+            yield packet
+
+
+class TestDemuxer:
+    def heard(self, tmp_path, long, faults):
+        header, packets = long
+        (tmp_path / "x.flac").write_bytes(header + b"".join(packets[:400]))
+
+        def tamper(decoding):
+            decoding._container = Demuxer(decoding._container, faults)
+
+        decoding, samples, why = judged(tmp_path / "x.flac", tamper)
+        return decoding.damaged, decoding.packets, samples // 576, why
+
+    def test_errors_in_a_row_are_one_hole(self, tmp_path, long):
+        assert self.heard(tmp_path, long, {100: MAX_DEMUX_ERRORS - 1}) == (1, 401, 400, None)
+
+    def test_each_hole_counts_and_the_next_one_has_all_its_tries(self, tmp_path, long):
+        faults = {100: MAX_DEMUX_ERRORS - 1, 200: MAX_DEMUX_ERRORS - 1, 300: 1}
+        assert self.heard(tmp_path, long, faults) == (3, 403, 400, None)
+
+    def test_a_container_that_leads_nowhere_ends_the_recording(self, tmp_path, long):
+        assert MAX_DEMUX_ERRORS == 16
+        assert self.heard(tmp_path, long, {100: 15}) == (1, 401, 400, None)
+        damaged, packets, frames, why = self.heard(tmp_path, long, {100: 16})
+        assert (damaged, packets, why) == (1, 101, None), "cut there, which is no damage"
+        assert frames == 100
+
+    def test_memory_that_runs_out_is_nobodys_damage(self, tmp_path, long, monkeypatch):
+        monkeypatch.setattr(av.error, "InvalidDataError", av.error.MemoryError)
+        with pytest.raises(MemoryError):
+            self.heard(tmp_path, long, {100: 1})
