@@ -42,6 +42,7 @@ SEGMENTS = pa.schema([("columns", pa.string()), ("shard", pa.string()), ("key", 
                       ("samples", pa.int64())])
 CPU_S = 0.0005  # a second of audio costs about
 TABLES = ("index", "segments", "shards")
+SPAN = ["key", "recording", "start", "samples", "frames"]  # of an index row: the same in every column
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ class AuditWorker:
 def damaged(storage: Storage, shard: str, columns: Iterable[str]) -> dict[str, str]:
     """Damaged columns of a shard and what is wrong with each; empty when all is well.
 
-    Besides each column's own bytes: every key has the same frames in all columns, and labels were
-    made from the audio that is there. Raises OSError when bytes could not be read, which is no damage.
+    Besides each column's own bytes: every key has the same samples and frames in all columns, but for recordings
+    that the labels reject, and labels were made from the audio that is there. Raises OSError when bytes could not
+    be read, which is no damage.
     """
     found: dict[str, str] = {}
-    audio_sha256, audio_frames = None, {}
+    audio_sha256, audio = None, {}
     for name in columns:
         try:
             record = column.audit(storage, name, shard)
@@ -78,16 +80,16 @@ def damaged(storage: Storage, shard: str, columns: Iterable[str]) -> dict[str, s
         except ValueError as error:
             found[name] = str(error)
             continue
-        frames = dict(zip(index.column("key").to_pylist(), index.column("frames").to_pylist(), strict=True))
+        segments = {row["key"]: row for row in index.select(SPAN).to_pylist()}
         if audio_sha256 is None and record.source_sha256 is None:
-            audio_sha256, audio_frames = record.sha256, frames
+            audio_sha256, audio = record.sha256, segments
             continue
         refused = {r["recording"] for r in record.rejects}
-        expected = {k: v for k, v in audio_frames.items() if k.rsplit("-", 1)[0] not in refused}
+        expected = {key: row for key, row in audio.items() if row["recording"] not in refused}
         if audio_sha256 and record.source_sha256 != audio_sha256:
             found[name] = f"{name}/{shard} was made from another audio tar than the one that is there"
-        elif audio_sha256 and frames != expected:
-            odd = sorted(k for k in expected.keys() | frames.keys() if expected.get(k) != frames.get(k))
+        elif audio_sha256 and segments != expected:
+            odd = sorted(k for k in expected.keys() | segments.keys() if expected.get(k) != segments.get(k))
             found[name] = f"{name}/{shard}: {len(odd)} segments differ from the audio column, first {odd[0]}"
     return found
 

@@ -17,9 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from stages.shards import record as records
 from stages.shards import sums
+from stages.shards.frames import HOP_SAMPLES
 from stages.shards.storage import Storage, table_bytes
 
 INDEX = pa.schema(
@@ -35,6 +38,7 @@ INDEX = pa.schema(
         ("data_offset", pa.int64()),  # of the first sample or frame; -1 when compressed
     ]
 )
+AUDIO = ("wav", "flac")  # members beside which a `json` says of which samples they are
 WAV_HEADER_BYTES = 44
 BLOCK = 512  # tar
 
@@ -189,29 +193,50 @@ def read_index(storage: Storage, column: str, shard: str) -> pa.Table:
 def audit(storage: Storage, column: str, shard: str) -> records.Record:
     """Read a finished shard back whole; raises ValueError naming what is damaged.
 
-    Checks the tar's bytes and sha256 against the record, its keys against the index, and every
-    array's shape and dtype against the frames the index states.
+    Checks the tar's bytes and sha256 against the record; that record, index and statistics tell of the
+    same recordings and segments; and every member's place, header and identity against its index row.
     """
-    kind = "json"
+    where, kind, data = f"{column}/{shard}", "json", {}
     try:
         record = records.read(storage, column, shard)
         for kind in sorted({"index.parquet", "stats.parquet", *record.beside_sha256}):  # parquet itself does not notice every flipped bit
-            seen = hashlib.sha256(storage.read(records.file(column, shard, kind))).hexdigest()
+            data[kind] = storage.read(records.file(column, shard, kind))
+            seen = hashlib.sha256(data[kind]).hexdigest()
             noted = record.beside_sha256.get(kind, "none")
             if seen != noted:
-                raise ValueError(f"{column}/{shard}.{kind} is damaged: its sha256 is {seen[:12]}…, its record says {noted[:12]}…")
+                raise ValueError(f"{where}.{kind} is damaged: its sha256 is {seen[:12]}…, its record says {noted[:12]}…")
     except FileNotFoundError:
-        raise ValueError(f"{column}/{shard}.{kind} is missing") from None
-    index = read_index(storage, column, shard)
+        raise ValueError(f"{where}.{kind} is missing") from None
+    index, stats = pq.read_table(io.BytesIO(data["index.parquet"])), pq.read_table(io.BytesIO(data["stats.parquet"]), columns=["key"])
+    _check_counts(record, index, where)
+    if not stats["key"].equals(index["key"]):
+        raise ValueError(f"{where}: its statistics are of other segments than its index")
     try:
         with storage.fetched(records.file(column, shard, "tar")) as path:
-            _check_tar(path, record, index, f"{column}/{shard}")
+            _check_tar(path, record, index.to_pylist(), where)
     except FileNotFoundError:
-        raise ValueError(f"{column}/{shard}.tar is missing") from None
+        raise ValueError(f"{where}.tar is missing") from None
     return record
 
 
-def _check_tar(path: Path, record: records.Record, index: pa.Table, where: str) -> None:
+def _check_counts(record: records.Record, index: pa.Table, where: str) -> None:
+    """Kept and rejected are all inputs, and the index holds the kept ones and no others."""
+    if record.kept + len(record.rejects) != record.inputs:
+        raise ValueError(f"{where}: its record says {record.kept} kept + {len(record.rejects)} rejected of {record.inputs} inputs")
+    counts = {"segments": index.num_rows, "samples": pc.sum(index["samples"], min_count=0).as_py(),
+              "frames": pc.sum(index["frames"], min_count=0).as_py()}
+    for name, count in counts.items():
+        if count != getattr(record, name):
+            raise ValueError(f"{where}: its index has {count} {name}, its record says {getattr(record, name)}")
+    recordings = set(index["recording"].to_pylist())
+    rejected = sorted(recordings.intersection(reject["recording"] for reject in record.rejects))
+    if rejected:
+        raise ValueError(f"{where}: its index holds segments of {len(rejected)} rejected recordings, first {rejected[0]}")
+    if len(recordings) != record.kept:
+        raise ValueError(f"{where}: its index holds segments of {len(recordings)} recordings, its record says {record.kept} kept")
+
+
+def _check_tar(path: Path, record: records.Record, rows: list[dict], where: str) -> None:
     size = path.stat().st_size
     if size != record.bytes:
         raise ValueError(f"{where}.tar has {size} bytes, its record says {record.bytes}")
@@ -219,34 +244,56 @@ def _check_tar(path: Path, record: records.Record, index: pa.Table, where: str) 
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     if digest != record.sha256:
         raise ValueError(f"{where}.tar has sha256 {digest[:12]}…, its record says {record.sha256[:12]}…")
-    if index.num_rows != record.segments or record.kept + len(record.rejects) != record.inputs:
-        raise ValueError(f"{where}: index has {index.num_rows} segments, the record {record.segments}; "
-                         f"{record.kept} kept + {len(record.rejects)} rejected of {record.inputs}")
+    last = {"key": "", "recording": None}
     with open(path, "rb") as f, tarfile.open(fileobj=f) as tar:
         members = {m.name: m for m in tar}
-        for row in index.to_pylist():
+        for row in rows:
+            _check_place(row, last, where)
+            last = row
             name = f"{row['key']}.{row['member']}"
-            member = members.pop(name, None)
-            members.pop(f"{row['key']}.json", None)
+            member, identity = members.pop(name, None), members.pop(f"{row['key']}.json", None)
             if member is None or member.offset_data != row["offset"] or member.size != row["size"]:
                 raise ValueError(f"{where}.tar: member {name} is not where the index says")
             f.seek(row["offset"])
             _check_member(f.read(128), row, where)
+            if identity is not None:
+                f.seek(identity.offset_data)
+                _check_identity(f.read(identity.size), row, where)
+            elif row["member"] in AUDIO:
+                raise ValueError(f"{where}.tar: {row['key']}.json is missing")
     if members:
         raise ValueError(f"{where}.tar holds {sorted(members)[0]}, which the index does not name")
 
 
+def _check_place(row: dict, last: dict, where: str) -> None:
+    """Segments come by key; a recording's lie one behind the other and begin at its first sample."""
+    if not last["key"] < row["key"] or row["key"].rpartition("-")[0] != row["recording"]:
+        raise ValueError(f"{where}: its index has {row['key']} of recording {row['recording']} after {last['key'] or 'nothing'}")
+    start = last["start"] + last["samples"] if row["recording"] == last["recording"] else 0
+    if row["start"] != start:
+        raise ValueError(f"{where}: {row['key']} starts at sample {row['start']}, expected {start}")
+
+
 def _check_member(head: bytes, row: dict, where: str) -> None:
-    if row["frames"] != row["samples"] // 320:
+    name, header = f"{row['key']}.{row['member']}", None
+    if row["frames"] != row["samples"] // HOP_SAMPLES:
         raise ValueError(f"{where}: {row['key']} has {row['frames']} frames for {row['samples']} samples")
-    if row["member"] == "wav" and row["size"] != WAV_HEADER_BYTES + 2 * row["samples"]:
-        raise ValueError(f"{where}: {row['key']}.wav has {row['size']} bytes for {row['samples']} samples")
+    if row["member"] == "wav":
+        header = WAV_HEADER_BYTES
+        if row["size"] != header + 2 * row["samples"]:
+            raise ValueError(f"{where}: {name} has {row['size']} bytes for {row['samples']} samples")
     if row["member"].endswith("npy"):
         header, shape, dtype = npy_header(head)
         if shape[0] != row["frames"] or row["size"] != header + int(np.prod(shape)) * dtype.itemsize:
-            raise ValueError(f"{where}: {row['key']}.{row['member']} has shape {shape}, expected {row['frames']} frames")
+            raise ValueError(f"{where}: {name} has shape {shape}, expected {row['frames']} frames")
+    data_offset = -1 if header is None else row["offset"] + header
+    if row["data_offset"] != data_offset:
+        raise ValueError(f"{where}: the data of {name} begin at byte {data_offset}, its index says {row['data_offset']}")
 
 
-def identity_json(identity: dict[str, Any]) -> bytes:
-    """The `json` member of a segment: identity only, so that its bytes never change."""
-    return json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()
+def _check_identity(data: bytes, row: dict, where: str) -> None:
+    """The `json` member says of which samples the segment is."""
+    said = json.loads(data)
+    for name in ("recording", "start", "samples"):
+        if said.get(name) != row[name]:
+            raise ValueError(f"{where}: {row['key']}.json says {name} {said.get(name)}, its index {row[name]}")
