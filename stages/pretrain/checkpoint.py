@@ -66,6 +66,7 @@ class Checkpoints:
     def _write(self, name: str, parts: dict[str, dict], state: dict[str, Any]) -> None:
         local = self.storage.is_local
         folder = f"{ATTEMPT}{name}" if local else name
+        self.storage.delete(f"{name}/state.json")  # of the same update, from before a restart: not complete while it is replaced
         if local:
             shutil.rmtree(self.storage.path(folder), ignore_errors=True)
         digests = {}
@@ -76,7 +77,7 @@ class Checkpoints:
         self.storage.write(f"{folder}/state.json", json.dumps(state | {"sha256": digests}, indent=1).encode() + b"\n")
         if local:
             place = Path(self.storage.path(name))
-            shutil.rmtree(place, ignore_errors=True)  # of the same update, from before a restart: the same bytes
+            shutil.rmtree(place, ignore_errors=True)
             os.rename(self.storage.path(folder), place)
             fsync(place.parent)
         self.storage.write("latest", name.encode() + b"\n")
