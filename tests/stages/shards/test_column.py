@@ -1,3 +1,4 @@
+import hashlib
 import io
 import subprocess
 import tarfile
@@ -172,3 +173,75 @@ def test_labels_of_another_audio_tar_are_damage(tmp_path):
         sha256[name] = publication.record.sha256
     assert damaged(storage, "s1", ["audio", "codes-x"]) == {}
     assert "made from another audio tar" in damaged(storage, "s1", ["audio", "codes-x", "codes-y"])["codes-y"]
+
+
+def test_members_are_sorted_whatever_order_they_come_in(tmp_path):
+    members = {"wav": b"x" * 700, "json": b"{}", "codes.npy": npy_bytes(np.zeros((2, 1), np.uint16))}
+    files = []
+    for number, names in enumerate((list(members), list(members)[::-1])):
+        writer = ColumnWriter(tmp_path / str(number))
+        writer.add("a-00000", {name: members[name] for name in names}, row("a", 0, 640), {})
+        writer.keep({})
+        writer.finish()
+        files.append((tmp_path / str(number)).read_bytes())
+    with tarfile.open(tmp_path / "0") as tar:
+        assert tar.getnames() == ["a-00000.codes.npy", "a-00000.json", "a-00000.wav"]
+        assert {m.name.removeprefix("a-00000."): tar.extractfile(m).read() for m in tar} == members
+    assert files[0] == files[1] and files[0].endswith(bytes(1024)) and len(files[0]) % 512 == 0
+
+
+def test_a_key_comes_once(tmp_path):
+    writer = ColumnWriter(tmp_path / "t")
+    add(writer, "a-00000")
+    with pytest.raises(AssertionError, match="keys must ascend: a-00000 after a-00000"):
+        add(writer, "a-00000")
+
+
+def test_a_note_goes_to_each_segment_of_its_recording_and_replaces_nothing(tmp_path):
+    writer = ColumnWriter(tmp_path / "t")
+    for key, note in (("a-00000", None), ("a-00001", {"loud": 2.0, "codec": "flac"}), ("b-00000", {"codec": "mp3"})):
+        add(writer, key)
+        if note:
+            writer.keep(note)
+    assert [(r["key"], r["loud"], r["codec"]) for r in writer.stats.to_pylist()] == [
+        ("a-00000", 1.0, "flac"), ("a-00001", 1.0, "flac"), ("b-00000", 1.0, "mp3")]
+
+
+def test_a_shard_of_nothing_is_a_tar_without_members(tmp_path):
+    writer = ColumnWriter(tmp_path / "t")
+    totals = writer.finish()
+    assert (totals["bytes"], totals["segments"], totals["samples"], totals["frames"]) == (1024, 0, 0, 0)
+    assert writer.index.schema == column.INDEX and writer.index.num_rows == 0 and writer.stats.column_names == ["key"]
+    with tarfile.open(tmp_path / "t") as tar:
+        assert tar.getnames() == []
+
+
+def test_totals_are_of_what_was_written(tmp_path):
+    writer = ColumnWriter(tmp_path / "t")
+    for key, frames in (("a-00000", 3), ("b-00000", 5)):
+        add(writer, key, frames)
+        writer.keep({})
+    totals, data = writer.finish(), (tmp_path / "t").read_bytes()
+    assert totals == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "segments": 2, "samples": 8 * 320, "frames": 8}
+
+
+def test_a_shard_without_a_record_or_without_sums_writes_none(tmp_path):
+    storage = Storage(tmp_path)
+    publish(storage, ["a-00000"])
+    assert storage.names("columns/codes-x") == {f"s1.{kind}" for kind in ("tar", "json", "index.parquet", "stats.parquet")}
+    with pytest.raises(AssertionError, match="without a record"), publishing(storage, "codes-y", "s1"):
+        pass
+    assert not storage.names("columns/codes-y")
+
+
+def test_arrays_are_stored_as_plain_npy(tmp_path):
+    turned = np.arange(6, dtype=np.uint16).reshape(2, 3).T
+    data = npy_bytes(turned)
+    assert data[:8] == b"\x93NUMPY\x01\x00" and np.array_equal(np.load(io.BytesIO(data)), turned)
+    with pytest.raises(ValueError):
+        npy_bytes(np.array([object()]))
+    fortran = io.BytesIO()
+    np.save(fortran, np.asfortranarray(np.zeros((2, 3))))
+    with pytest.raises(ValueError, match="Fortran order"):
+        npy_header(fortran.getvalue())
+    assert [column.data_offset(kind, data) for kind in ("wav", "codes.npy", "flac")] == [44, 128, None]

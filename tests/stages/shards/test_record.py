@@ -1,3 +1,8 @@
+import dataclasses
+import errno
+import hashlib
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,7 +48,7 @@ def test_finished_needs_record_and_tar(tmp_path):
 
 def test_discard_leaves_nothing(tmp_path):
     storage = Storage(tmp_path)
-    for kind in ("tar", "json", "index.parquet", "stats.parquet"):
+    for kind in ("tar", "json", "index.parquet", "stats.parquet", "sums.parquet"):
         storage.write(records.file("audio", "a", kind), b"x")
     records.discard(storage, "audio", "a")
     records.discard(storage, "audio", "a")
@@ -64,3 +69,89 @@ def test_a_changed_field_is_noticed_and_run_may_differ():
     assert records.parse(data.replace(b'"host": "x"', b'"host": "y"'), "r.json").run == {"host": "y"}
     with pytest.raises(ValueError, match="r.json is damaged"):
         records.parse(data.replace(b"1.5", b"2.5"), "r.json")
+
+
+WHOLE = records.Record("s", "codes-x", {"a": 1.5}, 3, 2, [{"recording": "r", "path": "p", "reason": "odd"}], 4, 1280, 4, 2048, "ab", "cd",
+                       {"numpy": "2"}, "cpu", {"index.parquet": "ef"}, {"codebooks": 8}, {"host": "x"})
+OTHER = {int: lambda v: v + 1, str: lambda v: v + "x", list: lambda v: [], dict: lambda v: v | {"more": 1}}
+
+
+def test_a_record_is_read_as_it_was_written():
+    data = WHOLE.to_bytes()
+    assert records.parse(data, "r.json") == WHOLE
+    assert set(json.loads(data)) == {f.name for f in dataclasses.fields(records.Record)} | {"record_sha256"}
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(records.Record) if f.name != "run"] + ["record_sha256"])
+def test_every_field_of_a_record_is_vouched_for(name):
+    fields = json.loads(WHOLE.to_bytes())
+    changed = fields | {name: OTHER[type(fields[name])](fields[name])}
+    assert changed != fields
+    lost = {k: v for k, v in fields.items() if k != name}
+    for wrong in (changed, lost, fields | {name: None}):
+        with pytest.raises(ValueError, match="r.json is (damaged|not a record)"):
+            records.parse(json.dumps(wrong).encode(), "r.json")
+    assert records.parse(json.dumps(fields).encode(), "r.json") == WHOLE
+
+
+def test_a_rejects_words_are_vouched_for():
+    data = WHOLE.to_bytes()
+    for old, new in ((b'"odd"', b'"off"'), (b'"recording": "r"', b'"recording": "q"')):
+        with pytest.raises(ValueError, match="r.json is damaged"):
+            records.parse(data.replace(old, new), "r.json")
+
+
+def test_another_format_is_refused_by_its_number():
+    data = dataclasses.replace(WHOLE, format=2).to_bytes()
+    with pytest.raises(ValueError, match="r.json has format 2; this version reads 1"):
+        records.parse(data, "r.json")
+
+
+@pytest.mark.parametrize("data", [b"[]", b"3", b'{"record_sha256": "x"}', WHOLE.to_bytes().replace(b'"kept"', b'"held"'), b"\xff\xfe"])
+def test_other_json_is_no_record(data):
+    with pytest.raises(ValueError, match="r.json is not a record"):
+        records.parse(data, "r.json")
+
+
+def test_a_discarded_shard_loses_its_record_first(tmp_path, monkeypatch):
+    """A record that is left while the tar is gone would say finished."""
+    storage, gone = Storage(tmp_path), []
+    monkeypatch.setattr(Storage, "delete", lambda self, name: gone.append(name))
+    records.discard(storage, "audio", "a")
+    assert gone[0] == "columns/audio/a.json" and sorted(gone[1:]) == [
+        f"columns/audio/a.{kind}" for kind in ("index.parquet", "stats.parquet", "sums.parquet", "tar")]
+
+
+def test_a_record_that_cannot_be_read_is_no_damage(tmp_path):
+    storage = Storage(tmp_path)
+    with pytest.raises(OSError) as raised:
+        records.read(storage, "audio", "a")
+    assert raised.value.errno == errno.ENOENT
+    storage.write("columns/codes-x/s.json", WHOLE.to_bytes())
+    assert records.read(storage, "codes-x", "s") == WHOLE
+    storage.write("columns/codes-x/s.json", b"{")
+    with pytest.raises(ValueError, match=f"{tmp_path}/columns/codes-x/s.json is not a record"):
+        records.read(storage, "codes-x", "s")
+
+
+def test_names_of_recipes_stay_what_they_are():
+    """They name the columns of every OUT there is."""
+    for recipe, text in (({"b": 1.0, "a": [True, None, "x"]}, '{"a":[true,null,"x"],"b":1}'), ({"a": (0.5, -2.0)}, '{"a":[0.5,-2]}')):
+        assert recipe8(recipe) == hashlib.sha256(text.encode()).hexdigest()[:8]
+    assert records.folder("audio") == "columns/audio" and records.file("audio", "s1", "tar") == "columns/audio/s1.tar"
+
+
+@pytest.mark.parametrize("recipe, words", [
+    ({"a": {"b": float("inf")}}, "recipe.a.b is inf: it has no stable hash"),
+    ({"a": [1, -float("inf")]}, r"recipe.a\[1\] is -inf: it has no stable hash"),
+    ({"a": (float("nan"),)}, r"recipe.a\[0\] is nan: it has no stable hash"),
+    ({"a": {"b": [object()]}}, r"recipe.a.b\[0\] is a object: it has no stable hash"),
+])
+def test_a_value_without_a_stable_hash_is_named(recipe, words):
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        canonical(recipe)
+
+
+def test_keys_become_strings_and_types_stay():
+    assert canonical({2: (1.0, True)}) == {"2": [1, True]}
+    assert type(canonical(2.0)) is int and canonical(True) is True
