@@ -116,8 +116,8 @@ class Decoding:
                     raise Refused(f"{seen[0]} Hz, {seen[1]} channels")
                 enough = min(int(BLOCK_S * seen[0]), BLOCK_VALUES // seen[1])
             pts, frame.pts = frame.pts, None  # gaps are not filled: what is decoded counts
-            if pts is not None and (held == 0 or held >= enough - frame.samples):
-                self._look_for_a_gap(float(pts * frame.time_base), self.decoded_s + held / seen[0])
+            if held == 0 and pts is not None:
+                self._look_for_a_gap(float(pts * frame.time_base), self.decoded_s)
             fifo.write(frame)
             held += frame.samples
             if held >= enough:

@@ -3,6 +3,7 @@
 import pytest
 
 from stages.label.decode import Decode
+from tests.stages.label.scanned import Scans
 
 
 @pytest.fixture(scope="module")
@@ -10,3 +11,9 @@ def decoder():
     opened = Decode().open(stall_s=30.0)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def scans(tmp_path, monkeypatch) -> Scans:
+    monkeypatch.syspath_prepend(tmp_path)
+    return Scans(tmp_path)

@@ -5,84 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import soundfile
 
-from stages.label.probe import MIB, full_sha256, recording_id, s3
+from stages.label.probe import MIB, full_sha256, recording_id
 from stages.label.scan import scan
-from stages.shards.catalog import read_catalog
-from tests.object_store import served
+from tests.stages.label.scanned import edit_middle
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
-
-COUNTING = """
-from stages.label.probe import probe as real
-def probe(path):
-    with open({log!r}, "ab") as log:
-        log.write(path.hex().encode() + b"\\n")
-    return real(path)
-"""
-
-
-class Scans:
-    """Scans of one folder, each after the other; knows which files the last one probed."""
-
-    def __init__(self, tmp_path: Path):
-        self.music = tmp_path / "music"
-        self.music.mkdir()
-        self.catalog = tmp_path / "catalog.parquet"
-        self.log = tmp_path / "log"
-        self.known = {}
-        (tmp_path / "overtone_counting_probe.py").write_text(COUNTING.format(log=str(self.log)))
-
-    def __call__(self, *roots, **options):
-        self.log.write_bytes(b"")
-        options = {"workers": 2, "probe": "overtone_counting_probe:probe", **options}
-        places = [str(r) for r in roots] or [str(self.music)]
-        self.summary = scan(places, self.catalog, self.catalog, **options)
-        s = self.summary
-        assert s.found == s.kept + s.rejected + s.duplicates
-        self.rows = read_catalog(self.catalog).to_pylist()
-        assert len(self.rows) == s.found + s.excluded
-        kept = [r["recording"] for r in self.rows if r["status"] == "kept"]
-        assert len(set(kept)) == len(kept), "one id, one recording"
-        assert self.rows == sorted(self.rows, key=lambda r: r["path_bytes"])
-        return s
-
-    @property
-    def probed(self) -> list[str]:
-        paths = [bytes.fromhex(line) for line in self.log.read_text().split()]
-        return sorted(os.fsdecode(os.path.basename(p)) for p in paths)
-
-    def row(self, name: str | bytes) -> dict:
-        (row,) = [r for r in self.rows if r["path_bytes"].endswith(b"/" + os.fsencode(name))]
-        return row
-
-    def write(self, name: str | bytes, seed: int = 0, seconds: float = 0.1, folder: Path | None = None) -> Path:
-        path = Path(os.fsdecode(os.path.join(os.fsencode(folder or self.music), os.fsencode(name))))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        wave = np.random.default_rng(seed).integers(-9000, 9000, int(seconds * 44_100)).astype(np.int16)
-        with open(path, "wb") as file:
-            soundfile.write(file, wave, 44_100, format="WAV")
-        return path
-
-
-@pytest.fixture
-def scans(tmp_path, monkeypatch) -> Scans:
-    monkeypatch.syspath_prepend(tmp_path)
-    return Scans(tmp_path)
-
-
-def edit_middle(path: Path, value: bytes, mtime_ns: int) -> None:
-    """Change bytes that the quick hash does not see."""
-    with open(path, "r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        file.write(value)
-    os.utime(path, ns=(mtime_ns, mtime_ns))
-
 
 def test_real_music(scans):
     shutil.copytree(QUICKSTART, scans.music, dirs_exist_ok=True)
@@ -274,6 +203,28 @@ def test_ids_move_with_the_corpus(scans, tmp_path):
     assert scans.probed == []
 
 
+def test_a_moved_file_whose_middle_was_edited_is_another_recording(scans, tmp_path):
+    for seed, name in enumerate(("edited", "touched", "moved")):
+        scans.write(f"{name}.wav", seed, seconds=60)
+    scans()
+    first = {name: scans.row(f"{name}.wav") for name in ("edited", "touched", "moved")}
+    labelled = {row["recording"]: full_sha256(row["path_bytes"]) for row in first.values()}
+    scans.music.rename(tmp_path / "mount")
+    edit_middle(tmp_path / "mount" / "edited.wav", b"new words", 5)
+    os.utime(tmp_path / "mount" / "touched.wav", ns=(5, 5))
+    for _ in range(2):
+        scans(tmp_path / "mount", known_sha256=labelled)
+        rows = {name: scans.row(f"{name}.wav") for name in first}
+        assert {row["status"] for row in rows.values()} == {"kept"}
+        assert [rows["edited"][same] == first["edited"][same] for same in ("size", "quick")] == [True, True]
+        assert rows["edited"]["recording"] not in labelled
+        assert rows["touched"]["recording"] == first["touched"]["recording"]
+        assert rows["moved"]["recording"] == first["moved"]["recording"] and rows["moved"]["sha256"] is None
+    (tmp_path / "mount" / "moved.wav").rename(tmp_path / "mount" / "renamed.wav")
+    scans(tmp_path / "mount", known_sha256=labelled)
+    assert scans.row("renamed.wav")["recording"] not in labelled, "the name is part of the id"
+
+
 def test_one_name_in_two_roots(scans, tmp_path):
     one = scans.write("a.wav", seconds=60)
     two, three = tmp_path / "two", tmp_path / "three"
@@ -305,37 +256,6 @@ def test_exclude(scans):
     assert {r["path_bytes"]: r["recording"] for r in scans.rows} == ids
 
 
-def test_lists(scans, tmp_path):
-    scans.write("a.wav", 1)
-    odd = scans.write(b"b\xff\n.weird", 2)
-    scans.write("not listed.wav", 3)
-    (tmp_path / "list.txt").write_bytes(b"music/a.wav\r\n\nmusic/absent.wav\n" + bytes(scans.music) + b"\n")
-    scans(tmp_path / "list.txt")
-    assert [(r["name_bytes"], r["status"], r["reason"]) for r in scans.rows] == [
-        (b"music", "rejected", "is a directory, not a file"),
-        (b"music/a.wav", "kept", None),
-        (b"music/absent.wav", "rejected", "No such file or directory"),
-    ]
-    pq.write_table(pa.table({"path": pa.array([bytes(odd)], pa.binary())}), tmp_path / "list.parquet")
-    assert scans(tmp_path / "list.parquet").kept == 1
-    pq.write_table(pa.table({"path": ["music/a.wav"]}), tmp_path / "list.parquet")
-    assert scans(tmp_path / "list.parquet").kept == 1
-    pq.write_table(pa.table({"file": ["music/a.wav"]}), tmp_path / "list.parquet")
-    with pytest.raises(ValueError, match="no column `path`"):
-        scans(tmp_path / "list.parquet")
-
-
-@pytest.mark.parametrize("root", ["{}/absent", "{}/log.mp3", "gs://bucket/x", "{}/absent.txt", "{}/torn.parquet"])
-def test_a_root_that_cannot_be_read_is_named(tmp_path, root):
-    (tmp_path / "log.mp3").write_bytes(b"x")
-    (tmp_path / "torn.parquet").write_bytes(b"x")
-    root = root.format(tmp_path)
-    with pytest.raises(ValueError, match="audio root") as error:
-        scan([str(tmp_path), root], None, tmp_path / "c.parquet")
-    assert root in str(error.value)
-    assert not (tmp_path / "c.parquet").exists()
-
-
 def test_impossible_values(tmp_path):
     with pytest.raises(ValueError, match="workers is 0"):
         scan([str(tmp_path)], None, tmp_path / "c.parquet", workers=0)
@@ -356,42 +276,3 @@ def test_an_empty_folder_and_progress(scans):
     scans(progress=seen.append)
     assert seen[-1] == {"stage": "scan", "step": "probe", "done": 70, "total": 70, "rejected": 0}
     assert {"stage": "scan", "step": "list", "done": 70} in seen
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    monkeypatch.setattr("stages.label.probe._s3", [])
-    with served("corpus"):
-        yield s3()
-
-
-def test_s3(scans, bucket, tmp_path):
-    def put(key: str, content: bytes) -> None:
-        with bucket.open_output_stream(f"corpus/{key}") as stream:
-            stream.write(content)
-
-    track = (QUICKSTART / "stg4.ogg").read_bytes()
-    put("music/album one/a.ogg", track)
-    put("music/album one/copy.ogg", track)
-    put("music/top.wav", scans.write("top.wav", seconds=60).read_bytes())
-    put("music/bad.mp3", b"bad" * 100)
-    put("music/empty.mp3", b"")
-    put("music/cover.jpg", b"x")
-    summary = scans("s3://corpus/music/")
-    assert (summary.kept, summary.rejected, summary.duplicates, summary.ignored) == (2, 2, 1, 1)
-    row = scans.row("album one/a.ogg")
-    assert row["path_bytes"] == b"s3://corpus/music/album one/a.ogg"
-    assert (row["name_bytes"], row["codec"], row["size"]) == (b"album one/a.ogg", "vorbis", len(track))
-    assert row["duration_s"] == pytest.approx(61.9, abs=0.1)
-    assert scans.row("top.wav")["duration_s"] == 60
-    assert scans("s3://corpus/music").unchanged == 4
-    assert scans.probed == []
-    put("lists/list.txt", b"../music/top.wav\ns3://corpus/music/absent.wav\n")
-    (tmp_path / "list.txt").write_text("s3://corpus/music/top.wav\ns3://corpus/music/absent.wav\n")
-    for root in (tmp_path / "list.txt", "s3://corpus/lists/list.txt"):
-        assert (scans(root).kept, scans.summary.rejected) == (1, 1)
-    assert scans.row("absent.wav")["reason"] == "No such file or directory"
-    with pytest.raises(ValueError, match="s3://corpus/absent"):
-        scans("s3://corpus/absent")
-    with pytest.raises(ValueError, match="s3://nobucket/x"):
-        scans("s3://nobucket/x")

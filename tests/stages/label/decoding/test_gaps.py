@@ -95,6 +95,13 @@ class TestGaps:
         expected = f"{lost} of 1400 packets damaged: {lost * FRAME_S:.1f} s missing between time stamps"
         assert why == (None if kept else expected)
 
+    def test_a_recording_that_begins_late_has_lost_nothing_by_it(self, tmp_path, long):
+        header, packets = long
+        (tmp_path / "x.flac").write_bytes(header + b"".join(without(packets, [(0, 20), (300, 8)])))
+        decoding, _, why = judged(tmp_path / "x.flac")
+        assert (decoding.damaged, decoding.packets, why) == (8, 1380, None)
+        assert decoding._lost_s == pytest.approx(8 * FRAME_S)
+
     def test_several_gaps_of_ogg_pages_add_up(self, tmp_path, pages):
         whole = len(pages) - 2
         for holes, kept in (([(500, 7)], True), ([(500, 7), (1000, 7)], False)):
@@ -173,6 +180,8 @@ class TestBroken:
         decoding, samples, why = self.judged(tmp_path / "x.mka", 200, [150])
         assert (decoding.damaged, decoding.packets, samples) == (10, 209, 199 * 576)
         assert why.startswith("10 of 209 packets damaged: ")
+        decoding, *_ = self.judged(tmp_path / "x.mka", 200, [50, 100, 150])
+        assert (decoding.damaged, decoding.packets) == (30, 227)
         decoding, *_ = self.judged(tmp_path / "x.mka", 200, [0])
         assert decoding.damaged == 1, "nothing was decoded yet to compare its size with"
 
