@@ -12,6 +12,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+POLL_S = 0.5  # a worker's report is seen by then
+
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
@@ -56,7 +58,7 @@ def watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[None]:
                 on_event(event)
 
     def loop() -> None:
-        while not stop.wait(0.5):
+        while not stop.wait(POLL_S):
             poll()
 
     thread = threading.Thread(target=loop, daemon=True)
