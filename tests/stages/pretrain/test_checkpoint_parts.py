@@ -85,6 +85,14 @@ def test_the_folder_is_flushed_between_its_own_name_and_the_name_of_the_latest(t
     assert seen == [*(f"{part}.safetensors" for part in checkpoint.FILES), "state.json", "rename", "flush place", "latest"]
 
 
+def test_what_a_killed_run_left_of_the_same_update_does_not_get_into_it(tmp_path):
+    left = tmp_path / "place" / f".attempt-{NAME}"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    Checkpoints(str(tmp_path / "place"), 3, ALONE).save(Held(), STATE, wait=True)
+    assert not left.exists() and not (tmp_path / "place" / NAME / "half").exists()
+
+
 def test_without_a_checkpoint_there_is_no_newest(tmp_path):
     checkpoints = Checkpoints(str(tmp_path / "place"), 3, ALONE)
     assert checkpoints.newest() is None and checkpoints.names() == []
