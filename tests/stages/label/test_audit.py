@@ -1,6 +1,8 @@
 """What the audit gathers from records of this version and of older ones."""
 
+import errno
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +11,12 @@ import pytest
 
 from stages.label import audit
 from stages.label.decode import wav_bytes
+from stages.label.shard import ShardWorker
+from stages.shards import column
 from stages.shards import record as records
 from stages.shards.column import publishing
 from stages.shards.storage import Storage
+from tests.stages.label.made import SHARD, Ear, audio, codes_job
 
 SLOWEST = [{"recording": "b", "seconds": 2.5, "times_real_time": 4.0}]
 LIVE = pa.array(["a", "b"])
@@ -51,3 +56,103 @@ def test_times_are_no_part_of_what_a_record_vouches_for(tmp_path):
     storage.write(name, json.dumps(fields | {"facts": {"slowest": SLOWEST}}).encode())
     with pytest.raises(ValueError, match="is damaged"):
         records.read(storage, "audio", "s1")
+
+
+def labels(storage: Storage, ear: Ear = Ear(), name: str = "codes-ear", shard: str = SHARD) -> None:  # noqa: B008 - frozen
+    row = ShardWorker(codes_job(storage.root, ear, name))(shard)
+    assert row["status"] == "finished", row
+
+
+def forge(storage: Storage, change, shard: str = SHARD, name: str = "codes-ear", **changes) -> None:
+    """A column whose rows `change` falsifies before they are written, with sums that fit."""
+    index = column.read_index(storage, name, shard).to_pylist()
+    tar = (storage.local(records.file(name, shard, "tar"))).read_bytes()
+    old = records.read(storage, name, shard)
+    with publishing(storage, name, shard) as publication:
+        for row in change([row | {"data": tar[row["offset"] :][: row["size"]]} for row in index]):
+            identity = {field: row[field] for field in ("recording", "start", "samples", "frames")}
+            publication.writer.add(row["key"], {row["member"]: row["data"]}, identity, {})
+        publication.writer.keep({})
+        publication.record = replace(old, beside_sha256={}, **(publication.writer.finish() | changes))
+
+
+def other_frames(rows: list[dict]) -> list[dict]:
+    rows[1] |= {"frames": 9, "samples": 9 * 320, "data": column.npy_bytes(np.zeros((9, 1), np.uint16))}
+    return rows
+
+
+def test_labels_with_other_frame_counts_than_the_audio_are_refused(tmp_path):
+    storage = Storage(tmp_path)
+    audio(storage)
+    labels(storage)
+    forge(storage, lambda rows: rows)
+    assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {}
+    forge(storage, other_frames)
+    column.audit(storage, "codes-ear", SHARD)  # in itself it is whole
+    assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {
+        "codes-ear": f"codes-ear/{SHARD}: 1 segments differ from the audio column, first a-00001"}
+
+
+def odd_samples(rows: list[dict]) -> list[dict]:
+    rows[-1] |= {"samples": rows[-1]["samples"] + 1}  # the frames are the same
+    return rows
+
+
+@pytest.mark.parametrize("change, changes, said", [
+    (lambda rows: rows[:-1], {}, "1 segments differ from the audio column, first c-00001"),
+    (lambda rows: rows[:-2], {"kept": 2, "inputs": 2}, "2 segments differ from the audio column, first c-00000"),
+    (odd_samples, {}, "1 segments differ from the audio column, first c-00001"),
+])
+def test_labels_must_be_of_the_audios_segments(tmp_path, change, changes, said):
+    storage = Storage(tmp_path)
+    audio(storage)
+    labels(storage)
+    forge(storage, change, **changes)
+    assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {"codes-ear": f"codes-ear/{SHARD}: {said}"}
+
+
+def test_a_recording_that_labels_reject_is_missing_by_right(tmp_path):
+    storage = Storage(tmp_path)
+    audio(storage, live=2)
+    labels(storage, Ear(refuses=("a",)))
+    assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {}
+    forge(storage, lambda rows: rows, rejects=[{"recording": "z", "path": "", "reason": ""}])
+    assert "2 segments differ from the audio column, first a-00000" in audit.damaged(storage, SHARD, ["audio", "codes-ear"])["codes-ear"]
+
+
+def test_an_index_with_rows_of_a_rejected_recording_is_refused(tmp_path):
+    storage = Storage(tmp_path)
+    audio(storage, live=2)
+    labels(storage)
+    forge(storage, lambda rows: rows, rejects=[{"recording": "b", "path": "", "reason": ""}], kept=1)
+    said = f"codes-ear/{SHARD}: its index holds segments of 1 rejected recordings, first b"
+    assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {"codes-ear": said}
+
+
+def test_each_column_has_its_own_damage_and_labels_are_judged_without_their_audio_too(tmp_path):
+    storage = Storage(tmp_path)
+    audio(storage)
+    labels(storage)
+    labels(storage, name="codes-two")
+    names = ("audio", "codes-ear", "codes-two")
+    for name in names[:2]:
+        storage.delete(records.file(name, SHARD, "tar"))
+    assert audit.damaged(storage, SHARD, names) == {name: f"{name}/{SHARD}.tar is missing" for name in names[:2]}
+    row = audit.AuditWorker(str(tmp_path), names)(SHARD)
+    assert (row["shard"], row["column"], row["stage"], row["status"]) == (SHARD, "audit", "audit", "failed")
+    assert row["error"] == f"audio/{SHARD}.tar is missing; codes-ear/{SHARD}.tar is missing"
+    well = audit.AuditWorker(str(tmp_path), names[2:])(SHARD)
+    assert (well["status"], well["error"]) == ("finished", None) and 0 <= well["wall_s"] < 60 and well["started"] > 1e9
+
+
+def test_bytes_that_cannot_be_read_fail_the_shard(tmp_path, monkeypatch):
+    audio(Storage(tmp_path))
+
+    def read(self, name):
+        raise OSError(errno.EIO, "no answer")
+
+    monkeypatch.setattr(Storage, "read", read)
+    row = audit.AuditWorker(str(tmp_path), ("audio",))(SHARD)
+    assert row["status"] == "failed" and row["error"] == f"cannot be read back: [Errno {errno.EIO}] no answer"
+    with pytest.raises(OSError, match="no answer"):
+        audit.damaged(Storage(tmp_path), SHARD, ["audio"])
