@@ -1,10 +1,12 @@
 """catalog: the two tables' readers, and a writer whose files are whole and repeat."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.shards import catalog
 from stages.shards.catalog import CATALOG, PLAN, write_parquet
+from stages.shards.storage import Storage
 
 
 def row(order: int, shard: str, tombstone: str | None = None) -> dict:
@@ -75,3 +77,39 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path):
         write_parquet(path, CATALOG, batches())
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_a_shards_live_recordings_come_by_id(tmp_path):
+    rows = [row(1, "sa"), row(3, "sb"), row(2, "sb", "edited"), row(0, "sb")]
+    write_parquet(tmp_path / "plan.parquet", PLAN, [pa.RecordBatch.from_pylist(rows, schema=PLAN)])
+    assert [p.recording for p in catalog.read_shard(Storage(tmp_path), "sb")] == ["r0", "r3"]
+    assert catalog.read_shard(Storage(tmp_path), "sx") == []
+    assert catalog.read_shard(Storage(tmp_path), "sa")[0] == catalog.Planned(**row(1, "sa"))
+
+
+def test_rows_of_a_shard_must_be_neighbours():
+    table = pa.Table.from_pylist([row(0, "sa"), row(1, "sb"), row(2, "sa")], schema=PLAN)
+    with pytest.raises(AssertionError, match="must be neighbours"):
+        catalog.shard_slices(table)
+    assert catalog.shard_slices(pa.concat_tables([table.slice(0, 1), table.slice(1, 1)])) == {"sa": (0, 1), "sb": (1, 1)}
+
+
+def test_a_table_of_another_version_is_refused_with_its_remedy(plan, tmp_path):
+    with pytest.raises(ValueError, match="catalog .*plan.parquet: its columns are not this version's; delete it to have it made anew"):
+        catalog.read_catalog(tmp_path / "plan.parquet")
+    catalog.check_schema(tmp_path / "plan.parquet", PLAN, "plan")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="plan .*torn.parquet: .*; delete it to have it made anew"):
+        catalog.read_plan(tmp_path / "torn.parquet")
+
+
+def test_a_catalog_is_written_and_read_with_its_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "ROW_GROUP", 10)
+    write_parquet(tmp_path / "c.parquet", CATALOG, [pa.RecordBatch.from_pylist([{"path": f"{i}"} for i in range(20)], schema=CATALOG)])
+    assert pq.ParquetFile(tmp_path / "c.parquet").num_row_groups == 2
+    assert catalog.read_catalog(tmp_path / "c.parquet", ["path"])["path"].to_pylist() == [str(i) for i in range(20)]
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_parquet(tmp_path / "none" / "c.parquet", CATALOG, [])

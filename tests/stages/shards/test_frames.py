@@ -51,3 +51,29 @@ def test_codes_are_described_by_facts_and_before_those_by_the_recipe():
     assert describe_codes({}, recipe) == CodesDescribed(8, 1024, 320, 320)
     with pytest.raises(ValueError, match="facts.codebooks is missing"):
         describe_codes({}, {"stage": "codes"})
+
+
+def test_eight_bits_are_the_nearest_step_and_stop_at_both_ends():
+    frames_TF = np.array([[-3.0, 0.9, 1.0, 1.24, 1.26], [100.0, 128.4, 128.5, 200.0, 1e9]], np.float32)
+    stored = encode_uint8(frames_TF, 1.0, 0.5)
+    assert stored.tolist() == [[0, 0, 0, 0, 1], [198, 255, 255, 255, 255]]
+    assert decode_cqt(stored, {"uint8": {"offset": 1.0, "scale": 0.5}})[1, 0] == 100.0
+
+
+def test_float32_frames_are_read_as_they_are():
+    frames_TF = np.array([[1.5, -2.0]], np.float32)
+    assert np.array_equal(decode_cqt(frames_TF, {}), frames_TF)
+
+
+@pytest.mark.parametrize("facts, recipe, described", [
+    ({"codebooks": 3, "codebook_size": 64, "hop_samples": 640}, {}, CodesDescribed(3, 64, 640, 640)),
+    ({"codebooks": 3, "codebook_size": 64}, {"teacher": None}, CodesDescribed(3, 64, 320, 320)),
+    ({"codebooks": 3}, {"teacher": {"codebook_size": 64, "hop_samples": 320}}, CodesDescribed(3, 64, 320, 320)),
+])
+def test_what_is_not_said_of_codes_has_its_default(facts, recipe, described):
+    assert describe_codes(facts, recipe) == described
+
+
+def test_a_missing_size_is_named():
+    with pytest.raises(ValueError, match="facts.codebook_size is missing from the record of a codes column: label it again"):
+        describe_codes({"codebooks": 3}, {"teacher": "mert"})

@@ -36,7 +36,7 @@ def test_a_wider_array_widens_the_total():
 
 
 @given(st.lists(st.dictionaries(st.integers(0, 12), st.integers(0, 9), min_size=1), min_size=1, max_size=4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_gathering_in_any_order_is_the_total(tmp_path_factory, runs):
     """Each run makes some shards, new or anew, and gathers them."""
     storage = Storage(tmp_path_factory.mktemp("out"))
@@ -60,3 +60,49 @@ def test_a_shard_of_an_older_version_has_none_and_others_columns_stay(tmp_path):
     sums.gather(storage, ["cqt-1"], ["s1"])
     assert sums.read(storage, "codes-1")[1] == 1 and sums.read_shard(storage, "codes-1", "s2") == {}
     assert sums.read(storage, "cqt-1") == ({}, 0)
+
+
+def test_what_is_added_stays_as_it_was_and_a_narrower_array_leaves_the_rest():
+    one, total = np.ones((2, 3)), {}
+    sums.add(total, {"a": one})
+    sums.add(total, {"a": np.ones((1, 2)), "b": np.ones((1, 1))})
+    assert total["a"].tolist() == [[2, 2, 1], [1, 1, 1]] and total["b"].tolist() == [[1]]
+    assert one.tolist() == [[1, 1, 1], [1, 1, 1]] and total["a"].dtype == np.float64
+    sums.add(total, {"b": np.full((2, 1), 2)})
+    assert total["b"].tolist() == [[3], [2]]
+
+
+def test_a_shards_sums_are_read_as_they_were_written(tmp_path):
+    storage = Storage(tmp_path)
+    written = {"z": np.array([[1.0, 2.0], [3.0, 4.0]]), "a": np.array([[0.5]])}
+    table = sums.table(written)
+    assert table.schema == sums.SHARD and [(r["name"], r["level"]) for r in table.to_pylist()] == [("a", 0), ("z", 0), ("z", 1)]
+    storage.write_table(record.file("codes-1", "s1", sums.NAME), table.take([2, 0, 1]))
+    read = sums.read_shard(storage, "codes-1", "s1")
+    assert {name: values.tolist() for name, values in read.items()} == {"a": [[0.5]], "z": [[1, 2], [3, 4]]}
+
+
+def test_a_shard_made_anew_replaces_its_sums_and_a_column_without_any_has_none(tmp_path):
+    storage = Storage(tmp_path)
+    assert sums.read(storage, "codes-1") == ({}, 0)
+    for shard, count in (("s1", 5), ("s2", 7)):
+        put(storage, shard, [[count], [1]])
+    sums.gather(storage, ["codes-1", "cqt-1"], ["s1", "s2"])
+    put(storage, "s1", [[50], [1]])
+    sums.gather(storage, ["codes-1"], ["s1"])
+    total, shards = sums.read(storage, "codes-1")
+    assert total["codes"].tolist() == [[57], [2]] and shards == 2
+    storage.delete(record.file("codes-1", "s2", sums.NAME))
+    sums.gather(storage, ["codes-1"], ["s2"])
+    total, shards = sums.read(storage, "codes-1")
+    assert total["codes"].tolist() == [[50], [1]] and shards == 1
+
+
+def test_shards_are_added_up_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(sums, "BLOCK", 2)
+    storage = Storage(tmp_path)
+    for number in range(5):
+        put(storage, f"s{number}", [[1]])
+    sums.gather(storage, ["codes-1"], [f"s{number}" for number in range(5)])
+    assert [r["shards"] for r in storage.read_table(sums.NAME).to_pylist()] == [["s0", "s1"], ["s2", "s3"], ["s4"]]
+    assert sums.read(storage, "codes-1")[0]["codes"].tolist() == [[5]]
