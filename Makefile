@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup labels train music test test-all lint bench-labels bench-model bench-teachers bench-loader clean
+.PHONY: setup labels train music test test-all lint mutants bench-labels bench-model bench-teachers bench-loader clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make stats [OUT=data/mine] [ARGS='--where \"rms_db < -50\"']   what is in it, and OUT/report/index.html"
 	@echo "make music       fetch the larger corpus (8 hours) to music/"
 	@echo "make test        the tests; make test-all adds the slow ones"
+	@echo "make mutants     one small defect at a time in the critical modules: a test must fail for each (hours)"
 	@echo "make bench-teachers"
 	@echo "make bench-loader"
 	@echo "make bench-labels bench-model"
@@ -50,6 +51,9 @@ test: setup
 
 test-all: setup
 	@$(BIN)/python -m pytest -m "slow or not slow"
+
+mutants: setup
+	@$(BIN)/python -m tests.mutation $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

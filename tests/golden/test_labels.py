@@ -1,0 +1,30 @@
+"""The quickstart's labels are those of the commit the golden facts were made at."""
+
+import pytest
+
+from tests.golden import labels, read
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, run_overtone):
+    folder = tmp_path_factory.mktemp("golden") / "out"
+    done = run_overtone(*labels.arguments(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_columns_shards_and_counts_are_the_same(out):
+    assert labels.shards(out) == read("labels")["shards"]
+
+
+def test_statistics_are_the_same_within_rounding(out):
+    assert labels.means(out) == pytest.approx(read("labels")["means"], rel=labels.TOLERANCE)
+
+
+def test_every_tar_has_the_same_bytes(out):
+    known = read("labels")["sha256"]
+    if labels.cpu() not in known:
+        pytest.skip(
+            f"no digests of {labels.cpu()} yet, only of {sorted(known)}: python -m tests.golden adds them"
+        )
+    assert labels.digests(out) == known[labels.cpu()]

@@ -1,0 +1,138 @@
+"""Which defects are made: a choice of cosmic-ray's operators, and one more that removes a statement.
+
+Of each comparison its boundary (and of equalities the opposite), of each arithmetic operator its inverse:
+what the other replacements of an operator would show, these show too. Numbers are changed where they are 0,
+1 or 2: positions, counts and limits. Larger ones are tuning values, widths in messages and documented
+constants.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import parso
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.operators.operator import Example, Operator
+from cosmic_ray.plugins import get_operator
+
+COMPARISONS = ("Eq_NotEq", "NotEq_Eq", "Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Is_IsNot", "IsNot_Is")
+ARITHMETIC = (
+    "Add_Sub",
+    "Sub_Add",
+    "Mul_Div",
+    "Div_Mul",
+    "FloorDiv_Mul",
+    "Mod_Mul",
+    "Pow_Mul",
+    "BitAnd_BitOr",
+    "BitOr_BitAnd",
+    "RShift_LShift",
+    "LShift_RShift",
+)
+OTHERS = (
+    "ReplaceUnaryOperator_Delete_Not",
+    "ReplaceUnaryOperator_USub_UAdd",
+    "AddNot",
+    "ReplaceTrueWithFalse",
+    "ReplaceFalseWithTrue",
+    "ReplaceAndWithOr",
+    "ReplaceOrWithAnd",
+    "ReplaceBreakWithContinue",
+    "ReplaceContinueWithBreak",
+    "ExceptionReplacer",
+    "NumberReplacer",
+    "RemoveDecorator",
+    "ZeroIterationForLoop",
+)
+SMALL = ("0", "1", "2")  # numbers that are changed
+REMOVED = ("raise_stmt", "del_stmt")  # not asserts: they say what only a defect elsewhere can break
+
+
+class RemoveStatement(Operator):
+    """Replaces a statement that is there for its effect alone by `pass`: a call, raise, del, `+=`."""
+
+    def mutation_positions(self, node):
+        if node.type == "simple_stmt" and _has_effect(node.children[0]):
+            yield node.start_pos, node.children[0].end_pos
+
+    def mutate(self, node, index):
+        node.children[0] = parso.parse(node.children[0].get_first_leaf().prefix + "pass")
+        return node
+
+    @classmethod
+    def examples(cls):
+        return (Example("f(x)\n", "pass\n"), Example("raise E\n", "pass\n"))
+
+
+def _has_effect(node) -> bool:
+    if node.type == "atom_expr":
+        return node.children[-1].type == "trailer" and node.children[-1].children[0] == "("
+    if node.type == "expr_stmt":
+        return getattr(node.children[1], "type", "") == "operator" and node.children[1].value not in ("=",)
+    return node.type in REMOVED
+
+
+def operators() -> dict[str, Operator]:
+    names = [
+        *(f"ReplaceComparisonOperator_{c}" for c in COMPARISONS),
+        *(f"ReplaceBinaryOperator_{a}" for a in ARITHMETIC),
+        *OTHERS,
+    ]
+    return {name: get_operator(f"core/{name}")() for name in names} | {"RemoveStatement": RemoveStatement()}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One defect of one module; `key` is the same as long as the module's text is."""
+
+    module: str  # path relative to the root
+    line: int
+    operator: str
+    occurrence: int
+    key: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}:{self.line} {self.operator}"
+
+
+def mutants(root: Path, module: str) -> Iterator[Mutant]:
+    """Every defect of a module once, in the order of operators and places."""
+    text = (root / module).read_text()
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    tree = get_ast(text)
+    for name, operator in operators().items():
+        places = [(node, start) for node in ast_nodes(tree) for start, _ in operator.mutation_positions(node)]
+        for occurrence, (node, (line, _)) in enumerate(places):
+            if _counts(name, node, occurrence):
+                yield Mutant(module, line, name, occurrence, f"{module}:{digest}:{name}:{occurrence}")
+
+
+def _counts(name: str, node, occurrence: int) -> bool:
+    """Whether the defect can change what the program does, as far as its place tells."""
+    if name != "RemoveDecorator" and any(parent.type == "decorator" for parent in _above(node)):
+        return False  # such as dataclass(frozen=True), which guards against mistakes, not data
+    if "BitOr" in name and _is_annotation(node):
+        return False
+    return name != "NumberReplacer" or (node.value in SMALL and (occurrence % 2 == 0 or node.value != "0"))
+
+
+def _above(node) -> Iterator:
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+def _is_annotation(node) -> bool:
+    """`int | None` of a parameter, a result or a field."""
+    return any(
+        parent.type in ("annassign", "tfpdef") or (parent.type == "funcdef" and child is parent.annotation)
+        for child, parent in zip(_above(node), _above(node.parent), strict=False)
+    )
+
+
+def defective(root: Path, mutant: Mutant) -> str | None:
+    """The module's text with the defect; None where the operator finds nothing to change there."""
+    return mutate_code((root / mutant.module).read_text(), operators()[mutant.operator], mutant.occurrence)

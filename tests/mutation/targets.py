@@ -1,0 +1,68 @@
+"""The modules that are mutated, and the test files that hold each of them."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+MODULES = (
+    "stages/shards/*.py",
+    *(f"stages/label/{name}.py" for name in ("shard", "plan", "scan", "identity", "audit", "decode")),
+    "stages/label/decoding/*.py",
+    *(
+        f"stages/pretrain/{name}.py"
+        for name in (
+            "order",
+            "state",
+            "crops",
+            "masking",
+            "mixture",
+            "loader",
+            "checkpoint",
+            "guard",
+            "scale",
+            "optim",
+            "objective",
+            "engine",
+            "loop",
+        )
+    ),
+    "cluster/*.py",
+    "pipeline/lock.py",
+)
+
+# Tests that hold a module beside those that mirror its name.
+FURTHER = {
+    "stages/shards/tables.py": ("tests/stages/label/test_plan*.py",),
+    "stages/label/identity.py": ("tests/stages/label/test_scan*.py",),
+    "stages/label/decoding/child.py": ("tests/stages/label/decoding/test_guard*.py",),
+    "stages/label/decoding/source.py": (
+        "tests/stages/label/decoding/test_recording*.py",
+        "tests/stages/label/test_decode*.py",
+    ),
+    "stages/label/decoding/recording.py": ("tests/stages/label/decoding/test_damage*.py",),
+    "stages/pretrain/crops.py": ("tests/stages/pretrain/test_loader*.py",),
+    "stages/pretrain/engine.py": ("tests/golden/test_training.py",),
+    "stages/pretrain/loop.py": ("tests/golden/test_training.py",),
+    "cluster/sharded.py": ("tests/cluster/test_chain*.py",),
+    "cluster/ledger.py": ("tests/cluster/test_chain*.py",),
+    "cluster/simulate.py": ("tests/cluster/test_chain*.py",),
+}
+
+
+def modules() -> list[str]:
+    """Paths of the mutated modules, relative to the repository's root."""
+    found = [path for pattern in MODULES for path in sorted(ROOT.glob(pattern)) if path.name != "__init__.py"]
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
+def tests_of(module: str) -> list[str]:
+    """The test files that hold a module: `tests/a/b/test_c*.py` for `a/b/c.py`, and further ones."""
+    path = Path(module)
+    patterns = (
+        f"tests/{path.parent}/test_{path.stem}.py",
+        f"tests/{path.parent}/test_{path.stem}_*.py",
+        *FURTHER.get(module, ()),
+    )
+    return list(
+        dict.fromkeys(str(p.relative_to(ROOT)) for pattern in patterns for p in sorted(ROOT.glob(pattern)))
+    )

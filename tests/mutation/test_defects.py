@@ -1,0 +1,61 @@
+"""The defects: what is changed and what is left alone."""
+
+import pytest
+
+from tests.mutation import targets
+from tests.mutation.defects import defective, mutants, operators
+
+WEAK = "def limit(x):\n    if x > 1:\n        raise ValueError(x)\n    return x\n"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    (tmp_path / "weak.py").write_text(WEAK)
+    return tmp_path
+
+
+def test_boundaries_negations_numbers_and_statements_are_changed(copy):
+    found = {
+        m.operator: defective(copy, m) for m in mutants(copy, "weak.py") if m.operator != "NumberReplacer"
+    }
+    assert found == {
+        "ReplaceComparisonOperator_Gt_GtE": WEAK.replace("x > 1", "x >= 1"),
+        "AddNot": WEAK.replace("if x > 1", "if not x > 1"),
+        "RemoveStatement": WEAK.replace("raise ValueError(x)", "pass"),
+    }
+    numbers = [defective(copy, m) for m in mutants(copy, "weak.py") if m.operator == "NumberReplacer"]
+    assert numbers == [WEAK.replace("> 1", "> 2"), WEAK.replace("> 1", "> 0")]
+
+
+@pytest.mark.parametrize("name", ["RemoveStatement"])
+def test_an_operator_does_what_its_examples_say(copy, name):
+    for example in operators()[name].examples():
+        (copy / "weak.py").write_text(example.pre_mutation_code)
+        assert [defective(copy, m) for m in mutants(copy, "weak.py") if m.operator == name] == [
+            example.post_mutation_code
+        ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(x: int | None) -> int | None: ...\n",
+        "x: int | None = None\n",
+        "@dataclass(frozen=True)\nclass A:\n    pass\n",
+        "n = 320\n",
+    ],
+)
+def test_what_changes_nothing_of_value_is_left_alone(copy, text):
+    (copy / "weak.py").write_text(text)
+    assert [m.operator for m in mutants(copy, "weak.py") if m.operator != "RemoveDecorator"] == []
+
+
+def test_a_changed_module_has_other_keys(copy):
+    before = {m.key for m in mutants(copy, "weak.py")}
+    (copy / "weak.py").write_text(WEAK + "\n")
+    assert before.isdisjoint({m.key for m in mutants(copy, "weak.py")})
+
+
+def test_every_module_has_tests():
+    assert len(targets.modules()) >= 38
+    assert {m: targets.tests_of(m) for m in targets.modules() if not targets.tests_of(m)} == {}
