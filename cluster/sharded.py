@@ -64,11 +64,11 @@ def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | No
         room = 1 + (usable - whole * scale) / max(reserved, 1e-9)
         if link.needs.gpus:
             room = min(room, 1 + (gpus - gpu_needs) / link.needs.gpus)
-        most = max(1, int(room + 1e-6))
+        most = int(room + 1e-6)
         if scale < 1:  # on a small machine a process more than its stage's share of the CPUs costs its start and gains nothing
             most = min(most, math.ceil(cpus * link.cpu_s / sum(other.cpu_s for other in links) / link.needs.cpus))
         most = max(1, most)
-        pools.append(Pool(reserved, 1, min(most, link.max_workers) if link.max_workers else most))
+        pools.append(Pool(reserved, 1, min(most, link.max_workers or most)))
     return pools
 
 
@@ -100,7 +100,7 @@ class Actor:
             except (ValueError, OSError, RuntimeError, ImportError) as error:  # opening failed: every shard would fail alike
                 out = {"shard": shard, "stage": name, "status": "failed", "error": str(error), "fatal": True}
         out["attempts"] = tried
-        self.ledger.end.remote(out)
+        ray.get(self.ledger.end.remote(out))  # the driver stops listening once it has the last row
         row = {**row, name: out["status"]}
         if out["status"] == "failed":
             row |= {"failed": name, "error": out["error"], "fatal": bool(out.get("fatal") or out.get("disk_full"))}
@@ -136,7 +136,7 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
         rows = rows.map_batches(
             Actor, fn_constructor_args=(link, ledger, attempts), batch_size=None, num_cpus=pool.cpus, num_gpus=link.needs.gpus,
             memory=link.needs.memory_gb * 2**30 if plenty else None,
-            compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=max(pool.min_workers, pool.max_workers)))
+            compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=pool.max_workers))
     with watching(ledger, on_event):
         try:
             for row in rows.iter_rows():
@@ -154,7 +154,7 @@ class Reporter:
     ledger: Any
 
     def __call__(self, event: dict) -> None:
-        self.ledger.end.remote(event)
+        ray.get(self.ledger.end.remote(event))  # the last one must be there before the function's own value
 
 
 def run_one_reporting(work: Callable[..., Any], on_event: Callable[[dict], None], *args: Any, cpus: float, gpus: float = 0) -> Any:

@@ -1,5 +1,6 @@
 """One run at a time on one OUT: the second is refused, and told who holds it."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -8,16 +9,16 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from stages.shards.storage import Storage
 
 NAME = "run.lock"
 BEAT_S = 20.0
 STALE_S = 90.0
+SETTLE_S = 2.0  # two that start at once have both written by then
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(out: Storage) -> Iterator[None]:
     """Hold OUT for the duration of the block; ValueError naming the holder when another run has it.
 
@@ -41,7 +42,7 @@ def _refuse(out: Storage, data: bytes) -> ValueError:
     return ValueError(f"{out.root} is in use by another run ({who}): wait for it or stop it; nothing was changed")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _local(out: Storage) -> Iterator[None]:
     path = out.local(NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def _local(out: Storage) -> Iterator[None]:
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def _beating(out: Storage) -> Iterator[None]:
     token = uuid.uuid4().hex
 
@@ -74,14 +75,16 @@ def _beating(out: Storage) -> Iterator[None]:
     if time.time() - held.get("beat", 0) < STALE_S:
         raise _refuse(out, json.dumps(held).encode())
     beat()
-    time.sleep(2)  # of two that start at once, the one whose object stays has it
-    if holder().get("token") != token:
-        raise _refuse(out, out.read(NAME))
+    time.sleep(SETTLE_S)  # of two that start at once, the one whose object stays has it
+    held = holder()
+    if held.get("token") != token:
+        raise _refuse(out, json.dumps(held).encode())
     stop = threading.Event()
 
     def keep() -> None:
         while not stop.wait(BEAT_S):
-            beat()
+            with contextlib.suppress(OSError):  # a store that fails once: the next beat comes before the lock is stale
+                beat()
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()

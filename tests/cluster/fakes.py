@@ -1,6 +1,7 @@
 """Ray without its processes: remote calls that run at once, failures as `ray.get` raises them, hand-made clocks and nodes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayTaskError
@@ -13,10 +14,22 @@ class Local:
         self._instance = instance
 
     def __getattr__(self, name: str) -> "Local":
-        return Local(getattr(self._instance, name))
+        return type(self)(getattr(self._instance, name))
 
     def remote(self, *arguments: Any) -> Any:
         return self._instance(*arguments)
+
+
+class Later(Local):
+    """As `Local`, but the call runs when it is waited for, by `got`; one that nobody waits for never does."""
+
+    def remote(self, *arguments: Any) -> Any:
+        return partial(self._instance, *arguments)
+
+
+def got(task: Callable[[], Any], timeout: float | None = None) -> Any:
+    """`ray.get` of what a `Later` gave."""
+    return task()
 
 
 def plain(remote_class: Any) -> type:

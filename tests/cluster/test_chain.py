@@ -1,12 +1,27 @@
-"""The chain on real Ray: a shard that kills its worker is given up, and takes no other along."""
+"""On real Ray: a chain whose worker dies, a function that reports, the look at nodes, the check of an address."""
 
 import os
+import platform
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster.session import session
-from cluster.sharded import Link, run_chain
+import pytest
+import ray
+
+from cluster import session as sessions
+from cluster.session import check_nodes, reachable, session
+from cluster.sharded import Link, run_chain, run_one_reporting
+from stages.shards.storage import Storage
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with session(2) as started:
+            yield started
 
 
 @dataclass(frozen=True)
@@ -25,15 +40,53 @@ class Work:
         return {"shard": shard, "stage": self.stage, "status": "finished"}
 
 
-def test_a_shard_that_kills_its_worker_is_given_up(monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_a_shard_that_kills_its_worker_is_given_up(ray_session):
     events = []
-    with session(2) as ray_session:
-        links = [Link("one", Work("one", deadly="s2")), Link("two", Work("two"))]
-        rows = {row["shard"]: row for row in run_chain(links, ["s0", "s1", "s2", "s3"], ray_session, 2, events.append)}
+    links = [Link("one", Work("one", deadly="s2")), Link("two", Work("two"))]
+    rows = {row["shard"]: row for row in run_chain(links, ["s0", "s1", "s2", "s3"], ray_session, 2, events.append)}
     assert rows.keys() == {"s0", "s1", "s2", "s3"}
     assert rows["s2"]["failed"] == "one" and "died 2 times" in rows["s2"]["error"]
     assert all("failed" not in rows[s] and rows[s]["two"] == "finished" for s in ("s0", "s1", "s3"))
     begun = [e for e in events if e["event"] == "begin" and e["stage"] == "one" and e["shard"] == "s2"]
+    ended = sorted((e["stage"], e["shard"], e["status"]) for e in events if e["event"] == "end")
+    assert ended == [("one", s, "failed" if s == "s2" else "finished") for s in ("s0", "s1", "s2", "s3")] + [
+        ("two", s, "finished") for s in ("s0", "s1", "s3")]
     assert len(begun) == 3  # two that died, one that was given up
     assert not [e for e in events if e["stage"] == "two" and e["shard"] == "s2"]
+
+
+def summed(values, report):
+    report({"of": len(values)})
+    if not values:
+        raise ValueError("nothing to sum")
+    return sum(values), os.getpid()
+
+
+def test_a_function_runs_in_another_process_reports_and_raises_its_own_errors(ray_session):
+    events = []
+    value, process = run_one_reporting(summed, events.append, [1, 2, 3], cpus=1)
+    assert value == 6 and process != os.getpid() and events == [{"of": 3}]
+    with pytest.raises(ValueError) as error:
+        run_one_reporting(summed, events.append, [], cpus=1)
+    assert type(error.value) is ValueError and str(error.value) == "nothing to sum"
+    assert events == [{"of": 3}, {"of": 0}]
+
+
+def test_the_nodes_of_a_cluster_are_looked_at(ray_session, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "this cluster")
+    assert ray_session.cpus == ray_session.node_cpus == 2 and ray_session.memory_bytes > 0
+    out = Storage(tmp_path / "out")
+    check_nodes(out, [str(tmp_path)])
+    with pytest.raises(ValueError, match=f"node {platform.node()} .* does not see the audio at {tmp_path}/none"):
+        check_nodes(out, [str(tmp_path / "none")])
+    assert out.names("") == set()
+
+
+def test_an_address_of_ray_is_taken_and_another_that_listens_is_not(ray_session, monkeypatch):
+    reachable(ray.get_runtime_context().gcs_address)
+    monkeypatch.setattr(sessions, "HEALTH_S", 3.0)  # it never answers: waiting longer shows nothing more
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        with pytest.raises(ValueError, match="is no healthy Ray cluster"):
+            reachable(f"127.0.0.1:{server.getsockname()[1]}")
