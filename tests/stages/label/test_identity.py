@@ -1,102 +1,9 @@
 """Which recording is a file? Every rule by itself, with files that are only described: no audio, no processes."""
 
-import dataclasses
-import hashlib
-from dataclasses import dataclass
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from stages.label.identity import HASHED, LISTING, PROBED, Identity
 from stages.label.probe import recording_id
-from stages.shards.catalog import CATALOG, read_catalog, write_parquet
-
-
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class File:
-    """A file as a listing and its bytes show it: `ends` is what the quick hash sees, `middle` what it does not."""
-
-    name: str = "a"
-    root: str = "/m"
-    size: int = 9
-    mtime_ns: int = 1
-    ends: str = "ends"
-    middle: str = "middle"
-    reason: str | None = None  # of the probe
-    problem: str | None = None  # of the listing
-    excluded: bool = False
-    order: int = 0  # of its root
-    path: str | None = None
-    error: str | None = None  # of hashing
-
-    @property
-    def place(self) -> bytes:
-        return (self.path or f"{self.root}/{self.name}").encode()
-
-    @property
-    def sha256(self) -> str:
-        return digest(self.ends + self.middle)
-
-    @property
-    def id(self) -> str:
-        return recording_id(self.name.encode(), self.size, digest(self.ends))
-
-    @property
-    def sha_id(self) -> str:
-        return recording_id(self.name.encode(), self.size, digest(self.ends), self.sha256)
-
-    def but(self, **values) -> "File":
-        return dataclasses.replace(self, **values)
-
-
-class Scans:
-    def __init__(self, folder):
-        self.folder, self.catalog = folder, folder / "catalog.parquet"
-
-    def __call__(self, *files: File, known=None, retry=None) -> list[tuple[str | None, str]]:
-        """(id, status) of each file's path, in the order of the arguments; `known` as in `scan`."""
-        known = known or {}
-        listing = [
-            {"path_bytes": f.place, "name_bytes": f.name.encode(), "root": f.root, "root_order": f.order, "size": f.size,
-             "mtime_ns": f.mtime_ns, "problem": f.problem, "excluded": f.excluded} for f in files
-        ]  # fmt: skip
-        by_path = {f.place: f for f in reversed(files)}
-        self._write("listing", LISTING, listing)
-        with Identity(self.folder / "listing", self.catalog, self.folder, retry) as identity:
-            todo = list(identity.to_probe())
-            self.probed = [path for path, *_ in todo]
-            total, self.unchanged = identity.counts()
-            assert total == len(todo)
-            self._write("probed", PROBED, [self._facts(by_path[path], *rest, known) for path, *rest in todo])
-            self.hashed = [path for (path,) in identity.to_hash(self.folder / "probed")]
-            hashes = [
-                {"path_bytes": path, "sha256": None if by_path[path].error else by_path[path].sha256, "error": by_path[path].error}
-                for path in self.hashed
-            ]
-            self._write("hashed", HASHED, hashes)
-            write_parquet(self.catalog, CATALOG, identity.catalog(self.folder / "hashed"))
-        rows = read_catalog(self.catalog).to_pylist()
-        self.rows = {row["path_bytes"]: row for row in rows}
-        assert len(rows) == len(self.rows) == len(by_path), "one row a path"
-        assert [row["path_bytes"] for row in rows] == sorted(by_path)
-        kept = [row["recording"] for row in rows if row["status"] == "kept"]
-        assert len(set(kept)) == len(kept), "one id, one recording"
-        return [(self.rows[f.place]["recording"], self.rows[f.place]["status"]) for f in files]
-
-    def _write(self, name, schema, rows):
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), self.folder / name)
-
-    @staticmethod
-    def _facts(file, name, size, mtime_ns, known):
-        facts = {"path_bytes": file.place, "size": size, "mtime_ns": mtime_ns, "quick": digest(file.ends), "reason": file.reason,
-                 "container": "wav", "codec": "pcm", "rate_hz": 8, "channels": 1, "duration_s": 1.0}  # fmt: skip
-        base = recording_id(name, size, facts["quick"])
-        return facts | {"base": base, "known_sha": known.get(base)}
+from tests.stages.label.described import File, Scans
 
 
 @pytest.fixture
@@ -158,12 +65,35 @@ class TestMoved:
             assert scans.hashed == [b"/n/a"]
             scans.catalog.unlink()
 
+    def test_the_kept_one_of_two_copies_stays_the_kept_one(self, scans):
+        """Whatever becomes of either: labels exist for it alone."""
+        copy = A.but(root="/c")  # sorts before it
+        scans(A)
+        for one, other in (
+            (A, copy), (A, copy), (A, copy.but(mtime_ns=2)), (A.but(mtime_ns=2), copy.but(mtime_ns=2)),
+            (A.but(mtime_ns=2, root="/n"), copy.but(mtime_ns=2)),
+        ):  # fmt: skip
+            assert scans(one, other) == [(A.id, "kept"), (A.id, "duplicate")], (one, other)
+        assert scans(other) == [(A.id, "kept")], "until it is gone"
+
+    def test_a_copy_that_moved_is_not_read_again(self, scans):
+        copy = A.but(name="d")
+        scans(A, copy)
+        assert scans(A, copy.but(root="/n")) == [(A.id, "kept"), (copy.id, "duplicate")]
+        assert scans.hashed == []
+
+    def test_moved_over_another_version_it_is_read_as_what_was_touched(self, scans):
+        one, two = A, A.but(root="/m2", middle="another", mtime_ns=5)
+        scans(one, two)
+        assert scans(two.but(root="/m"), known={one.id: one.sha256}) == [(two.sha_id, "kept")]
+        assert scans.hashed == [b"/m/a"]
+
     def test_a_moved_file_with_an_id_of_its_own_content_keeps_that(self, scans):
         one, two = A, A.but(root="/m2", middle="another", mtime_ns=5)
         scans(one, two)
         known = {one.id: one.sha256, two.sha_id: two.sha256}
         assert scans(one, two.but(root="/n"), known=known) == [(one.id, "kept"), (two.sha_id, "kept")]
-        assert scans.rows[b"/n/a"]["sha256"] == two.sha256, "known already, not read again"
+        assert scans.rows[b"/n/a"]["sha256"] == two.sha256 and scans.hashed == [], "known already"
 
     def test_what_was_rejected_has_no_id_to_give_away(self, scans):
         scans(A.but(reason="torn"), B)
@@ -257,7 +187,7 @@ class TestUnchanged:
 
     @pytest.mark.parametrize(
         "reason, retry, again",
-        [("torn", None, False), ("torn", "ear", False), ("torn", "tor", True), ("torn", "all", True), ("unreadable: x", None, True),
+        [("torn", None, False), ("torn", "ear", False), ("torn", "tor", True), ("torn", "all", True), ("is torn", "torn", True), ("unreadable: x", None, True),
          ("was unreadable: x", None, False)],
     )  # fmt: skip
     def test_a_rejected_file_is_tried_again_only_by_request_or_if_it_could_not_be_read(self, scans, reason, retry, again):
@@ -280,10 +210,12 @@ class TestUnchanged:
 
 class TestRoots:
     def test_a_path_of_two_roots_is_one_file_with_the_name_of_the_first(self, scans):
-        inner = File("deep/a", order=1, path="/m/deep/a")
-        outer = File("a", root="/m/deep", order=0, path="/m/deep/a")
-        assert scans(inner, outer)[0] == (outer.id, "kept")
-        assert scans(inner.but(order=0), outer.but(order=1))[0] == (outer.id, "kept"), "once given, a name stays"
+        inner, outer = File("deep/a", path="/m/deep/a"), File("a", root="/m/deep", path="/m/deep/a")
+        for first, second in ((inner, outer), (outer, inner)):
+            assert scans(second.but(order=1), first)[0] == (first.id, "kept")
+            later = first.but(order=1, mtime_ns=2), second.but(mtime_ns=2)
+            assert scans(*later)[0] == (first.id, "kept"), "once given, a name stays"
+            scans.catalog.unlink()
 
     def test_what_one_root_excludes_is_excluded(self, scans):
         inner, outer = File("deep/a", order=1, path="/m/deep/a"), File("a", root="/m/deep", path="/m/deep/a")
