@@ -1,4 +1,4 @@
-"""The random numbers of training in plain whole numbers, one at a time: what the vectorised ones are compared with.
+"""The random numbers of training in plain whole numbers, one at a time, to compare the vectorised ones with.
 
 SplitMix64 as published (Steele, Lea, Flood 2014): the state grows by a constant, its finaliser is the output.
 """

@@ -24,10 +24,29 @@ SHARD_R = [0, 0, 0, 1, 1, 1, 1, 2]
 
 @pytest.fixture
 def pinned() -> Pinned:
-    facts = Facts("89ab" * 16, {"weights": [1.0], "window_shards": 2}, ["audio"], (), (), None, [["a", "b", "c"]], [""], 1.0, 0.0, {}, {}, {})
+    facts = Facts(
+        "89ab" * 16,
+        {"weights": [1.0], "window_shards": 2},
+        ["audio"],
+        (),
+        (),
+        None,
+        [["a", "b", "c"]],
+        [""],
+        1.0,
+        0.0,
+        {},
+        {},
+        {},
+    )
     crops_S = np.bincount(SHARD_R, CROPS_R).astype(np.int64)
-    arrays = {"samples_R": np.array(SAMPLES_R, np.int32), "crops_R": np.array(CROPS_R, np.uint16), "ends_R": np.cumsum(CROPS_R),
-              "crops_S": crops_S, "corpus_S": np.zeros(3, np.int32)}
+    arrays = {
+        "samples_R": np.array(SAMPLES_R, np.int32),
+        "crops_R": np.array(CROPS_R, np.uint16),
+        "ends_R": np.cumsum(CROPS_R),
+        "crops_S": crops_S,
+        "corpus_S": np.zeros(3, np.int32),
+    }
     return Pinned(facts, Path("nowhere"), ("nowhere",), arrays)
 
 
@@ -81,14 +100,21 @@ def test_every_crop_lies_in_its_own_part_of_the_segment(places):
         for row, own in starts.items():
             for part, start in enumerate(own):
                 assert start % 320 == 0 and start + CROP <= SAMPLES_R[row]
-                assert int(begins(row) * part / CROPS_R[row]) <= start // 320 <= begins(row) * (part + 1) / CROPS_R[row]
+                assert (
+                    int(begins(row) * part / CROPS_R[row])
+                    <= start // 320
+                    <= begins(row) * (part + 1) / CROPS_R[row]
+                )
 
 
 def test_another_epoch_or_seed_has_other_starts_and_the_same_one_the_same(places, pinned):
     found = [by_row(epoch_of(places, seed, epoch)) for seed, epoch in ((1, 0), (1, 1), (2, 0), (2, 1))]
     for i, a in enumerate(found):
         for b in found[:i]:
-            assert np.mean([x != y for x, y in zip(a[5], b[5], strict=True)]) > 0.6 and (a[0], a[7]) != (b[0], b[7])
+            assert np.mean([x != y for x, y in zip(a[5], b[5], strict=True)]) > 0.6 and (a[0], a[7]) != (
+                b[0],
+                b[7],
+            )
     assert by_row(epoch_of(Places(pinned, Data(crop_samples=CROP)), 1, 0)) == found[0]
 
 
@@ -97,7 +123,11 @@ def test_over_the_epochs_crops_begin_wherever_they_may(places):
     for epoch in range(200):
         for row, start in epoch_of(places, epoch=epoch):
             times[row][start] += 1
-    assert set(times[1]) == {0} == set(times[2]) and set(times[3]) == {0, 320} and set(times[7]) == set(range(0, 1601, 320))
+    assert (
+        set(times[1]) == {0} == set(times[2])
+        and set(times[3]) == {0, 320}
+        and set(times[7]) == set(range(0, 1601, 320))
+    )
     for row in (0, 5):
         assert sorted(times[row]) == list(range(0, 320 * begins(row), 320))
         expected = 200 * CROPS_R[row] / begins(row)
@@ -108,7 +138,9 @@ def test_a_sample_is_the_same_whoever_asks_for_it(places, pinned):
     whole = epoch_of(places)
     for consumed, own in ((0, [2]), (3, [1, 0]), (17, [0, 3]), (36, [3])):
         crops = places.crops(state(consumed), np.array(own))
-        assert list(zip(crops.row.tolist(), crops.start.tolist(), strict=True)) == [whole[consumed + p] for p in own]
+        assert list(zip(crops.row.tolist(), crops.start.tolist(), strict=True)) == [
+            whole[consumed + p] for p in own
+        ]
 
 
 def replacements(places: Places, at: State, place: int = 0, attempts: int = 16) -> list[tuple[int, int]]:
@@ -122,13 +154,23 @@ def test_replacements_are_the_ones_described(places):
         key, expected = plain.key(plain.REPLACEMENT, seed, epoch, consumed + place), []
         for attempt in range(16):
             row, part = owner[plain.below(len(owner), plain.uniform(key, 2 * attempt))]
-            expected.append((row, 320 * plain.below(begins(row), (part + plain.uniform(key, 2 * attempt + 1)) / CROPS_R[row])))
+            expected.append(
+                (
+                    row,
+                    320
+                    * plain.below(begins(row), (part + plain.uniform(key, 2 * attempt + 1)) / CROPS_R[row]),
+                )
+            )
         assert replacements(places, state(consumed, seed, epoch), place) == expected
 
 
 def test_a_replacement_belongs_to_its_sample_alone_and_comes_from_all_the_data(places):
-    assert replacements(places, state(12), 3) == replacements(places, state(15), 0), "whoever shares the global batch"
-    others = [replacements(places, state(c, s, e)) for c, s, e in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))]
+    assert replacements(places, state(12), 3) == replacements(places, state(15), 0), (
+        "whoever shares the global batch"
+    )
+    others = [
+        replacements(places, state(c, s, e)) for c, s, e in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))
+    ]
     assert all(a != b for i, a in enumerate(others) for b in others[:i])
     drawn = [row for c in range(40) for row, _ in replacements(places, state(c))]
     share = np.bincount(drawn, minlength=8) / len(drawn)

@@ -12,7 +12,9 @@ def test_keys_and_numbers_are_those_of_the_plain_generator(parts):
     assert draws.key(*parts) == plain.key(*parts)
     counters = [0, 1, 2, 1000, 2**40, 2**63, 2**64 - 1]
     key = np.uint64(draws.key(*parts))
-    assert draws.bits(key, np.array(counters, dtype=np.uint64)).tolist() == [plain.bits(int(key), c) for c in counters]
+    assert draws.bits(key, np.array(counters, dtype=np.uint64)).tolist() == [
+        plain.bits(int(key), c) for c in counters
+    ]
     assert draws.uniform(key, np.arange(50)).tolist() == [plain.uniform(int(key), c) for c in range(50)]
     assert draws.keys(int(key), np.arange(50)).tolist() == [plain.bits(int(key), c) for c in range(50)]
 
@@ -34,10 +36,22 @@ def test_numbers_below_a_bound_never_reach_it():
     assert draws.below(7, np.array([0.0, 1 / 7, 0.1429, 0.5, 0.999999, 1.0])).tolist() == [0, 1, 1, 3, 6, 6]
     assert draws.below(np.array([1, 2, 3]), np.array([0.99, 0.5, 0.34])).tolist() == [0, 1, 1]
     assert draws.below(5, np.array([0.3])).dtype == np.int64
-    assert draws.uniform(np.uint64(3), np.arange(10_000)).min() >= 0 and draws.uniform(np.uint64(3), np.arange(10_000)).max() < 1
+    assert (
+        draws.uniform(np.uint64(3), np.arange(10_000)).min() >= 0
+        and draws.uniform(np.uint64(3), np.arange(10_000)).max() < 1
+    )
 
 
 def test_every_use_has_a_stream_of_its_own_and_keeps_it():
-    """Another number here is another order, crop, mask or mixture of the same seed: VERSION is raised with it."""
-    named = [draws.SHARDS, draws.COPIES, draws.SHUFFLE, draws.CROP, draws.MASK, draws.MIXTURE, draws.REPLACEMENT, draws.VALIDATION]
+    """Another number here means other orders, crops, masks and mixtures: VERSION is raised with it."""
+    named = [
+        draws.SHARDS,
+        draws.COPIES,
+        draws.SHUFFLE,
+        draws.CROP,
+        draws.MASK,
+        draws.MIXTURE,
+        draws.REPLACEMENT,
+        draws.VALIDATION,
+    ]
     assert (named, draws.VERSION) == ([1, 2, 3, 4, 5, 6, 7, 8], 1)

@@ -7,6 +7,7 @@ import torch
 
 from stages.pretrain.model.heads import CodeHead, CqtHead
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 S, D, K, C, E, F = 6, 10, 3, 7, 4, 5
 EVERY = tuple(range(K))
 
@@ -51,7 +52,9 @@ def test_a_learned_temperature_belongs_to_each_codebook():
         made.log_scale_K.copy_(torch.tensor([0.0, 1.0, 3.0]))
     for wanted in (EVERY, (2, 1)):
         for k, logits_SC in zip(wanted, made(x_SD, None, wanted), strict=True):
-            torch.testing.assert_close(logits_SC, cosines(made, x_SD)[k] * math.exp((0.0, 1.0, 3.0)[k]), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                logits_SC, cosines(made, x_SD)[k] * math.exp((0.0, 1.0, 3.0)[k]), rtol=1e-5, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("log_scale", [math.log(100) + 1e-3, 5.0, 20.0, 80.0])
@@ -80,14 +83,25 @@ def test_errors_and_hits_of_the_codebooks_wanted_and_zero_of_the_others(wanted):
     codes_SK = torch.randint(C, (S, K), generator=torch.Generator().manual_seed(4))
     codes_SK[0] = logits_KSC[:, 0].argmax(1)  # some are right
     loss_K, correct_K = made(x_SD, codes_SK, wanted)
-    assert loss_K.shape == correct_K.shape == (K,) and loss_K.dtype == correct_K.dtype == torch.float32 and not correct_K.requires_grad
+    assert (
+        loss_K.shape == correct_K.shape == (K,)
+        and loss_K.dtype == correct_K.dtype == torch.float32
+        and not correct_K.requires_grad
+    )
     for k in range(K):
         error = sum(math.log(sum(math.exp(v) for v in row.tolist())) - row[code].item()
                     for row, code in zip(logits_KSC[k], codes_SK[:, k], strict=True))
-        hits = sum(max(range(C), key=row.tolist().__getitem__) == code for row, code in zip(logits_KSC[k], codes_SK[:, k].tolist(), strict=True))
-        assert loss_K[k].item() == pytest.approx(error if k in wanted else 0, rel=1e-4) and correct_K[k] == (hits if k in wanted else 0)
+        hits = sum(
+            max(range(C), key=row.tolist().__getitem__) == code
+            for row, code in zip(logits_KSC[k], codes_SK[:, k].tolist(), strict=True)
+        )
+        assert loss_K[k].item() == pytest.approx(error if k in wanted else 0, rel=1e-4) and correct_K[k] == (
+            hits if k in wanted else 0
+        )
     loss_K.sum().backward()
-    assert all(p.grad is not None for p in made.parameters()), "ranks exchange every gradient, those of zero too"
+    assert all(p.grad is not None for p in made.parameters()), (
+        "ranks exchange every gradient, those of zero too"
+    )
 
 
 def test_tables_begin_uniform_between_zero_and_one():

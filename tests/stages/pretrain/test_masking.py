@@ -70,28 +70,51 @@ def test_too_short_a_crop_is_refused():
 
 def coverage(frames: int, span: int, spans: int) -> float:
     """Mean number of frames under `spans` distinct starts, over every choice of them there is."""
-    found = [len({start + i for start in chosen for i in range(span)}) for chosen in combinations(range(frames - span), spans)]
+    found = [
+        len({start + i for start in chosen for i in range(span)})
+        for chosen in combinations(range(frames - span), spans)
+    ]
     return sum(found) / len(found)
 
 
-COUNTS = [(Masking(0.8, 5, 2), 12), (Masking(0.8, 5, 2), 16), (Masking(0.5, 2, 2), 9), (Masking(0.9, 3, 1), 11), (Masking(0.3, 1, 2), 10),
-          (Masking(0.1, 3, 3), 12), (Masking(0.2, 2, 1), 6), (Masking(1.2, 4, 2), 13), (Masking(0.05, 2, 1), 14), (Masking(0.66, 1, 1), 9)]
+COUNTS = [
+    (Masking(0.8, 5, 2), 12),
+    (Masking(0.8, 5, 2), 16),
+    (Masking(0.5, 2, 2), 9),
+    (Masking(0.9, 3, 1), 11),
+    (Masking(0.3, 1, 2), 10),
+    (Masking(0.1, 3, 3), 12),
+    (Masking(0.2, 2, 1), 6),
+    (Masking(1.2, 4, 2), 13),
+    (Masking(0.05, 2, 1), 14),
+    (Masking(0.66, 1, 1), 9),
+]
 
 
 @pytest.mark.parametrize(("masking", "frames"), COUNTS)
 def test_the_count_is_what_the_described_spans_cover_on_average(masking, frames):
     mean = max(masking.min_spans, masking.prob * frames / masking.span)
     more = mean - floor(mean)  # how often one span more is drawn: int(mean + u) of u in [0, 1)
-    expected = (1 - more) * coverage(frames, masking.span, floor(mean)) + (more and more * coverage(frames, masking.span, floor(mean) + 1))
+    expected = (1 - more) * coverage(frames, masking.span, floor(mean)) + (
+        more and more * coverage(frames, masking.span, floor(mean) + 1)
+    )
     assert masking.masked_frames(frames) == round(expected)
-    assert _covered(frames, masking.span, floor(mean)) == pytest.approx(coverage(frames, masking.span, floor(mean)))
+    assert _covered(frames, masking.span, floor(mean)) == pytest.approx(
+        coverage(frames, masking.span, floor(mean))
+    )
 
 
 def test_every_start_taken_covers_all_but_the_last_frame():
-    assert _covered(9, 3, 6) == 8 and _covered(9, 3, 5) == pytest.approx(coverage(9, 3, 5)) and _covered(9, 3, 1) == 3
+    assert (
+        _covered(9, 3, 6) == 8
+        and _covered(9, 3, 5) == pytest.approx(coverage(9, 3, 5))
+        and _covered(9, 3, 1) == 3
+    )
 
 
-@pytest.mark.parametrize(("masking", "frames"), [*COUNTS, (Masking(), 48), (Masking(), T), (Masking(0.65, 10, 2), 200)])
+@pytest.mark.parametrize(
+    ("masking", "frames"), [*COUNTS, (Masking(), 48), (Masking(), T), (Masking(0.65, 10, 2), 200)]
+)
 def test_spans_are_laid_in_drawn_order_and_the_last_is_cut_short(masking, frames):
     clips = 5
     mask_BT, count = masking.draw(keys(clips), frames), masking.masked_frames(frames)
@@ -105,11 +128,17 @@ def test_spans_are_laid_in_drawn_order_and_the_last_is_cut_short(masking, frames
         assert mask_BT[clip].tolist() == expected
 
 
-@pytest.mark.parametrize(("masking", "least"), [(Masking(0.5, 1, 1), 4), (Masking(0.8, 5, 2), 8), (Masking(0.1, 3, 3), 7), (Masking(0.8, 5, 4), 10)])
+@pytest.mark.parametrize(
+    ("masking", "least"),
+    [(Masking(0.5, 1, 1), 4), (Masking(0.8, 5, 2), 8), (Masking(0.1, 3, 3), 7), (Masking(0.8, 5, 4), 10)],
+)
 def test_the_shortest_clip_has_a_start_for_one_span_more(masking, least):
     assert 0 < masking.draw(keys(3), least).sum(axis=1)[0] == masking.masked_frames(least) <= least
-    with pytest.raises(ValueError, match=f"masking.span is {masking.span}, prob {masking.prob}, min_spans {masking.min_spans}: "
-                                         f"{least - 1} frames are too few for .* spans; use longer crops"):
+    with pytest.raises(
+        ValueError,
+        match=f"masking.span is {masking.span}, prob {masking.prob}, min_spans {masking.min_spans}: "
+        f"{least - 1} frames are too few for .* spans; use longer crops",
+    ):
         masking.masked_frames(least - 1)
 
 

@@ -45,9 +45,18 @@ def test_off_alone_and_wrong():
             Mixture(**wrong)
 
 
-@pytest.mark.parametrize(("mixture", "global_batch", "samples"), [
-    (Mixture(), 8, N), (Mixture(0.7, 2, 5, (0.5, 1.5)), 5, N), (Mixture(1.0, 1, 1, (1.0, 1.0)), 2, N), (Mixture(1.0, 3, 3, (0.1, 9.0)), 3, 16_000),
-    (Mixture(1.0, 1, 2, (1.0, 2.0)), 4, 12_000), (Mixture(1.0), 1, N), (Mixture(0.0), 8, N)])
+@pytest.mark.parametrize(
+    ("mixture", "global_batch", "samples"),
+    [
+        (Mixture(), 8, N),
+        (Mixture(0.7, 2, 5, (0.5, 1.5)), 5, N),
+        (Mixture(1.0, 1, 1, (1.0, 1.0)), 2, N),
+        (Mixture(1.0, 3, 3, (0.1, 9.0)), 3, 16_000),
+        (Mixture(1.0, 1, 2, (1.0, 2.0)), 4, 12_000),
+        (Mixture(1.0), 1, N),
+        (Mixture(0.0), 8, N),
+    ],
+)
 def test_pieces_are_the_ones_described(mixture, global_batch, samples):
     places = np.array([p for p in (3, 0, 4, 7, 1, 2) if p < global_batch])
     keys_B = draws.keys(draws.key(draws.MIXTURE, 2, 3), 100 + places)
@@ -55,7 +64,9 @@ def test_pieces_are_the_ones_described(mixture, global_batch, samples):
     expected = []
     for clip, place in enumerate(places.tolist()):
         key = plain.bits(plain.key(plain.MIXTURE, 2, 3), 100 + place)
-        many = mixture.min_pieces + plain.below(mixture.max_pieces - mixture.min_pieces + 1, plain.uniform(key, 1))
+        many = mixture.min_pieces + plain.below(
+            mixture.max_pieces - mixture.min_pieces + 1, plain.uniform(key, 1)
+        )
         others = [p for p in range(global_batch) if p != place]
         if plain.uniform(key, 0) >= mixture.prob or not others:
             continue
@@ -64,22 +75,56 @@ def test_pieces_are_the_ones_described(mixture, global_batch, samples):
             low, high = (min(round(s * 24_000), samples) for s in mixture.piece_s)
             length = low + plain.below(high - low + 1, share[0])
             free = samples - length + 1
-            expected.append((clip, others[plain.below(len(others), share[1])], plain.below(free, share[2]), plain.below(free, share[3]), length))
-    found = list(zip(*(getattr(pieces, n).tolist() for n in ("clip", "donor", "start", "to", "length")), strict=True))
-    assert found == expected and len(pieces) == len(expected) and (expected or global_batch == 1 or mixture.prob == 0)
+            expected.append(
+                (
+                    clip,
+                    others[plain.below(len(others), share[1])],
+                    plain.below(free, share[2]),
+                    plain.below(free, share[3]),
+                    length,
+                )
+            )
+    found = list(
+        zip(*(getattr(pieces, n).tolist() for n in ("clip", "donor", "start", "to", "length")), strict=True)
+    )
+    assert (
+        found == expected
+        and len(pieces) == len(expected)
+        and (expected or global_batch == 1 or mixture.prob == 0)
+    )
 
 
-@pytest.mark.parametrize(("fields", "said"), [
-    ({"prob": -0.01}, "prob"), ({"prob": 1.01}, "prob"), ({"min_pieces": 0}, "min_pieces"), ({"min_pieces": 4}, "max_pieces"),
-    ({"max_pieces": 65}, "max_pieces"), ({"piece_s": (0.0, 1.0)}, "piece_s"), ({"piece_s": (1.0,)}, "piece_s"),
-    ({"piece_s": (0.5, 1.0, 2.0)}, "piece_s"), ({"piece_s": (1.0, 0.99)}, "piece_s"), ({"gain": -0.01}, "gain")])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prob": -0.01}, "prob"),
+        ({"prob": 1.01}, "prob"),
+        ({"min_pieces": 0}, "min_pieces"),
+        ({"min_pieces": 4}, "max_pieces"),
+        ({"max_pieces": 65}, "max_pieces"),
+        ({"piece_s": (0.0, 1.0)}, "piece_s"),
+        ({"piece_s": (1.0,)}, "piece_s"),
+        ({"piece_s": (0.5, 1.0, 2.0)}, "piece_s"),
+        ({"piece_s": (1.0, 0.99)}, "piece_s"),
+        ({"gain": -0.01}, "gain"),
+    ],
+)
 def test_impossible_mixtures_are_refused(fields, said):
     with pytest.raises(ValueError, match=f"mixture.{said} is"):
         Mixture(**fields)
 
 
 def test_the_widest_settings_are_accepted_and_the_usual_are_the_recipes():
-    for fields in ({"prob": 0.0}, {"prob": 1.0}, {"min_pieces": 3}, {"max_pieces": 64}, {"max_pieces": 1}, {"piece_s": (1.0, 1.0)},
-                   {"piece_s": (0.001, 0.5)}, {"gain": 0.0}, {"gain": 0.5}):
+    for fields in (
+        {"prob": 0.0},
+        {"prob": 1.0},
+        {"min_pieces": 3},
+        {"max_pieces": 64},
+        {"max_pieces": 1},
+        {"piece_s": (1.0, 1.0)},
+        {"piece_s": (0.001, 0.5)},
+        {"gain": 0.0},
+        {"gain": 0.5},
+    ):
         assert Mixture(**fields)
     assert Mixture() == Mixture(prob=0.5, min_pieces=1, max_pieces=3, piece_s=(0.5, 1.0), gain=1.0)

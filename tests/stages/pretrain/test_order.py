@@ -104,7 +104,7 @@ def test_beyond_the_end_is_a_bug():
 
 
 def plainly(made: Shards, seed: int, epoch: int) -> list[tuple[int, int]]:
-    """The whole order as its description says it: shards permuted, samples taken, each window shuffled by itself."""
+    """The whole order as described: shards permuted, samples taken, each window shuffled by itself."""
     about = (int(made.fingerprint[:16], 16), seed, epoch)
     samples, corpus, size = made.samples_S.tolist(), made.corpus_S.tolist(), made.window_shards
     shuffled = sorted(range(len(samples)), key=lambda s: plain.bits(plain.key(plain.SHARDS, *about), s))
@@ -115,7 +115,8 @@ def plainly(made: Shards, seed: int, epoch: int) -> list[tuple[int, int]]:
         due = floor(seen[c] * Fraction(str(made.weights[c]))) - taken[c]
         taken[c] += due
         passes, rest = divmod(due, samples[shard]) if samples[shard] else (0, 0)
-        drawn = sorted(range(samples[shard]), key=lambda n: plain.bits(plain.key(plain.COPIES, *about, shard), n))  # noqa: B023
+        some = plain.key(plain.COPIES, *about, shard)
+        drawn = sorted(range(samples[shard]), key=lambda n: plain.bits(some, n))  # noqa: B023
         per_shard.append([(shard, n) for n in list(range(samples[shard])) * passes + drawn[:rest]])
     order = []
     for window in range(0, len(shuffled), size):
@@ -125,14 +126,25 @@ def plainly(made: Shards, seed: int, epoch: int) -> list[tuple[int, int]]:
     return order
 
 
-@pytest.mark.parametrize(("samples", "weights", "corpus", "window"), [
-    ([5, 7, 3, 9, 4, 6, 8], (1.0,), None, 3), ([5, 7, 3, 9, 4, 6], (1.0,), None, 3), ([40], (0.29,), None, 1), ([2, 0, 3, 0], (1.0,), None, 2),
-    ([10, 20, 30, 5, 9], (0.5, 2.25), [0, 1, 0, 1, 1], 2), ([100, 50, 50], (0.29,), None, 64), ([3, 3, 3, 3], (3.0,), None, 2)])
+@pytest.mark.parametrize(
+    ("samples", "weights", "corpus", "window"),
+    [
+        ([5, 7, 3, 9, 4, 6, 8], (1.0,), None, 3),
+        ([5, 7, 3, 9, 4, 6], (1.0,), None, 3),
+        ([40], (0.29,), None, 1),
+        ([2, 0, 3, 0], (1.0,), None, 2),
+        ([10, 20, 30, 5, 9], (0.5, 2.25), [0, 1, 0, 1, 1], 2),
+        ([100, 50, 50], (0.29,), None, 64),
+        ([3, 3, 3, 3], (3.0,), None, 2),
+    ],
+)
 def test_an_order_is_the_one_described(samples, weights, corpus, window):
     made = shards(samples, weights, corpus, window)
     for seed, epoch in ((0, 0), (1, 0), (0, 1), (2**40, 12)):
         expected = plainly(made, seed, epoch)
-        assert everything(made, seed, epoch) == expected and made.samples_per_epoch == len(expected) == len(Epoch(made, seed, epoch))
+        assert everything(made, seed, epoch) == expected and made.samples_per_epoch == len(expected) == len(
+            Epoch(made, seed, epoch)
+        )
 
 
 def test_windows_of_one_size_are_not_shuffled_alike():
@@ -143,7 +155,9 @@ def test_windows_of_one_size_are_not_shuffled_alike():
         shard, number = order.take(80 * window, 80)
         own = sorted(set(shard.tolist()), key=shard.tolist().index)
         assert len(own) == 2
-        first_of[window] = [np.argsort(number[shard == s]).tolist() for s in sorted(own)] + [(shard == shard[0]).tolist()]
+        first_of[window] = [np.argsort(number[shard == s]).tolist() for s in sorted(own)] + [
+            (shard == shard[0]).tolist()
+        ]
     for a in range(3):
         for b in range(a):
             assert all(one != other for one in first_of[a] for other in first_of[b]), (a, b)
@@ -153,11 +167,21 @@ def test_windows_of_one_size_are_not_shuffled_alike():
 def test_neither_shards_nor_windows_nor_halves_are_drawn_alike_for_another_epoch_seed_or_data(weights):
     made = shards([30] * 8, weights, window=1)
     other = Shards("1" + made.fingerprint[1:], made.samples_S, made.corpus_S, made.weights, 1)
-    late = Shards(made.fingerprint[:15] + "0" + made.fingerprint[16:], made.samples_S, made.corpus_S, made.weights, 1)
-    found = [everything(made), everything(made, epoch=1), everything(made, seed=1), everything(other), everything(late)]
+    late = Shards(
+        made.fingerprint[:15] + "0" + made.fingerprint[16:], made.samples_S, made.corpus_S, made.weights, 1
+    )
+    found = [
+        everything(made),
+        everything(made, epoch=1),
+        everything(made, seed=1),
+        everything(other),
+        everything(late),
+    ]
     for i, a in enumerate(found):
         for b in found[:i]:
-            assert list(dict.fromkeys(s for s, _ in a)) != list(dict.fromkeys(s for s, _ in b)), "the order of the shards"
+            assert list(dict.fromkeys(s for s, _ in a)) != list(dict.fromkeys(s for s, _ in b)), (
+                "the order of the shards"
+            )
             for shard in range(8):
                 one, two = ([n for s, n in order if s == shard] for order in (a, b))
                 assert one != two, "the order within a window of one shard"
@@ -167,8 +191,19 @@ def test_neither_shards_nor_windows_nor_halves_are_drawn_alike_for_another_epoch
 
 
 def test_a_product_that_should_be_whole_is():
-    for weight, samples, expected in ((0.29, 100, 29), (0.7, 10, 7), (1.1, 10, 11), (0.57, 100, 57), (0.999, 1000, 999), (0.99, 10, 9)):
-        assert shards([samples], (weight,)).samples_per_epoch == len(everything(shards([samples], (weight,)))) == expected
+    for weight, samples, expected in (
+        (0.29, 100, 29),
+        (0.7, 10, 7),
+        (1.1, 10, 11),
+        (0.57, 100, 57),
+        (0.999, 1000, 999),
+        (0.99, 10, 9),
+    ):
+        assert (
+            shards([samples], (weight,)).samples_per_epoch
+            == len(everything(shards([samples], (weight,))))
+            == expected
+        )
 
 
 def test_no_data_has_an_order_of_nothing():
@@ -179,7 +214,14 @@ def test_no_data_has_an_order_of_nothing():
 
 def test_the_three_windows_used_last_are_kept():
     order = Epoch(shards([4] * 6, window=1), 0, 0)
-    for window, held in ((0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (0, [1, 2, 0]), (3, [2, 0, 3]), (0, [2, 3, 0])):
+    for window, held in (
+        (0, [0]),
+        (1, [0, 1]),
+        (2, [0, 1, 2]),
+        (0, [1, 2, 0]),
+        (3, [2, 0, 3]),
+        (0, [2, 3, 0]),
+    ):
         order.take(4 * window, 2)
         assert list(order._held) == held
 

@@ -65,9 +65,19 @@ def test_any_stretch_is_read_and_every_block_is_fetched_once(store, folder):
     assert held == [300] + [BLOCK] * 10 and not any(n.startswith(".") for n in names(folder))
 
 
-@pytest.mark.parametrize(("at", "size", "wanted"), [
-    (0, 1, [0]), (0, BLOCK, [0]), (0, BLOCK + 1, [0, 1]), (BLOCK - 1, 1, [0]), (BLOCK - 1, 2, [0, 1]), (BLOCK, BLOCK, [1]),
-    (3 * BLOCK + 5, 2 * BLOCK, [3, 4, 5]), (10 * BLOCK, 300, [10])])
+@pytest.mark.parametrize(
+    ("at", "size", "wanted"),
+    [
+        (0, 1, [0]),
+        (0, BLOCK, [0]),
+        (0, BLOCK + 1, [0, 1]),
+        (BLOCK - 1, 1, [0]),
+        (BLOCK - 1, 2, [0, 1]),
+        (BLOCK, BLOCK, [1]),
+        (3 * BLOCK + 5, 2 * BLOCK, [3, 4, 5]),
+        (10 * BLOCK, 300, [10]),
+    ],
+)
 def test_only_the_blocks_that_hold_wanted_bytes_are_fetched(store, folder, at, size, wanted):
     with closing(Blocks(store, folder, WIDE)) as blocks:
         numbers = fetched(blocks)
@@ -78,8 +88,10 @@ def test_only_the_blocks_that_hold_wanted_bytes_are_fetched(store, folder, at, s
         assert sorted(numbers) == wanted and not blocks._coming
 
 
-@pytest.mark.parametrize(("at", "size", "end"), [(10 * BLOCK, 301, 10 * BLOCK + 300), (9 * BLOCK, 5000, 10 * BLOCK + 300),
-                                                 (20 * BLOCK, 1, 20 * BLOCK)])
+@pytest.mark.parametrize(
+    ("at", "size", "end"),
+    [(10 * BLOCK, 301, 10 * BLOCK + 300), (9 * BLOCK, 5000, 10 * BLOCK + 300), (20 * BLOCK, 1, 20 * BLOCK)],
+)
 def test_a_file_that_ends_before_is_told(store, folder, at, size, end):
     with closing(Blocks(store, folder, WIDE)) as blocks, pytest.raises(EOFError) as told:
         read(blocks, at, size)
@@ -125,7 +137,7 @@ def test_a_block_appears_whole_to_a_process_that_reads_meanwhile(store, folder, 
     assert names(folder) == [writer._path(NAME, 0).name]
 
 
-def test_a_process_killed_while_it_stores_a_block_leaves_no_part_under_a_real_name(store, folder, monkeypatch):
+def test_a_process_killed_while_it_stores_a_block_leaves_no_part_of_it(store, folder, monkeypatch):
     child = os.fork()
     if child == 0:
         half_written(monkeypatch, lambda: os._exit(9))
@@ -162,7 +174,7 @@ def test_a_block_that_vanished_between_two_looks_is_fetched_again(store, folder)
         assert read(blocks, 0, 10) == CONTENT[:10] and numbers == [0, 0]
 
 
-def test_blocks_on_their_way_are_held_up_to_a_number_and_the_others_read_from_the_disk(store, folder, monkeypatch):
+def test_so_many_blocks_on_their_way_are_held_and_the_others_read_from_the_disk(store, folder, monkeypatch):
     monkeypatch.setattr(tars, "COMING", 3)
     with closing(Blocks(store, folder, WIDE)) as blocks:
         numbers = fetched(blocks)
@@ -195,11 +207,25 @@ def aged(folder: Path, sizes: dict[str, int]) -> None:
         os.utime(path, (1e9 + age, 1e9 + age))
 
 
-@pytest.mark.parametrize(("limit", "left"), [
-    (1000, "abcd"), (999, "bcd"), (900, "bcd"), (899, "cd"), (600, "cd"), (599, "d"), (400, "d"), (399, ""), (0, "")])
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [
+        (1000, "abcd"),
+        (999, "bcd"),
+        (900, "bcd"),
+        (899, "cd"),
+        (600, "cd"),
+        (599, "d"),
+        (400, "d"),
+        (399, ""),
+        (0, ""),
+    ],
+)
 def test_the_oldest_blocks_of_any_run_go_until_the_cache_is_within_its_limit(store, folder, limit, left):
     other = "4567"
-    aged(folder, {f"{folder.name}/z-a": 100, f"{other}/b": 300, f"{folder.name}/y-c": 200, f"{other}/a-d": 400})
+    aged(
+        folder, {f"{folder.name}/z-a": 100, f"{other}/b": 300, f"{folder.name}/y-c": 200, f"{other}/a-d": 400}
+    )
     with closing(Blocks(store, folder, limit)) as blocks:
         blocks.sweep()
     assert sorted(p.name[-1] for p in folder.parent.rglob("*") if p.is_file()) == list(left)
@@ -209,14 +235,21 @@ def test_a_block_that_another_process_swept_first_is_no_error(store, folder, mon
     aged(folder, {f"{folder.name}/{n}": 100 for n in "abc"})
     (folder / "gone").symlink_to(folder / "nowhere")  # listed, but there is nothing any more
     unlink = Path.unlink
-    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: [unlink(path), unlink(path, missing_ok=missing_ok)])
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, missing_ok=False: [unlink(path), unlink(path, missing_ok=missing_ok)]
+    )
     with closing(Blocks(store, folder, 100)) as blocks:
         blocks.sweep()
     assert [n for n in names(folder) if n != "gone"] == ["c"]
 
 
-@pytest.mark.parametrize(("limit", "every"), [(0, 1), (8 * BLOCK, 1), (16 * BLOCK, 2), (40 * BLOCK, 5), (4000 * BLOCK, 8), (64 * BLOCK, 8)])
-def test_the_size_of_the_cache_is_looked_at_before_it_can_grow_by_an_eighth(store, folder, monkeypatch, limit, every):
+@pytest.mark.parametrize(
+    ("limit", "every"),
+    [(0, 1), (8 * BLOCK, 1), (16 * BLOCK, 2), (40 * BLOCK, 5), (4000 * BLOCK, 8), (64 * BLOCK, 8)],
+)
+def test_the_size_of_the_cache_is_looked_at_before_it_can_grow_by_an_eighth(
+    store, folder, monkeypatch, limit, every
+):
     monkeypatch.setattr(tars, "SWEEP_BLOCKS", 8)
     with closing(Blocks(store, folder, limit)) as blocks:
         looks, stored = [], []

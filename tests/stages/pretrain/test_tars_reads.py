@@ -39,7 +39,7 @@ def test_columns_are_numbered_audio_codes_cqt(corpus, local):
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2, 3])
-def test_a_read_that_fails_is_tried_three_times_each_with_the_file_opened_again(corpus, local, monkeypatch, failures):
+def test_a_failed_read_is_tried_three_times_with_the_file_opened_anew(corpus, local, monkeypatch, failures):
     calls, preadv, opened, known = Counter(), os.preadv, [], os.open
 
     def failing(*arguments) -> int:
@@ -68,7 +68,11 @@ def test_a_file_that_ends_before_is_told_at_once(corpus, local, monkeypatch):
     assert len(wanted(local, 1, 1, end - 10, 10)) == 10
     with pytest.raises(EOFError) as told:
         wanted(local, 1, 1, end - 10, 11)
-    assert str(told.value) == f"columns/{tar.parent.name}/{tar.name} ends after {end} bytes, {end + 1} were expected" and len(calls) == 2
+    assert (
+        str(told.value)
+        == f"columns/{tar.parent.name}/{tar.name} ends after {end} bytes, {end + 1} were expected"
+        and len(calls) == 2
+    )
 
 
 def test_few_tars_are_open_those_read_last_and_none_after_the_end(local, monkeypatch):
@@ -87,7 +91,11 @@ def test_few_tars_are_open_those_read_last_and_none_after_the_end(local, monkeyp
 
 def test_a_disk_is_told_what_comes_and_what_fails_is_told_by_the_read(corpus, local, monkeypatch):
     told, gone = [], corpus.tar("audio", sorted(corpus.keys)[1])
-    monkeypatch.setattr(os, "posix_fadvise", lambda handle, *what: told.append((os.readlink(f"/proc/self/fd/{handle}"), *what)))
+    monkeypatch.setattr(
+        os,
+        "posix_fadvise",
+        lambda handle, *what: told.append((os.readlink(f"/proc/self/fd/{handle}"), *what)),
+    )
     gone.rename(aside := gone.with_suffix(".aside"))
     try:
         local.ahead([(0, 1, 5, 6), (1, 0, 512, 100), (2, 0, 7, 8)])
