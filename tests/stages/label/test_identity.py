@@ -187,8 +187,8 @@ class TestUnchanged:
 
     @pytest.mark.parametrize(
         "reason, retry, again",
-        [("torn", None, False), ("torn", "ear", False), ("torn", "tor", True), ("torn", "all", True), ("is torn", "torn", True), ("unreadable: x", None, True),
-         ("was unreadable: x", None, False)],
+        [("torn", None, False), ("torn", "ear", False), ("torn", "tor", True), ("torn", "all", True), ("is torn", "torn", True),
+         ("unreadable: x", None, True), ("was unreadable: x", None, False)],
     )  # fmt: skip
     def test_a_rejected_file_is_tried_again_only_by_request_or_if_it_could_not_be_read(self, scans, reason, retry, again):
         scans(A.but(reason=reason), B)
