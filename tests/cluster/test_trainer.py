@@ -32,6 +32,7 @@ class Script:
     @contextmanager
     def ranks(self, config, patient):
         assert not self.open, "ranks of an earlier start are still there"
+        assert len(self.patience) < 20, "it starts again for ever"
         self.patience.append(patient)
         self.open += 1
         try:
