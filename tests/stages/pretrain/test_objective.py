@@ -137,10 +137,27 @@ def test_labels_too_short_or_missing_are_refused():
 
 
 @pytest.mark.parametrize("wrong, says", [({"temperature": 0.0}, "0.01 to 10"), ({"codes_weight": 0.0, "cqt_weight": 0.0}, "nothing to learn"),
-                                         ({"cqt_target": "db"}, "linear or log"), ({"codebooks_per_update": 0}, "1 or more")])
+                                         ({"cqt_target": "db"}, "linear or log"), ({"codebooks_per_update": 0}, "1 or more"),
+                                         ({"temperature": 0.0099}, "0.01 to 10"), ({"temperature": 10.1}, "0.01 to 10"),
+                                         ({"head_width": 0}, "1 or more"), ({"cqt_start": "zero"}, "default, mean or fit"),
+                                         ({"codes_weight": -0.1}, "objective.codes_weight"), ({"cqt_weight": -0.1}, "objective.cqt_weight"),
+                                         ({"penalty_weight": -0.1}, "objective.penalty_weight")])
 def test_impossible_objectives_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         Objective(**wrong)
+
+
+@pytest.mark.parametrize("right", [{"temperature": 0.01}, {"temperature": 10}, {"codes_weight": 0}, {"cqt_weight": 0}, {"penalty_weight": 0},
+                                   {"codes_weight": 0.5, "cqt_weight": 0}, {"cqt_weight": 0.5, "codes_weight": 0}, {"head_width": 1},
+                                   {"codebooks_per_update": 1}, {"cqt_start": "mean"}, {"cqt_start": "fit"}, {"cqt_target": "log"}])
+def test_the_limits_themselves_are_allowed(right):
+    assert all(getattr(Objective(**right), name) == value for name, value in right.items())
+
+
+def test_the_defaults_are_the_recipes():
+    assert dataclasses.asdict(Objective()) == {
+        "codes_weight": 1.0, "cqt_weight": 1.0, "penalty_weight": 10.0, "temperature": 0.1, "learn_temperature": False, "head_width": 64,
+        "codebooks_per_update": None, "cqt_start": "default", "cqt_target": "linear"}
 
 
 def test_more_codebooks_than_there_are_cannot_be_drawn():

@@ -164,3 +164,33 @@ def test_only_masked_frames_count(held_out):
     other = replace(whole, codes=codes)
     with torch.no_grad():
         assert validate(model, [other], baselines, ALONE, 100, 0) == validate(model, [whole], baselines, ALONE, 100, 0)
+
+
+def test_sums_of_each_clip_are_those_of_its_masked_frames(held_out):
+    """Frame by frame: cross entropy, hits and CQT errors of clip 3 against torch's own functions."""
+    model, baselines, whole = held_out
+    with torch.no_grad():
+        sums = validation.clip_sums(model, whole, baselines)[3]
+        logits, cqt_BTF = model.predict(whole.wave_BN, whole.mask_BT)
+    mask_T, count = whole.mask_BT[3], model.codebooks
+    codes = [whole.codes[c.name][3, : len(mask_T), k] for c in toy.CODES for k in range(c.codebooks)]
+    ce = [float(torch.nn.functional.cross_entropy(x[3][mask_T], c[mask_T], reduction="sum")) for x, c in zip(logits, codes, strict=True)]
+    hits = [int((x[3].argmax(1) == c)[mask_T].sum()) for x, c in zip(logits, codes, strict=True)]
+    frequency = [-float(p[c][mask_T].sum()) for p, c in zip(baselines.log_probabilities, codes, strict=True)]
+    target_TF = whole.cqt_BLF[3, : len(mask_T)]
+    cqt = [(cqt_BTF[3] - target_TF).square().mean(1)[mask_T].sum(), (target_TF - baselines.cqt_mean_F).square().mean(1)[mask_T].sum()]
+    assert sums.shape == (1 + 3 * count + 3,) and sums[0] == mask_T.sum()
+    assert sums[1:-1].tolist() == pytest.approx([*ce, *frequency, *hits, *map(float, cqt)], rel=1e-5)
+    line = metrics.cqt_errors(whole.cqt_BLF[:, : len(mask_T)], whole.mask_BT, baselines.cqt_mean_F)[1][3]
+    assert float(sums[-1]) == pytest.approx(float(line[mask_T].sum()), rel=1e-5)
+
+
+def test_without_the_column_or_the_head_there_are_no_sums_of_the_cqt(held_out):
+    model, baselines, whole = held_out
+    with torch.no_grad():
+        assert validation.clip_sums(model, replace(whole, cqt_BLF=None), baselines).shape[1] == 1 + 3 * model.codebooks
+        head, model.cqt_head = model.cqt_head, None
+        try:
+            assert validation.clip_sums(model, whole, baselines).shape[1] == 1 + 3 * model.codebooks
+        finally:
+            model.cqt_head = head
