@@ -213,3 +213,87 @@ def test_impossible_values_and_files(tmp_path):
     with pytest.raises(ValueError, match="plan.parquet.*delete it"):
         plans([kept("a")])
     assert plans.path.read_bytes() == b"not a plan"
+
+
+def draw(recording: str) -> float:
+    return int(digest("split " + recording, 15), 16) / 16**15
+
+
+def test_a_split_is_the_share_below_which_the_hash_of_the_id_lies(plans):
+    corpus = [kept(str(i)) for i in range(60)]
+    draws = {r["recording"]: draw(r["recording"]) for r in corpus}
+    share = sorted(draws.values())[20]  # below the share, not at it
+    rows = plans(corpus, validation_share=share)
+    assert {r for r, row in rows.items() if row["split"] == "valid"} == {r for r, d in draws.items() if d < share}
+    assert plans.summary.valid == 20
+
+
+def test_the_only_validation_recording_is_the_one_of_the_lowest_draw(plans):
+    corpus = [kept(str(i)) for i in range(9)]
+    rows = plans(corpus, validation_share=1e-9)
+    lowest = min(rows, key=draw)
+    assert [r for r, row in rows.items() if row["split"] == "valid"] == [lowest] and lowest != min(rows)
+    rejected = kept("torn", reason="torn") | {"status": "rejected"}
+    plans.path.unlink()
+    plans([kept("alone"), rejected], validation_share=1e-9)
+    assert plans.summary.valid == 0, "one recording beside a rejected file is alone"
+
+
+def test_order_counts_on_and_shards_follow_it(plans):
+    first = plans([kept(str(i)) for i in range(5)])
+    assert [first[r]["order"] for r in sorted(first)] == [0, 1, 2, 3, 4]
+    rows = plans([kept(str(i)) for i in range(8)], retry=[min(first)])
+    new = sorted({min(first)} | (rows.keys() - first.keys()))
+    assert [rows[r]["order"] for r in new] == [5, 6, 7, 8]
+    assert rows[min(first)]["attempt"] == 1 and plans.summary.new_recordings == 3
+
+
+def test_a_split_is_inherited_from_the_content_before_the_place_and_from_the_first_of_equals(plans):
+    corpus = [kept(str(i)) for i in range(20)]
+    splits = {r["recording"]: r["split"] for r in plans(corpus, validation_share=0.5).values()}
+    by_split = {split: [r for r in corpus if splits[r["recording"]] == split] for split in ("train", "valid")}
+    moved = []
+    for name, content, place in (("x", "train", "valid"), ("y", "valid", "train")):
+        old = by_split[content][0]
+        moved.append((content, kept(name, size=old["size"], quick=old["quick"], path_bytes=by_split[place][0]["path_bytes"])))
+    # Another size or another quick hash is other content, whatever the rest says.
+    old = by_split["valid"][1]
+    others = [kept(f"o{i}", size=old["size"] + 1, quick=old["quick"]) for i in range(12)]
+    rest = [kept(f"p{i}", size=old["size"]) for i in range(12)]
+    rows = plans([row for _, row in moved] + others + rest, validation_share=0.5)
+    assert [rows[row["recording"]]["split"] for _, row in moved] == [content for content, _ in moved]
+    for drawn in (others, rest):
+        assert all((rows[r["recording"]]["split"] == "valid") == (draw(r["recording"]) < 0.5) for r in drawn)
+        assert {rows[r["recording"]]["split"] for r in drawn} == {"train", "valid"}
+    # Versions of one path: the last one's split. Copies: the first one's.
+    last = kept("z", path_bytes=moved[0][1]["path_bytes"])
+    assert plans([last], validation_share=0.5)[last["recording"]]["split"] == moved[0][0]
+    assert plans.summary.recordings == 1
+
+
+def test_the_summary_counts_what_lives(plans):
+    corpus = [kept(str(i), 3600.0) for i in range(10)]
+    rows = plans(corpus, validation_share=0.5)
+    valid = sum(row["split"] == "valid" for row in rows.values())
+    assert 0 < valid < 10
+    summary = plans.summary
+    assert (summary.hours, summary.valid_hours, summary.valid) == (10.0, float(valid), valid)
+    assert (summary.shards, summary.new_shards, summary.new_recordings, summary.replanned) == (10, 10, 10, 0)
+    assert summary.tombstoned == {}
+    plans(corpus[:4] + [kept("new", 1800.0)], retry=[corpus[0]["recording"]], validation_share=0.5)
+    summary = plans.summary
+    assert (summary.recordings, summary.shards, summary.hours) == (5, 5, 4.5)
+    assert (summary.new_shards, summary.new_recordings, summary.replanned) == (2, 1, 1)
+    assert summary.tombstoned == {"vanished": 6}
+
+
+def test_a_shard_is_named_by_its_members_and_their_attempts():
+    assert shard_name([("a", 0), ("b", 2)]) == "s" + digest("a\nb#2", 12)
+
+
+def test_minutes_are_of_sixty_seconds_and_the_share_may_be_none(plans):
+    plans([kept(str(i), 60.0) for i in range(6)], shard_minutes=2, validation_share=0)
+    assert (plans.summary.shards, plans.summary.valid) == (3, 0)
+    plans.path.unlink()
+    plans([kept(str(i), 61.0) for i in range(6)], shard_minutes=2)
+    assert plans.summary.shards == 6
