@@ -156,3 +156,13 @@ def test_bytes_that_cannot_be_read_fail_the_shard(tmp_path, monkeypatch):
     assert row["status"] == "failed" and row["error"] == f"cannot be read back: [Errno {errno.EIO}] no answer"
     with pytest.raises(OSError, match="no answer"):
         audit.damaged(Storage(tmp_path), SHARD, ["audio"])
+
+
+def test_labels_of_another_audio_tar_are_refused(tmp_path):
+    storage = Storage(tmp_path)
+    audio(storage, seed=0)
+    labels(storage)
+    audio(storage, seed=1)  # of the same segments, but other sounds
+    said = f"codes-ear/{SHARD} was made from another audio tar than the one that is there"
+    assert audit.damaged(storage, SHARD, ("audio", "codes-ear")) == {"codes-ear": said}
+    assert audit.damaged(storage, SHARD, ("codes-ear",)) == {}, "nothing to compare with"

@@ -8,7 +8,7 @@ import threading
 import pyarrow as pa
 import pytest
 
-from stages.shards.fetching import OneAhead
+from stages.shards.fetching import Arrival, OneAhead
 from stages.shards.storage import Storage
 from tests.object_store import SlowStore
 
@@ -57,6 +57,21 @@ def test_left_early_the_copy_ends(remote):
         arrived(10)
         remote.fs.go.set()
     assert not path.exists() and not [t for t in threading.enumerate() if t.name.startswith("arriving")]
+
+
+def test_left_early_no_more_is_asked_for(remote, monkeypatch):
+    leave = Arrival.leave
+
+    def left(self):
+        leave(self)
+        remote.fs.go.set()
+
+    monkeypatch.setattr(Arrival, "leave", left)
+    remote.fs.patience_s = 3.0
+    with remote.arriving("f") as (_, arrived):
+        arrived(10)
+        assert remote.fs.asked.wait(PATIENCE_S)
+    assert remote.fs.go.is_set() and remote.fs.reads == 2
 
 
 def test_a_local_file_is_itself(tmp_path):
