@@ -163,3 +163,8 @@ def test_the_defaults_are_the_recipes():
 def test_more_codebooks_than_there_are_cannot_be_drawn():
     with pytest.raises(ValueError, match="there are 3 codebooks"):
         mert(objective=Objective(codebooks_per_update=4))
+
+
+def test_an_objective_is_not_changed_once_made():
+    with pytest.raises(AttributeError):
+        Objective().cqt_weight = 0.0

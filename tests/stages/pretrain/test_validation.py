@@ -194,3 +194,12 @@ def test_without_the_column_or_the_head_there_are_no_sums_of_the_cqt(held_out):
             assert validation.clip_sums(model, whole, baselines).shape[1] == 1 + 3 * model.codebooks
         finally:
             model.cqt_head = head
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_the_effective_rank_does_not_depend_on_the_size_of_the_values_and_is_one_when_all_are_equal(size):
+    x = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0)).double() * size
+    x = torch.nn.functional.pad(x, (0, 1), value=1.0)
+    assert validation.effective_rank(x.T @ x) == pytest.approx(4, rel=1e-2)
+    same = torch.ones(10, 5).double()
+    assert validation.effective_rank(same.T @ same) == 1.0
