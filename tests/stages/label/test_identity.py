@@ -153,6 +153,24 @@ class TestTouched:
         assert scans(broken.but(error=None), known={A.id: A.sha256}) == [(A.id, "kept")], "tried again"
 
 
+    def test_what_was_rejected_has_no_bytes_to_compare_with(self, scans):
+        scans(A.but(reason="torn"))
+        assert scans(A.but(mtime_ns=2)) == [(A.id, "kept")] and scans.hashed == []
+
+    def test_what_is_rejected_now_is_not_read_whole(self, scans):
+        scans(A)
+        torn = A.but(mtime_ns=2, reason="torn")
+        assert scans(torn, A.but(root="/c", reason="torn"), known={A.id: A.sha256}) == [(A.id, "rejected")] * 2
+        assert scans.hashed == []
+        assert scans(torn, A.but(root="/c")) == [(A.id, "rejected"), (A.id, "kept")] and scans.hashed == []
+
+    def test_a_copy_with_an_edited_middle_is_another_recording_though_the_original_is_gone(self, scans):
+        copy = A.but(root="/c")
+        scans(A, copy)
+        edited = copy.but(middle="new", mtime_ns=2)
+        assert scans(edited) == [(edited.sha_id, "kept")]
+
+
 class TestKnown:
     def test_a_new_path_with_an_id_that_was_labelled_must_hold_those_bytes(self, scans):
         other = A.but(middle="new")
