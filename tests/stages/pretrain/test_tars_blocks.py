@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -260,8 +261,27 @@ def test_the_size_of_the_cache_is_looked_at_before_it_can_grow_by_an_eighth(
     assert looks == list(range(every, 21, every))
 
 
-def test_what_is_not_begun_when_a_cache_is_closed_is_not_fetched(store, folder):
+def test_closing_waits_for_what_is_being_fetched_and_drops_what_is_not_begun(store, folder, monkeypatch):
+    monkeypatch.setattr(tars, "THREADS", 1)
+    begun, dropped, go, done = threading.Event(), threading.Event(), threading.Event(), []
     blocks = Blocks(store, folder, WIDE)
-    blocks.close()
+    blocks._fetch = lambda file, name, number: (begun.set(), go.wait(30), done.append(number))
+    blocks.ahead(NAME, 0, 3 * BLOCK)
+    first, *others = blocks._coming.values()
+    others[-1].add_done_callback(lambda future: dropped.set())
+    assert begun.wait(30)
+    closing_it = threading.Thread(target=blocks.close)
+    closing_it.start()
+    assert dropped.wait(30)
+    closing_it.join(0.05)
+    assert all(o.cancelled() for o in others) and closing_it.is_alive() and not done
+    go.set()
+    closing_it.join(30)
+    assert done == [0] and first.done()
     with pytest.raises(RuntimeError):
-        blocks.ahead(NAME, 0, 1)
+        blocks.ahead(NAME, 5 * BLOCK, 1)
+
+
+def test_blocks_keep_their_size():
+    """They are named by number alone: blocks of another size would be read as other bytes."""
+    assert tars.BLOCK_BYTES == 2**20
