@@ -94,6 +94,8 @@ class TestMoved:
         known = {one.id: one.sha256, two.sha_id: two.sha256}
         assert scans(one, two.but(root="/n"), known=known) == [(one.id, "kept"), (two.sha_id, "kept")]
         assert scans.rows[b"/n/a"]["sha256"] == two.sha256 and scans.hashed == [], "known already"
+        scans(two.but(root="/n"))
+        assert scans(two.but(root="/o")) == [(two.sha_id, "kept")], "though the other one is gone"
 
     def test_what_was_rejected_has_no_id_to_give_away(self, scans):
         scans(A.but(reason="torn"), B)
@@ -162,7 +164,8 @@ class TestTouched:
         torn = A.but(mtime_ns=2, reason="torn")
         assert scans(torn, A.but(root="/c", reason="torn"), known={A.id: A.sha256}) == [(A.id, "rejected")] * 2
         assert scans.hashed == []
-        assert scans(torn, A.but(root="/c")) == [(A.id, "rejected"), (A.id, "kept")] and scans.hashed == []
+        other = A.but(root="/c", mtime_ns=3)
+        assert scans(torn, other) == [(A.id, "rejected"), (A.id, "kept")] and scans.hashed == []
 
     def test_a_copy_with_an_edited_middle_is_another_recording_though_the_original_is_gone(self, scans):
         copy = A.but(root="/c")
