@@ -29,6 +29,7 @@ def test_without_warm_up_it_begins_at_the_peak_and_with_nothing_else_it_only_ris
     assert replace(SMALL, warmup_updates=0, schedule=schedule).rate_at(0) == 8.0
     only = replace(SMALL, warmup_updates=10, schedule=schedule)
     assert [only.rate_at(update) for update in (0, 9, 10)] == [0.8, 8.0, 8.0]
+    assert replace(SMALL, warmup_updates=9, schedule=schedule).rate_at(10) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_defaults_are_the_recipes():
