@@ -59,7 +59,7 @@ def layout(config: Config) -> Layout:
     ranks = config.run.ranks or gpus or len(nodes)
     if gpus and ranks > gpus:
         raise ValueError(f"run.ranks is {ranks}, the cluster has {gpus} GPUs: lower it, or leave it out")
-    cpus = sum(n.get("CPU", 0) for n in nodes)
+    cpus = sum(n["CPU"] for n in nodes)
     if ranks > cpus:
         raise ValueError(f"run.ranks is {ranks}, the cluster has {cpus:g} CPUs: lower it, or leave it out")
     each = max(1, min(int(cpus // ranks), int(min(n["CPU"] for n in nodes))))

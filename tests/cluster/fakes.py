@@ -1,5 +1,6 @@
 """Ray without its processes: remote calls that run at once, failures as `ray.get` raises them, hand-made clocks and nodes."""
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -46,6 +47,19 @@ def node(cpus: float, gpus: float = 0, name: str = "n1", alive: bool = True) -> 
     """A node as `ray.nodes()` describes it."""
     resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     return {"NodeID": name, "NodeManagerAddress": f"address-of-{name}", "Alive": alive, "Resources": {k: v for k, v in resources.items() if v}}
+
+
+class Threads:
+    """`threading` for a module that is tested: keeps the threads that were begun through it."""
+
+    Event, Lock = threading.Event, threading.Lock
+
+    def __init__(self):
+        self.begun: list[threading.Thread] = []
+
+    def Thread(self, **options: Any) -> threading.Thread:  # noqa: N802 - threading's own name
+        self.begun.append(threading.Thread(**options))
+        return self.begun[-1]
 
 
 class Clock:

@@ -8,7 +8,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from cluster import ledger as module
 from cluster.ledger import Ledger, ledger_here, watching
-from tests.cluster.fakes import Local, plain
+from tests.cluster.fakes import Local, Threads, plain
 
 
 @pytest.fixture
@@ -92,14 +92,16 @@ def test_reports_come_while_the_work_goes_on(monkeypatch):
 
 
 def test_the_last_reports_come_even_after_an_error_and_nobody_looks_later(monkeypatch):
-    drains, seen, before = Drains(monkeypatch), [], threading.active_count()
+    drains, seen, threads = Drains(monkeypatch), [], Threads()
+    monkeypatch.setattr(module, "threading", threads)
     monkeypatch.setattr(module, "POLL_S", 3600)
     with pytest.raises(KeyError), watching(drains.handle, seen.append):
-        assert threading.active_count() == before + 1
+        [thread] = threads.begun
+        assert thread.is_alive() and thread.daemon  # a driver that is interrupted ends
         drains.waiting = [{"n": 1}, {"n": 2}]
         raise KeyError
     assert seen == [{"n": 1}, {"n": 2}] and drains.drains == 1
-    assert threading.active_count() == before
+    assert not thread.is_alive()
 
 
 def test_a_ledger_that_does_not_answer_for_a_while_is_asked_again(monkeypatch):

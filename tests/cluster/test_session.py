@@ -161,12 +161,13 @@ class Ray:
 
 def test_on_this_machine_ray_is_started_and_ended(monkeypatch, capfd):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    before = signal.getsignal(signal.SIGTERM)
+    before, files = signal.getsignal(signal.SIGTERM), len(os.listdir("/proc/self/fd"))
     ray = Ray(monkeypatch, node(3))
     with session.session(3) as found:
         assert found == Session(cpus=3, gpus=0, node_cpus=3, memory_bytes=7.0)
         assert signal.getsignal(signal.SIGTERM) is before and not ray.ended
         os.write(2, b"our own")
+    assert len(os.listdir("/proc/self/fd")) == files
     [options] = ray.began
     assert options == {"log_to_driver": False, "logging_level": 40, "address": "local", "num_cpus": 3, "include_dashboard": False}
     assert ray.ended == 1 and capfd.readouterr().err == "our own"

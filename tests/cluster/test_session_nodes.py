@@ -41,7 +41,7 @@ def test_a_node_looks_for_the_probe_and_for_local_audio(tmp_path):
     found = _look._function(str(tmp_path), "probe", roots)
     assert found == {"host": os.uname().nodename, "sees": True, "software": software(), "missing": [str(tmp_path / "none")]}
     assert _look._function(str(tmp_path), "other", [])["sees"] is False
-    assert _look._default_options["num_cpus"] == 0  # a node whose CPUs are all taken answers as well
+    assert _look._default_options == {"num_cpus": 0, "max_retries": 2}  # a node whose CPUs are all taken answers as well
 
 
 class Nodes:

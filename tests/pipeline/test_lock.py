@@ -13,6 +13,7 @@ import pytest
 from pipeline import lock
 from pipeline.lock import NAME, locked
 from stages.shards.storage import Storage
+from tests.cluster.fakes import Threads
 from tests.conftest import ROOT
 from tests.object_store import served
 
@@ -180,7 +181,8 @@ def test_of_two_that_start_at_once_one_has_it(out, clock, monkeypatch):
 
 def test_it_beats_while_the_run_goes_on_also_after_the_store_failed_once(out, clock, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_S", 0.001)
-    beaten, before = threading.Semaphore(0), threading.active_count()
+    beaten, threads = threading.Semaphore(0), Threads()
+    monkeypatch.setattr(lock, "threading", threads)
     with locked(out):
         own = json.loads(out.read(NAME))
         fails = [OSError("the store is busy")]
@@ -196,7 +198,25 @@ def test_it_beats_while_the_run_goes_on_also_after_the_store_failed_once(out, cl
         for _ in range(3):
             assert beaten.acquire(timeout=20), "it beats no more"
         assert json.loads(out.read(NAME)) == own | {"beat": clock.now} and not fails
-    assert not out.exists(NAME) and threading.active_count() == before  # the last beat does not come after the end
+        assert threads.begun[0].daemon  # a run that is interrupted ends
+    assert not out.exists(NAME) and not threads.begun[0].is_alive()
+
+
+def test_a_beat_under_way_at_the_end_does_not_bring_the_object_back(out, clock, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_S", 0.001)
+    begun, slow, written = threading.Event(), threading.Event(), threading.Event()
+    with locked(out):
+
+        def write(name, data, real=out.write):
+            begun.set()
+            slow.wait(20)
+            real(name, data)
+            written.set()
+
+        monkeypatch.setattr(out, "write", write)
+        assert begun.wait(20)
+        threading.Timer(0.2, slow.set).start()
+    assert written.wait(20) and not out.exists(NAME)
 
 
 def test_the_entry_of_another_that_took_over_is_left(out, clock):
