@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+from tests.mutation import reasons
 from tests.mutation.defects import Mutant, mutants
 from tests.mutation.runs import Server, slot
 from tests.mutation.targets import ROOT, modules
@@ -95,22 +96,27 @@ def tell(mutant: Mutant, found: dict) -> None:
 
 
 def summary(asked: list[Mutant], known: dict[str, dict]) -> int:
-    """Print the share killed in each module and all survivors; 0 when at least 90 % of all were killed."""
-    killed, tried, survivors = {}, {}, []
-    for mutant in asked:
-        outcome = known.get(mutant.key, {}).get("outcome", "none")
-        if outcome != "none":
-            tried[mutant.module] = tried.get(mutant.module, 0) + 1
-            killed[mutant.module] = killed.get(mutant.module, 0) + (outcome == "killed")
-        if outcome == "survived":
-            survivors.append(mutant.name)
-    for name in survivors:
-        print("survived", name)
-    for module, count in tried.items():
-        print(f"{killed[module]:5d} of {count:5d} killed ({100 * killed[module] / count:5.1f} %)  {module}")
-    total, of = sum(killed.values()), sum(tried.values())
-    print(f"{total} of {of} killed ({100 * total / max(1, of):.1f} %), {len(survivors)} survived")
-    return 0 if of and total >= 0.9 * of else 1
+    """Print the survivors without a reason, and the share killed in each module; returns the exit code.
+
+    0: at least 90 % of all were killed, and each survivor is in tests/mutants.md with its reason.
+    """
+    tried = [m for m in asked if known.get(m.key, {}).get("outcome", "none") != "none"]
+    survivors = [m for m in tried if known[m.key]["outcome"] == "survived"]
+    listed = reasons.read()
+    unlisted = [m for m in survivors if reasons.place(m) not in listed]
+    for mutant in unlisted:
+        _, operator, line = reasons.place(mutant)
+        print(f"survived without a reason: {mutant.module}:{mutant.line}  - {operator} in `{line}`:")
+    for module in dict.fromkeys(m.module for m in tried):
+        show(module, [m for m in tried if m.module == module], survivors)
+    show("all", tried, survivors)
+    print(f"{len(survivors)} survived, {len(unlisted)} of them without a reason in {reasons.FILE.name}")
+    return 0 if tried and len(survivors) <= 0.1 * len(tried) and not unlisted else 1
+
+
+def show(name: str, tried: list[Mutant], survivors: list[Mutant]) -> None:
+    killed = len(tried) - len([m for m in tried if m in survivors])
+    print(f"{killed:5d} of {len(tried):5d} killed ({100 * killed / max(1, len(tried)):5.1f} %)  {name}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which defects are made: a choice of cosmic-ray's operators, and one more that removes a statement.
+"""Which defects are made: a choice of cosmic-ray's operators, and two of our own.
 
 Of each comparison its boundary (and of equalities the opposite), of each arithmetic operator its inverse:
 what the other replacements of an operator would show, these show too. Numbers are changed where they are 0,
@@ -41,7 +41,6 @@ OTHERS = (
     "ReplaceOrWithAnd",
     "ReplaceBreakWithContinue",
     "ReplaceContinueWithBreak",
-    "ExceptionReplacer",
     "NumberReplacer",
     "RemoveDecorator",
     "ZeroIterationForLoop",
@@ -66,6 +65,26 @@ class RemoveStatement(Operator):
         return (Example("f(x)\n", "pass\n"), Example("raise E\n", "pass\n"))
 
 
+class CatchNothing(Operator):
+    """Replaces what an `except` catches by `()`. (cosmic-ray's own operator knows no dotted names.)"""
+
+    def mutation_positions(self, node):
+        if node.type == "except_clause":
+            yield node.start_pos, node.end_pos
+
+    def mutate(self, node, index):
+        node.children[1] = parso.parse(" ()")
+        return node
+
+    @classmethod
+    def examples(cls):
+        before = "try:\n    f()\nexcept a.E as e:\n    pass\n"
+        return (Example(before, before.replace("a.E", "()")),)
+
+
+OWN = {"RemoveStatement": RemoveStatement(), "CatchNothing": CatchNothing()}
+
+
 def _has_effect(node) -> bool:
     if node.type == "atom_expr":
         return node.children[-1].type == "trailer" and node.children[-1].children[0] == "("
@@ -80,7 +99,7 @@ def operators() -> dict[str, Operator]:
         *(f"ReplaceBinaryOperator_{a}" for a in ARITHMETIC),
         *OTHERS,
     ]
-    return {name: get_operator(f"core/{name}")() for name in names} | {"RemoveStatement": RemoveStatement()}
+    return {name: get_operator(f"core/{name}")() for name in names} | OWN
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,8 @@ def _counts(name: str, node, occurrence: int) -> bool:
         return False  # such as dataclass(frozen=True), which guards against mistakes, not data
     if "BitOr" in name and _is_annotation(node):
         return False
-    return name != "NumberReplacer" or (node.value in SMALL and (occurrence % 2 == 0 or node.value != "0"))
+    number = getattr(node, "value", "")
+    return name != "NumberReplacer" or (number in SMALL and (occurrence % 2 == 0 or number != "0"))
 
 
 def _above(node) -> Iterator:
@@ -134,5 +154,10 @@ def _is_annotation(node) -> bool:
 
 
 def defective(root: Path, mutant: Mutant) -> str | None:
-    """The module's text with the defect; None where the operator finds nothing to change there."""
-    return mutate_code((root / mutant.module).read_text(), operators()[mutant.operator], mutant.occurrence)
+    """The module's text with the defect; None where that is no Python, or no change."""
+    original = (root / mutant.module).read_text()
+    text = mutate_code(original, operators()[mutant.operator], mutant.occurrence)
+    try:
+        return text if text is None or (text != original and compile(text, mutant.module, "exec")) else None
+    except SyntaxError:
+        return None

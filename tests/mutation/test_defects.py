@@ -3,7 +3,7 @@
 import pytest
 
 from tests.mutation import targets
-from tests.mutation.defects import defective, mutants, operators
+from tests.mutation.defects import OWN, defective, mutants, operators
 
 WEAK = "def limit(x):\n    if x > 1:\n        raise ValueError(x)\n    return x\n"
 
@@ -27,7 +27,7 @@ def test_boundaries_negations_numbers_and_statements_are_changed(copy):
     assert numbers == [WEAK.replace("> 1", "> 2"), WEAK.replace("> 1", "> 0")]
 
 
-@pytest.mark.parametrize("name", ["RemoveStatement"])
+@pytest.mark.parametrize("name", sorted(OWN))
 def test_an_operator_does_what_its_examples_say(copy, name):
     for example in operators()[name].examples():
         (copy / "weak.py").write_text(example.pre_mutation_code)
@@ -48,6 +48,12 @@ def test_an_operator_does_what_its_examples_say(copy, name):
 def test_what_changes_nothing_of_value_is_left_alone(copy, text):
     (copy / "weak.py").write_text(text)
     assert [m.operator for m in mutants(copy, "weak.py") if m.operator != "RemoveDecorator"] == []
+
+
+def test_what_would_be_no_python_is_no_defect(copy):
+    (copy / "weak.py").write_text("if m := f():\n    g()\n")
+    found = {m.operator: defective(copy, m) for m in mutants(copy, "weak.py")}
+    assert found == {"AddNot": None, "RemoveStatement": "if m := f():\n    pass\n"}
 
 
 def test_a_changed_module_has_other_keys(copy):
