@@ -60,3 +60,42 @@ def test_wrong_values():
         State.from_json('{"seed": 1}')
     with pytest.raises(ValueError, match="global_batch is 0"):
         State("f", 0, 0)
+
+
+@pytest.mark.parametrize(("before", "place", "after"), [
+    ((), {"consumed": 8}, ((0, 8, 4),)),
+    (((0, 4, 4),), {"consumed": 8}, ((0, 4, 8),)),
+    (((0, 0, 4),), {"consumed": 8}, ((0, 0, 4), (0, 8, 4))),  # not neighbours
+    (((0, 0, 4),), {"epoch": 1, "consumed": 4}, ((0, 0, 4), (1, 4, 4))),  # of another epoch
+    (((0, 0, 4), (0, 12, 4)), {"consumed": 16}, ((0, 0, 4), (0, 12, 8))),
+    ((), {"consumed": 98}, ((1, 0, 4),))])  # the rest of an epoch, too small for a batch, is dropped and not skipped
+def test_skipped_ranges_that_touch_are_one_range(before, place, after):
+    assert State("f", 3, 4, skipped=before, **place).skip(1, 100).skipped == after
+
+
+def test_what_is_saved_is_plain_and_sorted():
+    state = State("f", 3, 1, epoch=1, consumed=2, update=4, skipped=((0, 0, 4),))
+    assert state.to_json() == ('{"consumed": 2, "epoch": 1, "fingerprint": "f", "global_batch": 1, "seed": 3, "skipped": [[0, 0, 4]], '
+                               '"update": 4}')
+    assert State.from_json(state.to_json()) == state
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"skipped": 1}', '{"skipped": [], "other": 1}'])
+def test_what_is_no_saved_place_is_refused(text):
+    with pytest.raises(ValueError, match="the saved place in the data cannot be read .*: restore another checkpoint"):
+        State.from_json(text)
+
+
+@pytest.mark.parametrize("changed", [{"fingerprint": "g"}, {"seed": 4}])
+def test_another_order_begins_at_the_begin_of_the_next_epoch(changed):
+    now = {"fingerprint": "f", "seed": 3, "global_batch": 4} | changed
+    state = State("f", 3, 4, epoch=2, consumed=8, update=9).resumed(**now, allow={"data", "seed"})
+    assert state == State(**now, epoch=3, consumed=0, update=9)
+
+
+@pytest.mark.parametrize("wrong", ["epoch", "consumed", "update"])
+def test_nothing_counts_below_zero_and_nothing_is_changed_in_place(wrong):
+    with pytest.raises(AssertionError):
+        State("f", 0, 1, **{wrong: -1})
+    with pytest.raises(AttributeError):
+        setattr(State("f", 0, 1), wrong, 5)
