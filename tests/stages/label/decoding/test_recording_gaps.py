@@ -111,6 +111,13 @@ class TestGaps:
             assert (decoding.damaged, decoding.packets) == (lost, whole)
             assert why == (None if kept else f"{lost} of {whole} packets damaged: 0.1 s missing between time stamps")
 
+    def test_each_link_of_a_chained_file_is_judged_by_its_own_stamps(self, tmp_path, pages):
+        for holes, lost in (([], 0), ([(300, 9)], 9)):
+            links = [*pages[:1002], *without(pages, holes), *pages]
+            (tmp_path / "x.opus").write_bytes(b"".join(links))
+            decoding, _, why = judged(tmp_path / "x.opus")
+            assert (decoding.damaged, why) == (lost, None)
+
     def test_stamps_may_waver_by_ten_milliseconds_but_not_by_twenty(self, tmp_path, pages):
         for count in (1, 2):
             (tmp_path / "x.opus").write_bytes(b"".join(without(pages, [(500, count)])))
@@ -236,7 +243,8 @@ class TestDemuxer:
         return decoding.damaged, decoding.packets, samples // 576, why
 
     def test_errors_in_a_row_are_one_hole(self, tmp_path, long):
-        assert self.heard(tmp_path, long, {100: MAX_DEMUX_ERRORS - 1}) == (1, 401, 400, None)
+        for place in (0, 100):
+            assert self.heard(tmp_path, long, {place: MAX_DEMUX_ERRORS - 1}) == (1, 401, 400, None)
 
     def test_each_hole_counts_and_the_next_one_has_all_its_tries(self, tmp_path, long):
         faults = {100: MAX_DEMUX_ERRORS - 1, 200: MAX_DEMUX_ERRORS - 1, 300: 1}

@@ -99,6 +99,17 @@ class TestBlocks:
         assert decoding.decoded_s == pytest.approx(sum(samples / rate_hz for rate_hz, samples in lengths.items()))
 
 
+class TestCheckedFrames:
+    @pytest.mark.parametrize("extension, codec, checked", [
+        ("flac", "flac", True), ("wav", "pcm_s16le", False), ("m4a", "alac", False), ("mka", "flac", True),
+    ])  # fmt: skip
+    def test_flac_alone_is_asked_to_check_its_frames(self, tmp_path, extension, codec, checked):
+        decoding = opened(encode(tmp_path / f"x.{extension}", codec, tone(8_000, 1), 8_000, "mono"))
+        assert decoding._stream.codec_context.options == ({"err_detect": "crccheck+explode"} if checked else {})
+        assert decoding._stream.codec_context.thread_count == 1
+        decoding.close()
+
+
 class TestRefused:
     def test_the_decoders_last_words_are_told_only_if_they_are_about_this_recording(self, tmp_path, monkeypatch):
         soundfile.write(tmp_path / "x.wav", tone(8_000), 8_000)
@@ -151,6 +162,7 @@ class TestFile:
 
     def test_it_is_read_where_it_is_sought(self, file):
         assert (file.seek(1), file.read(9), file.tell(), file.seek(-1, 2), file.read(9)) == (1, b"bc", 3, 2, b"c")
+        assert (file.seek(1), file.read(1), file.seek(-1, 1)) == (1, b"b", 1)
         assert file.seek(-9, 2) == -errno.EINVAL and file.error is None, "before the beginning: a probe, no read error"
 
     @pytest.mark.parametrize("method", ["read", "seek"])
