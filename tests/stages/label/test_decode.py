@@ -105,6 +105,64 @@ class TestRecipe:
         assert Decode(segment_s=320 / 24_000, min_tail_s=0).segment_samples == 320
 
 
+    @pytest.mark.parametrize("field, value", [
+        ("max_recording_h", float("inf")), ("max_recording_h", float("nan")), ("min_tail_s", 30.01), ("format", "WAV"), ("resampler", "hq"),
+    ])  # fmt: skip
+    def test_just_outside_is_refused(self, field, value):
+        with pytest.raises(ValueError, match=f"^{field}: "):
+            Decode(**{field: value})
+
+    def test_the_borders_are_allowed_and_the_defaults_are_these(self):
+        for values in ({"min_tail_s": 0}, {"min_tail_s": 30.0}, {"max_recording_h": 1e-9}, {"resampler": "VHQ"}, {"format": "flac"}):
+            Decode(**values)
+        assert Decode() == Decode(rate_hz=24_000, segment_s=30.0, min_tail_s=3.0, format="wav", resampler="HQ", max_recording_h=12.0)
+        assert (Decode().segment_samples, Decode().tail_samples) == (720_000, 72_000)
+        assert Decode(min_tail_s=0).tail_samples == 320, "each segment has a label"
+        assert (Decode.name, Decode.version, Decode.reads, Decode.writes) == ("decode", 1, (), "audio")
+
+
+class TestAsked:
+    """What a decoder asks of its guard, and what it makes of the answers."""
+
+    def test_the_request_is_the_recipe_and_the_outcome_holds_the_facts(self):
+        asked = []
+
+        class Answering:
+            def ready(self):
+                pass
+
+            def decode(self, source, path, request, facts, channels):
+                asked.append((path, request))
+                facts |= {"source_rate_hz": 8, "source_channels": 1, "source_codec": "pcm"}
+                yield np.arange(500, dtype=np.int16)
+                yield np.arange(500, 1_500, dtype=np.int16)
+                facts["decoded_s"] = 125.0
+
+        decoder = decode.Decoder(Decode(segment_s=0.04, min_tail_s=0.02, resampler="LQ", max_recording_h=0.5), Answering(), None)
+        first, last, kept = decoder([Source("r", b"/a\xff.wav", 0, 0, "")])
+        assert asked == [(b"/a\xff.wav", {"rate_hz": 24_000, "resampler": "LQ", "max_s": 1800.0})]
+        facts = {"source_rate_hz": 8, "source_channels": 1, "source_codec": "pcm"}
+        assert kept == Kept("r", facts | {"decoded_s": 125.0, "samples": 1_500, "segments": 2})
+        assert (first.key, last.key) == ("r-00000", "r-00001")
+        assert last.row == {"recording": "r", "index": 1, "start": 960, "samples": 540, "frames": 1}
+        wave = np.concatenate([np.frombuffer(sample.members["wav"][44:], "<i2") for sample in (first, last)])
+        assert np.array_equal(wave, np.arange(1_500))
+
+    def test_a_refusal_is_a_rejection_and_the_next_recording_follows(self):
+        class Refusing:
+            def ready(self):
+                pass
+
+            def decode(self, source, path, request, facts, channels):
+                facts |= {"source_rate_hz": 8, "source_channels": 1, "source_codec": "pcm"}
+                yield np.zeros(1_000, np.int16)
+                if source.recording == "bad":
+                    raise Refused("torn")
+
+        items = list(decode.Decoder(Decode(), Refusing(), None)([Source(name, b"x", 0, 0, "") for name in ("bad", "good")]))
+        assert items[0] == Rejected("bad", "torn") and items[-1].recording == "good" and isinstance(items[-1], Kept)
+
+
 class TestFetch:
     def test_an_s3_source_is_fetched_and_given_back(self, tmp_path):
         local = tmp_path / "copy"
