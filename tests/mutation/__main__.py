@@ -7,19 +7,23 @@ been added since.
 
 import argparse
 import json
+import queue
 import random
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
 from pathlib import Path
 
 from tests.mutation import reasons
 from tests.mutation.defects import Mutant, mutants
-from tests.mutation.runs import Server, slot
+from tests.mutation.runs import BaselineFails, Server, Slot, slot
 from tests.mutation.targets import ROOT, modules
 
 FOLDER = ROOT / ".mutants"
-SLOTS = 2
+SLOTS, BATCH = 2, 40  # processes; mutants of one module that a process takes at a time
 
 
 def main() -> int:
@@ -38,8 +42,10 @@ def main() -> int:
         for m in everything
         if m.key not in known or (asked.survivors and known[m.key]["outcome"] == "survived")
     ]
-    run(todo, lambda m, found: tell(m, found))
-    return summary(everything, read())
+    FOLDER.mkdir(exist_ok=True)
+    failures = run(todo, tell)
+    print(*failures, sep="\n", end="\n" if failures else "")
+    return summary(everything, read()) or bool(failures)
 
 
 def read() -> dict[str, dict]:
@@ -49,36 +55,40 @@ def read() -> dict[str, dict]:
     return {row["key"]: row for row in map(json.loads, lines)}
 
 
-def run(todo: list[Mutant], on_outcome, slots: int = SLOTS, folder: Path = FOLDER) -> None:
-    """Try each mutant; modules are shared out among the slots, so that their baselines are measured once."""
-    server, lock = Server(), threading.Lock()
-    by_module: dict[str, list[Mutant]] = {}
-    for mutant in todo:
-        by_module.setdefault(mutant.module, []).append(mutant)
-    waiting, failures = sorted(by_module.values(), key=len), []
+def run(todo: list[Mutant], on_outcome, slots: int = SLOTS, folder: Path = FOLDER) -> list[str]:
+    """Try each mutant; returns which modules could not be tried, and why. Ctrl-C ends after the mutants at hand."""
+    batches = [batch for _, own in groupby(todo, lambda m: m.module) for batch in batched(own, BATCH)]
+    server, known, stop, lock = Server(), {}, threading.Event(), threading.Lock()
+    free: queue.Queue[Slot] = queue.Queue()
+    for number in range(slots):
+        free.put(slot(folder, number, server, known))
 
-    def work(number: int) -> None:
-        with slot(folder, number, server) as own:
-            while not failures:
+    def work(batch: list[Mutant]) -> str | None:
+        own = free.get()
+        try:
+            for mutant in batch:
+                if stop.is_set():
+                    break
+                found = own.outcome(mutant)
                 with lock:
-                    if not waiting:
-                        return
-                    batch = waiting.pop()
-                try:
-                    for mutant in batch:
-                        found = own.outcome(mutant)
-                        with lock:
-                            on_outcome(mutant, found)
-                except Exception as error:  # carried to the caller
-                    failures.append(error)
+                    on_outcome(mutant, found)
+        except BaselineFails as error:
+            return str(error)
+        finally:
+            free.put(own)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(slots)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(slots) as pool:
+        results = pool.map(work, batches)
+        try:
+            return sorted({text for text in results if text})
+        finally:
+            stop.set()
+
+
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def tell(mutant: Mutant, found: dict) -> None:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,6 +143,10 @@ def _tests(copy: Path, tests: list[str], seconds: dict[str, float], report: Path
     os._exit(int(code))
 
 
+class BaselineFails(RuntimeError):
+    """The tests of a module fail without any defect."""
+
+
 @dataclass
 class Slot:
     """A copy of the repository in which one mutant at a time is run."""
@@ -155,11 +159,11 @@ class Slot:
     )  # module → test → seconds without a defect
 
     def baseline(self, module: str) -> dict[str, float]:
-        """Seconds of each test of a module as it is. Raises RuntimeError when one fails."""
+        """Seconds of each test of a module as it is. Raises `BaselineFails` when one fails."""
         if module not in self.known:
             code, report = self.server.run(self.copy, self.tests(module), {}, 1200)
             if code != PASSED:
-                raise RuntimeError(
+                raise BaselineFails(
                     f"the tests of {module} fail without a defect ({report.get('failed')}): "
                     f"see {self.copy}.txt"
                 )
@@ -184,9 +188,8 @@ class Slot:
         return found | {"seconds": round(time.monotonic() - began, 2)}
 
 
-@contextlib.contextmanager
-def slot(folder: Path, number: int, server: Server) -> Iterator[Slot]:
-    """A fresh copy below `folder`; left there, so that a failure can be looked at."""
+def slot(folder: Path, number: int, server: Server, known: dict) -> Slot:
+    """A fresh copy below `folder`; it stays there at the end, so that a failure can be looked at."""
     copy = folder / f"slot{number}"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir(parents=True)
@@ -196,4 +199,4 @@ def slot(folder: Path, number: int, server: Server) -> Iterator[Slot]:
             shutil.copytree(place, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".pytest_cache"))
         else:
             shutil.copy(place, copy / name)
-    yield Slot(copy, server)
+    return Slot(copy, server, known=known)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.mutation.__main__ import run
 from tests.mutation.defects import mutants
-from tests.mutation.runs import Server, Slot
+from tests.mutation.runs import BaselineFails, Server, Slot
 from tests.mutation.targets import ROOT, modules
 
 WEAK = """\
@@ -46,7 +46,7 @@ def test_a_test_that_fails_without_a_defect_is_an_error(tmp_path):
     (copy / "weak.py").write_text(WEAK)
     (copy / "test_weak.py").write_text(TEST.replace("5", "6"))
     own = Slot(copy, Server(), lambda module: ["test_weak.py"])
-    with pytest.raises(RuntimeError, match="fail without a defect"):
+    with pytest.raises(BaselineFails, match="fail without a defect"):
         own.outcome(next(mutants(copy, "weak.py")))
 
 
