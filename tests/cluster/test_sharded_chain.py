@@ -1,6 +1,7 @@
 """A chain in this process, with Ray Data's place taken by a loop: what its workers do, and what Ray is asked for."""
 
 import json
+import logging
 import platform
 from types import SimpleNamespace
 
@@ -189,10 +190,12 @@ def test_memory_is_reserved_only_where_there_is_plenty(data, memory_gb, reserved
 
 
 def test_ray_data_neither_orders_nor_draws_nor_reserves_object_memory(data):
+    logging.getLogger("ray.data").setLevel(logging.INFO)
     data.context.enable_progress_bars = data.context.execution_options.preserve_order = data.context.op_resource_reservation_enabled = True
     list(run_chain(links(), ["s0"], Session(16, 1, 16, 0)))
     context = data.context
     assert not (context.enable_progress_bars or context.execution_options.preserve_order or context.op_resource_reservation_enabled)
+    assert logging.getLogger("ray.data").level == logging.ERROR
 
 
 def test_a_cluster_that_fails_is_said_in_one_line_after_the_rows_that_came(data):

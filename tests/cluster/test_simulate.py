@@ -51,8 +51,8 @@ def test_it_is_ended_whatever_happens(made):
 
 
 @pytest.mark.parametrize(("arguments", "added"), [([], 1), (["4"], 3)])
-def test_the_command_says_the_address_and_stays_until_it_is_asked_to_end(made, monkeypatch, capsys, arguments, added):
-    waited = []
+def test_the_command_says_the_address_and_stays_until_it_is_asked_to_end(made, monkeypatch, arguments, added):
+    waited, said = [], []
 
     def sigwait(signals):
         assert "shutdown" not in made[0].calls
@@ -60,6 +60,8 @@ def test_the_command_says_the_address_and_stays_until_it_is_asked_to_end(made, m
 
     monkeypatch.setattr(sys, "argv", ["simulate", *arguments])
     monkeypatch.setattr(simulate.signal, "sigwait", sigwait)
+    monkeypatch.setattr(simulate, "print", lambda *text, **options: said.append((text, options)), raising=False)
     simulate.main()
-    assert capsys.readouterr().out == "RAY_ADDRESS=127.0.0.1:6379\n" and waited == [{"SIGINT", "SIGTERM"}]
+    assert said == [(("RAY_ADDRESS=127.0.0.1:6379",), {"flush": True})]  # whoever reads it through a pipe need not wait for the end
+    assert waited == [{"SIGINT", "SIGTERM"}]
     assert len([c for c in made[0].calls if c[0] == "add"]) == added and made[0].calls[-1] == "shutdown"
