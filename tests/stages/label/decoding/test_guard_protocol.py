@@ -1,5 +1,6 @@
 """The guard's side of the protocol: attempts, patience and what is handed on, with children that follow a script."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from stages.label.base import ReadError
+from stages.label.decode import Decode
 from stages.label.decoding import guard as module
 from stages.label.decoding.guard import Child, Death, Guard
 from stages.label.decoding.source import Refused
@@ -167,6 +169,11 @@ class TestAttempts:
             list(one.guard.decode(planned, os.fsencode(one.path), REQUEST, {}))
 
 
+def test_the_defaults_are_those_of_the_stage():
+    one, two = Guard(), Decode().open()._guard
+    assert (one.stall_s, one.memory_gb) == (two.stall_s, two.memory_gb) == (60.0, 4.0)
+
+
 class TestTooSlow:
     """A decoder may fall behind real time by `stall_s`, 10 s here, and no more."""
 
@@ -226,6 +233,21 @@ class TestChild:
         with pytest.raises(Death, match="^decoder hung: no audio for 0.2 s$") as death:
             one.receive(0.2)
         assert 0.2 <= time.monotonic() - since < 5 and not death.value.outside
+
+    def test_whose_time_is_over_is_not_waited_for(self, child):
+        one = child("ready; exec sleep 5")
+        with pytest.raises(Death, match="^decoder hung"):
+            one.receive(-1.0)
+
+    @pytest.mark.parametrize("kind", "RT")
+    def test_another_first_word_is_a_bug(self, child, kind):
+        with pytest.raises(AssertionError):
+            child(f"printf '{kind}\\0\\0\\0\\0'; exec sleep 5")
+
+    def test_its_pipe_holds_four_blocks(self, child):
+        with open("/proc/sys/fs/pipe-max-size") as limit:
+            allowed = int(limit.read())
+        assert fcntl.fcntl(child("ready; exec sleep 5")._out, fcntl.F_GETPIPE_SZ) == min(1 << 20, allowed)
 
     @pytest.mark.parametrize("script, words, outside", [
         ("exit 3", "decoder crashed: exit 3", False),
