@@ -129,7 +129,16 @@ def test_a_rank_starts_settled_and_with_a_micro_batch_of_one_at_least(pinned, da
             loading(pinned, data, 1, rank, world)
     run = loading(pinned, data, 1)
     last = run.samples_per_epoch - 7
-    assert run.sample_ids(state(pinned, 8, consumed=last)) == run.sample_ids(state(pinned, 8, epoch=1))
+    ids, crops = (
+        run.sample_ids(state(pinned, 8, consumed=last)),
+        run._places.crops(state(pinned, 8, epoch=1), np.arange(8)),
+    )
+    assert (
+        ids == [f"{pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
+        and len(set(ids)) == 8
+    )
+    alone = Loader(pinned, data, Masking(), Mixture(), FRAMES, 8)
+    assert (alone.rank, alone.world, alone.micro_batches(state(pinned, 8))) == (0, 1, 1)
     assert next(run.stream(state(pinned, 8, consumed=last))).positions == [0]
 
 

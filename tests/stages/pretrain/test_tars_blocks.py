@@ -246,7 +246,7 @@ def test_a_block_that_another_process_swept_first_is_no_error(store, folder, mon
 
 @pytest.mark.parametrize(
     ("limit", "every"),
-    [(0, 1), (8 * BLOCK, 1), (16 * BLOCK, 2), (40 * BLOCK, 5), (4000 * BLOCK, 8), (64 * BLOCK, 8)],
+    [(0, 1), (8 * BLOCK, 1), (16 * BLOCK, 2), (56 * BLOCK, 7), (4000 * BLOCK, 8), (64 * BLOCK, 8)],
 )
 def test_the_size_of_the_cache_is_looked_at_before_it_can_grow_by_an_eighth(
     store, folder, monkeypatch, limit, every
