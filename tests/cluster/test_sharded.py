@@ -58,7 +58,7 @@ def test_on_small_machines_the_busiest_stage_gets_the_workers(cpus, expected):
 
 
 def test_on_a_small_machine_a_stage_of_several_cpus_needs_fewer_workers():
-    links = [Link("codes", None, Needs(4), cpu_s=1), Link("cqt", None, Needs(1), cpu_s=1)]
+    links = [Link("codes", None, Needs(4), cpu_s=1), Link("cqt", None, Needs(1))]  # where nothing is said, a second costs one
     assert [p.max_workers for p in fit_pools(links, 5, 0)] == [1, 3]  # half of 5 CPUs: 2.5 / 4, 2.5 / 1
 
 

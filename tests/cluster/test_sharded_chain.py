@@ -170,6 +170,10 @@ def test_shards_are_tried_as_often_as_asked(data, ledger):
         ledger.begin("decode", "s0", HERE)
     [row] = run_chain(links()[:1], ["s0"], Session(16, 1, 16, 0))
     assert row["decode"] == "finished"  # by default the third time
+    for _ in range(3):
+        ledger.begin("decode", "s0", HERE)
+    [row] = run_chain(links()[:1], ["s0"], Session(16, 1, 16, 0))
+    assert row["error"] == "the worker died 3 times on this shard (out of memory?)"
 
 
 @pytest.mark.parametrize(("session", "cpus"), [(Session(16, 1, 16, 0), [1, 2]), (Session(4, 1, 2, 0), None)])

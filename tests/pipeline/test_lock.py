@@ -86,7 +86,7 @@ def store():
 @pytest.fixture
 def out(store, request) -> Storage:
     """An OUT of this test alone."""
-    return Storage(f"{store}/{request.node.name.split('[')[0]}")
+    return Storage(f"{store}/{request.node.name.translate(str.maketrans('[]', '--'))}")
 
 
 @pytest.fixture
