@@ -70,6 +70,23 @@ class TestWitness:
         with pytest.raises(ReadError, match="x.wav: changed since it was scanned; run the same command again$"):
             witnessed(planned(path, **values), path)
 
+    @pytest.mark.parametrize("values", [
+        {"size": len(DATA) - 1}, {"size": len(DATA) + 1}, {"mtime_ns": 5}, {"mtime_ns": 1 << 62},
+    ])  # fmt: skip
+    def test_a_changed_size_or_time_is_seen_before_anything_is_decoded(self, path, values):
+        with pytest.raises(ReadError, match="changed since"):
+            Witness(planned(path, **values), os.fsencode(path))
+
+    @pytest.mark.parametrize("given", [len(DATA) - 7, len(DATA) + 7])
+    def test_fewer_or_more_bytes_than_the_size_says_are_a_change(self, path, tmp_path, monkeypatch, given):
+        """As a network file system may give of a file that another machine writes."""
+        source = planned(path)
+        (tmp_path / "given").write_bytes((DATA + DATA)[:given])
+        monkeypatch.setattr(module, "open", lambda place, *a, **k: open(tmp_path / "given", *a, **k), raising=False)
+        monkeypatch.setattr(module, "quick_hash", lambda place: source.quick)
+        with pytest.raises(ReadError, match="changed since"):
+            witnessed(source, path)
+
     def test_no_time_is_compared_where_the_store_has_none_or_the_copy_is_fetched(self, path):
         sha256 = hashlib.sha256(DATA).hexdigest()
         assert witnessed(planned(path, mtime_ns=0), path) == sha256
