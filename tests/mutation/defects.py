@@ -135,6 +135,11 @@ def _counts(name: str, node, occurrence: int) -> bool:
         return False  # such as dataclass(frozen=True), which guards against mistakes, not data
     if "BitOr" in name and _is_annotation(node):
         return False
+    if (
+        getattr(node.parent, "type", "") == "argument"
+        and node.parent.children[0].get_code().strip() == "strict"
+    ):
+        return False  # of zip: as an assert
     number = getattr(node, "value", "")
     return name != "NumberReplacer" or (number in SMALL and (occurrence % 2 == 0 or number != "0"))
 

@@ -50,7 +50,8 @@ PRELOADED = [
     "torch",
     "yaml",
 ]
-PATIENCE_S, FACTOR = 20.0, 3.0  # a mutant may take this much longer than the module's tests; then it hangs
+PATIENCE_S, FACTOR = 10.0, 4.0  # a test may take this much longer than without a defect; then it hangs
+BASELINE_S = 1200.0
 PASSED, FAILED = 0, 1  # pytest's exit codes; a file that cannot be imported gives 2
 
 
@@ -62,15 +63,14 @@ class Server:
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(PRELOADED)
 
-    def run(
-        self, copy: Path, tests: list[str], seconds: dict[str, float], timeout_s: float
-    ) -> tuple[int | None, dict]:
+    def run(self, copy: Path, tests: list[str], seconds: dict[str, float]) -> tuple[int | None, dict]:
         """pytest's exit code (None: it did not end in time), and seconds and failures of single tests."""
         report = copy.parent / f"{copy.name}.json"
         report.unlink(missing_ok=True)
-        process = self._processes.Process(target=_tests, args=(copy, tests, seconds, report))
+        limit_s = PATIENCE_S + FACTOR * max(seconds.values()) if seconds else BASELINE_S
+        process = self._processes.Process(target=_tests, args=(copy, tests, seconds, limit_s, report))
         process.start()
-        process.join(timeout_s)
+        process.join(2 * PATIENCE_S + FACTOR * sum(seconds.values()) if seconds else BASELINE_S)
         ended = process.exitcode
         _kill(process.pid)
         process.join()
@@ -82,6 +82,8 @@ class Server:
 def _kill(pid: int) -> None:
     """The process and all it has started, also what was left behind: they are one session."""
     left = [p for p in psutil.process_iter() if _session(p.pid) == pid]
+    with contextlib.suppress(psutil.Error):
+        left += psutil.Process(pid).children(recursive=True)
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()
@@ -113,7 +115,7 @@ class Recorder:
             self.failed.append(report.nodeid)
 
 
-def _tests(copy: Path, tests: list[str], seconds: dict[str, float], report: Path) -> None:
+def _tests(copy: Path, tests: list[str], seconds: dict[str, float], limit_s: float, report: Path) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.dont_write_bytecode = True
@@ -132,6 +134,7 @@ def _tests(copy: Path, tests: list[str], seconds: dict[str, float], report: Path
         "-x",
         "-q",
         "--assert=plain",
+        f"--timeout={limit_s}",
         "-p",
         "no:cacheprovider",
         f"--rootdir={copy}",
@@ -161,7 +164,7 @@ class Slot:
     def baseline(self, module: str) -> dict[str, float]:
         """Seconds of each test of a module as it is. Raises `BaselineFails` when one fails."""
         if module not in self.known:
-            code, report = self.server.run(self.copy, self.tests(module), {}, 1200)
+            code, report = self.server.run(self.copy, self.tests(module), {})
             if code != PASSED:
                 raise BaselineFails(
                     f"the tests of {module} fail without a defect ({report.get('failed')}): "
@@ -179,8 +182,7 @@ class Slot:
         seconds, began = self.baseline(mutant.module), time.monotonic()
         try:
             (self.copy / mutant.module).write_text(text)
-            limit_s = PATIENCE_S + FACTOR * sum(seconds.values())
-            code, report = self.server.run(self.copy, self.tests(mutant.module), seconds, limit_s)
+            code, report = self.server.run(self.copy, self.tests(mutant.module), seconds)
         finally:
             (self.copy / mutant.module).write_text(original)
         by = report.get("failed") or ["timeout" if code is None else f"exit {code}"]

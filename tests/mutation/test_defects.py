@@ -43,6 +43,7 @@ def test_an_operator_does_what_its_examples_say(copy, name):
         "x: int | None = None\n",
         "@dataclass(frozen=True)\nclass A:\n    pass\n",
         "n = 320\n",
+        "zip(a, b, strict=True).x\n",
     ],
 )
 def test_what_changes_nothing_of_value_is_left_alone(copy, text):
