@@ -103,6 +103,31 @@ class TestMoved:
         assert scans.hashed == [b"/n/a"]
 
 
+class TestOneId:
+    """Two contents that share name, size and ends: one has the id without its sha256."""
+
+    def test_the_one_that_had_the_id_keeps_it(self, scans):
+        scans(A)
+        other = A.but(root="/c", middle="new")  # sorts before it
+        for one in (A, A, A.but(mtime_ns=2)):
+            assert scans(one, other) == [(A.id, "kept"), (other.sha_id, "kept")]
+        scans.catalog.unlink()
+        scans(A)
+        assert scans(A.but(mtime_ns=2), other) == [(A.id, "kept"), (other.sha_id, "kept")]
+
+    def test_else_one_that_was_there_before_goes_before_a_new_one(self, scans):
+        copy = A.but(root="/n")
+        scans(A, copy)
+        edited, other = A.but(middle="edited", mtime_ns=2), A.but(root="/c", middle="new")
+        ids = [(edited.sha_id, "kept"), (A.id, "kept"), (other.sha_id, "kept")]
+        assert scans(edited, copy, other) == ids
+
+    def test_copies_of_one_content_all_have_its_id(self, scans):
+        copies = [A.but(root=f"/n{i}") for i in range(3)]
+        assert scans(A, *copies) == [(A.id, "kept"), *[(A.id, "duplicate")] * 3]
+        assert [scans.rows[f.place]["duplicate_of"] for f in (A, *copies)] == [None, A.id, A.id, A.id]
+
+
 class TestTouched:
     """The same path, size and ends, another time."""
 
@@ -227,6 +252,10 @@ class TestUnchanged:
         assert scans.rows[A.place]["reason"] == "is a directory, not a file"
         assert scans(A, B) == [(A.id, "kept"), (B.id, "kept")]
         assert scans.probed == [A.place, B.place]
+
+
+    def test_what_is_excluded_has_no_other_fate(self, scans):
+        assert scans(A.but(problem="empty file", size=0, excluded=True), B.but(excluded=True)) == [(None, "excluded")] * 2
 
 
 class TestRoots:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import threading
 
@@ -82,7 +83,7 @@ class TestWitness:
         """As a network file system may give of a file that another machine writes."""
         source = planned(path)
         (tmp_path / "given").write_bytes((DATA + DATA)[:given])
-        monkeypatch.setattr(module, "open", lambda place, *a, **k: open(tmp_path / "given", *a, **k), raising=False)
+        monkeypatch.setattr(module, "open", lambda place, *_, **options: io.FileIO(tmp_path / "given"), raising=False)
         monkeypatch.setattr(module, "quick_hash", lambda place: source.quick)
         with pytest.raises(ReadError, match="changed since"):
             witnessed(source, path)
