@@ -79,6 +79,7 @@ class Quick:
 
         def watched(own, batches, frames, rate, drawn, judge, flags=()):
             self.tried += 1
+            assert self.tried <= 60, "the run does not end"
             batches = list(batches)
             self.calls.append({"frames": frames, "rate": rate, "drawn": drawn, "flags": flags, "batches": [b for b, _ in batches]})
             return update(own, batches, frames, rate, drawn, judge, flags)
