@@ -31,6 +31,7 @@ ARITHMETIC = (
     "RShift_LShift",
     "LShift_RShift",
 )
+ARITHMETIC_NODES = ("arith_expr", "term", "power", "shift_expr", "and_expr", "expr", "atom_expr")
 OTHERS = (
     "ReplaceUnaryOperator_Delete_Not",
     "ReplaceUnaryOperator_USub_UAdd",
@@ -133,8 +134,8 @@ def _counts(name: str, node, occurrence: int) -> bool:
     """Whether the defect can change what the program does, as far as its place tells."""
     if name != "RemoveDecorator" and any(parent.type == "decorator" for parent in _above(node)):
         return False  # such as dataclass(frozen=True), which guards against mistakes, not data
-    if "BitOr" in name and _is_annotation(node):
-        return False
+    if "BinaryOperator" in name and (node.parent.type not in ARITHMETIC_NODES or _is_annotation(node)):
+        return False  # `*` and `**` of parameters and arguments, `int | None` of a type
     if (
         getattr(node.parent, "type", "") == "argument"
         and node.parent.children[0].get_code().strip() == "strict"

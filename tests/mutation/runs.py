@@ -1,6 +1,6 @@
 """One mutant: its module is changed in a copy of the repository, its tests run there in a process of its own.
 
-Processes are forked from a server that has imported torch, pyarrow and pytest once: that is most of a short
+Processes are forked from a server that has imported torch, deepspeed, ray and pytest once: that is most of a short
 test. Modules of the project are imported in the fork alone. No byte code is written or read: a changed file
 may have the size and the time of the original.
 """
@@ -35,6 +35,7 @@ COPIED = (
 )
 PRELOADED = [
     "av",
+    "deepspeed",
     "duckdb",
     "hypothesis",
     "numpy",
@@ -43,6 +44,7 @@ PRELOADED = [
     "pyarrow.dataset",
     "pyarrow.parquet",
     "pytest",
+    "ray.data",
     "safetensors.torch",
     "scipy.signal",
     "soundfile",
@@ -50,6 +52,12 @@ PRELOADED = [
     "torch",
     "yaml",
 ]
+ENVIRONMENT = {
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "DS_ACCELERATOR": "cpu",  # these are read when deepspeed and ray are imported
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 PATIENCE_S, FACTOR = 10.0, 4.0  # a test may take this much longer than without a defect; then it hangs
 BASELINE_S = 1200.0
 PASSED, FAILED = 0, 1  # pytest's exit codes; a file that cannot be imported gives 2
@@ -59,7 +67,7 @@ class Server:
     """Forks processes that run tests in a copy of the repository."""
 
     def __init__(self) -> None:
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        os.environ.update(ENVIRONMENT)
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(PRELOADED)
 

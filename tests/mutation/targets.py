@@ -32,6 +32,7 @@ MODULES = (
 
 # Tests that hold a module beside those that mirror its name.
 FURTHER = {
+    "stages/shards/storage.py": ("tests/stages/shards/test_fetching*.py",),
     "stages/shards/tables.py": ("tests/stages/label/test_plan*.py",),
     "stages/label/identity.py": ("tests/stages/label/test_scan*.py",),
     "stages/label/decoding/child.py": ("tests/stages/label/decoding/test_guard*.py",),
@@ -43,9 +44,6 @@ FURTHER = {
     "stages/pretrain/crops.py": ("tests/stages/pretrain/test_loader*.py",),
     "stages/pretrain/engine.py": ("tests/golden/test_training.py",),
     "stages/pretrain/loop.py": ("tests/golden/test_training.py",),
-    "cluster/sharded.py": ("tests/cluster/test_chain*.py",),
-    "cluster/ledger.py": ("tests/cluster/test_chain*.py",),
-    "cluster/simulate.py": ("tests/cluster/test_chain*.py",),
 }
 
 

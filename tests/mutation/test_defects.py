@@ -44,11 +44,19 @@ def test_an_operator_does_what_its_examples_say(copy, name):
         "@dataclass(frozen=True)\nclass A:\n    pass\n",
         "n = 320\n",
         "zip(a, b, strict=True).x\n",
+        "def f(*a, b, **c): ...\n",
+        "x = f(*a, **b)\n",
     ],
 )
 def test_what_changes_nothing_of_value_is_left_alone(copy, text):
     (copy / "weak.py").write_text(text)
     assert [m.operator for m in mutants(copy, "weak.py") if m.operator != "RemoveDecorator"] == []
+
+
+def test_arithmetic_is_changed(copy):
+    (copy / "weak.py").write_text("x = a + b * c ** d // e | f\n")
+    found = {m.operator.removeprefix("ReplaceBinaryOperator_") for m in mutants(copy, "weak.py")}
+    assert found == {"Add_Sub", "Mul_Div", "Pow_Mul", "FloorDiv_Mul", "BitOr_BitAnd"}
 
 
 def test_what_would_be_no_python_is_no_defect(copy):
