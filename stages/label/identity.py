@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from stages.label.probe import UNREADABLE
-from stages.shards.catalog import CATALOG, check_schema
+from stages.shards.catalog import CATALOG
 from stages.shards.tables import connect
 
 LISTING = pa.schema(
@@ -148,10 +148,9 @@ class Identity:
     """One scan's tables. Parquet files go in, the catalog's rows come out."""
 
     def __init__(self, listing: Path, previous: Path | None, scratch: Path, retry_rejected: str | None):
-        """Raises ValueError when `previous` is not a catalog."""
+        """`previous`: a catalog, checked by the caller."""
         self._db = connect(scratch, memory_gb=1)
         if previous is not None and previous.exists():
-            check_schema(previous, CATALOG, "catalog")
             self._db.register("old", ds.dataset(previous, format="parquet"))
         else:
             self._db.register("old", CATALOG.empty_table())

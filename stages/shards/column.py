@@ -98,7 +98,6 @@ class ColumnWriter:
     def finish(self) -> dict[str, Any]:
         """End the tar; returns its bytes, sha256 and totals."""
         self._file.write(b"\0" * (2 * BLOCK))
-        self._file.flush()
         self._file.seek(0)
         digest = hashlib.file_digest(self._file, "sha256").hexdigest()
         size = self._file.tell()

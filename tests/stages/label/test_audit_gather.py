@@ -169,3 +169,14 @@ def test_rejections_are_read_from_the_records_that_say_any(storage):
     assert found(("audio",)) == [decode] and found(("codes-ear",)) == [codes]
     assert found(done=("s4",)) == [("codes", "s4", "b", "", "too loud")] and found(done=()) == []
     assert found(wanted=lambda shard, recording: (shard, recording) == ("s3", "d")) == [decode]
+
+
+def test_segments_begin_with_where_they_belong(storage):
+    audit.gather(storage, BOTH, ["s1"], LIVE)
+    names = storage.read_table("segments.parquet").column_names
+    assert names[:4] == ["columns", "shard", "key", "recording"] and len(set(names)) == len(names)
+
+
+def test_no_label_column_takes_the_place_of_an_audio_that_is_damaged(storage):
+    storage.delete(records.file("audio", "s1", "tar"))
+    assert list(audit.damaged(storage, "s1", (*BOTH, "codes-ear"))) == ["audio"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from stages.label.plan import plan
 from tests.stages.label.test_plan import Plans, digest, draw, kept
 
 
@@ -74,3 +75,14 @@ def test_what_is_gone_keeps_its_row_as_it_was(plans):
     first = plans(corpus)
     rows = plans(corpus[1:])
     assert rows[digest("a", 16)] == first[digest("a", 16)] | {"tombstone": "vanished"}
+
+
+def test_half_a_minute_is_a_shard_and_a_short_recording_counts_by_its_length(plans):
+    rows = plans([kept(name, 0.4, size=10**9) for name in "abcdef"], shard_minutes=0.025)
+    assert plans.summary.shards == 2 and len({row["shard"] for row in rows.values()}) == 2
+
+
+def test_a_catalog_of_something_else_is_refused(tmp_path):
+    (tmp_path / "catalog.parquet").write_bytes(b"not a catalog")
+    with pytest.raises(ValueError, match=r"^catalog .*catalog.parquet: .*delete it"):
+        plan(None, tmp_path / "catalog.parquet", tmp_path / "plan.parquet", shard_minutes=1, validation_share=0)

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,3 +171,12 @@ def test_no_more_is_made_ahead_than_was_asked_for_and_a_reader_that_leaves_ends_
     before = threading.active_count()
     reader.close()
     assert threading.active_count() == before - 1 and len(made) == 5
+
+
+def test_a_reader_may_take_longer_than_the_queue_waits():
+    seen = []
+    for number in ahead(iter(range(5)), depth=1):
+        if not seen:
+            time.sleep(0.25)  # the queue is full meanwhile, and its waits of 0.1 s end
+        seen.append(number)
+    assert seen == [0, 1, 2, 3, 4]

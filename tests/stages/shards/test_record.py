@@ -155,3 +155,8 @@ def test_a_value_without_a_stable_hash_is_named(recipe, words):
 def test_keys_become_strings_and_types_stay():
     assert canonical({2: (1.0, True)}) == {"2": [1, True]}
     assert type(canonical(2.0)) is int and canonical(True) is True
+
+
+def test_a_record_is_text_that_people_read_and_tools_compare():
+    text = WHOLE.to_bytes().decode()
+    assert text == json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
