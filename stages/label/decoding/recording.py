@@ -217,7 +217,7 @@ def float_planes(values: np.ndarray, channels: int, name: str) -> np.ndarray:
         raise Refused(f"unknown sample format {name}")
     planes = values if name.endswith("p") else values.reshape(-1, channels).T
     with np.errstate(over="ignore", invalid="ignore"):  # `downmix` sees and names it
-        planes = planes.astype(np.float32, order="C", copy=False)
+        planes = np.ascontiguousarray(planes, np.float32)
     return planes - np.float32(128) if name.startswith("u8") else planes
 
 
@@ -230,8 +230,7 @@ def downmix(planes: np.ndarray, channels: int, name: str) -> np.ndarray:
         mono = planes[0] if channels == 1 else planes[0] + planes[1]
         for plane in planes[2:]:
             mono += plane
-        if scale != 1 or channels > 1:
-            mono = mono * np.float32(scale / channels)
+        mono = mono * np.float32(scale / channels)
         if name[:3] in ("flt", "dbl") and not (np.isfinite(mono.min()) and np.isfinite(mono.max())):
             raise Refused("NaN or infinite samples")
     return mono

@@ -246,6 +246,12 @@ class TestSlowest:
             guard.now += 1000
         assert decoder.slowest() == [{"recording": "60 2", "seconds": 2.0, "times_real_time": 30.0}]
 
+    def test_what_gave_no_audio_has_no_speed_and_equals_are_told_by_name(self, slow):
+        _, decoder = slow
+        list(decoder(self.sources("60 0.5", "060 0.5", "0 0.01 refused")))
+        found = [(one["recording"], one["times_real_time"]) for one in decoder.slowest()]
+        assert found == [("0 0.01 refused", 0.0), ("060 0.5", 120.0), ("60 0.5", 120.0)]
+
     def test_left_early_a_recording_is_closed(self, slow):
         guard, decoder = slow
         closed = []

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from stages.label.decoding.recording import MAX_DEMUX_ERRORS, Decoding, File
+from stages.label.decoding.recording import MAX_DEMUX_ERRORS, WAVER_S, Decoding, File
 from stages.label.decoding.source import Refused
 from tests.stages.label.decoding.sounds import encode
 
@@ -137,6 +137,35 @@ class TestGaps:
         assert (why, decoding.damaged, samples) == (None, 0, 144_000)
 
 
+class TestStamps:
+    """Stamps of blocks, against the seconds decoded before each of them."""
+
+    @pytest.fixture
+    def lost_s(self, tmp_path, pages):
+        (tmp_path / "x.opus").write_bytes(b"".join(pages[:9]))
+        file = File(bytes(tmp_path / "x.opus"))
+        decoding = Decoding(file, 3600.0)
+
+        def lost(*stamps):
+            decoding._lost_s, decoding._zero_s = 0.0, None
+            for stamp_s, decoded_s in stamps:
+                decoding._look_for_a_gap(stamp_s, decoded_s)
+            return decoding._lost_s
+
+        yield lost
+        decoding.close()
+        file.close()
+
+    def test_they_may_waver_both_ways_and_by_as_much_as_is_allowed(self, lost_s):
+        assert lost_s((0.0, 0.0), (4.99, 5.0), (10.006, 10.0)) == 0, "by 16 ms from one to the next"
+        assert WAVER_S == 0.015
+        assert lost_s((0.0, 0.0), (WAVER_S, 0.0)) == 0
+
+    @pytest.mark.parametrize("back_s, lost", [(1.0, 0.0), (1.5, 0.5)])
+    def test_more_than_a_second_back_a_chained_file_has_begun_anew(self, lost_s, back_s, lost):
+        assert lost_s((0.0, 0.0), (5.0 - back_s, 5.0), (10.5 - back_s, 10.0)) == lost
+
+
 class TestBroken:
     """Packets that come but cannot be decoded."""
 
@@ -181,6 +210,11 @@ class TestBroken:
         for broken, kept in (([40, 41], True), ([40, 90, 140], False)):
             decoding, _, why = self.judged(tmp_path / "x.mka", 200, broken)
             assert (decoding.damaged, why is None) == (len(broken), kept)
+
+    def test_of_a_recording_without_a_whole_packet_the_first_error_is_told(self, tmp_path):
+        decoding, samples, why = self.judged(tmp_path / "x.mka", 20, range(20))
+        assert (decoding.damaged, samples) == (20, 0)
+        assert why.startswith("nothing decodable: Invalid data found when processing input")
 
     def test_a_broken_packet_counts_by_its_bytes(self, tmp_path, monkeypatch):
         monkeypatch.setattr(self, "broken", lambda packet: TestBroken.broken(packet) + bytes(9 * len(packet)))

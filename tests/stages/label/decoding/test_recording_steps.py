@@ -1,6 +1,7 @@
 """The steps from a file to int16 mono, one by one, in this process."""
 
 import errno
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -138,16 +139,34 @@ class TestRefused:
             list(decoding.blocks(lambda facts: None))
         decoding.close()
 
-    def test_a_rate_of_nothing_is_refused(self, tmp_path):
+    def test_a_broken_packet_is_as_many_as_its_bytes_are_of_whole_ones(self, tmp_path):
+        class Packet:
+            def __init__(self, size):
+                self.size = size
+
+            def decode(self):
+                if self.size == 9:
+                    raise av.error.InvalidDataError(1, "torn")
+                return []
+
+        soundfile.write(tmp_path / "x.wav", tone(8_000), 8_000)
+        decoding = opened(tmp_path / "x.wav")
+        decoding._demux = lambda: iter([Packet(1), Packet(1), Packet(9)])
+        assert list(decoding._frames()) == []
+        assert (decoding.packets, decoding.damaged) == (2 + 9, 9)
+        decoding.close()
+
+    @pytest.mark.parametrize("rate_hz, channels", [(0, 1), (8_000, 0)])
+    def test_a_rate_of_nothing_or_no_channel_is_refused(self, tmp_path, rate_hz, channels):
         class Frame:
-            sample_rate, pts, samples = 0, None, 8
-            layout, format = av.AudioLayout("mono"), av.AudioFormat("s16")
+            sample_rate, pts, samples = rate_hz, None, 8
+            layout, format = SimpleNamespace(nb_channels=channels), av.AudioFormat("s16")
             time_base = None
 
         soundfile.write(tmp_path / "x.wav", tone(8_000), 8_000)
         decoding = opened(tmp_path / "x.wav")
         decoding._frames = lambda: iter([Frame()])
-        with pytest.raises(Refused, match="^0 Hz, 1 channels$"):
+        with pytest.raises(Refused, match=f"^{rate_hz} Hz, {channels} channels$"):
             list(decoding.blocks(lambda facts: None))
         decoding.close()
 
