@@ -42,6 +42,7 @@ SEGMENTS = pa.schema([("columns", pa.string()), ("shard", pa.string()), ("key", 
                       ("samples", pa.int64())])
 CPU_S = 0.0005  # a second of audio costs about
 TABLES = ("index", "segments", "shards")
+ROW_GROUP = 65_536  # rows gathered before they are written: row groups worth reading, not one per shard
 SPAN = ["key", "recording", "start", "samples", "frames"]  # of an index row: the same in every column
 
 
@@ -149,7 +150,7 @@ def _rewrite(storage: Storage, name: str, replaced: pa.Array, columns: tuple[str
 def _old_and_new(storage, name, replaced, columns, new) -> Iterator[pa.Table]:
     if storage.exists(name):
         with storage.open(name) as source:
-            for batch in pq.ParquetFile(source).iter_batches(1 << 17):
+            for batch in pq.ParquetFile(source).iter_batches(131_072):
                 table = pa.Table.from_batches([batch])
                 gone = pc.is_in(table["shard"], replaced)
                 if columns is not None and table.num_rows:
@@ -162,7 +163,7 @@ def _old_and_new(storage, name, replaced, columns, new) -> Iterator[pa.Table]:
         if table.num_rows:
             held.append(table)
             rows += table.num_rows
-        if rows > 1 << 16:  # row groups worth reading, not one per shard
+        if rows > ROW_GROUP:
             yield pa.concat_tables(held, promote_options="permissive")
             held, rows = [], 0
     if held:
@@ -206,8 +207,9 @@ def _index_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Ta
 
 
 def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
-    merged = storage.read_table(records.file(columns[0], shard, "stats.parquet"))
-    for name in columns[1:]:
+    first, *others = columns
+    merged = storage.read_table(records.file(first, shard, "stats.parquet"))
+    for name in others:
         table = storage.read_table(records.file(name, shard, "stats.parquet"))
         beside = table.take(pc.index_in(merged["key"], table["key"]))  # null rows where a column lacks the segment
         for own in table.column_names:

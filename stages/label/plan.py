@@ -8,6 +8,7 @@ take under 4 GiB.
 import hashlib
 import tempfile
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,22 +63,21 @@ def plan(
     if not 0 <= validation_share < 1:
         raise ValueError(f"plan.validation_share is {validation_share}; give a share from 0 to below 1")
     check_schema(Path(catalog), CATALOG, "catalog")
-    with tempfile.TemporaryDirectory(prefix="overtone-plan-") as scratch:
-        db = connect(Path(scratch), MEMORY_GB)
-        try:
-            _load(db, previous, Path(catalog), retry)
-            _run(db, _NEW)
-            _run(db, "CREATE TABLE splits AS " + _SPLIT, {"share": validation_share})
-            if validation_share > 0:
-                _run(db, _AT_LEAST_ONE)
-            db.register("packed", _pack(db, shard_minutes * 60))
-            _run(db, _NEXT)
-            names = ", ".join(f'"{name}"' for name in PLAN.names)
-            rows = db.sql(f'SELECT {names} FROM next ORDER BY "order"')
-            write_parquet(Path(out), PLAN, rows.to_arrow_reader(65_536))
-            return _summary(db)
-        finally:
-            db.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="overtone-plan-") as scratch,
+        closing(connect(Path(scratch), MEMORY_GB)) as db,
+    ):
+        _load(db, previous, Path(catalog), retry)
+        _run(db, _NEW)
+        _run(db, "CREATE TABLE splits AS " + _SPLIT, {"share": validation_share})
+        if validation_share > 0:
+            _run(db, _AT_LEAST_ONE)
+        db.register("packed", _pack(db, shard_minutes * 60))
+        _run(db, _NEXT)
+        names = ", ".join(f'"{name}"' for name in PLAN.names)
+        rows = db.sql(f'SELECT {names} FROM next ORDER BY "order"')
+        write_parquet(Path(out), PLAN, rows.to_arrow_reader(65_536))
+        return _summary(db)
 
 
 def _run(db: duckdb.DuckDBPyConnection, query: str, values: dict | None = None) -> list[tuple]:

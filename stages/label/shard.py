@@ -132,7 +132,7 @@ class ShardWorker:
             sources = [Source(p.recording, p.path_bytes, p.size, p.mtime_ns, p.quick) for p in planned]
             remote = [s.path_bytes.decode() for s in sources if s.remote]
             fetch = self.job.options.get("fetch")
-            with fetch.expecting(remote) if fetch and remote else nullcontext():
+            with fetch.expecting(remote) if fetch else nullcontext():
                 yield sources, {p.recording: p.path for p in planned}, None
             return
         try:

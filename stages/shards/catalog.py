@@ -121,7 +121,7 @@ def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
     codes = pc.dictionary_encode(plan["shard"].combine_chunks())
     if isinstance(codes, pa.ChunkedArray):
         codes = codes.combine_chunks()
-    index = codes.indices.to_numpy(zero_copy_only=False)
+    index = codes.indices.to_numpy()
     starts = np.flatnonzero(np.diff(index, prepend=-1))
     names = codes.dictionary.take(pa.array(index[starts])).to_pylist()
     assert len(set(names)) == len(names), "rows of a shard must be neighbours"

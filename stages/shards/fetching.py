@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-CHUNK = 8 << 20  # bytes asked for at once
+CHUNK = 8 << 20  # bytes copied at once
 Fetch = Callable[[str], contextlib.AbstractContextManager[str | os.PathLike]]
 
 
@@ -85,16 +85,15 @@ class OneAhead:
     @contextlib.contextmanager
     def expecting(self, addresses: list[str]) -> Iterator[None]:
         """Within the block, a call with one of these addresses has the one after it fetched meanwhile."""
-        with ThreadPoolExecutor(1, "fetching") as pool:
-            self._pool, self._next = pool, dict(pairwise(addresses))
-            try:
+        try:
+            with ThreadPoolExecutor(1, "fetching") as pool:
+                self._pool, self._next = pool, dict(pairwise(addresses))
                 yield
-            finally:
-                self._pool, self._next = None, {}
-                for copy, coming in self._coming.values():
-                    if not coming.cancel() and coming.exception() is None:
-                        copy.close()
-                self._coming.clear()
+        finally:  # what was under way has ended; where it failed there is nothing to close
+            self._pool, self._next = None, {}
+            for copy, _ in self._coming.values():
+                copy.close()
+            self._coming.clear()
 
     @contextlib.contextmanager
     def __call__(self, address: str) -> Iterator[str | os.PathLike]:

@@ -145,7 +145,7 @@ class Storage:
         # a finished object. An upload left open is never seen.
         stream = self.fs.open_output_stream(self.path(name))
         with open(path, "rb") as source:
-            shutil.copyfileobj(source, stream, 8 << 20)
+            shutil.copyfileobj(source, stream, fetching.CHUNK)
         stream.close()
 
     @contextlib.contextmanager
@@ -156,7 +156,7 @@ class Storage:
             return
         with tempfile.NamedTemporaryFile(prefix="overtone-") as copy:
             with self.fs.open_input_stream(self.path(name)) as source:
-                shutil.copyfileobj(source, copy, 8 << 20)
+                shutil.copyfileobj(source, copy, fetching.CHUNK)
             copy.flush()
             yield Path(copy.name)
 

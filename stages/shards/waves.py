@@ -4,6 +4,8 @@ import io
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,6 @@ class ShardWave:
     samples: int = field(init=False)
     rate_hz: int = RATE_HZ
     _cached: tuple[int, np.ndarray] | None = field(default=None, init=False)
-    _checked: set[int] = field(default_factory=set, init=False)  # segments whose header was looked at
 
     def __post_init__(self):
         last = self.segments[-1]
@@ -49,10 +50,9 @@ class ShardWave:
         self.arrived(segment["offset"] + segment["size"])
         if segment["member"] == "wav":
             with open(self.path, "rb") as f:
-                if number not in self._checked:
-                    f.seek(segment["offset"])
-                    channels, rate_hz, bits = HEADER.unpack(f.read(WAV_HEADER_BYTES))
-                    self._check(number, rate_hz, channels, f"{bits} bits")
+                f.seek(segment["offset"])
+                channels, rate_hz, bits = HEADER.unpack(f.read(WAV_HEADER_BYTES))
+                self._check(number, rate_hz, channels, f"{bits} bits")
                 f.seek(segment["offset"] + WAV_HEADER_BYTES + 2 * first)
                 return np.frombuffer(f.read(2 * (last - first)), dtype="<i2")
         if self._cached is None or self._cached[0] != number:
@@ -71,16 +71,9 @@ class ShardWave:
         if (rate_hz, channels, depth) != (RATE_HZ, 1, "16 bits"):
             raise ValueError(f"{self.segments[number]['key']} is stored at {rate_hz} Hz, {channels} channels, {depth}: "
                              f"labels are of {RATE_HZ} Hz, 1 channel, 16 bits; decode it again")
-        self._checked.add(number)
 
 
 def waves(path: Path, index: pa.Table, arrived: Callable[[int], None] = lambda end: None) -> Iterator[ShardWave]:
     """The recordings of an audio tar in key order; `path` is a local copy of the tar, or becomes one (`Storage.arriving`)."""
-    rows: list[dict] = []
-    for row in index.to_pylist():
-        if rows and rows[-1]["recording"] != row["recording"]:
-            yield ShardWave(path, rows[0]["recording"], rows, arrived)
-            rows = []
-        rows.append(row)
-    if rows:
-        yield ShardWave(path, rows[0]["recording"], rows, arrived)
+    for recording, rows in groupby(index.to_pylist(), key=itemgetter("recording")):
+        yield ShardWave(path, recording, list(rows), arrived)

@@ -3,6 +3,7 @@
 import json
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.label import audit
@@ -180,3 +181,24 @@ def test_segments_begin_with_where_they_belong(storage):
 def test_no_label_column_takes_the_place_of_an_audio_that_is_damaged(storage):
     storage.delete(records.file("audio", "s1", "tar"))
     assert list(audit.damaged(storage, "s1", (*BOTH, "codes-ear"))) == ["audio"]
+
+
+@pytest.mark.parametrize("rows_held, groups", [(2, [4, 4]), (4, [6, 2]), (8, [8])])
+def test_shards_share_row_groups_of_more_than_a_number_of_rows(storage, monkeypatch, rows_held, groups):
+    make(storage, "s3", "d")
+    monkeypatch.setattr(audit, "ROW_GROUP", rows_held)
+    audit.gather(storage, BOTH, ["s1", "s2", "s3"], LIVE)
+    written = pq.read_metadata(storage.path("segments.parquet"))
+    assert [written.row_group(n).num_rows for n in range(written.num_row_groups)] == groups
+
+
+def test_a_table_is_whole_before_it_has_its_name(storage, monkeypatch):
+    publish, seen = Storage._publish, []
+
+    def whole(self, path, name):
+        seen.append((name, pq.read_metadata(path).num_rows > 0))
+        publish(self, path, name)
+
+    monkeypatch.setattr(Storage, "_publish", whole)
+    audit.gather(storage, BOTH, ["s1"], LIVE)
+    assert seen == [(f"{name}.parquet", True) for name in (*audit.TABLES, "sums")]

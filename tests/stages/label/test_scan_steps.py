@@ -78,7 +78,7 @@ def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch):
         (1.9, False),
         (2.3, False),
     ):
-        tell("list", last=last, done=now[0])
+        tell("list", done=now[0], **({"last": True} if last else {}))
     assert [event["done"] for event in seen] == [1.0, 1.5, 1.7, 2.3]
 
 

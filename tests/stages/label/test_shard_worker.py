@@ -99,12 +99,13 @@ def test_weights_are_read_and_checked(tmp_path):
         ShardWorker(job)
 
 
-def test_a_labels_worker_has_the_threads_it_was_given(tmp_path):
+@pytest.mark.parametrize("given, threads", [({"threads": 2}, 2), ({}, 1)])
+def test_a_labels_worker_has_the_threads_it_was_given(tmp_path, given, threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        ShardWorker(codes_job(tmp_path, threads=2))
-        assert torch.get_num_threads() == 2
+        ShardWorker(codes_job(tmp_path, **given))
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
 

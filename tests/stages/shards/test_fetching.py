@@ -3,7 +3,10 @@
 import contextlib
 import errno
 import pickle
+import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -49,7 +52,7 @@ def test_what_breaks_the_copy_is_raised_where_it_is_waited_for_and_rejects_nothi
         arrived(10)
         with pytest.raises(OSError) as raised:
             arrived(20)
-    assert raised.value.errno == number
+    assert raised.value.errno == number and str(error) in str(raised.value)
 
 
 def test_left_early_the_copy_ends(remote):
@@ -72,6 +75,30 @@ def test_left_early_no_more_is_asked_for(remote, monkeypatch):
         arrived(10)
         assert remote.fs.asked.wait(PATIENCE_S)
     assert remote.fs.go.is_set() and remote.fs.reads == 2
+
+
+def test_one_who_waits_is_told_of_each_chunk_and_of_the_end():
+    asked, chunks = threading.Semaphore(0), iter([b"abc", b"def", b""])
+
+    class Told(threading.Condition):
+        def wait(self, timeout=None):
+            asked.release()  # what is copied then is told once this waits: the lock is held until it does
+            assert super().wait(5.0), "nobody told"
+            return True
+
+    class Source:
+        def read(self, count):
+            assert asked.acquire(timeout=PATIENCE_S)
+            return next(chunks)
+
+    with tempfile.NamedTemporaryFile() as copy, ThreadPoolExecutor(1) as pool:
+        arrival = Arrival("f", Path(copy.name))
+        arrival._moved = Told()
+        arrival.start(pool, Source(), copy)
+        arrival.wait(3)
+        arrival.wait(6)
+        with pytest.raises(OSError, match="f has 6 bytes, 7 are needed"):
+            arrival.wait(7)
 
 
 def test_a_local_file_is_itself(tmp_path):
@@ -135,14 +162,30 @@ def test_one_that_cannot_be_fetched_is_told_when_it_is_asked_for():
 
 
 def test_a_shard_that_ends_early_gives_back_what_was_fetched_for_it():
-    copies = Copies()
-    fetch = OneAhead(copies)
+    copies, made = Copies(), []
+
+    def begin(address):
+        made.append(copies(address))  # referred to, else what is forgotten would end by itself
+        return made[-1]
+
+    fetch = OneAhead(begin)
     with pytest.raises(RuntimeError), fetch.expecting(["s3://a", "s3://b"]), fetch("s3://a"):
         copies.wait(2)
         raise RuntimeError
     assert not copies.held and copies.begun == ["s3://a", "s3://b"]
     with fetch("s3://b") as path:
         assert path == "copy of s3://b", "nothing is expected: fetched as it is asked for"
+    with fetch.expecting(["s3://b"]), fetch("s3://b"):
+        assert copies.begun[2:] == ["s3://b", "s3://b"] and copies.held == {"s3://b"}, "not the copy that was given back"
+
+
+def test_a_shard_that_ends_before_its_next_has_failed_to_come_ends_as_it_would():
+    copies = Copies()
+    copies.broken.add("s3://b")
+    fetch = OneAhead(copies)
+    with fetch.expecting(["s3://a", "s3://b"]), fetch("s3://a"):
+        copies.wait(2)
+    assert not copies.held
 
 
 def test_it_travels_to_a_worker():

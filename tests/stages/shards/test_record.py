@@ -136,7 +136,8 @@ def test_a_record_that_cannot_be_read_is_no_damage(tmp_path):
 
 def test_names_of_recipes_stay_what_they_are():
     """They name the columns of every OUT there is."""
-    for recipe, text in (({"b": 1.0, "a": [True, None, "x"]}, '{"a":[true,null,"x"],"b":1}'), ({"a": (0.5, -2.0)}, '{"a":[0.5,-2]}')):
+    for recipe, text in (({"b": 1.0, "a": [True, None, "x"]}, '{"a":[true,null,"x"],"b":1}'), ({"a": (0.5, -2.0)}, '{"a":[0.5,-2]}'),
+                         ({10: 1, 2: 2}, '{"10":1,"2":2}')):
         assert recipe8(recipe) == hashlib.sha256(text.encode()).hexdigest()[:8]
     assert records.folder("audio") == "columns/audio" and records.file("audio", "s1", "tar") == "columns/audio/s1.tar"
 

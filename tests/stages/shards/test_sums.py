@@ -68,8 +68,8 @@ def test_what_is_added_stays_as_it_was_and_a_narrower_array_leaves_the_rest():
     sums.add(total, {"a": np.ones((1, 2)), "b": np.ones((1, 1))})
     assert total["a"].tolist() == [[2, 2, 1], [1, 1, 1]] and total["b"].tolist() == [[1]]
     assert one.tolist() == [[1, 1, 1], [1, 1, 1]] and total["a"].dtype == np.float64
-    sums.add(total, {"b": np.full((2, 1), 2)})
-    assert total["b"].tolist() == [[3], [2]]
+    sums.add(total, {"b": np.full((2, 1), 2), "c": one, "d": one})
+    assert total["b"].tolist() == [[3], [2]] and list(total) == ["a", "b", "c", "d"]
 
 
 def test_a_shards_sums_are_read_as_they_were_written(tmp_path):
