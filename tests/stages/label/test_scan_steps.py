@@ -95,8 +95,11 @@ def test_a_file_that_is_lost_before_its_bytes_are_hashed_is_rejected(scans, monk
     assert {row["reason"] for row in scans.rows} == {"unreadable: No such file or directory"}
 
 
-def test_a_rejected_file_has_no_rate_no_channels_and_no_length(scans):
+@pytest.mark.parametrize("options", [{}, {"probe": "overtone_dying_probe:probe"}])
+def test_a_rejected_file_has_no_rate_no_channels_and_no_length(scans, options):
     (scans.music / "garbage.wav").write_bytes(b"garbage\n" * 100)
-    scans()
+    code = "def probe(path):\n    return {'reason': 'all that a probe that died leaves'}\n"
+    (scans.music.parent / "overtone_dying_probe.py").write_text(code)
+    scans(**options)
     row = scans.row("garbage.wav")
     assert (row["status"], row["rate_hz"], row["channels"], row["duration_s"]) == ("rejected", 0, 0, 0.0)
