@@ -82,14 +82,13 @@ def serve(send: Callable[[bytes, bytes], None]) -> None:
 def main() -> None:
     memory_bytes, parent = int(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked to die with it
         return
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     av.logging.set_level(av.logging.ERROR)
-    logging.getLogger("libav").addHandler(logging.NullHandler())
-    logging.getLogger("libav").propagate = False
+    logging.getLogger("libav").addHandler(logging.NullHandler())  # else stderr: a crash's last words
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints must not speak the protocol
 

@@ -100,8 +100,8 @@ class Child:
         data = bytearray(count)
         view, got = memoryview(data), 0
         while got < count:
-            left_ms = max(0, int((deadline - time.monotonic()) * 1000) + 1)
-            if not self._poll.poll(left_ms):
+            left_s = max(0.0, deadline - time.monotonic())
+            if not self._poll.poll(left_s * 1000):
                 raise Death(f"decoder hung: no audio for {patience_s:g} s")
             read = os.readv(self._out, [view[got:]])
             if read == 0:

@@ -16,6 +16,7 @@ import soundfile
 from stages.label.decoding import child
 from stages.label.decoding.child import answer, serve
 from stages.label.decoding.source import Refused
+from tests.stages.label.decoding.sounds import encode
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -91,15 +92,19 @@ class TestAnswer:
             messages(request(wav(tmp_path / "x.wav", 12)))
         assert raised.value.errno == errno.EIO
 
-    def test_nothing_stays_open(self, tmp_path):
+    def test_nothing_stays_open(self, tmp_path, monkeypatch):
         path = wav(tmp_path / "x.wav")
         (tmp_path / "bad.wav").write_bytes(b"garbage" * 99)
         before = os.listdir("/proc/self/fd")
+        files, closed, close = [], [], child.Decoding.close
+        monkeypatch.setattr(child, "File", lambda path, real=child.File: files.append(real(path)) or files[-1])
+        monkeypatch.setattr(child.Decoding, "close", lambda decoding: closed.append(close(decoding)))
         messages(request(path))
         for bad in (request(tmp_path / "bad.wav"), request(path, max_s=1.0)):
             with pytest.raises(Refused):
                 messages(bad)
         assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert [file._file.closed for file in files] == [True] * 3 and len(closed) == 2
 
 
 class TestServe:
@@ -172,6 +177,17 @@ class TestProcess:
                 assert length == 2 * 48_000
             kinds, data = kinds + kind, data[5 + length :]
         assert kinds == b"SHBER"
+
+    def test_the_decoders_words_are_in_the_reason_and_not_in_what_a_crash_would_say(self, tmp_path):
+        noise = np.random.default_rng(0).normal(0, 0.1, (40_000, 1))
+        path = encode(tmp_path / "x.flac", "flac", noise, 8_000, "mono")
+        data = bytearray(path.read_bytes())
+        for at in range(9_000, len(data) - 9_000, 9_000):
+            data[at : at + 8] = bytes(byte ^ 0xFF for byte in data[at : at + 8])
+        path.write_bytes(data)
+        done = self.run(lines=json.dumps(request(path)).encode() + b"\n")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b" packets damaged: Invalid data found when processing input (flac: CRC error at PTS " in done.stdout
 
     def test_a_child_of_another_parent_ends_at_once(self):
         done = self.run(parent=1)
