@@ -88,7 +88,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     av.logging.set_level(av.logging.ERROR)
-    logging.getLogger("libav").addHandler(logging.NullHandler())  # else it all goes to stderr, of which a crash's reason is the last line
+    # Without a handler all of it goes to stderr, whose last line is given as the reason of a crash.
+    logging.getLogger("libav").addHandler(logging.NullHandler())
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints must not speak the protocol
 
