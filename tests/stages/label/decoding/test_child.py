@@ -97,7 +97,8 @@ class TestAnswer:
         (tmp_path / "bad.wav").write_bytes(b"garbage" * 99)
         before = os.listdir("/proc/self/fd")
         files, closed, close = [], [], child.Decoding.close
-        monkeypatch.setattr(child, "File", lambda path, real=child.File: files.append(real(path)) or files[-1])
+        opened = child.File
+        monkeypatch.setattr(child, "File", lambda path: files.append(opened(path)) or files[-1])
         monkeypatch.setattr(child.Decoding, "close", lambda decoding: closed.append(close(decoding)))
         messages(request(path))
         for bad in (request(tmp_path / "bad.wav"), request(path, max_s=1.0)):
@@ -187,7 +188,8 @@ class TestProcess:
         path.write_bytes(data)
         done = self.run(lines=json.dumps(request(path)).encode() + b"\n")
         assert (done.returncode, done.stderr) == (0, b"")
-        assert b" packets damaged: Invalid data found when processing input (flac: CRC error at PTS " in done.stdout
+        words = b" packets damaged: Invalid data found when processing input (flac: CRC error at PTS "
+        assert words in done.stdout
 
     def test_a_child_of_another_parent_ends_at_once(self):
         done = self.run(parent=1)

@@ -105,7 +105,12 @@ class TestChild:
 
     def test_one_that_does_not_start_is_ended(self, child, monkeypatch):
         started, popen = [], subprocess.Popen
-        monkeypatch.setattr(module.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+
+        def start(*arguments, **options):
+            started.append(popen(*arguments, **options))
+            return started[-1]
+
+        monkeypatch.setattr(module.subprocess, "Popen", start)
         monkeypatch.setattr(module, "START_S", 0.1)
         with pytest.raises(ReadError):
             child("exec sleep 60")
