@@ -19,7 +19,8 @@ class Loud(Corpus):
             self.cqt[recording] *= 1000
 
 
-@pytest.mark.parametrize("then", [pytest.param("stop", marks=pytest.mark.slow), "restore"])
+@pytest.mark.slow  # in one process: tests/stages/pretrain/test_loop_guard.py
+@pytest.mark.parametrize("then", ["stop", "restore"])
 def test_a_loss_that_jumps(tmp_path, then):
     Loud(str(tmp_path / "corpus")).write(shards=4, recordings=3, segments=4, valid=2).gather()
     config = configured(tmp_path, updates=10, more=f"guard: {{window: 1, spike: 10, in_a_row: 1, then: {then}}}\n")

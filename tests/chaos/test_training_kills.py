@@ -52,6 +52,7 @@ def test_two_ranks_killed_at_random_give_the_same_curve(tmp_path, precision, sta
     assert weights(tmp_path / "killed") == expected[1]
 
 
+@pytest.mark.slow  # in one process: tests/stages/pretrain/test_loop_resume.py
 def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(tmp_path, expected):
     folder = tmp_path / "stopped"
     folder.mkdir()

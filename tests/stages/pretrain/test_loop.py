@@ -15,7 +15,7 @@ from tests.stages.pretrain.test_weights import save_fairseq
 STILL = ("optim.updates=1", "optim.warmup_updates=1", "optim.rate=1.0e-20", "optim.weight_decay=0", "model.layer_drop=0")
 
 
-@pytest.mark.parametrize("layout", ["fairseq", "hugging face"])
+@pytest.mark.parametrize("layout", ["fairseq", pytest.param("hugging face", marks=pytest.mark.slow)])
 def test_a_run_begins_with_the_weights_of_others(tmp_path, layout):
     """After one update at no rate: the encoder is the file's. So is a fairseq file's CQT head; the other file has none, which is fitted."""
     config = configured(tmp_path)

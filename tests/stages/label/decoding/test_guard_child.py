@@ -71,6 +71,15 @@ class TestChild:
             allowed = int(limit.read())
         assert fcntl.fcntl(child("ready; exec sleep 5")._out, fcntl.F_GETPIPE_SZ) == min(1 << 20, allowed)
 
+    @pytest.fixture
+    def unignored(self):
+        """A test run in the background, or by nohup, ignores these, and so would its children."""
+        numbers = (signal.SIGHUP, signal.SIGINT)
+        before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+        yield
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
     @pytest.mark.parametrize("script, words, outside", [
         ("exit 3", "decoder crashed: exit 3", False),
         ("exit 0", "decoder crashed: exit 0", False),
@@ -78,7 +87,7 @@ class TestChild:
         *((f"kill -{number} $$", f"decoder crashed: signal {number}", False) for number in (11, 7, 6, 4, 8, 31, 5)),
         *((f"kill -{number} $$", f"decoder crashed: signal {number}", True) for number in (9, 15, 1, 2)),
     ])  # fmt: skip
-    def test_how_it_died_is_told(self, child, script, words, outside):
+    def test_how_it_died_is_told(self, child, unignored, script, words, outside):
         one = child("ulimit -c 0; ready; read line; " + script)
         one.send({})
         with pytest.raises(Death) as death:
