@@ -1,6 +1,6 @@
 """A full pass, or what is left of one: `python -m tests.mutation [--only PART] [--survivors] [--sample N]`.
 
-Outcomes are kept in .mutants/outcomes.jsonl by the text of the module, so that a pass that was stopped goes
+Outcomes are kept in .mutants/outcomes.jsonl by the text of the function, so that a pass that was stopped goes
 on, and a module that has changed is tried anew. `--survivors` tries those again for which a test may have
 been added since.
 """

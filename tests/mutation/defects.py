@@ -7,6 +7,7 @@ constants.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +106,12 @@ def operators() -> dict[str, Operator]:
 
 @dataclass(frozen=True)
 class Mutant:
-    """One defect of one module; `key` is the same as long as the module's text is."""
+    """One defect of one module. `key` stays the same as long as the text of its function does."""
 
     module: str  # path relative to the root
     line: int
     operator: str
-    occurrence: int
+    occurrence: int  # in the module
     key: str
 
     @property
@@ -120,14 +121,22 @@ class Mutant:
 
 def mutants(root: Path, module: str) -> Iterator[Mutant]:
     """Every defect of a module once, in the order of operators and places."""
-    text = (root / module).read_text()
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    tree = get_ast(text)
+    tree = get_ast((root / module).read_text())
     for name, operator in operators().items():
+        seen: Counter[str] = Counter()  # places of this operator, by the text of their function
         places = [(node, start) for node in ast_nodes(tree) for start, _ in operator.mutation_positions(node)]
         for occurrence, (node, (line, _)) in enumerate(places):
+            text = hashlib.sha256(_function(node).get_code().strip().encode()).hexdigest()[:12]
             if _counts(name, node, occurrence):
-                yield Mutant(module, line, name, occurrence, f"{module}:{digest}:{name}:{occurrence}")
+                yield Mutant(module, line, name, occurrence, f"{module}:{text}:{name}:{seen[text]}")
+            seen[text] += 1
+
+
+def _function(node):
+    """The outermost function round a node, or its statement where there is none."""
+    above = list(_above(node))
+    functions = [one for one in above if one.type in ("funcdef", "async_funcdef")]
+    return functions[-1] if functions else above[-2] if len(above) > 1 else node
 
 
 def _counts(name: str, node, occurrence: int) -> bool:

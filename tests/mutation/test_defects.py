@@ -65,10 +65,19 @@ def test_what_would_be_no_python_is_no_defect(copy):
     assert found == {"AddNot": None, "RemoveStatement": "if m := f():\n    pass\n"}
 
 
-def test_a_changed_module_has_other_keys(copy):
-    before = {m.key for m in mutants(copy, "weak.py")}
-    (copy / "weak.py").write_text(WEAK + "\n")
-    assert before.isdisjoint({m.key for m in mutants(copy, "weak.py")})
+def test_a_changed_function_has_other_keys_and_its_neighbours_have_not(copy):
+    def keys() -> dict[int, set[str]]:
+        found = {}
+        for mutant in mutants(copy, "weak.py"):
+            found.setdefault(mutant.line, set()).add(mutant.key)
+        return found
+
+    (copy / "weak.py").write_text("a = 1\n\n" + WEAK)
+    before = keys()
+    assert sum(len(one) for one in before.values()) == len(list(mutants(copy, "weak.py"))) == 7
+    (copy / "weak.py").write_text("a = 2\n\n\n" + WEAK)
+    after = keys()
+    assert before[4] == after[5] and before[5] == after[6] and before[1].isdisjoint(after[1])
 
 
 def test_every_module_has_tests():
