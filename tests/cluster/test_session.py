@@ -137,6 +137,15 @@ def test_a_cluster_is_tried_and_has_gpus_of_its_own(asked, monkeypatch, gpus):
 
 # The session itself.
 
+@pytest.fixture(autouse=True)
+def on_term():
+    """A handler of the test's own, so that it is seen whether a session gives it back."""
+    before, own = signal.getsignal(signal.SIGTERM), lambda *_: None
+    signal.signal(signal.SIGTERM, own)
+    yield own
+    signal.signal(signal.SIGTERM, before)
+
+
 class Ray:
     """What a session asks of Ray."""
 
@@ -159,13 +168,13 @@ class Ray:
         self.ended += 1
 
 
-def test_on_this_machine_ray_is_started_and_ended(monkeypatch, capfd):
+def test_on_this_machine_ray_is_started_and_ended(monkeypatch, capfd, on_term):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    before, files = signal.getsignal(signal.SIGTERM), len(os.listdir("/proc/self/fd"))
+    files = len(os.listdir("/proc/self/fd"))
     ray = Ray(monkeypatch, node(3))
     with session.session(3) as found:
         assert found == Session(cpus=3, gpus=0, node_cpus=3, memory_bytes=7.0)
-        assert signal.getsignal(signal.SIGTERM) is before and not ray.ended
+        assert signal.getsignal(signal.SIGTERM) is on_term and not ray.ended
         os.write(2, b"our own")
     assert len(os.listdir("/proc/self/fd")) == files
     [options] = ray.began
