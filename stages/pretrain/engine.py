@@ -183,7 +183,7 @@ class Engine:
             for key in MOMENTS:
                 put(f"{key}.{name}", safe_get_full_optimizer_state(parameter, key))
         for name, buffer in self.model.state_dict().items():
-            if name not in found and not any(name == n for n, _ in self.model.named_parameters()):
+            if name not in found:
                 put(name, buffer)
         return found
 
@@ -220,7 +220,7 @@ class Engine:
         zero = self._deepspeed.optimizer
         flats = {0: lambda: list(self.model.parameters()), 3: lambda: zero.fp32_partitioned_groups_flat}
         for flat in flats.get(self.stage, lambda: zero.single_partition_of_fp32_groups)():
-            if flat not in self.adam.state or not self.adam.state[flat]:
+            if not self.adam.state[flat]:
                 self.adam.state[flat] = {"step": torch.tensor(0.0), **{key: torch.zeros_like(flat.data) for key in MOMENTS}}
         if self.stage in (1, 2):
             zero._lazy_init_hp_params_optimizer_state()
@@ -231,7 +231,7 @@ def _summed(own: dict[str, Tensor], flags: Iterable[bool], world: World) -> tupl
     said = torch.tensor([float(f) for f in flags], dtype=torch.float64)
     shapes = {name: value.shape for name, value in own.items()}
     flat = torch.cat([*(v.reshape(-1).double().cpu() for v in own.values()), said])
-    parts = list(world.sum(flat).cpu().split([max(1, s.numel()) for s in shapes.values()] + [len(said)]))
+    parts = list(world.sum(flat).cpu().split([s.numel() for s in shapes.values()] + [len(said)]))
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=False)}, [bool(v) for v in parts[-1].tolist()]
 
 
