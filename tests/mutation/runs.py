@@ -117,6 +117,10 @@ class Recorder:
             key=lambda item: (of_file[item.fspath], str(item.fspath), self.seconds.get(item.nodeid, 0.0))
         )
 
+    def pytest_collectreport(self, report) -> None:
+        if report.failed:  # the module cannot be imported
+            self.failed.append(report.nodeid)
+
     def pytest_runtest_logreport(self, report) -> None:
         self.took[report.nodeid] = self.took.get(report.nodeid, 0.0) + report.duration
         if report.failed:
@@ -181,6 +185,11 @@ class Slot:
             self.known[module] = report["took"]
         return self.known[module]
 
+    def _still_passes(self, module: str) -> None:
+        code, report = self.server.run(self.copy, self.tests(module), self.known[module])
+        if code != PASSED:
+            raise BaselineFails(f"the tests of {module} passed before and fail now: see {self.copy}.txt")
+
     def outcome(self, mutant: Mutant) -> dict:
         """{"outcome": killed | survived | none, "by": the test that failed, "seconds"}."""
         text = defective(self.copy, mutant)
@@ -193,8 +202,13 @@ class Slot:
             code, report = self.server.run(self.copy, self.tests(mutant.module), seconds)
         finally:
             (self.copy / mutant.module).write_text(original)
-        by = report.get("failed") or ["timeout" if code is None else f"exit {code}"]
-        found = {"outcome": "survived"} if code == PASSED else {"outcome": "killed", "by": by[0]}
+        if code == PASSED:
+            found = {"outcome": "survived"}
+        elif report.get("failed"):
+            found = {"outcome": "killed", "by": report["failed"][0]}
+        else:  # nothing says that a test failed: see whether it is the defect, or a full disk
+            self._still_passes(mutant.module)
+            found = {"outcome": "killed", "by": "hangs" if code is None else f"ends with {code}"}
         return found | {"seconds": round(time.monotonic() - began, 2)}
 
 

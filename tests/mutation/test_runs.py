@@ -50,6 +50,22 @@ def test_a_test_that_fails_without_a_defect_is_an_error(tmp_path):
         own.outcome(next(mutants(copy, "weak.py")))
 
 
+def test_a_run_without_a_failed_test_kills_nothing_unless_the_defect_did_it(tmp_path):
+    """Such as when the disk is full: else every mutant would count as killed from then on."""
+    copy = tmp_path / "slot"
+    copy.mkdir()
+    (copy / "weak.py").write_text(WEAK)
+    (copy / "test_weak.py").write_text(TEST)
+    own = Slot(copy, Server(), lambda module: ["test_weak.py"])
+    own.baseline("weak.py")
+    (copy / "conftest.py").write_text("import os\nos._exit(1)\n")
+    with pytest.raises(BaselineFails, match="passed before and fail now"):
+        own.outcome(next(mutants(copy, "weak.py")))
+    (copy / "conftest.py").write_text("import os, weak\nif weak.limit(9) != 5:\n    os._exit(1)\n")
+    found = {m.operator: own.outcome(m) for m in mutants(copy, "weak.py")}
+    assert found["AddNot"]["outcome"] == "killed" and found["AddNot"]["by"].startswith("ends with ")
+
+
 @pytest.mark.timeout(3600)
 def test_a_sample_of_the_projects_mutants_is_killed(tmp_path):
     everything = [m for module in modules() for m in mutants(ROOT, module)]
