@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,13 @@ run:
   out: {out}
   scan_workers: 1
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """A suite that a shell runs in the background ignores Ctrl-C, and so would every command it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
