@@ -34,8 +34,12 @@ def main() -> int:
     parser.add_argument("--survivors", action="store_true", help="try again those that survived")
     asked = parser.parse_args()
     everything = [m for module in modules() if asked.only in module for m in mutants(ROOT, module)]
+    if not everything:
+        parser.error(
+            f"--only {asked.only}: no mutated module has this in its path; tests/mutation/targets.py lists them"
+        )
     if asked.sample:
-        everything = random.Random(asked.seed).sample(everything, asked.sample)
+        everything = sample(everything, asked.sample, asked.seed)
     known = read()
     todo = [
         m
@@ -43,9 +47,22 @@ def main() -> int:
         if m.key not in known or (asked.survivors and known[m.key]["outcome"] == "survived")
     ]
     FOLDER.mkdir(exist_ok=True)
-    failures = run(todo, tell)
+    print(
+        f"{len(everything)} defects, {len(todo)} to try; Ctrl-C stops, the same command goes on", flush=True
+    )
+    try:
+        failures = run(todo, tell)
+    except KeyboardInterrupt:
+        print("stopped; what was tried is kept, the same command goes on")
+        return 130
     print(*failures, sep="\n", end="\n" if failures else "")
     return summary(everything, read()) or bool(failures)
+
+
+def sample(everything: list[Mutant], count: int, seed: int) -> list[Mutant]:
+    """So many of them at most, the same for the same seed, those of a module side by side."""
+    chosen = random.Random(seed).sample(everything, min(count, len(everything)))
+    return sorted(chosen, key=everything.index)
 
 
 def read() -> dict[str, dict]:

@@ -1,10 +1,9 @@
 """Runs of mutants: what a test notices is told apart from what it does not; a sample of the project's own."""
 
-import random
-
 import pytest
 
-from tests.mutation.__main__ import run
+from tests.mutation import runs
+from tests.mutation.__main__ import run, sample
 from tests.mutation.defects import mutants
 from tests.mutation.runs import BaselineFails, Server, Slot
 from tests.mutation.targets import ROOT, modules
@@ -23,57 +22,58 @@ SAMPLE, KILLED = 60, 0.9
 pytestmark = pytest.mark.slow
 
 
-def test_killed_survived_and_hanging_mutants_are_told_apart(tmp_path):
+@pytest.fixture
+def own(tmp_path) -> Slot:
+    """A slot with one module and one weak test of it."""
     copy = tmp_path / "slot"
     copy.mkdir()
     (copy / "weak.py").write_text(WEAK)
     (copy / "test_weak.py").write_text(TEST)
-    own = Slot(copy, Server(), lambda module: ["test_weak.py"])
-    found = {m.operator: own.outcome(m) for m in mutants(copy, "weak.py")}
-    assert {name: row["outcome"] for name, row in found.items() if name != "NumberReplacer"} == {
-        "ReplaceComparisonOperator_Lt_LtE": "survived",
-        "ReplaceComparisonOperator_Gt_GtE": "killed",
-        "AddNot": "killed",
-        "RemoveStatement": "survived",
+    return Slot(copy, Server(), lambda module: ["test_weak.py"])
+
+
+def test_killed_survived_and_hanging_mutants_are_told_apart(own, monkeypatch):
+    monkeypatch.setattr(runs, "PATIENCE_S", 3.0)
+    tried = [m for m in mutants(own.copy, "weak.py") if m.operator != "NumberReplacer"]
+    found = {(m.line, m.operator): own.outcome(m) for m in tried}
+    assert {place: row["outcome"] for place, row in found.items()} == {
+        (2, "ReplaceComparisonOperator_Gt_GtE"): "killed",
+        (2, "AddNot"): "killed",
+        (3, "RemoveStatement"): "killed",  # it hangs
+        (4, "ReplaceComparisonOperator_Lt_LtE"): "survived",
+        (4, "AddNot"): "killed",
+        (5, "RemoveStatement"): "survived",
     }
-    assert found["AddNot"]["by"] == "test_weak.py::test_it"
-    assert (copy / "weak.py").read_text() == WEAK
+    assert found[4, "AddNot"]["by"] == "test_weak.py::test_it" and found[3, "RemoveStatement"]["seconds"] >= 3
+    assert (own.copy / "weak.py").read_text() == WEAK
 
 
-def test_a_test_that_fails_without_a_defect_is_an_error(tmp_path):
-    copy = tmp_path / "slot"
-    copy.mkdir()
-    (copy / "weak.py").write_text(WEAK)
-    (copy / "test_weak.py").write_text(TEST.replace("5", "6"))
-    own = Slot(copy, Server(), lambda module: ["test_weak.py"])
+def test_a_test_that_fails_without_a_defect_is_an_error(own):
+    (own.copy / "test_weak.py").write_text(TEST.replace("5", "6"))
     with pytest.raises(BaselineFails, match="fail without a defect"):
-        own.outcome(next(mutants(copy, "weak.py")))
+        own.outcome(next(mutants(own.copy, "weak.py")))
 
 
-def test_a_run_without_a_failed_test_kills_nothing_unless_the_defect_did_it(tmp_path):
+def test_a_run_without_a_failed_test_kills_nothing_unless_the_defect_did_it(own):
     """Such as when the disk is full: else every mutant would count as killed from then on."""
-    copy = tmp_path / "slot"
-    copy.mkdir()
-    (copy / "weak.py").write_text(WEAK)
-    (copy / "test_weak.py").write_text(TEST)
-    own = Slot(copy, Server(), lambda module: ["test_weak.py"])
     own.baseline("weak.py")
-    (copy / "conftest.py").write_text("import os\nos._exit(1)\n")
+    (own.copy / "conftest.py").write_text("import os\nos._exit(1)\n")
     with pytest.raises(BaselineFails, match="passed before and fail now"):
-        own.outcome(next(mutants(copy, "weak.py")))
-    (copy / "conftest.py").write_text("import os, weak\nif weak.limit(9) != 5:\n    os._exit(1)\n")
-    found = {m.operator: own.outcome(m) for m in mutants(copy, "weak.py")}
-    assert found["AddNot"]["outcome"] == "killed" and found["AddNot"]["by"].startswith("ends with ")
+        own.outcome(next(mutants(own.copy, "weak.py")))
+    (own.copy / "conftest.py").write_text("import os, weak\nif weak.limit(9) != 5:\n    os._exit(1)\n")
+    negated = [m for m in mutants(own.copy, "weak.py") if (m.line, m.operator) == (2, "AddNot")]
+    assert [own.outcome(m) | {"seconds": 0} for m in negated] == [
+        {"outcome": "killed", "by": "ends with 1", "seconds": 0}
+    ]
 
 
 @pytest.mark.timeout(3600)
 def test_a_sample_of_the_projects_mutants_is_killed(tmp_path):
-    everything = [m for module in modules() for m in mutants(ROOT, module)]
-    found = {}
-    run(
-        random.Random(0).sample(everything, SAMPLE),
-        lambda mutant, outcome: found.update({mutant.name: outcome}),
-        folder=tmp_path,
+    everything, found = [m for module in modules() for m in mutants(ROOT, module)], {}
+    chosen = sample(everything, SAMPLE, seed=0)
+    failures = run(
+        chosen, lambda mutant, outcome: found.update({mutant: outcome["outcome"]}), folder=tmp_path
     )
-    survivors = [name for name, outcome in found.items() if outcome["outcome"] == "survived"]
-    assert len(survivors) <= (1 - KILLED) * len(found), survivors
+    assert not failures and set(found) == set(chosen), failures
+    survivors = [mutant.name for mutant, outcome in found.items() if outcome == "survived"]
+    assert len(survivors) <= (1 - KILLED) * SAMPLE, survivors
