@@ -83,4 +83,8 @@ def test_the_nodes_of_a_cluster_are_looked_at(ray_session, tmp_path, monkeypatch
 
 def test_the_address_of_a_cluster_is_taken(ray_session, monkeypatch):
     monkeypatch.setattr(sessions, "HEALTH_S", 120.0)  # where other processes hold the cores, the start alone takes long
-    reachable(ray.get_runtime_context().gcs_address)
+    address = ray.get_runtime_context().gcs_address
+    assert reachable(address) is None, "a real head is healthy"
+    host, _, _ = address.rpartition(":")
+    with pytest.raises(ValueError, match=f"no Ray cluster answers at {host}:1 "):
+        reachable(f"{host}:1")

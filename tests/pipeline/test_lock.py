@@ -72,7 +72,8 @@ def test_a_holder_that_has_not_yet_said_who_it_is_is_another_process(tmp_path):
 
 def test_two_folders_are_locked_apart(tmp_path):
     with locked(Storage(tmp_path / "a")), locked(Storage(tmp_path / "b")):
-        pass
+        holders = {name: json.loads((tmp_path / name / NAME).read_bytes())["pid"] for name in "ab"}
+    assert holders == dict.fromkeys("ab", os.getpid())
 
 
 # An OUT on an object store.
@@ -137,7 +138,8 @@ def test_a_run_that_died_holds_a_store_until_its_last_beat_is_stale(out, clock, 
 def test_a_torn_entry_holds_nothing(out, clock):
     out.write(NAME, b"torn")
     with locked(out):
-        pass
+        assert json.loads(out.read(NAME))["pid"] == os.getpid()
+    assert not out.exists(NAME)
 
 
 def test_a_run_outbid_while_it_waits_is_refused_and_leaves_the_others_entry(out, clock):

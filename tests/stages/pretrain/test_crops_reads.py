@@ -9,49 +9,13 @@ import torch
 
 from stages.pretrain import draws
 from stages.pretrain.crops import Crops, Reader
-from stages.pretrain.data import Data
 from stages.pretrain.masking import Masking
 from stages.pretrain.mixture import Mixture
-from stages.pretrain.pinning import pin
-from stages.pretrain.state import State
 from tests.stages.pretrain.corpus import CROP, SEGMENT, SIZE, Corpus
+from tests.stages.pretrain.reading import FRAMES, G, reading, state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FRAMES, G = 48, 6
 AUDIO, CODES, CQT = range(3)  # columns
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("crops")
-
-
-@pytest.fixture(scope="module", params=["wav-float16", "flac-uint8"])
-def made(request, folder) -> Corpus:
-    form, storage = request.param.split("-")
-    return (
-        Corpus(str(folder / request.param), format=form, storage=storage).write(shards=2, segments=4).gather()
-    )
-
-
-@pytest.fixture
-def data(made, folder) -> Data:
-    return Data(corpora=(made.root,), crop_samples=CROP, cache=str(folder / "cache"))
-
-
-def reading(data: Data, mixture: Mixture | None = None) -> Reader:
-    return Reader(pin(data), data, Masking(), mixture or Mixture(prob=0.0), FRAMES)
-
-
-@pytest.fixture
-def reader(data):
-    made = reading(data)
-    yield made
-    made.tars.close()
-
-
-def state(reader: Reader, consumed: int = 0) -> State:
-    return State(reader.pinned.fingerprint, 3, G, 0, consumed)
 
 
 def spoilt(reader: Reader, harm) -> list:

@@ -12,22 +12,11 @@ from stages.pretrain.engine import Engine
 from stages.pretrain.mert import Mert
 from stages.pretrain.scale import DynamicScale
 from stages.pretrain.state import State
-from tests.chaos.training import configured
 from tests.stages.pretrain.runs import Quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAN = math.nan
 RESTORE = ("guard.then=restore", "checkpoints.every_updates=2", "checkpoints.keep=9")
-
-
-@pytest.fixture(scope="module")
-def configuration(tmp_path_factory):
-    return configured(tmp_path_factory.mktemp("guarded"))
-
-
-@pytest.fixture
-def quick(monkeypatch, configuration, tmp_path):
-    return Quick(monkeypatch, configuration, tmp_path)
 
 
 def test_a_bad_update_is_skipped_and_its_samples_are_read_again_and_blamed(quick, monkeypatch):

@@ -6,21 +6,11 @@ import signal
 import pytest
 
 from stages.pretrain import loop
-from tests.chaos.training import CURVE, configured
+from tests.chaos.training import CURVE
 from tests.stages.pretrain.runs import Quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OFTEN = ("watch.validate_every=2", "checkpoints.keep=9", "optim.updates=6")
-
-
-@pytest.fixture(scope="module")
-def configuration(tmp_path_factory):
-    return configured(tmp_path_factory.mktemp("resumed"))
-
-
-@pytest.fixture
-def quick(monkeypatch, configuration, tmp_path):
-    return Quick(monkeypatch, configuration, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,10 @@ import torch
 from stages.pretrain import loop, metrics
 from stages.pretrain.checkpoint import Checkpoints
 from stages.pretrain.stopping import SIGNALS
-from tests.chaos.training import configured
 from tests.stages.pretrain.runs import ALONE, STILL, Quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 UPDATES, EPOCH = 12, 9  # an epoch has 156 samples: nine updates of 16
-
-
-@pytest.fixture(scope="module")
-def configuration(tmp_path_factory):
-    return configured(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def quick(monkeypatch, configuration, tmp_path):
-    return Quick(monkeypatch, configuration, tmp_path)
 
 
 class Spies:

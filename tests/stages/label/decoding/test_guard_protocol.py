@@ -204,8 +204,11 @@ class TestTooSlow:
 
     def test_the_readers_own_time_does_not_count(self, run):
         one = run([[block(1), block(2), block(3), END]])
-        for _ in one.guard.decode(source(one.path), os.fsencode(one.path), REQUEST, {}):
+        heard = []
+        for wave_N in one.guard.decode(source(one.path), os.fsencode(one.path), REQUEST, {}):
+            heard.append(len(wave_N))
             one.clock[0] += 1000
+        assert len(heard) == 3 and all(heard)
 
 
 def source_sha(path):
