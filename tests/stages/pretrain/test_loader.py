@@ -7,6 +7,7 @@ import shutil
 import signal
 from dataclasses import replace
 from itertools import islice
+from statistics import median
 
 import numpy as np
 import psutil
@@ -320,12 +321,13 @@ def unshared_bytes(run_by: psutil.Process) -> int:
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_memory_does_not_grow(data, workers):
-    own = replace(data, workers=workers)
+    """A leak shows in each of three stretches; what is freed late, or no longer shared, in one of them."""
+    own, grown = replace(data, workers=workers), []
     stream, here = loader(own).stream(start(own)), psutil.Process()
     list(islice(stream, 200))
-    early = unshared_bytes(here)
-    for _ in range(1800):
-        next(stream)
-    grown = unshared_bytes(here) - early
+    for _ in range(3):
+        before = unshared_bytes(here)
+        list(map(type, islice(stream, 600)))
+        grown.append((unshared_bytes(here) - before) / 2**20)
     stream.close()
-    assert grown < 4 * 2**20, f"{grown / 2**20:.1f} MiB in 1,800 batches"
+    assert median(grown) < 1, f"{grown} MiB in 600 batches each"
