@@ -40,13 +40,25 @@ def plain(remote_class: Any) -> type:
 
 def raised_in_task(cause: Exception) -> RayTaskError:
     """What `ray.get` raises when a task raised `cause`."""
-    return RayTaskError("train()", f"ray::Rank.train()\n{type(cause).__name__}: {cause}", cause).as_instanceof_cause()
+    return RayTaskError(
+        "train()", f"ray::Rank.train()\n{type(cause).__name__}: {cause}", cause
+    ).as_instanceof_cause()
 
 
 def node(cpus: float, gpus: float = 0, name: str = "n1", alive: bool = True) -> dict:
     """A node as `ray.nodes()` describes it."""
     resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    return {"NodeID": name, "NodeManagerAddress": f"address-of-{name}", "Alive": alive, "Resources": {k: v for k, v in resources.items() if v}}
+    return {
+        "NodeID": name,
+        "NodeManagerAddress": f"address-of-{name}",
+        "Alive": alive,
+        "Resources": {k: v for k, v in resources.items() if v},
+    }
+
+
+def finished(shard: str) -> dict:
+    """What a worker of the stage `codes` says of a shard that is done."""
+    return {"shard": shard, "stage": "codes", "status": "finished"}
 
 
 class Threads:

@@ -17,7 +17,11 @@ def ledger():
 
 
 def test_attempts_are_counted_for_each_shard_and_stage_alone(ledger):
-    assert [ledger.begin("codes", "s1", "n1"), ledger.begin("codes", "s1", "n2"), ledger.begin("codes", "s1", "n1")] == [1, 2, 3]
+    assert [
+        ledger.begin("codes", "s1", "n1"),
+        ledger.begin("codes", "s1", "n2"),
+        ledger.begin("codes", "s1", "n1"),
+    ] == [1, 2, 3]
     assert ledger.begin("codes", "s2", "n1") == 1 and ledger.begin("cqt", "s1", "n1") == 1
 
 
@@ -25,7 +29,11 @@ def test_a_shard_that_ended_begins_at_one_again_and_its_neighbours_do_not(ledger
     for stage, shard in (("codes", "s1"), ("codes", "s2"), ("cqt", "s1")):
         ledger.begin(stage, shard, "n1")
     ledger.end({"stage": "codes", "shard": "s1", "status": "finished"})
-    assert [ledger.begin(*what, "n1") for what in (("codes", "s1"), ("codes", "s2"), ("cqt", "s1"))] == [1, 2, 2]
+    assert [ledger.begin(*what, "n1") for what in (("codes", "s1"), ("codes", "s2"), ("cqt", "s1"))] == [
+        1,
+        2,
+        2,
+    ]
     ledger.end({"progress": 0.5})  # a report of no shard
 
 
@@ -33,8 +41,10 @@ def test_events_are_given_once_in_order(ledger, monkeypatch):
     monkeypatch.setattr(module.time, "time", lambda: 12.5)
     ledger.begin("codes", "s1", "n1")
     ledger.end({"stage": "codes", "shard": "s1", "status": "finished", "attempts": 1})
-    assert ledger.drain() == [{"event": "begin", "stage": "codes", "shard": "s1", "host": "n1", "started": 12.5},
-                              {"event": "end", "stage": "codes", "shard": "s1", "status": "finished", "attempts": 1}]
+    assert ledger.drain() == [
+        {"event": "begin", "stage": "codes", "shard": "s1", "host": "n1", "started": 12.5},
+        {"event": "end", "stage": "codes", "shard": "s1", "status": "finished", "attempts": 1},
+    ]
     assert ledger.drain() == []
 
 
@@ -49,7 +59,9 @@ def test_it_stands_on_the_node_of_the_driver(monkeypatch):
         asked.append(given)
         return SimpleNamespace(remote=lambda: "ledger")
 
-    monkeypatch.setattr(module.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a" * 56))
+    monkeypatch.setattr(
+        module.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a" * 56)
+    )
     monkeypatch.setattr(module, "Ledger", SimpleNamespace(options=options))
     assert ledger_here() == "ledger"
     [given] = asked
@@ -58,6 +70,7 @@ def test_it_stands_on_the_node_of_the_driver(monkeypatch):
 
 
 # What the driver sees of it.
+
 
 class Drains:
     """Gives what is put into `waiting`; raises the next of `fails` instead, where there is one."""
@@ -105,7 +118,11 @@ def test_the_last_reports_come_even_after_an_error_and_nobody_looks_later(monkey
 
 
 def test_a_ledger_that_does_not_answer_for_a_while_is_asked_again(monkeypatch):
-    fails = (GetTimeoutError("late"), ActorUnavailableError("restarting", None), ValueError("the session is closing"))
+    fails = (
+        GetTimeoutError("late"),
+        ActorUnavailableError("restarting", None),
+        ValueError("the session is closing"),
+    )
     drains, came, seen = Drains(monkeypatch, *fails), threading.Event(), []
     with watching(drains.handle, lambda event: seen.append(event) or came.set()):
         drains.waiting = [{"n": 1}]

@@ -25,10 +25,19 @@ def test_a_good_node_passes(tmp_path):
 def test_a_bad_node_is_named_with_what_it_lacks(tmp_path):
     own, found = {"torch": "2.0", "numpy": "1.0", "ray": "2.6"}, {"torch": "1.0", "ray": "2.6"}
     for changes, said in [
-        ({"sees": False}, f"node n2 (10.0.0.2) does not see {tmp_path}: OUT must be on storage that every node shares, or s3://"),
-        ({"missing": ["/music", "/more"]}, "node n2 (10.0.0.2) does not see the audio at /music: mount it there, or use s3://"),
-        ({"software": found}, "node n2 (10.0.0.2) has torch 1.0 (here 2.0), numpy None (here 1.0): "
-                              "labels repeat only with the same versions everywhere"),
+        (
+            {"sees": False},
+            f"node n2 (10.0.0.2) does not see {tmp_path}: OUT must be on storage that every node shares, or s3://",
+        ),
+        (
+            {"missing": ["/music", "/more"]},
+            "node n2 (10.0.0.2) does not see the audio at /music: mount it there, or use s3://",
+        ),
+        (
+            {"software": found},
+            "node n2 (10.0.0.2) has torch 1.0 (here 2.0), numpy None (here 1.0): "
+            "labels repeat only with the same versions everywhere",
+        ),
     ]:
         with pytest.raises(ValueError) as error:
             _check_node(seen(software=own) | changes, "10.0.0.2", own, Storage(tmp_path))
@@ -39,9 +48,17 @@ def test_a_node_looks_for_the_probe_and_for_local_audio(tmp_path):
     Storage(tmp_path).write("probe", b"")
     roots = [str(tmp_path), str(tmp_path / "none"), "s3://music"]
     found = _look._function(str(tmp_path), "probe", roots)
-    assert found == {"host": os.uname().nodename, "sees": True, "software": software(), "missing": [str(tmp_path / "none")]}
+    assert found == {
+        "host": os.uname().nodename,
+        "sees": True,
+        "software": software(),
+        "missing": [str(tmp_path / "none")],
+    }
     assert _look._function(str(tmp_path), "other", [])["sees"] is False
-    assert _look._default_options == {"num_cpus": 0, "max_retries": 2}  # a node whose CPUs are all taken answers as well
+    assert _look._default_options == {
+        "num_cpus": 0,
+        "max_retries": 2,
+    }  # a node whose CPUs are all taken answers as well
 
 
 class Nodes:
@@ -96,7 +113,9 @@ def test_each_node_of_a_cluster_is_looked_at_and_the_probe_removed(here, monkeyp
 
 def test_an_object_store_is_given_by_its_address(here, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    store = SimpleNamespace(is_local=False, root="s3://labels/out", base="labels/out", write=here.write, delete=here.delete)
+    store = SimpleNamespace(
+        is_local=False, root="s3://labels/out", base="labels/out", write=here.write, delete=here.delete
+    )
     nodes = Nodes(monkeypatch, node(4, name="1" * 56))
     monkeypatch.setattr(session, "Storage", lambda root: here)
     check_nodes(store, [])
@@ -113,14 +132,20 @@ def test_a_node_that_does_not_answer_is_named(here, monkeypatch, answer):
     Nodes(monkeypatch, node(4, name="0" * 56), node(4, name="1" * 56), answers=answers)
     with pytest.raises(ValueError) as error:
         check_nodes(here, [])
-    assert str(error.value) == (f"node address-of-{'1' * 56} does not answer ({type(answer).__name__}): "
-                                "remove it from the cluster or see its Ray logs")
+    assert str(error.value) == (
+        f"node address-of-{'1' * 56} does not answer ({type(answer).__name__}): "
+        "remove it from the cluster or see its Ray logs"
+    )
     assert here.names("") == set()
 
 
 def test_a_node_that_lacks_something_is_refused_and_the_probe_removed(here, monkeypatch):
     names = ["0" * 56, "1" * 56]
-    Nodes(monkeypatch, *(node(4, name=name) for name in names), answers=lambda name, found: found | {"sees": name == names[0]})
+    Nodes(
+        monkeypatch,
+        *(node(4, name=name) for name in names),
+        answers=lambda name, found: found | {"sees": name == names[0]},
+    )
     with pytest.raises(ValueError, match=rf"\(address-of-{names[1]}\) does not see {here.root}"):
         check_nodes(here, [])
     assert here.names("") == set()
@@ -134,6 +159,11 @@ def test_all_nodes_together_have_a_minute(here, monkeypatch):
 
 
 def test_only_nodes_that_live_and_can_work_count(monkeypatch):
-    nodes = [node(4), node(2, name="dead", alive=False), node(0, gpus=1, name="no CPU"), node(0.5, name="half")]
+    nodes = [
+        node(4),
+        node(2, name="dead", alive=False),
+        node(0, gpus=1, name="no CPU"),
+        node(0.5, name="half"),
+    ]
     monkeypatch.setattr(session.ray, "nodes", lambda: nodes)
     assert session.alive() == [nodes[0], nodes[3]]

@@ -28,7 +28,9 @@ class Cluster:
 @pytest.fixture(autouse=True)
 def made(monkeypatch):
     clusters = []
-    monkeypatch.setattr(simulate, "Cluster", lambda **options: clusters.append(Cluster(**options)) or clusters[-1])
+    monkeypatch.setattr(
+        simulate, "Cluster", lambda **options: clusters.append(Cluster(**options)) or clusters[-1]
+    )
     return clusters
 
 
@@ -36,7 +38,10 @@ def test_so_many_nodes_of_so_many_cpus(made):
     with simulate.simulated(3, cpus_per_node=2) as cluster:
         assert cluster.calls == [("add", {"num_cpus": 2})] * 2 + ["wait"]
     assert cluster is made[0] and cluster.calls[-1] == "shutdown" and cluster.calls.count("shutdown") == 1
-    assert cluster.options == {"initialize_head": True, "head_node_args": {"num_cpus": 2, "include_dashboard": False}}
+    assert cluster.options == {
+        "initialize_head": True,
+        "head_node_args": {"num_cpus": 2, "include_dashboard": False},
+    }
 
 
 def test_one_node_of_one_cpu_is_the_head_alone():
@@ -60,8 +65,12 @@ def test_the_command_says_the_address_and_stays_until_it_is_asked_to_end(made, m
 
     monkeypatch.setattr(sys, "argv", ["simulate", *arguments])
     monkeypatch.setattr(simulate.signal, "sigwait", sigwait)
-    monkeypatch.setattr(simulate, "print", lambda *text, **options: said.append((text, options)), raising=False)
+    monkeypatch.setattr(
+        simulate, "print", lambda *text, **options: said.append((text, options)), raising=False
+    )
     simulate.main()
-    assert said == [(("RAY_ADDRESS=127.0.0.1:6379",), {"flush": True})]  # whoever reads it through a pipe need not wait for the end
+    assert said == [
+        (("RAY_ADDRESS=127.0.0.1:6379",), {"flush": True})
+    ]  # whoever reads it through a pipe need not wait for the end
     assert waited == [{"SIGINT", "SIGTERM"}]
     assert len([c for c in made[0].calls if c[0] == "add"]) == added and made[0].calls[-1] == "shutdown"

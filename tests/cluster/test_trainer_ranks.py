@@ -41,7 +41,13 @@ class Ranks:
     def optioned(self, **options):
         index = len(self.options)
         self.options.append(options)
-        return Local(lambda: Local(SimpleNamespace(index=index, where=lambda: (self.hosts[index], 7000 + index), train=self.train)))
+        return Local(
+            lambda: Local(
+                SimpleNamespace(
+                    index=index, where=lambda: (self.hosts[index], 7000 + index), train=self.train
+                )
+            )
+        )
 
     def train(self, config, environment):
         assert config is CONFIG
@@ -64,8 +70,10 @@ def test_each_rank_is_told_who_it_is_and_where_the_others_are(monkeypatch):
     with trainer._ranks(CONFIG, True) as tasks:
         assert tasks == [f"task of rank {i}" for i in range(5)] and not ranks.killed and not ranks.removed
     common = {"MASTER_ADDR": "a", "MASTER_PORT": "7000", "WORLD_SIZE": "5"}
-    assert ranks.told == [common | {"RANK": str(i), "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": size}
-                          for i, (local, size) in enumerate([("0", "3"), ("0", "2"), ("1", "3"), ("2", "3"), ("1", "2")])]
+    assert ranks.told == [
+        common | {"RANK": str(i), "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": size}
+        for i, (local, size) in enumerate([("0", "3"), ("0", "2"), ("1", "3"), ("2", "3"), ("1", "2")])
+    ]
     assert ranks.patience == [True] and ranks.timeouts == [trainer.PLACE_S]
 
 
@@ -73,7 +81,11 @@ def test_with_gpus_every_rank_sees_one_and_that_is_its_first(monkeypatch):
     ranks = Ranks(monkeypatch, Layout(3, 4, 1.0), ["a", "a", "b"])
     with trainer._ranks(CONFIG, False):
         pass
-    assert [(t["RANK"], t["LOCAL_RANK"], t["LOCAL_WORLD_SIZE"]) for t in ranks.told] == [("0", "0", "2"), ("1", "0", "2"), ("2", "0", "1")]
+    assert [(t["RANK"], t["LOCAL_RANK"], t["LOCAL_WORLD_SIZE"]) for t in ranks.told] == [
+        ("0", "0", "2"),
+        ("1", "0", "2"),
+        ("2", "0", "1"),
+    ]
     assert ranks.patience == [False]
 
 

@@ -17,7 +17,9 @@ class Train:
     """`overtone train` with its output in a file; looks like `Ranks` to `reach`."""
 
     def __init__(self, config, *overrides: str, **environment: str):
-        argv, options = command("train", str(config), *(a for o in overrides for a in ("--set", o)), **environment)
+        argv, options = command(
+            "train", str(config), *(a for o in overrides for a in ("--set", o)), **environment
+        )
         self.output = config.parent / "output.txt"
         with open(self.output, "w") as out:
             self.process = subprocess.Popen(argv, **options, stdout=out, stderr=out)
@@ -85,9 +87,13 @@ def test_a_node_killed_during_training_is_done_without(tmp_path):
     assert [row["update"] for row in rows(tmp_path)] == list(range(1, 17))
 
 
-@pytest.mark.parametrize(("override", "says"), [
-    pytest.param("run.ranks=64", r"run\.ranks is 64, the cluster has \d+ CPUs", marks=pytest.mark.slow),
-    ("data.corpora=[/nowhere]", r"data\.corpora: /nowhere holds no plan\.parquet")])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        pytest.param("run.ranks=64", r"run\.ranks is 64, the cluster has \d+ CPUs", marks=pytest.mark.slow),
+        ("data.corpora=[/nowhere]", r"data\.corpora: /nowhere holds no plan\.parquet"),
+    ],
+)
 def test_what_cannot_be_is_said(tmp_path, override, says, run_overtone):
     done = run_overtone("train", configured(tmp_path), "--set", override)
     assert done.returncode == 2 and "Traceback" not in done.stderr

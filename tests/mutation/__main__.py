@@ -36,7 +36,8 @@ def main() -> int:
     everything = [m for module in modules() if asked.only in module for m in mutants(ROOT, module)]
     if not everything:
         parser.error(
-            f"--only {asked.only}: no mutated module has this in its path; tests/mutation/targets.py lists them"
+            f"--only {asked.only}: no mutated module has this in its path; "
+            "tests/mutation/targets.py lists them"
         )
     if asked.sample:
         everything = sample(everything, asked.sample, asked.seed)
@@ -73,7 +74,7 @@ def read() -> dict[str, dict]:
 
 
 def run(todo: list[Mutant], on_outcome, slots: int = SLOTS, folder: Path = FOLDER) -> list[str]:
-    """Try each mutant; returns which modules could not be tried, and why. Ctrl-C ends after the mutants at hand."""
+    """Try each mutant; returns which modules could not be tried, and why. Ctrl-C ends after those at hand."""
     batches = [batch for _, own in groupby(todo, lambda m: m.module) for batch in batched(own, BATCH)]
     server, known, stop, lock = Server(), {}, threading.Event(), threading.Lock()
     free: queue.Queue[Slot] = queue.Queue()

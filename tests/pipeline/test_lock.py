@@ -17,8 +17,10 @@ from tests.cluster.fakes import Threads
 from tests.conftest import ROOT
 from tests.object_store import served
 
-HOLD = "import sys, time; from pipeline.lock import locked; from stages.shards.storage import Storage\n" \
-       "with locked(Storage(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+HOLD = (
+    "import sys, time; from pipeline.lock import locked; from stages.shards.storage import Storage\n"
+    "with locked(Storage(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+)
 
 
 def refused(out: Storage) -> str:
@@ -35,15 +37,20 @@ def said(out: Storage, who: str) -> str:
 
 # A local OUT.
 
+
 def test_the_lock_of_a_killed_process_is_free_and_while_it_lives_it_is_named(tmp_path):
     out = Storage(tmp_path / "not yet" / "there")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, out.root], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, out.root], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         for _ in range(2):  # to be refused leaves the holder's name in place
             held = json.loads(out.read(NAME))
             assert held["pid"] == holder.pid and held["host"] == platform.node()
-            assert refused(out) == said(out, f"process {holder.pid} on {platform.node()} since {held['since']}")
+            assert refused(out) == said(
+                out, f"process {holder.pid} on {platform.node()} since {held['since']}"
+            )
     finally:
         holder.kill()
         holder.wait()
@@ -78,6 +85,7 @@ def test_two_folders_are_locked_apart(tmp_path):
 
 # An OUT on an object store.
 
+
 @pytest.fixture(scope="module")
 def store():
     with served("labels"):
@@ -99,7 +107,11 @@ def clock(monkeypatch):
         found.waits.append(seconds)
         found.meanwhile()
 
-    monkeypatch.setattr(lock, "time", SimpleNamespace(time=lambda: found.now, sleep=sleep, strftime=lambda form: "2001-02-03 04:05:06"))
+    monkeypatch.setattr(
+        lock,
+        "time",
+        SimpleNamespace(time=lambda: found.now, sleep=sleep, strftime=lambda form: "2001-02-03 04:05:06"),
+    )
     return found
 
 
@@ -111,8 +123,19 @@ def test_on_a_store_the_second_run_is_refused_and_the_object_goes_at_the_end(out
     with locked(out):
         held = json.loads(out.read(NAME))
         token = held.pop("token")
-        assert held == {"host": platform.node(), "pid": os.getpid(), "since": "2001-02-03 04:05:06", "beat": clock.now} and len(token) == 32
-        assert refused(out) == said(out, f"process {os.getpid()} on {platform.node()} since 2001-02-03 04:05:06")
+        assert (
+            held
+            == {
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "since": "2001-02-03 04:05:06",
+                "beat": clock.now,
+            }
+            and len(token) == 32
+        )
+        assert refused(out) == said(
+            out, f"process {os.getpid()} on {platform.node()} since 2001-02-03 04:05:06"
+        )
         assert json.loads(out.read(NAME))["token"] == token
     assert not out.exists(NAME) and clock.waits == [lock.SETTLE_S]
 
@@ -123,7 +146,9 @@ def test_on_a_store_the_object_goes_after_an_error_too(out, clock):
     assert not out.exists(NAME)
 
 
-@pytest.mark.parametrize(("age", "free"), [(0, False), (lock.STALE_S - 1, False), (lock.STALE_S, True), (lock.STALE_S + 1, True)])
+@pytest.mark.parametrize(
+    ("age", "free"), [(0, False), (lock.STALE_S - 1, False), (lock.STALE_S, True), (lock.STALE_S + 1, True)]
+)
 def test_a_run_that_died_holds_a_store_until_its_last_beat_is_stale(out, clock, age, free):
     out.write(NAME, entry(clock.now - age))
     if free:

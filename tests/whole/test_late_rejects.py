@@ -13,7 +13,7 @@ from stages.shards import record as records
 from stages.shards import sums
 from stages.shards.storage import Storage
 from tests.conftest import SMALL
-from tests.stages.label.test_shard_states import late_damage, late_nan, leftovers, members
+from tests.stages.label.test_shard_late import late_damage, late_nan, leftovers, members
 
 pytestmark = pytest.mark.slow
 
@@ -69,8 +69,15 @@ def test_the_other_recordings_are_those_of_a_run_without_them(run, labelled):
     for name in sorted(p.name for p in (out / "columns").iterdir()):
         there = members(out, name)
         assert there and there == members(labelled, name), name
-    totals = [sums.read(Storage(place), next(p.name for p in (place / "columns").iterdir() if p.name.startswith("cqt")))[0]["cqt"]
-              for place in (out, labelled)]
+    totals = [
+        sums.read(
+            Storage(place), next(p.name for p in (place / "columns").iterdir() if p.name.startswith("cqt"))
+        )[0]["cqt"]
+        for place in (out, labelled)
+    ]
     assert np.allclose(*totals)
-    segments = [{(r["key"], r["samples"]) for r in pq.read_table(place / "segments.parquet").to_pylist()} for place in (out, labelled)]
+    segments = [
+        {(r["key"], r["samples"]) for r in pq.read_table(place / "segments.parquet").to_pylist()}
+        for place in (out, labelled)
+    ]
     assert segments[0] == segments[1]

@@ -74,7 +74,11 @@ class Scans:
             self._write("probed", PROBED, [self._facts(by_path[path], *rest, known) for path, *rest in todo])
             self.hashed = [path for (path,) in identity.to_hash(self.folder / "probed")]
             hashes = [
-                {"path_bytes": path, "sha256": None if by_path[path].error else by_path[path].sha256, "error": by_path[path].error}
+                {
+                    "path_bytes": path,
+                    "sha256": None if by_path[path].error else by_path[path].sha256,
+                    "error": by_path[path].error,
+                }
                 for path in self.hashed
             ]
             self._write("hashed", HASHED, hashes)

@@ -18,8 +18,16 @@ SEGMENT = 3200  # samples
 SHARD = "s1"
 
 
-def audio(storage: Storage, recordings: Iterable[str] = ("a", "b", "c"), seed: int = 0, segments: int = 2, shard: str = SHARD,
-          stats: dict | None = None, run: dict | None = None, live: int | None = None) -> records.Record:
+def audio(
+    storage: Storage,
+    recordings: Iterable[str] = ("a", "b", "c"),
+    seed: int = 0,
+    segments: int = 2,
+    shard: str = SHARD,
+    stats: dict | None = None,
+    run: dict | None = None,
+    live: int | None = None,
+) -> records.Record:
     """Publish an audio column of noise. Of the recordings, those after the first `live` are rejected after their first segment."""
     rng, recordings = np.random.default_rng(seed), list(recordings)
     live = len(recordings) if live is None else live
@@ -29,14 +37,30 @@ def audio(storage: Storage, recordings: Iterable[str] = ("a", "b", "c"), seed: i
                 identity = {"recording": recording, "start": index * SEGMENT, "samples": SEGMENT}
                 wave = rng.integers(-20_000, 20_000, SEGMENT).astype(np.int16)
                 members = {"json": json.dumps(identity).encode(), "wav": wav_bytes(wave)}
-                publication.writer.add(f"{recording}-{index:05d}", members, identity | {"frames": SEGMENT // 320}, stats or {"loud": 1.0})
+                publication.writer.add(
+                    f"{recording}-{index:05d}",
+                    members,
+                    identity | {"frames": SEGMENT // 320},
+                    stats or {"loud": 1.0},
+                )
             if number < live:
                 publication.writer.keep({})
             else:
                 publication.writer.take_back()
         rejects = [{"recording": r, "path": f"{r}.wav", "reason": "odd"} for r in recordings[live:]]
-        publication.record = records.Record(shard=shard, column="audio", recipe={}, inputs=len(recordings), kept=live, rejects=rejects,
-                                            source_sha256=None, software={}, device="cpu", run=run or {}, **publication.writer.finish())
+        publication.record = records.Record(
+            shard=shard,
+            column="audio",
+            recipe={},
+            inputs=len(recordings),
+            kept=live,
+            rejects=rejects,
+            source_sha256=None,
+            software={},
+            device="cpu",
+            run=run or {},
+            **publication.writer.finish(),
+        )
     return publication.record
 
 

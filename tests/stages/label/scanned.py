@@ -52,7 +52,9 @@ class Scans:
         (row,) = [r for r in self.rows if r["path_bytes"].endswith(b"/" + os.fsencode(name))]
         return row
 
-    def write(self, name: str | bytes, seed: int = 0, seconds: float = 0.1, folder: Path | None = None) -> Path:
+    def write(
+        self, name: str | bytes, seed: int = 0, seconds: float = 0.1, folder: Path | None = None
+    ) -> Path:
         path = Path(os.fsdecode(os.path.join(os.fsencode(folder or self.music), os.fsencode(name))))
         path.parent.mkdir(parents=True, exist_ok=True)
         wave = np.random.default_rng(seed).integers(-9000, 9000, int(seconds * 44_100)).astype(np.int16)

@@ -18,7 +18,9 @@ LIVE = pa.array(["a", "b", "c", "d"])
 
 
 def rows(storage: Storage, name: str, *fields: str) -> list[tuple]:
-    return [tuple(row[field] for field in fields) for row in storage.read_table(f"{name}.parquet").to_pylist()]
+    return [
+        tuple(row[field] for field in fields) for row in storage.read_table(f"{name}.parquet").to_pylist()
+    ]
 
 
 def make(storage: Storage, shard: str, recordings: str, refuses: tuple[str, ...] = (), **options) -> None:
@@ -37,12 +39,24 @@ def storage(tmp_path) -> Storage:
 
 def test_each_table_has_its_rows(storage):
     audit.gather(storage, BOTH, ["s1", "s2"], LIVE)
-    keys = [("s1", "a-00000"), ("s1", "a-00001"), ("s1", "b-00000"), ("s1", "b-00001"), ("s2", "c-00000"), ("s2", "c-00001")]
-    assert sorted(rows(storage, "index", "column", "shard", "key")) == [(name, *key) for name in BOTH for key in keys]
+    keys = [
+        ("s1", "a-00000"),
+        ("s1", "a-00001"),
+        ("s1", "b-00000"),
+        ("s1", "b-00001"),
+        ("s2", "c-00000"),
+        ("s2", "c-00001"),
+    ]
+    assert sorted(rows(storage, "index", "column", "shard", "key")) == [
+        (name, *key) for name in BOTH for key in keys
+    ]
     assert rows(storage, "segments", "shard", "key") == keys
     assert set(rows(storage, "segments", "columns", "samples")) == {("audio codes-ear", SEGMENT)}
     assert rows(storage, "shards", "shard", "column", "kept", "segments", "samples") == [
-        (shard, name, kept, 2 * kept, 2 * kept * SEGMENT) for shard, kept in (("s1", 2), ("s2", 1)) for name in BOTH]
+        (shard, name, kept, 2 * kept, 2 * kept * SEGMENT)
+        for shard, kept in (("s1", 2), ("s2", 1))
+        for name in BOTH
+    ]
     assert sums.read(storage, "codes-ear")[1] == 2
     index = storage.read_table("index.parquet")
     assert index.schema.names == audit.INDEX_ROWS.names
@@ -55,23 +69,51 @@ def test_segments_hold_the_statistics_of_every_column_beside_their_key(storage):
     audit.gather(storage, BOTH, ["s3"], LIVE)
     table = storage.read_table("segments.parquet")
     own = column.read_index(storage, "codes-ear", "s3")["key"].to_pylist()
-    stats = {row["key"]: row for row in storage.read_table(records.file("codes-ear", "s3", "stats.parquet")).to_pylist()}
-    new = next(name for name in stats["a-00000"] if name not in ("key", "recording", "start", "samples", "frames"))
+    stats = {
+        row["key"]: row
+        for row in storage.read_table(records.file("codes-ear", "s3", "stats.parquet")).to_pylist()
+    }
+    new = next(
+        name for name in stats["a-00000"] if name not in ("key", "recording", "start", "samples", "frames")
+    )
     assert "loud" in table.column_names and len(own) == 4
     assert [(r["key"], r["loud"], r[new]) for r in table.to_pylist()] == [
-        (key, 1.0, stats[key][new] if key in stats else None) for key in (f"{r}-0000{i}" for r in "abd" for i in (0, 1))]
+        (key, 1.0, stats[key][new] if key in stats else None)
+        for key in (f"{r}-0000{i}" for r in "abd" for i in (0, 1))
+    ]
 
 
 def test_shards_rows_are_what_their_records_say(storage):
     make(storage, "s3", "abd", refuses=("b", "d"))
     audit.gather(storage, BOTH, ["s1", "s3"], LIVE, {("audio", "s1"): 3})
     table = {(r["shard"], r["column"]): r for r in storage.read_table("shards.parquet").to_pylist()}
-    first, third, record = table["s1", "audio"], table["s3", "codes-ear"], records.read(storage, "audio", "s1")
+    first, third, record = (
+        table["s1", "audio"],
+        table["s3", "codes-ear"],
+        records.read(storage, "audio", "s1"),
+    )
     hours = 4 * SEGMENT / 24_000 / 3600
-    wanted = {"inputs": 2, "kept": 2, "rejected": 0, "frames": 40, "bytes": record.bytes, "sha256": record.sha256, "device": "cpu",
-              "host": "h", "started": 5.0, "wall_s": 0.2, "busy_s": 0.1, "attempts": 3, "rejects": "{}", "facts": "{}", "slowest": None}
+    wanted = {
+        "inputs": 2,
+        "kept": 2,
+        "rejected": 0,
+        "frames": 40,
+        "bytes": record.bytes,
+        "sha256": record.sha256,
+        "device": "cpu",
+        "host": "h",
+        "started": 5.0,
+        "wall_s": 0.2,
+        "busy_s": 0.1,
+        "attempts": 3,
+        "rejects": "{}",
+        "facts": "{}",
+        "slowest": None,
+    }
     assert {k: first[k] for k in wanted} == wanted
-    assert first["hours"] == pytest.approx(hours) and first["times_real_time"] == pytest.approx(hours * 3600 / 0.2)
+    assert first["hours"] == pytest.approx(hours) and first["times_real_time"] == pytest.approx(
+        hours * 3600 / 0.2
+    )
     assert (third["inputs"], third["kept"], third["rejected"], third["attempts"]) == (3, 1, 2, None)
     assert json.loads(third["rejects"]) == {"too loud": 2} and json.loads(third["facts"])["codebooks"] == 1
     assert table["s3", "audio"]["times_real_time"] is None and table["s3", "audio"]["wall_s"] is None
@@ -83,7 +125,9 @@ def test_a_shard_that_was_made_anew_replaces_its_rows_and_no_others(storage):
     make(storage, "s1", "ad", seed=1)
     audit.gather(storage, BOTH, ["s1"], LIVE)
     assert sorted(rows(storage, "segments", "key")) == [(f"{r}-0000{i}",) for r in "acd" for i in (0, 1)]
-    assert sorted(rows(storage, "shards", "shard", "column")) == [(shard, name) for shard in ("s1", "s2") for name in BOTH]
+    assert sorted(rows(storage, "shards", "shard", "column")) == [
+        (shard, name) for shard in ("s1", "s2") for name in BOTH
+    ]
     assert len(rows(storage, "index", "key")) == 12
     for name in audit.TABLES:
         after = storage.read_table(f"{name}.parquet").to_pylist()
@@ -93,13 +137,24 @@ def test_a_shard_that_was_made_anew_replaces_its_rows_and_no_others(storage):
 def test_a_new_column_leaves_the_rows_of_others_in_index_and_shards(storage):
     audit.gather(storage, ("audio",), ["s1", "s2"], LIVE)
     audit.gather(storage, ("codes-ear",), ["s1"], LIVE)
-    assert sorted(rows(storage, "shards", "shard", "column")) == [("s1", "audio"), ("s1", "codes-ear"), ("s2", "audio")]
-    assert {row for row in rows(storage, "index", "shard", "column")} == {("s1", "audio"), ("s1", "codes-ear"), ("s2", "audio")}
+    assert sorted(rows(storage, "shards", "shard", "column")) == [
+        ("s1", "audio"),
+        ("s1", "codes-ear"),
+        ("s2", "audio"),
+    ]
+    assert {row for row in rows(storage, "index", "shard", "column")} == {
+        ("s1", "audio"),
+        ("s1", "codes-ear"),
+        ("s2", "audio"),
+    }
     assert audit.gathered(storage, ("audio",)) == {"s1", "s2"} and audit.gathered(storage, BOTH) == {"s1"}
     assert audit.gathered(storage, ()) == set()
     # One row a segment: of s1 those of the columns gathered last.
     assert set(rows(storage, "segments", "shard", "columns")) == {("s1", "codes-ear"), ("s2", "audio")}
-    assert audit.segments(storage, ("audio",), ["key"]).to_pylist() == [{"key": "c-00000"}, {"key": "c-00001"}]
+    assert audit.segments(storage, ("audio",), ["key"]).to_pylist() == [
+        {"key": "c-00000"},
+        {"key": "c-00001"},
+    ]
     assert audit.segments(storage, BOTH, ["key"]).num_rows == 0
 
 
@@ -116,13 +171,27 @@ def test_statistics_that_came_later_are_null_in_older_rows(storage):
     make(storage, "s2", "c", stats={"loud": 2.0, "bright": 7.0})
     audit.gather(storage, BOTH, ["s2"], LIVE)
     assert rows(storage, "segments", "key", "loud", "bright") == [
-        ("a-00000", 1.0, None), ("a-00001", 1.0, None), ("b-00000", 1.0, None), ("b-00001", 1.0, None),
-        ("c-00000", 2.0, 7.0), ("c-00001", 2.0, 7.0)]
+        ("a-00000", 1.0, None),
+        ("a-00001", 1.0, None),
+        ("b-00000", 1.0, None),
+        ("b-00001", 1.0, None),
+        ("c-00000", 2.0, 7.0),
+        ("c-00001", 2.0, 7.0),
+    ]
     make(storage, "s1", "a", stats={"quiet": 3.0})
     audit.gather(storage, BOTH, ["s1"], LIVE)
     assert sorted(rows(storage, "segments", "key", "bright")) == [
-        ("a-00000", None), ("a-00001", None), ("c-00000", 7.0), ("c-00001", 7.0)]
-    assert [quiet for (quiet,) in sorted(rows(storage, "segments", "quiet"), key=str)] == [3.0, 3.0, None, None]
+        ("a-00000", None),
+        ("a-00001", None),
+        ("c-00000", 7.0),
+        ("c-00001", 7.0),
+    ]
+    assert [quiet for (quiet,) in sorted(rows(storage, "segments", "quiet"), key=str)] == [
+        3.0,
+        3.0,
+        None,
+        None,
+    ]
 
 
 def test_nothing_to_gather_gives_empty_tables(tmp_path):

@@ -61,7 +61,10 @@ class TestMoved:
         known = {one.id: one.sha256, two.sha_id: two.sha256}
         for moved in (one.but(root="/n"), two.but(root="/n")):
             assert scans(one, two, known=known) == [(one.id, "kept"), (two.sha_id, "kept")]
-            assert scans(moved, known=known)[0] == (one.id if moved.middle == one.middle else two.sha_id, "kept")
+            assert scans(moved, known=known)[0] == (
+                one.id if moved.middle == one.middle else two.sha_id,
+                "kept",
+            )
             assert scans.hashed == [b"/n/a"]
             scans.catalog.unlink()
 
@@ -99,7 +102,10 @@ class TestMoved:
 
     def test_what_was_rejected_has_no_id_to_give_away(self, scans):
         scans(A.but(reason="torn"), B)
-        assert scans(A.but(root="/n"), B, known={A.id: "of bytes that were labelled once"})[0] == (A.sha_id, "kept")
+        assert scans(A.but(root="/n"), B, known={A.id: "of bytes that were labelled once"})[0] == (
+            A.sha_id,
+            "kept",
+        )
         assert scans.hashed == [b"/n/a"]
 
 
@@ -153,7 +159,9 @@ class TestTouched:
         edited = A.but(middle="new", mtime_ns=2)
         assert scans(edited) == [(A.id, "kept")], "nothing labelled, nobody knows what it was"
         assert scans(edited.but(mtime_ns=3), known={A.id: A.sha256}) == [(edited.sha_id, "kept")]
-        assert scans(A.but(mtime_ns=4), known={A.id: A.sha256}) == [(A.id, "kept")], "the first bytes are back"
+        assert scans(A.but(mtime_ns=4), known={A.id: A.sha256}) == [(A.id, "kept")], (
+            "the first bytes are back"
+        )
 
     def test_an_id_of_its_content_is_kept_while_the_content_is(self, scans):
         edited = A.but(middle="new", mtime_ns=2)
@@ -179,7 +187,6 @@ class TestTouched:
         assert scans.rows[A.place]["reason"] == "unreadable: disk"
         assert scans(broken.but(error=None), known={A.id: A.sha256}) == [(A.id, "kept")], "tried again"
 
-
     def test_what_was_rejected_has_no_bytes_to_compare_with(self, scans):
         scans(A.but(reason="torn"))
         assert scans(A.but(mtime_ns=2)) == [(A.id, "kept")] and scans.hashed == []
@@ -187,7 +194,9 @@ class TestTouched:
     def test_what_is_rejected_now_is_not_read_whole(self, scans):
         scans(A)
         torn = A.but(mtime_ns=2, reason="torn")
-        assert scans(torn, A.but(root="/c", reason="torn"), known={A.id: A.sha256}) == [(A.id, "rejected")] * 2
+        assert (
+            scans(torn, A.but(root="/c", reason="torn"), known={A.id: A.sha256}) == [(A.id, "rejected")] * 2
+        )
         assert scans.hashed == []
         other = A.but(root="/c", mtime_ns=3)
         assert scans(torn, other) == [(A.id, "rejected"), (A.id, "kept")] and scans.hashed == []
@@ -211,7 +220,11 @@ class TestKnown:
         assert scans.hashed == []
         scans(A, B, A.but(name="c", size=8))
         assert scans.hashed == []
-        assert scans(A, B, A.but(name="d")) == [(A.id, "kept"), (B.id, "kept"), (A.but(name="d").id, "duplicate")]
+        assert scans(A, B, A.but(name="d")) == [
+            (A.id, "kept"),
+            (B.id, "kept"),
+            (A.but(name="d").id, "duplicate"),
+        ]
         assert scans.hashed == [b"/m/a", b"/m/d"], "of the old one, too"
 
 
@@ -236,7 +249,9 @@ class TestUnchanged:
         [("torn", None, False), ("torn", "ear", False), ("torn", "tor", True), ("torn", "all", True), ("is torn", "torn", True),
          ("unreadable: x", None, True), ("was unreadable: x", None, False)],
     )  # fmt: skip
-    def test_a_rejected_file_is_tried_again_only_by_request_or_if_it_could_not_be_read(self, scans, reason, retry, again):
+    def test_a_rejected_file_is_tried_again_only_by_request_or_if_it_could_not_be_read(
+        self, scans, reason, retry, again
+    ):
         scans(A.but(reason=reason), B)
         found = scans(A, B, retry=retry)
         assert scans.probed == ([A.place] if again else [])
@@ -253,9 +268,11 @@ class TestUnchanged:
         assert scans(A, B) == [(A.id, "kept"), (B.id, "kept")]
         assert scans.probed == [A.place, B.place]
 
-
     def test_what_is_excluded_has_no_other_fate(self, scans):
-        assert scans(A.but(problem="empty file", size=0, excluded=True), B.but(excluded=True)) == [(None, "excluded")] * 2
+        assert (
+            scans(A.but(problem="empty file", size=0, excluded=True), B.but(excluded=True))
+            == [(None, "excluded")] * 2
+        )
 
 
 class TestRoots:

@@ -33,7 +33,9 @@ def test_lists(scans, tmp_path):
         scans(tmp_path / "list.parquet")
 
 
-@pytest.mark.parametrize("root", ["{}/absent", "{}/log.mp3", "gs://bucket/x", "{}/absent.txt", "{}/torn.parquet"])
+@pytest.mark.parametrize(
+    "root", ["{}/absent", "{}/log.mp3", "gs://bucket/x", "{}/absent.txt", "{}/torn.parquet"]
+)
 def test_a_root_that_cannot_be_read_is_named(tmp_path, root):
     (tmp_path / "log.mp3").write_bytes(b"x")
     (tmp_path / "torn.parquet").write_bytes(b"x")

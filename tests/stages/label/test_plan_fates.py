@@ -33,7 +33,11 @@ def test_what_is_no_longer_kept_is_not_planned_anew(plans):
     gone = no_longer(corpus[0], "rejected", reason="torn")
     rows = plans([gone, *corpus[1:]], retry=[gone["recording"]])
     row = rows[gone["recording"]]
-    assert (row["shard"], row["attempt"], row["tombstone"]) == (first[gone["recording"]]["shard"], 0, "edited")
+    assert (row["shard"], row["attempt"], row["tombstone"]) == (
+        first[gone["recording"]]["shard"],
+        0,
+        "edited",
+    )
     assert plans.summary.replanned == 0
 
 
@@ -47,13 +51,21 @@ def test_of_equal_contents_planned_before_the_first_ones_split_counts(plans):
     assert rows[digest(first, 16)]["order"] == 0
     unknown = kept("new", **equal)  # its whole sha256 was never needed: it may be either
     rows = plans([unknown], validation_share=0.5)
-    assert rows[unknown["recording"]]["split"] == rows[digest(first, 16)]["split"] != rows[digest(order[-1], 16)]["split"]
+    assert (
+        rows[unknown["recording"]]["split"]
+        == rows[digest(first, 16)]["split"]
+        != rows[digest(order[-1], 16)]["split"]
+    )
 
 
 @pytest.mark.parametrize("inherits", ["place", "content"])
 def test_a_version_of_what_was_trained_on_never_becomes_the_validation_recording(plans, inherits):
     plans([kept("alone")], validation_share=1e-9)
-    same = {"path_bytes": b"/m/alone"} if inherits == "place" else {"size": kept("alone")["size"], "quick": kept("alone")["quick"]}
+    same = (
+        {"path_bytes": b"/m/alone"}
+        if inherits == "place"
+        else {"size": kept("alone")["size"], "quick": kept("alone")["quick"]}
+    )
     low = min((f"v{i}" for i in range(50)), key=lambda name: draw(digest(name, 16)))
     rows = plans([kept(low, **same), kept("new")], validation_share=1e-9)
     assert rows[digest(low, 16)]["split"] == "train" and rows[digest("new", 16)]["split"] == "valid"
@@ -85,4 +97,6 @@ def test_half_a_minute_is_a_shard_and_a_short_recording_counts_by_its_length(pla
 def test_a_catalog_of_something_else_is_refused(tmp_path):
     (tmp_path / "catalog.parquet").write_bytes(b"not a catalog")
     with pytest.raises(ValueError, match=r"^catalog .*catalog.parquet: .*delete it"):
-        plan(None, tmp_path / "catalog.parquet", tmp_path / "plan.parquet", shard_minutes=1, validation_share=0)
+        plan(
+            None, tmp_path / "catalog.parquet", tmp_path / "plan.parquet", shard_minutes=1, validation_share=0
+        )

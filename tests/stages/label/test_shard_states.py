@@ -1,27 +1,20 @@
-"""A worker over shards in every earlier state: what is made again, what a failure leaves, what a late rejection leaves."""
+"""A worker over shards in every earlier state: what is made again, what a failure leaves."""
 
 import errno
 import io
 import os
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import soundfile
 
 from stages.label import audit
-from stages.label import recipe as recipes
-from stages.label.plan import plan
-from stages.label.scan import scan
-from stages.label.shard import Job, ShardWorker
-from stages.shards import catalog, column
+from stages.label.shard import ShardWorker
+from stages.shards import column
 from stages.shards import record as records
 from stages.shards.storage import ATTEMPT, Storage
-from tests.stages.label.made import SHARD, Ear, audio, codes_job
+from tests.stages.label.made import SHARD, audio, codes_job
 
 NAME = "codes-ear"
 KINDS = ("index.parquet", "stats.parquet", "sums.parquet", "tar", "json")
@@ -39,7 +32,9 @@ class Steps:
     def __init__(self, patch: pytest.MonkeyPatch):
         self.names: list[str] = []
         self.at, self.after, self.happens = 0, False, lambda: None
-        patch.setattr(os, "fsync", self._counted("fsync", lambda handle: None))  # the disk itself is not what is tested
+        patch.setattr(
+            os, "fsync", self._counted("fsync", lambda handle: None)
+        )  # the disk itself is not what is tested
         patch.setattr(os, "replace", self._counted("rename", os.replace))
         patch.setattr(Storage, "delete", self._counted("delete", Storage.delete))
 
@@ -85,7 +80,9 @@ def agrees(storage: Storage) -> bool:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("at", range(1, len(STEPS) + 1), ids=[f"{n}-{name}" for n, name in enumerate(STEPS, 1)])
+@pytest.mark.parametrize(
+    "at", range(1, len(STEPS) + 1), ids=[f"{n}-{name}" for n, name in enumerate(STEPS, 1)]
+)
 def test_killed_at_any_step_no_record_speaks_for_another_tar(stale, monkeypatch, at, after):
     worker = ShardWorker(codes_job(stale.root))
     with monkeypatch.context() as patch:
@@ -104,7 +101,9 @@ def test_killed_at_any_step_no_record_speaks_for_another_tar(stale, monkeypatch,
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
-@pytest.mark.parametrize("at", range(2, len(STEPS) + 1), ids=[f"{n}-{name}" for n, name in enumerate(STEPS, 1) if n > 1])
+@pytest.mark.parametrize(
+    "at", range(2, len(STEPS) + 1), ids=[f"{n}-{name}" for n, name in enumerate(STEPS, 1) if n > 1]
+)
 def test_an_error_at_any_step_of_publishing_fails_the_shard_with_its_reason(stale, monkeypatch, at, number):
     with monkeypatch.context() as patch:
         steps = Steps(patch)
@@ -117,7 +116,9 @@ def test_an_error_at_any_step_of_publishing_fails_the_shard_with_its_reason(stal
         row = ShardWorker(codes_job(stale.root))(SHARD)
     assert row["status"] == "failed" and row["error"] == f"OSError: [Errno {number}] {os.strerror(number)}"
     assert row["disk_full"] == (number == errno.ENOSPC) and "kept" not in row
-    assert agrees(stale) == (at == len(STEPS)) and not attempts(stale)  # named already, but not known to be on the disk
+    assert agrees(stale) == (at == len(STEPS)) and not attempts(
+        stale
+    )  # named already, but not known to be on the disk
     assert len(steps.names) == at, "nothing was tried after the failure"
 
 
@@ -129,7 +130,9 @@ def test_the_old_record_goes_first_and_each_file_is_flushed_before_it_has_its_na
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
 @pytest.mark.parametrize("written", [0, 3, 8])
-def test_an_error_while_the_tar_is_written_fails_the_shard_with_its_reason(tmp_path, monkeypatch, written, number):
+def test_an_error_while_the_tar_is_written_fails_the_shard_with_its_reason(
+    tmp_path, monkeypatch, written, number
+):
     class Full(io.FileIO):
         writes = 0
 
@@ -143,7 +146,11 @@ def test_an_error_while_the_tar_is_written_fails_the_shard_with_its_reason(tmp_p
     audio(storage)
     monkeypatch.setattr(column, "open", lambda path, mode: Full(path, mode), raising=False)
     row = ShardWorker(codes_job(tmp_path))(SHARD)
-    assert row["status"] == "failed" and os.strerror(number) in row["error"] and row["disk_full"] == (number == errno.ENOSPC)
+    assert (
+        row["status"] == "failed"
+        and os.strerror(number) in row["error"]
+        and row["disk_full"] == (number == errno.ENOSPC)
+    )
     assert not list((tmp_path / "columns" / NAME).iterdir())
 
 
@@ -177,85 +184,8 @@ def test_labels_wait_for_their_audio(tmp_path):
     worker(SHARD)
     storage.delete(records.file("audio", SHARD, "json"))
     row = worker(SHARD)
-    assert row["status"] == "failed" and row["error"] == f"ReadError: audio/{SHARD} is not finished, {NAME} waits for it"
+    assert (
+        row["status"] == "failed"
+        and row["error"] == f"ReadError: audio/{SHARD} is not finished, {NAME} waits for it"
+    )
     assert agrees(storage), "labels stay until their audio is there to make them anew"
-
-
-def test_a_recording_that_a_teacher_refuses_late_leaves_nothing(tmp_path):
-    storage = Storage(tmp_path)
-    audio(storage)
-    rows = [ShardWorker(codes_job(tmp_path, Ear(refuses), name))(SHARD) for refuses, name in (((), "codes-all"), (("b",), NAME))]
-    assert [(row["kept"], row["rejected"]) for row in rows] == [(3, 0), (2, 1)]
-    assert records.read(storage, NAME, SHARD).rejects == [{"recording": "b", "path": "", "reason": "too loud"}]
-    whole, part = members(tmp_path, "codes-all"), members(tmp_path, NAME)
-    assert part == {name: data for name, data in whole.items() if not name.startswith("b")}
-    assert not leftovers(storage, NAME, "b")
-    assert not audit.damaged(storage, SHARD, ["audio", NAME])
-    [total] = storage.read_table(records.file(NAME, SHARD, "sums.parquet"))["values"].to_pylist()
-    assert sum(total) == records.read(storage, NAME, SHARD).frames
-
-
-def members(out: Path, name: str) -> dict[str, bytes]:
-    found = {}
-    for path in sorted((out / "columns" / name).glob("*.tar")):
-        with tarfile.open(path) as tar:
-            found |= {m.name: tar.extractfile(m).read() for m in tar}
-    return found
-
-
-def leftovers(storage: Storage, name: str, recording: str) -> list[str]:
-    """What the index, the statistics and the record's totals still hold of a recording."""
-    shards = records.finished(storage, name)
-    tables = {f"{shard}.{kind}": storage.read_table(records.file(name, shard, kind)).to_pylist()
-              for shard in shards for kind in ("index.parquet", "stats.parquet")}
-    return [f"{where}: {row['key']}" for where, rows in tables.items() for row in rows if row["recording"] == recording]
-
-
-def late_nan(path: Path, wave_N: np.ndarray) -> None:
-    broken = wave_N.copy()
-    broken[68 * 24_000] = np.nan
-    soundfile.write(path, broken, 24_000, subtype="FLOAT")
-
-
-def late_damage(path: Path, wave_N: np.ndarray) -> None:
-    """A flac whose frames are broken from 60 to 66 of 70 s."""
-    soundfile.write(path, wave_N, 24_000, format="FLAC")
-    data = bytearray(path.read_bytes())
-    first, last = (int(len(data) * second / 70) for second in (60, 66))
-    data[first:last:200] = bytes(byte ^ 0x55 for byte in data[first:last:200])
-    path.write_bytes(bytes(data))
-
-
-@pytest.mark.parametrize("spoil, suffix, reason", [(late_nan, "wav", "NaN"), (late_damage, "flac", "packets damaged")])
-def test_a_file_that_is_rejected_near_its_end_leaves_nothing(tmp_path, excerpts, spoil, suffix, reason):
-    """The shard is, byte for byte, that of the good files alone."""
-    wave_N = np.random.default_rng(0).normal(0, 0.1, 70 * 24_000).astype(np.float32)
-    tars = []
-    for out in (tmp_path / "with", tmp_path / "without"):
-        music = tmp_path / f"music {out.name}" / "music"
-        music.mkdir(parents=True)
-        for path in sorted(excerpts.iterdir())[:2]:
-            (music / path.name).symlink_to(path)
-        if out.name == "with":
-            spoil(music / f"late.{suffix}", wave_N)
-        out.mkdir()
-        scan([str(music)], None, out / "catalog.parquet", workers=1)
-        plan(None, out / "catalog.parquet", out / "plan.parquet", shard_minutes=60, validation_share=0.1)
-        [shard] = catalog.shards_in_order(catalog.read_plan(out / "plan.parquet"))
-        recipe = recipes.Recipe()
-        job = Job(recipe.decode, "audio", "audio", recipes.audio_recipe(recipe), str(out))
-        worker = ShardWorker(job)
-        row = worker(shard)
-        assert worker(shard)["status"] == "skipped"
-        worker.run.close()
-        tars.append((out / "columns" / "audio" / f"{shard}.tar").read_bytes())
-        if out.name == "with":
-            [bad] = [r["recording"] for r in pq.read_table(out / "plan.parquet").to_pylist() if "late" in r["path"]]
-            assert (row["kept"], row["rejected"]) == (2, 1), row
-            [reject] = records.read(Storage(out), "audio", shard).rejects
-            assert reject["recording"] == bad and reason in reject["reason"] and reject["path"].endswith(f"late.{suffix}")
-            assert not leftovers(Storage(out), "audio", bad) and not [name for name in members(out, "audio") if name.startswith(bad)]
-            assert not audit.damaged(Storage(out), shard, ["audio"])
-            slowest = records.read(Storage(out), "audio", shard).run["slowest"]
-            assert [s["recording"] for s in slowest if s["recording"] == bad], "segments were made before it was rejected"
-    assert tars[0] == tars[1]

@@ -33,8 +33,16 @@ def test_a_row_says_what_became_of_the_shard(tmp_path):
     worker = ShardWorker(codes_job(tmp_path, Ear(refuses=("c",))))
     first, again = worker(SHARD), worker(SHARD)
     record = records.read(storage, "codes-ear", SHARD)
-    counts = {"shard": SHARD, "column": "codes-ear", "stage": "codes", "error": None, "kept": 2, "rejected": 1,
-              "samples": 4 * SEGMENT, "bytes": record.bytes}
+    counts = {
+        "shard": SHARD,
+        "column": "codes-ear",
+        "stage": "codes",
+        "error": None,
+        "kept": 2,
+        "rejected": 1,
+        "samples": 4 * SEGMENT,
+        "bytes": record.bytes,
+    }
     assert {k: first[k] for k in counts} == counts and first["status"] == "finished"
     assert {k: again[k] for k in counts} == counts and again["status"] == "skipped"
     for row in (first, again, record.run):
@@ -46,8 +54,18 @@ def test_a_record_says_how_its_labels_came(tmp_path):
     worker = ShardWorker(codes_job(tmp_path))
     worker(SHARD)
     record = records.read(Storage(tmp_path), "codes-ear", SHARD)
-    assert (record.shard, record.column, record.recipe, record.inputs, record.kept) == (SHARD, "codes-ear", {"stage": "codes"}, 3, 3)
-    assert record.source_sha256 == source.sha256 and record.software == shards.software() and record.device == "cpu"
+    assert (record.shard, record.column, record.recipe, record.inputs, record.kept) == (
+        SHARD,
+        "codes-ear",
+        {"stage": "codes"},
+        3,
+        3,
+    )
+    assert (
+        record.source_sha256 == source.sha256
+        and record.software == shards.software()
+        and record.device == "cpu"
+    )
     assert record.facts["codebooks"] == 1 and "slowest" not in record.run
 
 
@@ -57,14 +75,26 @@ def test_the_kind_of_device_is_recorded_without_its_number(tmp_path):
     assert records.read(Storage(tmp_path), "codes-ear", SHARD).device == "cuda"
 
 
-@pytest.mark.parametrize("kind, number, full", [
-    (OSError, errno.ENOSPC, True), (OSError, errno.EDQUOT, True), (OSError, errno.EIO, False),
-    (ReadError, None, False), (MemoryError, None, False), (RuntimeError, None, False), (OSError, None, False),
-])
+@pytest.mark.parametrize(
+    "kind, number, full",
+    [
+        (OSError, errno.ENOSPC, True),
+        (OSError, errno.EDQUOT, True),
+        (OSError, errno.EIO, False),
+        (ReadError, None, False),
+        (MemoryError, None, False),
+        (RuntimeError, None, False),
+        (OSError, None, False),
+    ],
+)
 def test_what_concerns_one_shard_fails_it_with_its_reason(tmp_path, kind, number, full):
     audio(Storage(tmp_path))
     row = ShardWorker(codes_job(tmp_path, Ear(fails=kind, errno=number)))(SHARD)
-    assert row["status"] == "failed" and row["error"].startswith(f"{kind.__name__}: ") and "asked for" in row["error"]
+    assert (
+        row["status"] == "failed"
+        and row["error"].startswith(f"{kind.__name__}: ")
+        and "asked for" in row["error"]
+    )
     assert row["disk_full"] is full and "kept" not in row and row["wall_s"] >= 0
     assert not list((tmp_path / "columns" / "codes-ear").iterdir())
 
@@ -90,12 +120,22 @@ def test_weights_are_read_and_checked(tmp_path):
     storage = Storage(tmp_path)
     audio(storage)
     storage.write("weights/ear", b"\x07ear")
-    job = Job(Codes(Weighed()), "codes-ear", "audio", {}, str(tmp_path), "weights/ear", hashlib.sha256(b"\x07ear").hexdigest())
+    job = Job(
+        Codes(Weighed()),
+        "codes-ear",
+        "audio",
+        {},
+        str(tmp_path),
+        "weights/ear",
+        hashlib.sha256(b"\x07ear").hexdigest(),
+    )
     assert ShardWorker(job)(SHARD)["status"] == "finished"
     [used] = storage.read_table(records.file("codes-ear", SHARD, "sums.parquet"))["values"].to_pylist()
     assert used[7] == sum(used) > 0
     storage.write("weights/ear", b"\x08ear")
-    with pytest.raises(ValueError, match="weights/ear has sha256 .*: the file is damaged; remove it and run again"):
+    with pytest.raises(
+        ValueError, match="weights/ear has sha256 .*: the file is damaged; remove it and run again"
+    ):
         ShardWorker(job)
 
 
@@ -113,17 +153,24 @@ def test_a_labels_worker_has_the_threads_it_was_given(tmp_path, given, threads):
 def test_software_that_is_not_there_is_said_to_be_missing(monkeypatch):
     monkeypatch.setattr(shards, "SOFTWARE", ("numpy", "no-such-package"))
     found = shards.software()
-    assert found["numpy"] == np.__version__ and found["no-such-package"] == "missing" and found["python"][0] == "3"
+    assert (
+        found["numpy"] == np.__version__
+        and found["no-such-package"] == "missing"
+        and found["python"][0] == "3"
+    )
 
 
-@pytest.mark.parametrize("items, words", [
-    ([sample("a"), Kept("a")], "2 inputs, 1 outcomes"),
-    ([], "2 inputs, 0 outcomes"),
-    ([sample("a"), Kept("a"), sample("b"), Kept("b"), Kept("b")], "stray outcome for b"),
-    ([Kept("a"), Rejected("a", "x")], "stray outcome for a"),
-    ([Kept("z")], "stray outcome for z"),
-    ([sample("a"), Kept("a"), sample("b")], "2 inputs, 1 outcomes"),
-])
+@pytest.mark.parametrize(
+    "items, words",
+    [
+        ([sample("a"), Kept("a")], "2 inputs, 1 outcomes"),
+        ([], "2 inputs, 0 outcomes"),
+        ([sample("a"), Kept("a"), sample("b"), Kept("b"), Kept("b")], "stray outcome for b"),
+        ([Kept("a"), Rejected("a", "x")], "stray outcome for a"),
+        ([Kept("z")], "stray outcome for z"),
+        ([sample("a"), Kept("a"), sample("b")], "2 inputs, 1 outcomes"),
+    ],
+)
 def test_each_input_has_exactly_one_outcome(tmp_path, items, words):
     with pytest.raises(AssertionError, match=words):
         write(ColumnWriter(tmp_path / "t"), iter(items), {"a": "a.wav", "b": "b.wav"})
@@ -131,10 +178,20 @@ def test_each_input_has_exactly_one_outcome(tmp_path, items, words):
 
 def test_outcomes_are_counted_and_rejects_keep_path_and_reason(tmp_path):
     writer = ColumnWriter(tmp_path / "t")
-    items = [sample("a"), Kept("a", {"codec": "flac"}), sample("b"), sample("b", 1), Rejected("b", "odd"), sample("c"), Kept("c")]
+    items = [
+        sample("a"),
+        Kept("a", {"codec": "flac"}),
+        sample("b"),
+        sample("b", 1),
+        Rejected("b", "odd"),
+        sample("c"),
+        Kept("c"),
+    ]
     kept, rejects = write(writer, iter(items), {"a": "a.wav", "b": "b.wav", "c": "c.wav"})
     assert kept == 2 and rejects == [{"recording": "b", "path": "b.wav", "reason": "odd"}]
-    assert writer.index["key"].to_pylist() == ["a-00000", "c-00000"] and writer.stats["codec"].to_pylist() == ["flac", None]
+    assert writer.index["key"].to_pylist() == ["a-00000", "c-00000"] and writer.stats[
+        "codec"
+    ].to_pylist() == ["flac", None]
 
 
 def test_reading_ahead_keeps_the_order_and_ends():

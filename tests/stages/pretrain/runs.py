@@ -20,8 +20,17 @@ from stages.pretrain.world import World
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 STILL = ("model.input_dropout=0", "model.hidden_dropout=0", "model.attention_dropout=0")
-SMALL = ("engine.zero_stage=0", "optim.global_batch=16", "engine.micro_batch=8", "optim.updates=6", "watch.validate_every=100",
-         "checkpoints.every_updates=100", "model.layers=1", "objective.cqt_start=default", "watch.bootstrap=100")
+SMALL = (
+    "engine.zero_stage=0",
+    "optim.global_batch=16",
+    "engine.micro_batch=8",
+    "optim.updates=6",
+    "watch.validate_every=100",
+    "checkpoints.every_updates=100",
+    "model.layers=1",
+    "objective.cqt_start=default",
+    "watch.bootstrap=100",
+)
 
 
 class Plain:
@@ -29,7 +38,13 @@ class Plain:
 
     def __init__(self, module, adam, settings, optim, world, accumulation: int):
         assert settings.zero_stage == 0
-        self.module, self.adam, self.accumulation, self.micro_steps, self.optimizer = module, adam, accumulation, 0, None
+        self.module, self.adam, self.accumulation, self.micro_steps, self.optimizer = (
+            module,
+            adam,
+            accumulation,
+            0,
+            None,
+        )
 
     def __call__(self, *arguments, **inputs):
         return self.module(*arguments, **inputs)
@@ -81,13 +96,23 @@ class Quick:
             self.tried += 1
             assert self.tried <= 60, "the run does not end"
             batches = list(batches)
-            self.calls.append({"frames": frames, "rate": rate, "drawn": drawn, "flags": flags, "batches": [b for b, _ in batches]})
+            self.calls.append(
+                {
+                    "frames": frames,
+                    "rate": rate,
+                    "drawn": drawn,
+                    "flags": flags,
+                    "batches": [b for b, _ in batches],
+                }
+            )
             return update(own, batches, frames, rate, drawn, judge, flags)
 
         def said(own, flags, world):
             sums, agreed = summed(own, flags, world)
             if self.tried in self.losses:
-                sums["loss"] = torch.tensor(self.losses[self.tried] * self.calls[-1]["frames"], dtype=torch.float64)
+                sums["loss"] = torch.tensor(
+                    self.losses[self.tried] * self.calls[-1]["frames"], dtype=torch.float64
+                )
             return sums, agreed
 
         self.patch.setattr(Engine, "update", watched)
@@ -128,7 +153,11 @@ class Quick:
 
     def places(self, updates: int) -> Iterator[State]:
         """The place before each update of a run that nothing disturbs."""
-        state = State(self.training.pinned.fingerprint, self.training.config.run.seed, self.training.config.optim.global_batch)
+        state = State(
+            self.training.pinned.fingerprint,
+            self.training.config.run.seed,
+            self.training.config.optim.global_batch,
+        )
         for _ in range(updates):
             yield state
             state = state.advanced(self.training.pinned.samples_per_epoch)
@@ -136,7 +165,16 @@ class Quick:
     def keys(self, state: State) -> list[str]:
         """Of the samples of one update, micro-batch by micro-batch, read anew."""
         config, training = self.training.config, self.training
-        loader = Loader(training.pinned, config.data, config.masking, config.mixture, training.frames, config.engine.micro_batch, 0, 1)
+        loader = Loader(
+            training.pinned,
+            config.data,
+            config.masking,
+            config.mixture,
+            training.frames,
+            config.engine.micro_batch,
+            0,
+            1,
+        )
         with contextlib.closing(loader):
             stream = loader.stream(state)
             return [key for _ in range(loader.micro_batches(state)) for key in next(stream).keys]

@@ -29,8 +29,11 @@ class Held:
 
     def gathered(self) -> dict[str, torch.Tensor]:
         names = [name for name, _ in self.model.named_parameters()]
-        return {f"{kind}{name}": torch.full(self.model.get_parameter(name).shape, float(self.steps + i))
-                for name in names for i, kind in enumerate(("", *(f"{m}." for m in MOMENTS)))}
+        return {
+            f"{kind}{name}": torch.full(self.model.get_parameter(name).shape, float(self.steps + i))
+            for name in names
+            for i, kind in enumerate(("", *(f"{m}." for m in MOMENTS)))
+        }
 
     def restore(self, tensors: dict[str, torch.Tensor], steps: int) -> None:
         self.restored, self.steps = tensors, steps
@@ -67,7 +70,13 @@ class Fault:
 
     def __init__(self, patch: pytest.MonkeyPatch, after: int, error: type[BaseException]):
         self.left, self.error, self.happened = after, error, False
-        for owner, name in ((Storage, "write"), (Storage, "delete"), (os, "rename"), (shutil, "rmtree"), (Path, "rmdir")):
+        for owner, name in (
+            (Storage, "write"),
+            (Storage, "delete"),
+            (os, "rename"),
+            (shutil, "rmtree"),
+            (Path, "rmdir"),
+        ):
             patch.setattr(owner, name, self.counted(getattr(owner, name)))
 
     def counted(self, action):
@@ -110,7 +119,12 @@ def sound(place: Path, local: bool) -> list[str]:
         engine = Held()
         state = checkpoints.restore(engine, name)
         update = int(name[1:])
-        assert (state["update"], state["steps"], engine.steps, engine.scale.value) == (update, update, update, update)
+        assert (state["update"], state["steps"], engine.steps, engine.scale.value) == (
+            update,
+            update,
+            update,
+            update,
+        )
         expected = engine.gathered()
         assert engine.restored.keys() == expected.keys()
         assert all(torch.equal(engine.restored[n], expected[n]) for n in expected)
@@ -175,7 +189,13 @@ def test_the_best_is_kept_however_many_follow(tmp_path):
     for update in range(1, 9):
         checkpoints.save(Held(), {"update": update, "best_update": 2}, wait=True)
     assert checkpoints.names() == ["u00000002", "u00000007", "u00000008"]
-    assert sorted(p.name for p in (tmp_path / "place").iterdir()) == ["best", "latest", "u00000002", "u00000007", "u00000008"]
+    assert sorted(p.name for p in (tmp_path / "place").iterdir()) == [
+        "best",
+        "latest",
+        "u00000002",
+        "u00000007",
+        "u00000008",
+    ]
 
 
 def test_without_a_validation_there_is_no_best(tmp_path):

@@ -37,7 +37,11 @@ def test_its_files_and_its_state(saved, tmp_path):
     assert sorted(digests) == ["model.safetensors", "optimizer.safetensors", "rng.safetensors"]
     names = {f.name: set(checkpoint.load(f.read_bytes())) for f in folder.glob("*.safetensors")}
     moments = {f"{m}.{n}" for m in ("exp_avg", "exp_avg_sq") for n in ("weight", "bias")}
-    assert names == {"model.safetensors": {"weight", "bias"}, "optimizer.safetensors": moments, "rng.safetensors": {"cpu.0"}}
+    assert names == {
+        "model.safetensors": {"weight", "bias"},
+        "optimizer.safetensors": moments,
+        "rng.safetensors": {"cpu.0"},
+    }
 
 
 def test_restoring_sets_steps_scale_and_generators(saved):
@@ -80,9 +84,19 @@ def test_the_folder_is_flushed_between_its_own_name_and_the_name_of_the_latest(t
     rename, write = os.rename, checkpoints.storage.write
     monkeypatch.setattr(os, "rename", lambda a, b: seen.append("rename") or rename(a, b))
     monkeypatch.setattr(checkpoint, "fsync", lambda path: seen.append(f"flush {path.name}"))
-    monkeypatch.setattr(checkpoints.storage, "write", lambda name, data: seen.append(name.rpartition("/")[2]) or write(name, data))
+    monkeypatch.setattr(
+        checkpoints.storage,
+        "write",
+        lambda name, data: seen.append(name.rpartition("/")[2]) or write(name, data),
+    )
     checkpoints.save(Held(), STATE, wait=True)
-    assert seen == [*(f"{part}.safetensors" for part in checkpoint.FILES), "state.json", "rename", "flush place", "latest"]
+    assert seen == [
+        *(f"{part}.safetensors" for part in checkpoint.FILES),
+        "state.json",
+        "rename",
+        "flush place",
+        "latest",
+    ]
 
 
 def test_what_a_killed_run_left_of_the_same_update_does_not_get_into_it(tmp_path):
@@ -114,7 +128,10 @@ def test_a_damaged_file_is_refused_by_its_name(saved, tmp_path, part, damage):
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage == "changed" else data[:-1])
     if damage == "gone":
         file.unlink()
-    with pytest.raises(ValueError, match=f"checkpoint .*/{NAME}/{part}.safetensors: .*; remove the folder {NAME} to go on from the one before"):
+    with pytest.raises(
+        ValueError,
+        match=f"checkpoint .*/{NAME}/{part}.safetensors: .*; remove the folder {NAME} to go on from the one before",
+    ):
         saved[0].restore(Held(), NAME)
 
 
@@ -132,18 +149,24 @@ def test_a_file_that_is_no_safetensors_is_refused_although_its_digest_is_right(s
 def test_a_state_that_cannot_be_read_is_refused(saved, tmp_path, text):
     file = tmp_path / "place" / NAME / "state.json"
     file.unlink() if text is None else file.write_text(text)
-    with pytest.raises(ValueError, match=f"{NAME}/state.json: .*; remove the folder {NAME} to go on from the one before"):
+    with pytest.raises(
+        ValueError, match=f"{NAME}/state.json: .*; remove the folder {NAME} to go on from the one before"
+    ):
         saved[0].restore(Held(), NAME)
 
 
-@pytest.mark.parametrize(("name", "seen", "own"), [("weight", r"\(2, 3\)", r"\(2, 4\)"), ("more", "None", r"\(1,\)")])
+@pytest.mark.parametrize(
+    ("name", "seen", "own"), [("weight", r"\(2, 3\)", r"\(2, 4\)"), ("more", "None", r"\(1,\)")]
+)
 def test_another_model_is_refused_before_anything_is_set(saved, name, seen, own):
     engine = Held()
     if name == "weight":
         engine.model.weight.data = torch.zeros(2, 4)
     else:
         engine.model.more = torch.nn.Parameter(torch.zeros(1))
-    with pytest.raises(ValueError, match=f"checkpoint .*/{NAME}: {name} is {seen}, this model's is {own}: the model changed"):
+    with pytest.raises(
+        ValueError, match=f"checkpoint .*/{NAME}: {name} is {seen}, this model's is {own}: the model changed"
+    ):
         saved[0].restore(engine, NAME)
     assert not hasattr(engine, "restored") and engine.steps == 0
 

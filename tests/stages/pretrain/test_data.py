@@ -12,26 +12,29 @@ from stages.pretrain.data import Data
 TWO = {"corpora": ("a", "b")}
 
 
-@pytest.mark.parametrize(("fields", "said"), [
-    ({"corpora": ("a", "b", "a")}, "data.corpora is .* one stands twice"),
-    (TWO | {"weights": (1.0,)}, "data.weights is .* each of the 2 corpora"),
-    ({"weights": (0.0,)}, "data.weights is .* above 0"),
-    (TWO | {"weights": (1.0, -1.0)}, "data.weights is .* above 0"),
-    ({"crop_samples": 0}, "data.crop_samples is 0"),
-    ({"crop_samples": -320}, "data.crop_samples is -320"),
-    ({"crop_samples": 321}, "data.crop_samples is 321: expected a multiple of 320"),
-    ({"crop_s": 0.0}, "data.crop_s is 0.0"),
-    ({"min_segment_s": -0.1}, "data.min_segment_s"),
-    ({"max_silence": -0.01}, "data.max_silence"),
-    ({"max_clipping": 1.01}, "data.max_clipping"),
-    ({"max_bad_share": 1.01}, "data.max_bad_share"),
-    ({"window_shards": 0}, "data.window_shards"),
-    ({"valid_crops": -1}, "data.valid_crops"),
-    ({"workers": -1}, "data.workers"),
-    ({"prefetch": 0}, "data.prefetch"),
-    ({"cache_gb": 0.0}, "data.cache_gb"),
-    ({"cqt": "cqt"}, "data.cqt"),
-])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"corpora": ("a", "b", "a")}, "data.corpora is .* one stands twice"),
+        (TWO | {"weights": (1.0,)}, "data.weights is .* each of the 2 corpora"),
+        ({"weights": (0.0,)}, "data.weights is .* above 0"),
+        (TWO | {"weights": (1.0, -1.0)}, "data.weights is .* above 0"),
+        ({"crop_samples": 0}, "data.crop_samples is 0"),
+        ({"crop_samples": -320}, "data.crop_samples is -320"),
+        ({"crop_samples": 321}, "data.crop_samples is 321: expected a multiple of 320"),
+        ({"crop_s": 0.0}, "data.crop_s is 0.0"),
+        ({"min_segment_s": -0.1}, "data.min_segment_s"),
+        ({"max_silence": -0.01}, "data.max_silence"),
+        ({"max_clipping": 1.01}, "data.max_clipping"),
+        ({"max_bad_share": 1.01}, "data.max_bad_share"),
+        ({"window_shards": 0}, "data.window_shards"),
+        ({"valid_crops": -1}, "data.valid_crops"),
+        ({"workers": -1}, "data.workers"),
+        ({"prefetch": 0}, "data.prefetch"),
+        ({"cache_gb": 0.0}, "data.cache_gb"),
+        ({"cqt": "cqt"}, "data.cqt"),
+    ],
+)
 def test_what_cannot_be_is_refused_with_its_name(fields, said):
     with pytest.raises(ValueError, match=said):
         Data(**fields)

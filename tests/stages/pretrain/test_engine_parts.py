@@ -23,12 +23,16 @@ def made(monkeypatch):
     monkeypatch.setattr(engine, "_initialize", Plain)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     return lambda accumulation=2, precision="fp32", optim=OPTIM: Engine(
-        toy.model(), EngineSettings(zero_stage=0, precision=precision), optim, ALONE, accumulation)
+        toy.model(), EngineSettings(zero_stage=0, precision=precision), optim, ALONE, accumulation
+    )
 
 
 def halves(number: int = 0) -> list[tuple]:
     whole = toy.global_batch(number)
-    return [(toy.part(whole, slice(i, i + 4)), {"more": torch.tensor(float(i + 1)), "two": torch.tensor([1, 2])}) for i in (0, 4)]
+    return [
+        (toy.part(whole, slice(i, i + 4)), {"more": torch.tensor(float(i + 1)), "two": torch.tensor([1, 2])})
+        for i in (0, 4)
+    ]
 
 
 def update(own: Engine, judge=lambda loss: False, flags=(), rate: float = 1e-3, batches=None):
@@ -49,7 +53,11 @@ def test_sums_of_all_micro_batches_come_back_with_their_shapes_and_the_flags_as_
     done = update(made(), flags=(True, False, True))
     assert done.flags == [True, False, True]
     assert float(done.sums["more"]) == 1 + 5 and done.sums["two"].tolist() == [2, 4]
-    assert done.sums["loss"].shape == () and done.sums["ce_K"].shape == (4,) and done.sums["loss"].dtype == torch.float64
+    assert (
+        done.sums["loss"].shape == ()
+        and done.sums["ce_K"].shape == (4,)
+        and done.sums["loss"].dtype == torch.float64
+    )
     assert update(made()).flags == []
 
 
@@ -63,7 +71,9 @@ def test_the_judge_is_asked_once_for_the_mean_loss_of_the_whole_batch_before_the
         return False
 
     done = update(own, judge)
-    assert asked == [float(done.sums["loss"]) / int(toy.global_batch(0).mask_BT.sum())] and changed(own, before)
+    assert asked == [float(done.sums["loss"]) / int(toy.global_batch(0).mask_BT.sum())] and changed(
+        own, before
+    )
     assert not done.skipped and own.steps == 1 and math.isfinite(done.grad_norm)
 
 
@@ -104,7 +114,9 @@ def test_the_gradient_is_that_of_the_mean_loss_however_it_is_accumulated(made):
     model = toy.model()
     whole = toy.global_batch(0)
     keep, codebooks = model.draw(0, 0)
-    model(whole.wave_BN, whole.mask_BT, whole.codes, whole.cqt_BLF, keep_layers=keep, codebooks=codebooks)["loss"].div(whole.mask_BT.sum()).backward()
+    model(whole.wave_BN, whole.mask_BT, whole.codes, whole.cqt_BLF, keep_layers=keep, codebooks=codebooks)[
+        "loss"
+    ].div(whole.mask_BT.sum()).backward()
     expected = float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
     assert norms == pytest.approx([expected, expected], rel=1e-4)
 
@@ -119,13 +131,19 @@ def test_the_scale_of_fp16_multiplies_the_loss_and_divides_the_gradient(made):
     plain, scaled = made(), made()
     scaled.scale.enabled, scaled.scale.value = True, 1024.0
     one, other = update(plain), update(scaled)
-    assert (one.scale, other.scale) == (1.0, 1024.0) and other.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+    assert (one.scale, other.scale) == (1.0, 1024.0) and other.grad_norm == pytest.approx(
+        one.grad_norm, rel=1e-5
+    )
     assert scaled.scale.good == 1
-    assert update(scaled, lambda loss: True).skipped and scaled.scale.value == 1024.0 and scaled.scale.good == 1, "judged: no overflow"
+    assert (
+        update(scaled, lambda loss: True).skipped and scaled.scale.value == 1024.0 and scaled.scale.good == 1
+    ), "judged: no overflow"
     handle = scaled.model.mask_vector.register_hook(lambda grad: grad * math.inf)
     done = update(scaled)
     handle.remove()
-    assert (done.scale, scaled.scale.value, scaled.scale.good) == (1024.0, 512.0, 0), "told is the scale of this update"
+    assert (done.scale, scaled.scale.value, scaled.scale.good) == (1024.0, 512.0, 0), (
+        "told is the scale of this update"
+    )
 
 
 def test_too_few_micro_batches_are_a_bug(made):
@@ -156,11 +174,15 @@ def test_what_is_gathered_restores_the_engine(made):
     update(own)
     held = own.gathered()
     moments = {f"{kind}.{name}" for kind in engine.MOMENTS for name, _ in own.model.named_parameters()}
-    assert held.keys() == moments | own.model.state_dict().keys() and all(t.dtype == torch.float32 for t in held.values())
+    assert held.keys() == moments | own.model.state_dict().keys() and all(
+        t.dtype == torch.float32 for t in held.values()
+    )
     other.restore(held, 7)
     assert other.steps == 7 and all(torch.equal(held[n], t) for n, t in other.gathered().items())
     update(own)
-    assert any(not torch.equal(held[n], t) for n, t in own.gathered().items()), "a copy, not the weights themselves"
+    assert any(not torch.equal(held[n], t) for n, t in own.gathered().items()), (
+        "a copy, not the weights themselves"
+    )
     del held["mask_vector"]
     with pytest.raises(KeyError):
         made().restore(held, 1)
@@ -172,18 +194,36 @@ def test_other_ranks_gather_nothing(made, monkeypatch):
     assert own.gathered() == {}
 
 
-@pytest.mark.parametrize(("wrong", "says"), [
-    ({"micro_batch": 0}, "engine.micro_batch is 0"), ({"precision": "fp8"}, "engine.precision is 'fp8': expected one of bf16, fp16, fp32"),
-    ({"zero_stage": 4}, "engine.zero_stage is 4"), ({"zero_stage": -1}, "engine.zero_stage is -1"),
-    ({"compile": True, "zero_stage": 3}, "engine.compile is True: ZeRO 3"),
-    ({"offload_optimizer": True, "zero_stage": 0}, "engine.offload_optimizer is True: needs zero_stage 1, 2 or 3")])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"micro_batch": 0}, "engine.micro_batch is 0"),
+        ({"precision": "fp8"}, "engine.precision is 'fp8': expected one of bf16, fp16, fp32"),
+        ({"zero_stage": 4}, "engine.zero_stage is 4"),
+        ({"zero_stage": -1}, "engine.zero_stage is -1"),
+        ({"compile": True, "zero_stage": 3}, "engine.compile is True: ZeRO 3"),
+        (
+            {"offload_optimizer": True, "zero_stage": 0},
+            "engine.offload_optimizer is True: needs zero_stage 1, 2 or 3",
+        ),
+    ],
+)
 def test_impossible_settings_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         EngineSettings(**wrong)
 
 
-@pytest.mark.parametrize("right", [{"micro_batch": 1}, {"zero_stage": 0}, {"zero_stage": 3}, {"compile": True, "zero_stage": 2},
-                                   {"offload_optimizer": True, "zero_stage": 1}, {"precision": "fp32"}])
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"micro_batch": 1},
+        {"zero_stage": 0},
+        {"zero_stage": 3},
+        {"compile": True, "zero_stage": 2},
+        {"offload_optimizer": True, "zero_stage": 1},
+        {"precision": "fp32"},
+    ],
+)
 def test_the_limits_themselves_are_allowed(right):
     assert all(getattr(EngineSettings(**right), name) == value for name, value in right.items())
 
@@ -194,24 +234,57 @@ def test_copies_of_the_weights_that_the_optimiser_adds():
 
 @pytest.mark.parametrize("cuda", [False, True])
 def test_what_deepspeed_is_told(cuda):
-    own = deepspeed_config(EngineSettings(zero_stage=2, offload_optimizer=True), Optim(clip_norm=3.0), cuda, 5)
+    own = deepspeed_config(
+        EngineSettings(zero_stage=2, offload_optimizer=True), Optim(clip_norm=3.0), cuda, 5
+    )
     assert own == {
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 5, "gradient_clipping": 3.0,
-        "zero_optimization": {"stage": 2, "contiguous_gradients": True, "reduce_scatter": True, "overlap_comm": cuda,
-                              "round_robin_gradients": False, "offload_optimizer": {"device": "cpu", "pin_memory": cuda}},
-        "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "prescale_gradients": False,
-        "communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}, "bf16": {"enabled": False},
-        "fp16": {"enabled": False}, "steps_per_print": 1_000_000_000, "wall_clock_breakdown": False}
-    assert "offload_optimizer" not in deepspeed_config(EngineSettings(), Optim(), cuda, 1)["zero_optimization"]
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 5,
+        "gradient_clipping": 3.0,
+        "zero_optimization": {
+            "stage": 2,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "overlap_comm": cuda,
+            "round_robin_gradients": False,
+            "offload_optimizer": {"device": "cpu", "pin_memory": cuda},
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "prescale_gradients": False,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+    assert (
+        "offload_optimizer" not in deepspeed_config(EngineSettings(), Optim(), cuda, 1)["zero_optimization"]
+    )
     assert deepspeed_config(EngineSettings(zero_stage=0), Optim(), cuda, 1)["gradient_clipping"] == 0.0
 
 
 def test_a_users_json_adds_keys_and_may_repeat_ours(tmp_path):
     path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"fp16": {"enabled": False}, "flops_profiler": {"enabled": True}, "zero_optimization": {"sub_group_size": 7}}))
+    path.write_text(
+        json.dumps(
+            {
+                "fp16": {"enabled": False},
+                "flops_profiler": {"enabled": True},
+                "zero_optimization": {"sub_group_size": 7},
+            }
+        )
+    )
     settings = EngineSettings(deepspeed=str(path))
-    own, merged = deepspeed_config(EngineSettings(), Optim(), False, 2), deepspeed_config(settings, Optim(), False, 2)
-    assert merged == own | {"flops_profiler": {"enabled": True}, "zero_optimization": own["zero_optimization"] | {"sub_group_size": 7}}
+    own, merged = (
+        deepspeed_config(EngineSettings(), Optim(), False, 2),
+        deepspeed_config(settings, Optim(), False, 2),
+    )
+    assert merged == own | {
+        "flops_profiler": {"enabled": True},
+        "zero_optimization": own["zero_optimization"] | {"sub_group_size": 7},
+    }
     path.write_text(json.dumps({"zero_optimization": 3}))
     with pytest.raises(ValueError, match="zero_optimization is 3, but the run's configuration makes it"):
         deepspeed_config(settings, Optim(), False, 2)

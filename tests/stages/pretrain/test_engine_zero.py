@@ -1,10 +1,7 @@
 """What the engine asks of DeepSpeed at each ZeRO stage: a small stand-in takes DeepSpeed's place, and a model of two weights Mert's."""
 
-import contextlib
 import logging
 import math
-import sys
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -17,83 +14,15 @@ from stages.pretrain.optim import Adam, Optim
 from stages.pretrain.scale import START
 from stages.pretrain.world import World
 from tests.stages.pretrain.runs import ALONE, Plain
+from tests.stages.pretrain.zero import DeepSpeed, Tiny, Zero
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIM = Optim()
-BATCH = Batch(torch.tensor([[1.0, 2.0]]), torch.ones(1, 1, dtype=torch.bool), {}, torch.zeros(1, 1, 1), keys=["clip"])
+BATCH = Batch(
+    torch.tensor([[1.0, 2.0]]), torch.ones(1, 1, dtype=torch.bool), {}, torch.zeros(1, 1, 1), keys=["clip"]
+)
 SPLIT = pytest.mark.parametrize("stage", [1, 2, 3])
 EVERY = pytest.mark.parametrize("stage", [0, 1, 2, 3])
-
-
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor(0.5))
-        self.register_buffer("count", torch.tensor([7.0]))
-        self.modes: list[tuple[bool, bool]] = []  # of each forward pass: training, autocast
-        self.compiled = 0
-
-    def compile(self) -> None:
-        self.compiled += 1
-
-    def forward(self, wave_BN, **others) -> dict[str, torch.Tensor]:
-        self.modes.append((self.training, torch.is_autocast_enabled("cpu")))
-        return {"loss": (wave_BN * self.weight).sum() + self.bias}
-
-
-class Zero(Plain):
-    """DeepSpeed's engine at stages 1 to 3, as far as ours looks into it; its step tells the norm and applies nothing."""
-
-    def __init__(self, module, adam, settings, optim, world, accumulation: int):
-        self.module, self.adam, self.accumulation, self.micro_steps = module, adam, accumulation, 0
-        self.told: list = []
-        flats = [torch.ones(3), torch.ones(2)]
-        flats[0].grad = torch.ones(3)
-        self.optimizer = SimpleNamespace(
-            overflow=None, single_partition_of_fp32_groups=[torch.ones(4)], fp32_partitioned_groups_flat=flats,
-            grad_partitions_flat_buffer=torch.ones(5), override_loss_scale=self.told.append,
-            _lazy_init_hp_params_optimizer_state=lambda: self.told.append([tuple(flat.shape) for flat in adam.state]))
-
-    def step(self) -> None:
-        grads = [p.grad for p in self.module.parameters()]
-        self.norm = nn.utils.get_total_norm(grads)
-        self.optimizer.overflow = torch.tensor(not math.isfinite(self.norm))
-        self.adam.zero_grad()
-        self.micro_steps += 1
-
-    def get_global_grad_norm(self) -> torch.Tensor:
-        return self.norm
-
-
-class DeepSpeed:
-    """The functions of the package `deepspeed`. `did`: what was called, in order."""
-
-    def __init__(self, patch: pytest.MonkeyPatch):
-        self.did: list[tuple] = []
-        self.open: list[nn.Parameter] = []  # weights that are whole now
-        package, utils = ModuleType("deepspeed"), ModuleType("deepspeed.utils")
-        package.zero = SimpleNamespace(GatheredParameters=self.gather)
-        package.ops = SimpleNamespace(__compatible_ops__={"deepspeed_shm_comm": True})
-        package.initialize = self.initialize
-        utils.safe_get_full_fp32_param = lambda p: self.did.append(("get", p)) or p + 100
-        utils.safe_get_full_optimizer_state = lambda p, key: self.did.append((f"get {key}", p)) or p + 200 + len(key)
-        utils.safe_set_full_fp32_param = lambda p, value: self.did.append(("set", p, value.tolist()))
-        utils.safe_set_full_optimizer_state = lambda p, value, key: self.did.append((f"set {key}", p, value.tolist()))
-        patch.setitem(sys.modules, "deepspeed", package)
-        patch.setitem(sys.modules, "deepspeed.utils", utils)
-        self.package = package
-
-    @contextlib.contextmanager
-    def gather(self, parameters: list[nn.Parameter], modifier_rank: int | None = None):
-        self.did.append(("gather", modifier_rank, *parameters))
-        self.open = parameters
-        yield
-        self.did.append(("part", *[p.tolist() for p in parameters]))
-        self.open = []
-
-    def initialize(self, **told):
-        self.did.append(("initialize", told))
-        return "the engine", "an optimizer", None, None
 
 
 @pytest.fixture
@@ -103,10 +32,16 @@ def deepspeed(monkeypatch) -> DeepSpeed:
 
 @pytest.fixture
 def made(monkeypatch, deepspeed):
-    monkeypatch.setattr(engine, "_initialize", lambda module, adam, settings, *others: (Zero if settings.zero_stage else Plain)(
-        module, adam, settings, *others))
+    monkeypatch.setattr(
+        engine,
+        "_initialize",
+        lambda module, adam, settings, *others: (Zero if settings.zero_stage else Plain)(
+            module, adam, settings, *others
+        ),
+    )
     return lambda stage, precision="fp32", world=ALONE, compile=False: Engine(
-        Tiny(), EngineSettings(zero_stage=stage, precision=precision, compile=compile), OPTIM, world, 1)
+        Tiny(), EngineSettings(zero_stage=stage, precision=precision, compile=compile), OPTIM, world, 1
+    )
 
 
 def update(own: Engine, refused: bool = False):
@@ -116,7 +51,8 @@ def update(own: Engine, refused: bool = False):
 def same(found: list[tuple], expected: list[tuple]) -> bool:
     """Equal, where parameters are equal when they are one."""
     return [[id(v) if isinstance(v, nn.Parameter) else v for v in e] for e in found] == [
-        [id(v) if isinstance(v, nn.Parameter) else v for v in e] for e in expected]
+        [id(v) if isinstance(v, nn.Parameter) else v for v in e] for e in expected
+    ]
 
 
 @SPLIT
@@ -170,15 +106,24 @@ def test_evaluating_has_whole_weights(made, deepspeed, stage):
     with own.evaluating():
         whole = list(deepspeed.open)
     assert [id(p) for p in whole] == ([id(p) for p in own.model.parameters()] if stage == 3 else [])
-    assert deepspeed.open == [] and [name for name, *_ in deepspeed.did] == (["gather", "part"] if stage == 3 else [])
+    assert deepspeed.open == [] and [name for name, *_ in deepspeed.did] == (
+        ["gather", "part"] if stage == 3 else []
+    )
 
 
 @SPLIT
 def test_gathered_is_zeros_fp32_weights_and_moments_and_the_models_buffers(made, deepspeed, stage):
     own = made(stage)
     found = {name: value.tolist() for name, value in own.gathered().items()}
-    assert found == {"weight": [103, 104], "exp_avg.weight": [210, 211], "exp_avg_sq.weight": [213, 214],
-                     "bias": 100.5, "exp_avg.bias": 207.5, "exp_avg_sq.bias": 210.5, "count": [7]}
+    assert found == {
+        "weight": [103, 104],
+        "exp_avg.weight": [210, 211],
+        "exp_avg_sq.weight": [213, 214],
+        "bias": 100.5,
+        "exp_avg.bias": 207.5,
+        "exp_avg_sq.bias": 210.5,
+        "count": [7],
+    }
 
 
 @SPLIT
@@ -190,8 +135,14 @@ def test_every_rank_takes_part_in_gathering(made, deepspeed, stage):
     assert same(deepspeed.did, [(call, p) for p in both for call in ("get", "get exp_avg", "get exp_avg_sq")])
 
 
-TENSORS = {"weight": [1.0, 2.0], "bias": 3.0, "exp_avg.weight": [4.0, 5.0], "exp_avg.bias": 6.0, "exp_avg_sq.weight": [7.0, 8.0],
-           "exp_avg_sq.bias": 9.0}
+TENSORS = {
+    "weight": [1.0, 2.0],
+    "bias": 3.0,
+    "exp_avg.weight": [4.0, 5.0],
+    "exp_avg.bias": 6.0,
+    "exp_avg_sq.weight": [7.0, 8.0],
+    "exp_avg_sq.bias": 9.0,
+}
 
 
 @SPLIT
@@ -201,7 +152,9 @@ def test_restoring_sets_the_weights_of_the_model_and_those_and_the_moments_of_ze
     expected = []
     for name, parameter in own.model.named_parameters():
         expected.append(("set", parameter, TENSORS[name]))
-        if stage == 3:  # rank 0 hands its values to the others; they are there before the weights are split again
+        if (
+            stage == 3
+        ):  # rank 0 hands its values to the others; they are there before the weights are split again
             expected += [("gather", 0, parameter), ("part", TENSORS[name])]
         expected += [(f"set {key}", parameter, TENSORS[f"{key}.{name}"]) for key in MOMENTS]
         assert parameter.tolist() == TENSORS[name]
@@ -212,7 +165,9 @@ def test_restoring_sets_the_weights_of_the_model_and_those_and_the_moments_of_ze
 def test_restoring_without_zero_sets_adams_own_moments(made, deepspeed):
     own = made(0)
     own.restore({name: torch.tensor(value) for name, value in TENSORS.items()}, 5)
-    assert {name: value.tolist() for name, value in own.gathered().items()} == TENSORS | {"count": [7.0]} and deepspeed.did == []
+    assert {name: value.tolist() for name, value in own.gathered().items()} == TENSORS | {
+        "count": [7.0]
+    } and deepspeed.did == []
 
 
 @EVERY
@@ -220,13 +175,16 @@ def test_adams_moments_exist_before_the_first_update(made, stage):
     own = made(stage)
     zero = own._deepspeed.optimizer
     flats = {0: lambda: list(own.model.parameters()), 3: lambda: zero.fp32_partitioned_groups_flat}.get(
-        stage, lambda: zero.single_partition_of_fp32_groups)()
+        stage, lambda: zero.single_partition_of_fp32_groups
+    )()
     assert [id(flat) for flat in own.adam.state] == [id(flat) for flat in flats]
     for flat, state in own.adam.state.items():
         assert state.keys() == {"step", *MOMENTS} and float(state["step"]) == 0
         assert all(state[key].shape == flat.shape and not state[key].any() for key in MOMENTS)
     if stage:
-        assert own._deepspeed.told == ([[(4,)]] if stage < 3 else []), "ZeRO 1 and 2 link to moments that exist, once"
+        assert own._deepspeed.told == ([[(4,)]] if stage < 3 else []), (
+            "ZeRO 1 and 2 link to moments that exist, once"
+        )
 
 
 def test_moments_that_deepspeed_made_are_kept(made, monkeypatch):
@@ -253,7 +211,10 @@ def test_deepspeed_is_started_for_the_runs_device(deepspeed, monkeypatch, device
     assert engine._initialize(model, adam, settings, OPTIM, world, 3) == "the engine"
     ((_, told),) = deepspeed.did
     assert told.pop("model") is model and told.pop("optimizer") is adam
-    assert told == {"config": deepspeed_config(settings, OPTIM, device == "cuda", 3), "dist_init_required": False}
+    assert told == {
+        "config": deepspeed_config(settings, OPTIM, device == "cuda", 3),
+        "dist_init_required": False,
+    }
     assert engine.os.environ["DS_ACCELERATOR"] == device and log.level == logging.ERROR
     assert deepspeed.package.ops.__compatible_ops__ == {"deepspeed_shm_comm": device == "cuda"}
     monkeypatch.setenv("DS_ACCELERATOR", "the user's")
@@ -272,7 +233,9 @@ def test_compiling_needs_the_compiler_that_torch_would_call(made, monkeypatch):
     there: list[str] = []
     monkeypatch.setattr(engine.shutil, "which", lambda name: name if name in there else None)
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"engine.compile is True: needs a C\+\+ compiler, and g\+\+ is not on PATH"):
+    with pytest.raises(
+        ValueError, match=r"engine.compile is True: needs a C\+\+ compiler, and g\+\+ is not on PATH"
+    ):
         made(1, compile=True)
     assert made(1).model.compiled == 0, "a run that does not compile needs none"
     there.append("g++")
@@ -295,5 +258,9 @@ def test_the_usual_settings():
 def test_sums_of_any_shape_come_back_as_they_went_even_empty_ones():
     own = {"none": torch.zeros(0), "one": torch.tensor(2.0), "four": torch.arange(4.0).view(2, 2)}
     sums, flags = engine._summed(own, (False, True), ALONE)
-    assert {name: value.tolist() for name, value in sums.items()} == {"none": [], "one": 2.0, "four": [[0, 1], [2, 3]]}
+    assert {name: value.tolist() for name, value in sums.items()} == {
+        "none": [],
+        "one": 2.0,
+        "four": [[0, 1], [2, 3]],
+    }
     assert flags == [False, True] and sums["none"].shape == (0,)

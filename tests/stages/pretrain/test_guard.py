@@ -53,14 +53,19 @@ def test_skipped_losses_do_not_enter_the_mean():
 
 def test_a_good_update_ends_a_bad_stretch():
     found = judge(in_a_row=2)
-    assert [found.note(NAN, True, False), found.note(1.0, False, False), found.note(NAN, True, False)] == [False] * 3
+    assert [found.note(NAN, True, False), found.note(1.0, False, False), found.note(NAN, True, False)] == [
+        False
+    ] * 3
     assert found.note(NAN, True, False) is True, "the second of a new stretch"
 
 
 @pytest.mark.parametrize("allowed", [1, 2, 4])
 def test_trouble_begins_with_the_update_that_fills_the_row(allowed):
     found = judge(in_a_row=allowed)
-    assert [found.note(NAN, True, False) for _ in range(allowed + 1)] == [False] * (allowed - 1) + [True, True]
+    assert [found.note(NAN, True, False) for _ in range(allowed + 1)] == [False] * (allowed - 1) + [
+        True,
+        True,
+    ]
 
 
 def test_an_overflow_is_counted_as_skipped_but_neither_lengthens_nor_ends_a_bad_stretch():
@@ -100,6 +105,8 @@ def test_a_new_judge_has_seen_nothing():
 
 def test_giving_up_says_what_was_seen_what_was_tried_and_what_to_do():
     said = str(given_up(Guard(in_a_row=7), 120, None, Path("runs/a/metrics.jsonl")))
-    assert said == ("7 updates in a row had a loss that jumped or was not finite, up to update 120; there is no checkpoint to go back to, "
-                    "or guard.then is stop: lower optim.rate, and see runs/a/metrics.jsonl")
+    assert said == (
+        "7 updates in a row had a loss that jumped or was not finite, up to update 120; there is no checkpoint to go back to, "
+        "or guard.then is stop: lower optim.rate, and see runs/a/metrics.jsonl"
+    )
     assert "; u1 was gone back to: lower" in str(given_up(Guard(), 1, "u1 was gone back to", Path("m")))

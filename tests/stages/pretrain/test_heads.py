@@ -89,8 +89,10 @@ def test_errors_and_hits_of_the_codebooks_wanted_and_zero_of_the_others(wanted):
         and not correct_K.requires_grad
     )
     for k in range(K):
-        error = sum(math.log(sum(math.exp(v) for v in row.tolist())) - row[code].item()
-                    for row, code in zip(logits_KSC[k], codes_SK[:, k], strict=True))
+        error = sum(
+            math.log(sum(math.exp(v) for v in row.tolist())) - row[code].item()
+            for row, code in zip(logits_KSC[k], codes_SK[:, k], strict=True)
+        )
         hits = sum(
             max(range(C), key=row.tolist().__getitem__) == code
             for row, code in zip(logits_KSC[k], codes_SK[:, k].tolist(), strict=True)

@@ -255,9 +255,14 @@ def test_closing_ends_every_stream(pinned, data):
     assert not run._streams and all(next(stream, None) is None for stream in streams)
 
 
-@pytest.mark.parametrize(("corpora", "workers", "expected"), [
-    (("a", "b"), 3, {"prefetch_factor": 6, "multiprocessing_context": "fork"}),
-    (("a", "s3://b/c"), 1, {"prefetch_factor": 6, "multiprocessing_context": "spawn"}), (("a",), 0, {})])
+@pytest.mark.parametrize(
+    ("corpora", "workers", "expected"),
+    [
+        (("a", "b"), 3, {"prefetch_factor": 6, "multiprocessing_context": "fork"}),
+        (("a", "s3://b/c"), 1, {"prefetch_factor": 6, "multiprocessing_context": "spawn"}),
+        (("a",), 0, {}),
+    ],
+)
 def test_workers_are_forked_but_for_object_stores_and_seed_nothing(monkeypatch, corpora, workers, expected):
     options = {}
     monkeypatch.setattr(loader, "DataLoader", lambda dataset, **given: options.update(given) or [dataset])

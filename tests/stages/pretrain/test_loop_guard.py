@@ -26,7 +26,10 @@ def test_a_bad_update_is_skipped_and_its_samples_are_read_again_and_blamed(quick
     assert quick.train("optim.updates=4", "guard.in_a_row=2") == loop.DONE
     (skipped,) = quick.rows("skipped")
     keys = quick.keys([*quick.places(3)][2])
-    assert (skipped["update"], skipped["loss"], skipped["keys"]) == (3, None, keys) and evaluated == [False, False]
+    assert (skipped["update"], skipped["loss"], skipped["keys"]) == (3, None, keys) and evaluated == [
+        False,
+        False,
+    ]
     assert f"update 3 skipped (loss nan); samples that are not finite: {', '.join(keys)}" in quick.said
     seen = [(row["update"], row["skipped"], row["grad_norm"] is None) for row in quick.rows()]
     assert seen == [(1, 0, False), (2, 0, False), (3, 1, True), (4, 1, False)]
@@ -43,8 +46,11 @@ def test_a_jump_is_skipped_once_the_window_is_full_and_a_good_update_ends_the_st
 
 def test_bad_updates_in_a_row_end_the_run(quick):
     quick.losses = {3: NAN, 4: NAN}
-    with pytest.raises(ValueError, match="^2 updates in a row had a loss that jumped or was not finite, up to update 4; there is no checkpoint "
-                                         "to go back to, or guard.then is stop: lower optim.rate, and see .*/toy/metrics.jsonl$"):
+    with pytest.raises(
+        ValueError,
+        match="^2 updates in a row had a loss that jumped or was not finite, up to update 4; there is no checkpoint "
+        "to go back to, or guard.then is stop: lower optim.rate, and see .*/toy/metrics.jsonl$",
+    ):
         quick.train("guard.in_a_row=2", "checkpoints.every_updates=2")
     assert quick.tried == 4 and [row["update"] for row in quick.rows()] == [1, 2, 3, 4]
 
@@ -64,11 +70,18 @@ def test_the_run_goes_back_to_the_last_checkpoint_and_past_the_data_since(quick)
     assert (restored["update"], restored["path"], restored["skipped"]) == (4, "u00000004", [[0, 64, 32]])
     assert "restored u00000004; went past the data up to sample 96 of epoch 0" in quick.said
     for call, place in zip(quick.calls, places[:9], strict=True):
-        assert [key for batch in call["batches"] for key in batch.keys] == quick.keys(place), "data go on, update by update"
+        assert [key for batch in call["batches"] for key in batch.keys] == quick.keys(place), (
+            "data go on, update by update"
+        )
     optim = quick.training.config.optim
     assert [call["rate"] for call in quick.calls] == [optim.rate_at(u) for u in (0, 1, 2, 3, 4, 5, 4, 5, 6)]
     last = State.from_json(quick.checkpoint(7)["state"])
-    assert (last.update, last.consumed, last.epoch, last.skipped) == (7, places[9].consumed, places[9].epoch, ((0, 64, 32),))
+    assert (last.update, last.consumed, last.epoch, last.skipped) == (
+        7,
+        places[9].consumed,
+        places[9].epoch,
+        ((0, 64, 32),),
+    )
     assert quick.checkpoint(7)["judge"]["skipped"] == 0 and quick.checkpoint(7)["steps"] == 7
 
 
@@ -76,7 +89,9 @@ def test_the_restored_judge_is_the_checkpoints_without_its_stretch(quick):
     """The checkpoint was written inside a stretch: gone back to, the stretch begins anew, the history does not."""
     quick.losses = {4: NAN, 5: NAN, 6: NAN}
     assert quick.train("guard.in_a_row=2", *RESTORE) == loop.DONE
-    assert [row["path"] for row in quick.rows("restored")] == ["u00000004"] and quick.checkpoint(4)["judge"]["in_a_row"] == 1
+    assert [row["path"] for row in quick.rows("restored")] == ["u00000004"] and quick.checkpoint(4)["judge"][
+        "in_a_row"
+    ] == 1
     assert quick.tried == 7, "6 is the first of a new stretch, then 6 is made"
     judge = quick.checkpoint(6)["judge"]
     assert (judge["in_a_row"], judge["skipped"], len(judge["history"])) == (0, 2, 4)
@@ -109,7 +124,9 @@ def test_the_weights_are_the_checkpoints_again(quick):
 def test_five_times_from_one_checkpoint_then_the_run_is_given_up(quick):
     assert loop.RESTORES == 5
     quick.losses = dict.fromkeys(range(3, 100), NAN)
-    with pytest.raises(ValueError, match="^1 updates in a row .*, up to update 3; u00000002 was gone back to 5 times: lower"):
+    with pytest.raises(
+        ValueError, match="^1 updates in a row .*, up to update 3; u00000002 was gone back to 5 times: lower"
+    ):
         quick.train("guard.in_a_row=1", *RESTORE)
     assert quick.tried == 8 and len(quick.rows("restored")) == 5
     assert quick.training.restored == ["u00000002"] * 6
@@ -126,8 +143,14 @@ def test_five_times_from_each_of_two_checkpoints_is_no_end(quick):
 def test_going_past_the_end_of_an_epoch(quick):
     """An epoch has nine updates: the eighth and the ninth are bad, so the data go on in the next one."""
     quick.losses = {8: NAN, 9: NAN}
-    assert quick.train("optim.updates=10", "guard.in_a_row=2", *RESTORE, "checkpoints.every_updates=3") == loop.DONE
-    assert quick.rows("restored")[0]["skipped"] == [[0, 96, 48]] and quick.rows("restored")[0]["path"] == "u00000006"
+    assert (
+        quick.train("optim.updates=10", "guard.in_a_row=2", *RESTORE, "checkpoints.every_updates=3")
+        == loop.DONE
+    )
+    assert (
+        quick.rows("restored")[0]["skipped"] == [[0, 96, 48]]
+        and quick.rows("restored")[0]["path"] == "u00000006"
+    )
     assert "restored u00000006; went past the data up to sample 0 of epoch 1" in quick.said
     assert [row["epoch"] for row in quick.rows()] == [0] * 6 + [1] * 4
 
@@ -162,14 +185,23 @@ def test_an_overflow_of_fp16_halves_the_scale_and_blames_nobody(quick, scaled):
     overflows(quick, {2, 3, 5})
     assert quick.train("guard.in_a_row=1") == loop.DONE
     assert quick.rows("skipped") == [] and not [line for line in quick.said if line.startswith("update ")]
-    assert [(row["skipped"], row["scale"]) for row in quick.rows()] == [(0, 8), (1, 8), (2, 4), (2, 2), (3, 2), (3, 1)]
+    assert [(row["skipped"], row["scale"]) for row in quick.rows()] == [
+        (0, 8),
+        (1, 8),
+        (2, 4),
+        (2, 2),
+        (3, 2),
+        (3, 1),
+    ]
 
 
 def test_a_bad_loss_under_fp16_is_no_overflow(quick, scaled):
     quick.losses = {2: NAN}
     with pytest.raises(ValueError, match="1 updates in a row"):
         quick.train("guard.in_a_row=1")
-    assert [row["update"] for row in quick.rows("skipped")] == [2] and [row["scale"] for row in quick.rows()] == [8, 8]
+    assert [row["update"] for row in quick.rows("skipped")] == [2] and [
+        row["scale"] for row in quick.rows()
+    ] == [8, 8]
 
 
 def test_a_gradient_that_is_not_finite_at_scale_one_is_a_bad_update(quick):
@@ -188,9 +220,14 @@ def test_replaced_samples_are_named_counted_and_added_up(quick, monkeypatch):
             yield batch
 
     real = loop.Training.run
-    monkeypatch.setattr(loop.Training, "run", lambda own: monkeypatch.setattr(loop.Loader, "stream", failing) or real(own))
+    monkeypatch.setattr(
+        loop.Training, "run", lambda own: monkeypatch.setattr(loop.Loader, "stream", failing) or real(own)
+    )
     quick.train("optim.updates=5")
     assert [row["replaced"] for row in quick.rows()] == [0, 3, 3, 4, 4]
-    assert [(row["update"], row["samples"]) for row in quick.rows("replaced")] == [(2, ["a: cut", "b: gone", "c: cut"]), (4, ["d: cut"])]
+    assert [(row["update"], row["samples"]) for row in quick.rows("replaced")] == [
+        (2, ["a: cut", "b: gone", "c: cut"]),
+        (4, ["d: cut"]),
+    ]
     assert "update 2: replaced 3 that failed: a: cut; b: gone; c: cut" in quick.said
     assert quick.checkpoint(5)["replaced"] == 4

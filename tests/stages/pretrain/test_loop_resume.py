@@ -74,7 +74,11 @@ def test_asked_by_a_signal_it_stops_and_its_handlers_are_given_back(quick):
 
 def test_the_checkpoint_of_a_stop_is_waited_for(quick, monkeypatch):
     waits, save = [], loop.Checkpoints.save
-    monkeypatch.setattr(loop.Checkpoints, "save", lambda own, engine, state, wait: waits.append(wait) or save(own, engine, state, wait))
+    monkeypatch.setattr(
+        loop.Checkpoints,
+        "save",
+        lambda own, engine, state, wait: waits.append(wait) or save(own, engine, state, wait),
+    )
     stopped(quick, 2, "checkpoints.every_updates=2")
     assert waits == [False, True]
 
@@ -86,14 +90,23 @@ def test_asked_during_the_last_update_it_is_finished(quick):
 
 def test_a_finished_run_says_so_and_touches_nothing(quick):
     quick.train(*OFTEN)
-    before = {p: p.read_bytes() for p in quick.run.rglob("*") if p.is_file() and p.name not in ("run.lock", "run.log")}
+    before = {
+        p: p.read_bytes()
+        for p in quick.run.rglob("*")
+        if p.is_file() and p.name not in ("run.lock", "run.log")
+    }
     quick.said.clear()
     tried = quick.tried
     assert quick.train(*OFTEN) == loop.DONE and quick.tried == tried
-    assert quick.said[-1] == (f"this run is finished (6 updates in {quick.run}); for more, raise optim.updates with "
-                              f"--set resume.allow=optim, or choose another run.name")
+    assert quick.said[-1] == (
+        f"this run is finished (6 updates in {quick.run}); for more, raise optim.updates with "
+        f"--set resume.allow=optim, or choose another run.name"
+    )
     assert before == {p: p.read_bytes() for p in before}
-    assert quick.train(*OFTEN, "optim.updates=7", "resume.allow=[optim]") == loop.DONE and quick.tried == tried + 1
+    assert (
+        quick.train(*OFTEN, "optim.updates=7", "resume.allow=[optim]") == loop.DONE
+        and quick.tried == tried + 1
+    )
 
 
 def test_what_was_measured_after_the_checkpoint_is_measured_again_once(quick, whole):
@@ -112,7 +125,12 @@ def test_counters_judge_and_best_go_on_from_the_checkpoint(quick):
     place = quick.run / "checkpoints" / "u00000003" / "state.json"
     saved = json.loads(place.read_text())
     history = [1.0, 2.0, 3.0]
-    saved |= {"best": [1e-6, 2], "best_update": 2, "replaced": 7, "judge": {"history": history, "in_a_row": 1, "skipped": 5}}
+    saved |= {
+        "best": [1e-6, 2],
+        "best_update": 2,
+        "replaced": 7,
+        "judge": {"history": history, "in_a_row": 1, "skipped": 5},
+    }
     place.write_text(json.dumps(saved))
     quick.train(*OFTEN)
     assert [(row["replaced"], row["skipped"]) for row in quick.rows()[3:]] == [(7, 5)] * 3
@@ -140,7 +158,10 @@ def test_weights_of_others_are_taken_at_the_begin_alone_and_then_looked_for(quic
     assert quick.train(*OFTEN, missing) == loop.DONE
 
 
-@pytest.mark.parametrize(("taken", "weights", "how"), [((), "given", "fit"), ((loop.CQT_HEAD,), "given", "default"), ((), None, "fit")])
+@pytest.mark.parametrize(
+    ("taken", "weights", "how"),
+    [((), "given", "fit"), ((loop.CQT_HEAD,), "given", "default"), ((), None, "fit")],
+)
 def test_a_head_that_was_given_is_not_fitted(quick, monkeypatch, taken, weights, how):
     asked, look = [], loop.first_look
 
@@ -164,9 +185,20 @@ def test_another_seed_or_batch_is_refused_or_taken_over(quick):
     for changed, allow in (("run.seed=5", "seed"), ("optim.global_batch=8", "global_batch")):
         with pytest.raises(ValueError, match=f"resume.allow={allow}"):
             quick.train(*OFTEN, changed)
-    assert quick.train(*OFTEN, "run.seed=5", "optim.global_batch=8", "resume.allow=[seed, global_batch]", "optim.updates=6") == loop.DONE
+    assert (
+        quick.train(
+            *OFTEN,
+            "run.seed=5",
+            "optim.global_batch=8",
+            "resume.allow=[seed, global_batch]",
+            "optim.updates=6",
+        )
+        == loop.DONE
+    )
     state = loop.State.from_json(quick.checkpoint(6)["state"])
-    assert (state.seed, state.global_batch, state.epoch, state.consumed) == (5, 8, 1, 24), "another seed's order begins at the next epoch"
+    assert (state.seed, state.global_batch, state.epoch, state.consumed) == (5, 8, 1, 24), (
+        "another seed's order begins at the next epoch"
+    )
     assert quick.calls[-1]["drawn"] == quick.training.model.draw(5, 5)
 
 
@@ -182,6 +214,13 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(quick, monkeypatch):
 
 
 def test_checkpoints_lie_where_they_are_asked_for(quick, tmp_path):
-    quick.train("optim.updates=2", f"checkpoints.at={tmp_path}/elsewhere", "checkpoints.keep=1", "checkpoints.every_updates=1")
-    assert (tmp_path / "elsewhere" / "latest").read_text() == "u00000002\n" and not (quick.run / "checkpoints").exists()
+    quick.train(
+        "optim.updates=2",
+        f"checkpoints.at={tmp_path}/elsewhere",
+        "checkpoints.keep=1",
+        "checkpoints.every_updates=1",
+    )
+    assert (tmp_path / "elsewhere" / "latest").read_text() == "u00000002\n" and not (
+        quick.run / "checkpoints"
+    ).exists()
     assert [p.name for p in (tmp_path / "elsewhere").glob("u*")] == ["u00000002"]

@@ -34,15 +34,41 @@ def test_without_warm_up_it_begins_at_the_peak_and_with_nothing_else_it_only_ris
 
 def test_the_defaults_are_the_recipes():
     found = Optim()
-    assert (found.updates, found.warmup_updates, found.schedule, found.rate, found.global_batch) == (400_000, 32_000, "linear", 5e-4, 1080)
-    assert (found.betas, found.epsilon, found.weight_decay, found.clip_norm, found.cqt_head_rate) == ((0.9, 0.98), 1e-6, 0.01, 10.0, 1.0)
+    assert (found.updates, found.warmup_updates, found.schedule, found.rate, found.global_batch) == (
+        400_000,
+        32_000,
+        "linear",
+        5e-4,
+        1080,
+    )
+    assert (found.betas, found.epsilon, found.weight_decay, found.clip_norm, found.cqt_head_rate) == (
+        (0.9, 0.98),
+        1e-6,
+        0.01,
+        10.0,
+        1.0,
+    )
 
 
-@pytest.mark.parametrize(("field", "allowed", "refused"), [
-    ("updates", (4, 11), ()), ("warmup_updates", (0, 10), (-1, 11)), ("schedule", ("linear", "cosine"), ("step",)),
-    ("rate", (1e-30,), (0.0, -1.0)), ("cqt_head_rate", (0.0, 2.0), (-1e-9,)), ("global_batch", (1,), (0,)),
-    ("betas", ((0.0, 0.0), (0.999, 0.999)), ((0.9,), (0.9, 0.9, 0.9), (1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1))),
-    ("epsilon", (1e-30,), (0.0,)), ("weight_decay", (0.0,), (-1e-9,)), ("clip_norm", (1e-30,), (0.0,))])
+@pytest.mark.parametrize(
+    ("field", "allowed", "refused"),
+    [
+        ("updates", (4, 11), ()),
+        ("warmup_updates", (0, 10), (-1, 11)),
+        ("schedule", ("linear", "cosine"), ("step",)),
+        ("rate", (1e-30,), (0.0, -1.0)),
+        ("cqt_head_rate", (0.0, 2.0), (-1e-9,)),
+        ("global_batch", (1,), (0,)),
+        (
+            "betas",
+            ((0.0, 0.0), (0.999, 0.999)),
+            ((0.9,), (0.9, 0.9, 0.9), (1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1)),
+        ),
+        ("epsilon", (1e-30,), (0.0,)),
+        ("weight_decay", (0.0,), (-1e-9,)),
+        ("clip_norm", (1e-30,), (0.0,)),
+    ],
+)
 def test_limits_of_every_setting(field, allowed, refused):
     for value in allowed:
         assert getattr(replace(SMALL, **{field: value}), field) == value
@@ -58,7 +84,10 @@ def test_a_run_has_at_least_one_update():
 
 
 def named() -> list[tuple[str, nn.Parameter]]:
-    return [(name, nn.Parameter(torch.ones(2))) for name in ("encoder.weight", "cqt_head.weight", "cqt_head.bias", "xcqt_head.weight")]
+    return [
+        (name, nn.Parameter(torch.ones(2)))
+        for name in ("encoder.weight", "cqt_head.weight", "cqt_head.bias", "xcqt_head.weight")
+    ]
 
 
 def test_the_cqt_head_has_its_share_of_the_rate():
@@ -73,7 +102,9 @@ def test_with_one_rate_or_without_a_head_there_is_one_group():
     for parameters, optim in ((named(), SMALL), (named()[:1], replace(SMALL, cqt_head_rate=0.25))):
         adam = Adam(parameters, optim)
         adam.set_rate(4.0)
-        assert [(len(group["params"]), group["lr"]) for group in adam.param_groups] == [(len(parameters), 4.0)]
+        assert [(len(group["params"]), group["lr"]) for group in adam.param_groups] == [
+            (len(parameters), 4.0)
+        ]
 
 
 def test_its_step_is_adams_with_decoupled_decay():
@@ -85,7 +116,9 @@ def test_its_step_is_adams_with_decoupled_decay():
     for step, rate in enumerate((0.5, 0.25), 1):
         gradient = torch.tensor([0.3, -0.7], dtype=torch.float64) * step
         m, v = 0.8 * m + 0.2 * gradient, 0.9 * v + 0.1 * gradient.square()
-        weight = weight * (1 - rate * 0.1) - rate * (m / (1 - 0.8**step)) / ((v / (1 - 0.9**step)).sqrt() + 1e-3)
+        weight = weight * (1 - rate * 0.1) - rate * (m / (1 - 0.8**step)) / (
+            (v / (1 - 0.9**step)).sqrt() + 1e-3
+        )
         parameter.grad = gradient
         adam.set_rate(rate)
         adam.step()

@@ -133,7 +133,7 @@ def test_a_block_appears_whole_to_a_process_that_reads_meanwhile(store, folder, 
     with closing(Blocks(store, folder, WIDE)) as writer, closing(Blocks(store, folder, WIDE)) as reader:
         half_written(monkeypatch, lambda: seen.append((names(folder), read(reader, 0, BLOCK))))
         assert read(writer, 0, BLOCK) == CONTENT[:BLOCK]
-    (there, data), = seen
+    ((there, data),) = seen
     assert data == CONTENT[:BLOCK] and len(there) == 1 and there[0].startswith(".attempt-")
     assert names(folder) == [writer._path(NAME, 0).name]
 

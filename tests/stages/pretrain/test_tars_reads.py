@@ -102,5 +102,7 @@ def test_a_disk_is_told_what_comes_and_what_fails_is_told_by_the_read(corpus, lo
     finally:
         aside.rename(gone)
     first = sorted(corpus.keys)[0]
-    assert told == [(str(corpus.tar("codes", first)), 512, 100, os.POSIX_FADV_WILLNEED),
-                    (str(corpus.tar("cqt", first)), 7, 8, os.POSIX_FADV_WILLNEED)]
+    assert told == [
+        (str(corpus.tar("codes", first)), 512, 100, os.POSIX_FADV_WILLNEED),
+        (str(corpus.tar("cqt", first)), 7, 8, os.POSIX_FADV_WILLNEED),
+    ]

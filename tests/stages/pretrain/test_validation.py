@@ -24,15 +24,26 @@ class Heads:
     objective: Objective = Objective(codes_weight=0.5, cqt_weight=3.0)
 
 
-def table(frames: list[int], ce: list[list[float]], frequency: list[list[float]], accuracy: list[list[float]],
-          cqt: list[list[float]] | None = None) -> np.ndarray:
+def table(
+    frames: list[int],
+    ce: list[list[float]],
+    frequency: list[list[float]],
+    accuracy: list[list[float]],
+    cqt: list[list[float]] | None = None,
+) -> np.ndarray:
     """Sums of each recording from its frames and its means."""
     means = [np.array(m, dtype=float) for m in (ce, frequency, accuracy, *([cqt] if cqt else []))]
     return np.concatenate([np.array(frames)[:, None], *(m * np.array(frames)[:, None] for m in means)], 1)
 
 
 def test_means_are_weighted_by_the_frames_of_each_recording():
-    sums = table([1, 3], [[4.0, 2.0], [8.0, 2.0]], [[5.0, 3.0], [9.0, 5.0]], [[0.0, 1.0], [1.0, 0.0]], [[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]])
+    sums = table(
+        [1, 3],
+        [[4.0, 2.0], [8.0, 2.0]],
+        [[5.0, 3.0], [9.0, 5.0]],
+        [[0.0, 1.0], [1.0, 0.0]],
+        [[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]],
+    )
     found = figures(sums, Heads(2), 100, 0)
     assert found["masked_frames"] == 4
     assert found["ce"] == [7.0, 2.0] and found["gain"] == [1.0, 2.5] and found["accuracy"] == [0.75, 0.25]
@@ -43,7 +54,9 @@ def test_means_are_weighted_by_the_frames_of_each_recording():
 def test_a_constant_gain_has_an_interval_of_no_width_however_unequal_the_recordings():
     gains = [0.25, -1.5]
     ce = [[3.0, 2.0], [1.0, 5.0], [4.0, 4.0]]
-    sums = table([1, 10, 1000], ce, [[c + g for c, g in zip(row, gains, strict=True)] for row in ce], [[0.0, 0.0]] * 3)
+    sums = table(
+        [1, 10, 1000], ce, [[c + g for c, g in zip(row, gains, strict=True)] for row in ce], [[0.0, 0.0]] * 3
+    )
     found = figures(sums, Heads(2), 500, 3)
     for name in ("gain_low", "gain", "gain_high"):
         assert found[name] == pytest.approx(gains, abs=1e-12)
@@ -75,9 +88,23 @@ def test_the_interval_repeats_by_its_seed_and_narrows_with_nothing_else():
 
 def test_without_codes_or_without_the_cqt_their_figures_are_left_out():
     only_cqt = figures(np.array([[2.0, 4.0, 6.0, 8.0]]), Heads(0), 100, 0)
-    assert only_cqt == {"loss": 6.0, "masked_frames": 2, "cqt_error": 2.0, "cqt_mean_error": 3.0, "cqt_line_error": 4.0}
+    assert only_cqt == {
+        "loss": 6.0,
+        "masked_frames": 2,
+        "cqt_error": 2.0,
+        "cqt_mean_error": 3.0,
+        "cqt_line_error": 4.0,
+    }
     only_codes = figures(table([2], [[3.0]], [[4.0]], [[0.5]]), Heads(1), 100, 0)
-    assert only_codes == {"loss": 1.5, "masked_frames": 2, "ce": [3.0], "accuracy": [0.5], "gain": [1.0], "gain_low": [1.0], "gain_high": [1.0]}
+    assert only_codes == {
+        "loss": 1.5,
+        "masked_frames": 2,
+        "ce": [3.0],
+        "accuracy": [0.5],
+        "gain": [1.0],
+        "gain_low": [1.0],
+        "gain_high": [1.0],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +117,10 @@ def held_out():
 
 
 def parts(whole, size: int):
-    return [replace(toy.part(whole, slice(i, i + size)), recordings=whole.recordings[i : i + size]) for i in range(0, toy.GLOBAL, size)]
+    return [
+        replace(toy.part(whole, slice(i, i + size)), recordings=whole.recordings[i : i + size])
+        for i in range(0, toy.GLOBAL, size)
+    ]
 
 
 @torch.no_grad()
@@ -139,7 +169,14 @@ def test_a_recording_whose_clips_lie_on_several_ranks_is_one_recording(held_out,
     monkeypatch.setattr(World, "gather", lambda self, value: own.append(value) or [value])
     for rows in (slice(0, 3), slice(3, 8)):
         with torch.no_grad():
-            validate(model, [replace(toy.part(whole, rows), recordings=whole.recordings[rows])], baselines, ALONE, 100, 0)
+            validate(
+                model,
+                [replace(toy.part(whole, rows), recordings=whole.recordings[rows])],
+                baselines,
+                ALONE,
+                100,
+                0,
+            )
     monkeypatch.setattr(World, "gather", lambda self, value: own)
     both = validate(model, [], baselines, ALONE, 100, 0)
     assert both.pop("effective_rank") == [] and expected.pop("effective_rank")
@@ -163,7 +200,9 @@ def test_only_masked_frames_count(held_out):
         value[:, :frames][~whole.mask_BT] = 0
     other = replace(whole, codes=codes)
     with torch.no_grad():
-        assert validate(model, [other], baselines, ALONE, 100, 0) == validate(model, [whole], baselines, ALONE, 100, 0)
+        assert validate(model, [other], baselines, ALONE, 100, 0) == validate(
+            model, [whole], baselines, ALONE, 100, 0
+        )
 
 
 def test_sums_of_each_clip_are_those_of_its_masked_frames(held_out):
@@ -174,11 +213,17 @@ def test_sums_of_each_clip_are_those_of_its_masked_frames(held_out):
         logits, cqt_BTF = model.predict(whole.wave_BN, whole.mask_BT)
     mask_T, count = whole.mask_BT[3], model.codebooks
     codes = [whole.codes[c.name][3, : len(mask_T), k] for c in toy.CODES for k in range(c.codebooks)]
-    ce = [float(torch.nn.functional.cross_entropy(x[3][mask_T], c[mask_T], reduction="sum")) for x, c in zip(logits, codes, strict=True)]
+    ce = [
+        float(torch.nn.functional.cross_entropy(x[3][mask_T], c[mask_T], reduction="sum"))
+        for x, c in zip(logits, codes, strict=True)
+    ]
     hits = [int((x[3].argmax(1) == c)[mask_T].sum()) for x, c in zip(logits, codes, strict=True)]
     frequency = [-float(p[c][mask_T].sum()) for p, c in zip(baselines.log_probabilities, codes, strict=True)]
     target_TF = whole.cqt_BLF[3, : len(mask_T)]
-    cqt = [(cqt_BTF[3] - target_TF).square().mean(1)[mask_T].sum(), (target_TF - baselines.cqt_mean_F).square().mean(1)[mask_T].sum()]
+    cqt = [
+        (cqt_BTF[3] - target_TF).square().mean(1)[mask_T].sum(),
+        (target_TF - baselines.cqt_mean_F).square().mean(1)[mask_T].sum(),
+    ]
     assert sums.shape == (1 + 3 * count + 3,) and sums[0] == mask_T.sum()
     assert sums[1:-1].tolist() == pytest.approx([*ce, *frequency, *hits, *map(float, cqt)], rel=1e-5)
     line = metrics.cqt_errors(whole.cqt_BLF[:, : len(mask_T)], whole.mask_BT, baselines.cqt_mean_F)[1][3]
@@ -188,7 +233,10 @@ def test_sums_of_each_clip_are_those_of_its_masked_frames(held_out):
 def test_without_the_column_or_the_head_there_are_no_sums_of_the_cqt(held_out):
     model, baselines, whole = held_out
     with torch.no_grad():
-        assert validation.clip_sums(model, replace(whole, cqt_BLF=None), baselines).shape[1] == 1 + 3 * model.codebooks
+        assert (
+            validation.clip_sums(model, replace(whole, cqt_BLF=None), baselines).shape[1]
+            == 1 + 3 * model.codebooks
+        )
         head, model.cqt_head = model.cqt_head, None
         try:
             assert validation.clip_sums(model, whole, baselines).shape[1] == 1 + 3 * model.codebooks

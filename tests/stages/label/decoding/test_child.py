@@ -167,8 +167,18 @@ class TestProcess:
             "    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN\n"
         )
         (tmp_path / "bad.wav").write_bytes(b"garbage" * 99)
-        lines = json.dumps(request(wav(tmp_path / "x.wav"))) + "\n" + json.dumps(request(tmp_path / "bad.wav")) + "\n"
-        done = self.run(3 << 30, lines=lines.encode(), PYTHONPATH=str(tmp_path), OVERTONE_TEST_DECODER="overtone_printing:hook")
+        lines = (
+            json.dumps(request(wav(tmp_path / "x.wav")))
+            + "\n"
+            + json.dumps(request(tmp_path / "bad.wav"))
+            + "\n"
+        )
+        done = self.run(
+            3 << 30,
+            lines=lines.encode(),
+            PYTHONPATH=str(tmp_path),
+            OVERTONE_TEST_DECODER="overtone_printing:hook",
+        )
         assert done.returncode == 0 and done.stderr.count(b"noise of a library") == 2, done.stderr
         kinds, data = b"", done.stdout
         while data:
@@ -199,6 +209,8 @@ class TestProcess:
         command = [sys.executable, "-m", "stages.label.decoding.child", str(4 << 30), str(os.getpid())]
         read, write = os.pipe()
         os.close(read)
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE, cwd=ROOT, timeout=120)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE, cwd=ROOT, timeout=120
+        )
         os.close(write)
         assert (done.returncode, done.stderr) == (0, b"")

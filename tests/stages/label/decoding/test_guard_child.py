@@ -39,13 +39,24 @@ class TestChild:
 
     def test_it_is_told_its_memory_and_its_parent_and_shields_its_imports(self, child, monkeypatch, tmp_path):
         monkeypatch.setenv("PYTHONPATH", "/theirs")
-        child(f'echo "$*" "$PYTHONPATH" "$PYTHONSAFEPATH" "$OPENBLAS_NUM_THREADS" "$OMP_NUM_THREADS" > {tmp_path}/told; ready; cat')
+        child(
+            f'echo "$*" "$PYTHONPATH" "$PYTHONSAFEPATH" "$OPENBLAS_NUM_THREADS" "$OMP_NUM_THREADS" > {tmp_path}/told; ready; cat'
+        )
         told = (tmp_path / "told").read_text().split()
-        assert told == ["-m", "stages.label.decoding.child", str(3 << 29), str(os.getpid()), f"{module.ROOT}:/theirs", *"111"]
+        assert told == [
+            "-m",
+            "stages.label.decoding.child",
+            str(3 << 29),
+            str(os.getpid()),
+            f"{module.ROOT}:/theirs",
+            *"111",
+        ]
         assert (module.ROOT / "stages" / "label").is_dir()
 
     def test_a_message_arrives_whole_however_it_is_cut(self, child):
-        one = child("ready; printf 'B'; sleep 0.05; printf '\\3\\0\\0\\0a'; sleep 0.05; printf 'bcE\\0\\0\\0\\0'; cat")
+        one = child(
+            "ready; printf 'B'; sleep 0.05; printf '\\3\\0\\0\\0a'; sleep 0.05; printf 'bcE\\0\\0\\0\\0'; cat"
+        )
         assert one.alive()
         assert [one.receive(30.0), one.receive(30.0)] == [(b"B", b"abc"), (b"E", b"")]
 
@@ -105,11 +116,15 @@ class TestChild:
         with pytest.raises(Death, match="^decoder crashed: closed its pipe$"):
             one.receive(30.0)
 
-    @pytest.mark.parametrize("script", ["echo 'no such decoder' >&2; exit 1", "echo 'no such decoder' >&2; cat"])
+    @pytest.mark.parametrize(
+        "script", ["echo 'no such decoder' >&2; exit 1", "echo 'no such decoder' >&2; cat"]
+    )
     def test_one_that_is_never_ready_is_nobodys_fault_but_the_machines(self, child, monkeypatch, script):
         assert module.START_S == 120.0
         monkeypatch.setattr(module, "START_S", 0.5)
-        with pytest.raises(ReadError, match="the decoder process does not start .decoder .*: no such decoder$"):
+        with pytest.raises(
+            ReadError, match="the decoder process does not start .decoder .*: no such decoder$"
+        ):
             child(script)
 
     def test_one_that_does_not_start_is_ended(self, child, monkeypatch):

@@ -75,7 +75,9 @@ def run(tmp_path, monkeypatch):
 
         def __call__(self):
             self.heard, self.told = [], []
-            for found in self.guard.decode(source(path), os.fsencode(path), REQUEST, self.facts, lambda *a: self.told.append(a)):
+            for found in self.guard.decode(
+                source(path), os.fsencode(path), REQUEST, self.facts, lambda *a: self.told.append(a)
+            ):
                 self.heard.append(int(found[0]))
             return self.heard
 

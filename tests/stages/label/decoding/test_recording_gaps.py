@@ -6,49 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from stages.label.decoding.recording import MAX_DEMUX_ERRORS, WAVER_S, Decoding, File
-from stages.label.decoding.source import Refused
-from tests.stages.label.decoding.sounds import encode
-
-FRAME_S = 576 / 8_000  # of the FLAC encoder at 8 kHz
-NOISE = np.random.default_rng(0).normal(0, 0.1, (806_400, 1))  # 1,400 such frames
-
-
-def judged(path, tamper=lambda decoding: None):
-    """(the decoding after its end, samples heard, why it is refused or None)."""
-    file, samples, why = File(str(path).encode()), 0, None
-    decoding = Decoding(file, 3600.0)
-    container = decoding._container
-    tamper(decoding)
-    try:
-        for block, _ in decoding.blocks(lambda facts: None):
-            samples += len(block)
-    except Refused as refused:
-        why = str(refused)
-    container.close()
-    file.close()
-    return decoding, samples, why
-
-
-def flac(path, frames=1400, rate_hz=8_000):
-    """(header, frames) of a FLAC file of noise."""
-    encode(path, "flac", NOISE[: frames * 576], rate_hz, "mono")
-    with av.open(str(path)) as container:
-        packets = [bytes(packet) for packet in container.demux(audio=0) if packet.size]
-    data = path.read_bytes()
-    assert len(packets) == frames
-    return data[: data.index(packets[0])], packets
-
-
-def without(packets, holes):
-    """The packets less `count` of them from `first` on, for each (first, count)."""
-    gone = {first + i for first, count in holes for i in range(count)}
-    return [packet for place, packet in enumerate(packets) if place not in gone]
-
-
-@pytest.fixture(scope="module")
-def long(tmp_path_factory):
-    return flac(tmp_path_factory.mktemp("long") / "x.flac")
+from stages.label.decoding.recording import WAVER_S, Decoding, File
+from tests.stages.label.decoding.holes import FRAME_S, NOISE, judged, without
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +15,12 @@ def pages(tmp_path_factory):
     """Ogg pages of Opus, one packet of 10 ms in each after the two of the header."""
     path = tmp_path_factory.mktemp("pages") / "x.opus"
     with av.open(str(path), "w", format="ogg", options={"page_duration": "10000"}) as container:
-        stream = container.add_stream("libopus", rate=48_000, layout="mono", options={"frame_duration": "10", "b": "8000"})
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(NOISE[:576_000].T, np.float32), "fltp", "mono")
+        stream = container.add_stream(
+            "libopus", rate=48_000, layout="mono", options={"frame_duration": "10", "b": "8000"}
+        )
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(NOISE[:576_000].T, np.float32), "fltp", "mono"
+        )
         frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
         for packet in stream.encode(frame):
             container.mux(packet)
@@ -109,7 +72,9 @@ class TestGaps:
             decoding, _, why = judged(tmp_path / "x.opus")
             lost = sum(count for _, count in holes)
             assert (decoding.damaged, decoding.packets) == (lost, whole)
-            assert why == (None if kept else f"{lost} of {whole} packets damaged: 0.1 s missing between time stamps")
+            assert why == (
+                None if kept else f"{lost} of {whole} packets damaged: 0.1 s missing between time stamps"
+            )
 
     def test_each_link_of_a_chained_file_is_judged_by_its_own_stamps(self, tmp_path, pages):
         for holes, lost in (([], 0), ([(300, 9)], 9)):
@@ -177,7 +142,9 @@ class TestBroken:
         """`count` FLAC packets in a container that tells where each begins; `torn` bytes are left of a last one."""
         with av.open(str(path), "w", format="matroska") as container:
             stream = container.add_stream("flac", rate=8_000, layout="mono")
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(NOISE[: count * 576].T, np.float32), "fltp", "mono")
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(NOISE[: count * 576].T, np.float32), "fltp", "mono"
+            )
             frame.sample_rate, frame.pts, frame.time_base = 8_000, 0, Fraction(1, 8_000)
             for place, packet in enumerate([*stream.encode(frame), *stream.encode(None)]):
                 data = bytes(packet)
@@ -204,7 +171,9 @@ class TestBroken:
         decoding, samples, said = self.judged(tmp_path / "x.mka", 20, broken, torn)
         bad = len(broken) + bool(torn)
         assert (decoding.damaged, decoding.packets, samples) == (bad, 20, (20 - bad) * 576)
-        assert said is None if why is None else said.startswith(why + "Invalid data found when processing input")
+        assert (
+            said is None if why is None else said.startswith(why + "Invalid data found when processing input")
+        )
 
     def test_one_in_a_hundred_may_be_broken(self, tmp_path):
         for broken, kept in (([40, 41], True), ([40, 90, 140], False)):
@@ -230,68 +199,24 @@ class TestBroken:
 class TestGapsInShortRecordings:
     """A block is judged at its borders: what is missing inside the first or the last one counts too."""
 
-    @pytest.mark.parametrize("frames, gone", [(20, (9, 1)), (60, (2, 3)), (100, (90, 3)), (100, (40, 3)), (100, (10, 80))])
+    @pytest.mark.parametrize(
+        "frames, gone", [(20, (9, 1)), (60, (2, 3)), (100, (90, 3)), (100, (40, 3)), (100, (10, 80))]
+    )
     def test_what_is_missing_inside_a_block_counts(self, tmp_path, long, frames, gone):
         header, packets = long
         (tmp_path / "x.flac").write_bytes(header + b"".join(without(packets[:frames], [gone])))
         decoding, _, why = judged(tmp_path / "x.flac")
         assert decoding._lost_s == pytest.approx(gone[1] * FRAME_S)
-        assert why == f"{gone[1]} of {frames} packets damaged: {gone[1] * FRAME_S:.1f} s missing between time stamps"
+        assert (
+            why
+            == f"{gone[1]} of {frames} packets damaged: {gone[1] * FRAME_S:.1f} s missing between time stamps"
+        )
 
     def test_a_gap_counts_beside_a_torn_end(self, tmp_path, long):
         header, packets = long
-        (tmp_path / "x.flac").write_bytes(header + b"".join([*packets[:9], *packets[10:19], packets[19][:500]]))
+        (tmp_path / "x.flac").write_bytes(
+            header + b"".join([*packets[:9], *packets[10:19], packets[19][:500]])
+        )
         decoding, samples, why = judged(tmp_path / "x.flac")
         assert (decoding.damaged, decoding.packets, samples) == (2, 20, 18 * 576)
         assert why.startswith("2 of 20 packets damaged: Invalid data")
-
-
-class Demuxer:
-    """A container that gives the real one's packets, but for `faults` errors in a row before packet `place`."""
-
-    def __init__(self, container, faults):
-        self._packets, self._faults, self._place = container.demux(audio=0), dict(faults), 0
-        self.format, self.duration = container.format, container.duration
-
-    def demux(self, stream):
-        while True:
-            if self._faults.get(self._place, 0):
-                self._faults[self._place] -= 1
-                raise av.error.InvalidDataError(1, "torn")
-            packet = next(self._packets, None)
-            if packet is None:
-                return
-            self._place += 1
-            yield packet
-
-
-class TestDemuxer:
-    def heard(self, tmp_path, long, faults):
-        header, packets = long
-        (tmp_path / "x.flac").write_bytes(header + b"".join(packets[:400]))
-
-        def tamper(decoding):
-            decoding._container = Demuxer(decoding._container, faults)
-
-        decoding, samples, why = judged(tmp_path / "x.flac", tamper)
-        return decoding.damaged, decoding.packets, samples // 576, why
-
-    def test_errors_in_a_row_are_one_hole(self, tmp_path, long):
-        for place in (0, 100):
-            assert self.heard(tmp_path, long, {place: MAX_DEMUX_ERRORS - 1}) == (1, 401, 400, None)
-
-    def test_each_hole_counts_and_the_next_one_has_all_its_tries(self, tmp_path, long):
-        faults = {100: MAX_DEMUX_ERRORS - 1, 200: MAX_DEMUX_ERRORS - 1, 300: 1}
-        assert self.heard(tmp_path, long, faults) == (3, 403, 400, None)
-
-    def test_a_container_that_leads_nowhere_ends_the_recording(self, tmp_path, long):
-        assert MAX_DEMUX_ERRORS == 16
-        assert self.heard(tmp_path, long, {100: 15}) == (1, 401, 400, None)
-        damaged, packets, frames, why = self.heard(tmp_path, long, {100: 16})
-        assert (damaged, packets, why) == (1, 101, None), "cut there, which is no damage"
-        assert frames == 100
-
-    def test_memory_that_runs_out_is_nobodys_damage(self, tmp_path, long, monkeypatch):
-        monkeypatch.setattr(av.error, "InvalidDataError", av.error.MemoryError)
-        with pytest.raises(MemoryError):
-            self.heard(tmp_path, long, {100: 1})

@@ -49,7 +49,10 @@ class TestBlocks:
         ends = np.cumsum([len(block) for block, _ in found]) / 8_000
         assert [sums[1] for sums in decoding.channels] == pytest.approx(ends) and ends[-1] == 13.0
         assert [sums[0] for sums in decoding.channels] == pytest.approx([0.0, *ends[:-1]])
-        assert np.abs(np.concatenate([block for block, _ in found]) - 0.5 * (wave[:, 0] + wave[:, 1])).max() < 1e-6
+        assert (
+            np.abs(np.concatenate([block for block, _ in found]) - 0.5 * (wave[:, 0] + wave[:, 1])).max()
+            < 1e-6
+        )
         soundfile.write(tmp_path / "x.wav", wave[:, :1], 8_000)
         assert blocks(tmp_path / "x.wav")[0].channels == []
 
@@ -87,7 +90,10 @@ class TestBlocks:
         assert head["header_s"] is None and sum(len(block) for block, _ in found) == 24_000
 
     def test_a_rate_that_changes_midway_ends_a_block_and_is_counted(self, tmp_path):
-        parts = [encode(tmp_path / f"{rate}.mp3", "libmp3lame", tone(rate, 2), rate, "mono") for rate in (44_100, 48_000)]
+        parts = [
+            encode(tmp_path / f"{rate}.mp3", "libmp3lame", tone(rate, 2), rate, "mono")
+            for rate in (44_100, 48_000)
+        ]
         (tmp_path / "x.mp3").write_bytes(b"".join(path.read_bytes() for path in parts))
         decoding, found, heads = blocks(tmp_path / "x.mp3")
         lengths = {}
@@ -97,7 +103,9 @@ class TestBlocks:
         assert {rate_hz: samples / rate_hz for rate_hz, samples in lengths.items()} == pytest.approx(
             {44_100: 2.0, 48_000: 2.0}, abs=0.1
         )
-        assert decoding.decoded_s == pytest.approx(sum(samples / rate_hz for rate_hz, samples in lengths.items()))
+        assert decoding.decoded_s == pytest.approx(
+            sum(samples / rate_hz for rate_hz, samples in lengths.items())
+        )
 
 
 class TestCheckedFrames:
@@ -106,13 +114,17 @@ class TestCheckedFrames:
     ])  # fmt: skip
     def test_flac_alone_is_asked_to_check_its_frames(self, tmp_path, extension, codec, checked):
         decoding = opened(encode(tmp_path / f"x.{extension}", codec, tone(8_000, 1), 8_000, "mono"))
-        assert decoding._stream.codec_context.options == ({"err_detect": "crccheck+explode"} if checked else {})
+        assert decoding._stream.codec_context.options == (
+            {"err_detect": "crccheck+explode"} if checked else {}
+        )
         assert decoding._stream.codec_context.thread_count == 1
         decoding.close()
 
 
 class TestRefused:
-    def test_the_decoders_last_words_are_told_only_if_they_are_about_this_recording(self, tmp_path, monkeypatch):
+    def test_the_decoders_last_words_are_told_only_if_they_are_about_this_recording(
+        self, tmp_path, monkeypatch
+    ):
         soundfile.write(tmp_path / "x.wav", tone(8_000), 8_000)
         logged = [3, (16, "flac", "of another file\n")]
         monkeypatch.setattr(av.logging, "get_last_error", lambda: tuple(logged))
@@ -180,9 +192,17 @@ class TestFile:
         opened.close()
 
     def test_it_is_read_where_it_is_sought(self, file):
-        assert (file.seek(1), file.read(9), file.tell(), file.seek(-1, 2), file.read(9)) == (1, b"bc", 3, 2, b"c")
+        assert (file.seek(1), file.read(9), file.tell(), file.seek(-1, 2), file.read(9)) == (
+            1,
+            b"bc",
+            3,
+            2,
+            b"c",
+        )
         assert (file.seek(1), file.read(1), file.seek(-1, 1)) == (1, b"b", 1)
-        assert file.seek(-9, 2) == -errno.EINVAL and file.error is None, "before the beginning: a probe, no read error"
+        assert file.seek(-9, 2) == -errno.EINVAL and file.error is None, (
+            "before the beginning: a probe, no read error"
+        )
 
     @pytest.mark.parametrize("method", ["read", "seek"])
     def test_a_read_error_is_remembered(self, file, method):
@@ -237,7 +257,9 @@ class TestSamples:
             downmix(float_planes(values, 1, name), 1, name)
 
     def test_int16_is_rounded_and_clipped(self):
-        block = np.float32([0, 0.5, 1.5, 2.5, -0.5, -1.5, 32766.6, 32767.6, -32768.4, -40_000]) / np.float32(32768)
+        block = np.float32([0, 0.5, 1.5, 2.5, -0.5, -1.5, 32766.6, 32767.6, -32768.4, -40_000]) / np.float32(
+            32768
+        )
         stored = to_int16(block)
         assert stored.dtype == np.int16
         assert stored.tolist() == [0, 0, 2, 2, 0, -2, 32767, 32767, -32768, -32768]
@@ -246,11 +268,15 @@ class TestSamples:
         ones = np.ones(24_000, np.float32)
         (same,) = resampled(iter([(ones, 24_000)]), 24_000, "HQ")
         assert same is ones
-        parts = list(resampled(iter([(ones, 48_000), (ones, 48_000), (ones, 24_000), (ones, 12_000)]), 24_000, "HQ"))
+        parts = list(
+            resampled(iter([(ones, 48_000), (ones, 48_000), (ones, 24_000), (ones, 12_000)]), 24_000, "HQ")
+        )
         assert sum(len(part) for part in parts) == 24_000 + 24_000 + 48_000
         assert any(part is ones for part in parts)
         made = []
         stream = recording.soxr.ResampleStream
-        monkeypatch.setattr(recording.soxr, "ResampleStream", lambda *a, **k: made.append((a, k)) or stream(*a, **k))
+        monkeypatch.setattr(
+            recording.soxr, "ResampleStream", lambda *a, **k: made.append((a, k)) or stream(*a, **k)
+        )
         list(resampled(iter([(ones, 48_000)] * 3), 24_000, "QQ"))
         assert made == [((48_000, 24_000, 1), {"dtype": "float32", "quality": "QQ"})]

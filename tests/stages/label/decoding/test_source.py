@@ -24,7 +24,12 @@ def path(tmp_path):
 
 def planned(path, **values):
     seen = os.stat(path)
-    known = {"recording": "r", "path_bytes": os.fsencode(path), "size": seen.st_size, "mtime_ns": seen.st_mtime_ns}
+    known = {
+        "recording": "r",
+        "path_bytes": os.fsencode(path),
+        "size": seen.st_size,
+        "mtime_ns": seen.st_mtime_ns,
+    }
     return Source(**known | {"quick": quick_hash(path)} | values)
 
 
@@ -38,7 +43,10 @@ class TestQuickHash:
         assert MIB == 1 << 20
         data = (DATA + DATA)[:size]
         (tmp_path / "x").write_bytes(data)
-        assert quick_hash(tmp_path / "x") == hashlib.sha256(data[: 1 << 20] + data[-(1 << 20) :] + str(size).encode()).hexdigest()
+        assert (
+            quick_hash(tmp_path / "x")
+            == hashlib.sha256(data[: 1 << 20] + data[-(1 << 20) :] + str(size).encode()).hexdigest()
+        )
 
     def test_short_reads_of_a_network_file_system_are_put_together(self, tmp_path, path, monkeypatch):
         whole = quick_hash(path)
@@ -66,9 +74,13 @@ class TestWitness:
     def test_a_file_as_it_was_scanned_gives_its_sha256(self, path):
         assert witnessed(planned(path), path) == hashlib.sha256(DATA).hexdigest()
 
-    @pytest.mark.parametrize("values", [{"size": len(DATA) - 1}, {"size": len(DATA) + 1}, {"mtime_ns": 5}, {"quick": "0" * 64}])
+    @pytest.mark.parametrize(
+        "values", [{"size": len(DATA) - 1}, {"size": len(DATA) + 1}, {"mtime_ns": 5}, {"quick": "0" * 64}]
+    )
     def test_another_size_time_or_beginning_is_a_change(self, path, values):
-        with pytest.raises(ReadError, match="x.wav: changed since it was scanned; run the same command again$"):
+        with pytest.raises(
+            ReadError, match="x.wav: changed since it was scanned; run the same command again$"
+        ):
             witnessed(planned(path, **values), path)
 
     @pytest.mark.parametrize("values", [
@@ -83,7 +95,9 @@ class TestWitness:
         """As a network file system may give of a file that another machine writes."""
         source = planned(path)
         (tmp_path / "given").write_bytes((DATA + DATA)[:given])
-        monkeypatch.setattr(module, "open", lambda place, *_, **options: io.FileIO(tmp_path / "given"), raising=False)
+        monkeypatch.setattr(
+            module, "open", lambda place, *_, **options: io.FileIO(tmp_path / "given"), raising=False
+        )
         monkeypatch.setattr(module, "quick_hash", lambda place: source.quick)
         with pytest.raises(ReadError, match="changed since"):
             witnessed(source, path)
@@ -101,7 +115,10 @@ class TestWitness:
         os.mkfifo(path)
         seen = os.stat(path)
         with pytest.raises(ReadError, match="changed since"):
-            Witness(Source("r", source.path_bytes, seen.st_size, seen.st_mtime_ns, source.quick), os.fsencode(path))
+            Witness(
+                Source("r", source.path_bytes, seen.st_size, seen.st_mtime_ns, source.quick),
+                os.fsencode(path),
+            )
 
     @pytest.mark.parametrize("change", ["touched", "longer"])
     def test_written_to_while_it_is_read_is_a_change(self, path, monkeypatch, change):
