@@ -21,6 +21,13 @@ def test_statistics_are_the_same_within_rounding(out):
     assert labels.means(out) == pytest.approx(read("labels")["means"], rel=labels.TOLERANCE)
 
 
+def test_samples_codes_and_magnitudes_are_the_same_within_rounding(out):
+    golden = read("labels")["values"]
+    found = labels.values(out)
+    assert found.keys() == golden.keys() and min(map(len, found.values())) >= 20
+    assert not labels.differ(found, golden)
+
+
 def test_every_tar_has_the_same_bytes(out):
     known = read("labels")["sha256"]
     if labels.cpu() not in known:
