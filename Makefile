@@ -57,6 +57,7 @@ mutants: setup
 
 lint: setup
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 
 bench-labels: setup
 	@$(BIN)/python -m tests.bench.bench_labels

@@ -17,7 +17,8 @@ POLL_S = 0.5  # a worker's report is seen by then
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
-    """Counts attempts per shard and stage, so that a shard that kills its worker is given up; carries events."""
+    """Counts attempts per shard and stage, so that a shard that kills its worker is given up; carries
+    events."""
 
     def __init__(self):
         self.attempts: dict[tuple[str, str], int] = {}
@@ -25,11 +26,14 @@ class Ledger:
 
     def begin(self, stage: str, shard: str, host: str) -> int:
         self.attempts[stage, shard] = self.attempts.get((stage, shard), 0) + 1
-        self.events.append({"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()})
+        self.events.append(
+            {"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()}
+        )
         return self.attempts[stage, shard]
 
     def end(self, row: dict) -> None:
-        self.attempts.pop((row.get("stage"), row.get("shard")), None)  # a neighbour's death in its block is not its own
+        # a neighbour's death in its block is not its own
+        self.attempts.pop((row.get("stage"), row.get("shard")), None)
         self.events.append({"event": "end", **row})
 
     def drain(self) -> list[dict]:

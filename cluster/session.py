@@ -1,4 +1,5 @@
-"""Connect to a Ray cluster or start Ray here; check beforehand what would fail later, in one clear sentence."""
+"""Connect to a Ray cluster or start Ray here; check beforehand what would fail later, in one clear
+sentence."""
 
 import logging
 import os
@@ -17,7 +18,8 @@ from pathlib import Path
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # read by ray.data when it is imported
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings would tear our screen; set it to see them
+# its warnings would tear our screen; set it to see them
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -50,7 +52,9 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         reachable(address)
         root = Path(__file__).resolve().parent.parent
         options |= {"address": address}
-        options["runtime_env"] = {"py_modules": [str(root / name) for name in ("pipeline", "stages", "cluster")]}
+        options["runtime_env"] = {
+            "py_modules": [str(root / name) for name in ("pipeline", "stages", "cluster")]
+        }
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         with _quiet():
@@ -60,7 +64,12 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         raise ValueError(f"Ray at {address} cannot be used: {str(error).splitlines()[0]}") from None
     try:
         total = ray.cluster_resources()
-        yield Session(total.get("CPU", 0), total.get("GPU", 0), max(n["Resources"]["CPU"] for n in alive()), total.get("memory", 0))
+        yield Session(
+            total.get("CPU", 0),
+            total.get("GPU", 0),
+            max(n["Resources"]["CPU"] for n in alive()),
+            total.get("memory", 0),
+        )
     finally:
         ray.shutdown()
 
@@ -83,7 +92,8 @@ def available_cpus() -> int:
 
 
 def preflight(gpus_wanted: float) -> None:
-    """Refuse before the scan what need not wait for it: a stale RAY_ADDRESS, a GPU asked for where none is."""
+    """Refuse before the scan what need not wait for it: a stale RAY_ADDRESS, a GPU asked for where none
+    is."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
         reachable(address)
@@ -91,8 +101,10 @@ def preflight(gpus_wanted: float) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            raise ValueError("run.pools asks for a GPU, this machine has none that torch can use: set run.pools.*.gpus=0, "
-                             "or name a cluster with GPUs by RAY_ADDRESS")
+            raise ValueError(
+                "run.pools asks for a GPU, this machine has none that torch can use: set run.pools.*.gpus=0, "
+                "or name a cluster with GPUs by RAY_ADDRESS"
+            )
 
 
 def reachable(address: str) -> None:
@@ -102,25 +114,41 @@ def reachable(address: str) -> None:
         try:
             seen = Path("/tmp/ray/ray_current_cluster").read_text().strip()
         except OSError:
-            raise ValueError("RAY_ADDRESS=auto, but no Ray cluster was started on this machine: "
-                             "start one (ray start --head), or unset RAY_ADDRESS") from None
+            raise ValueError(
+                "RAY_ADDRESS=auto, but no Ray cluster was started on this machine: "
+                "start one (ray start --head), or unset RAY_ADDRESS"
+            ) from None
     host, _, port = seen.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
-        raise ValueError(f"RAY_ADDRESS is {address!r}: expected HOST:PORT of the head node, or auto; run this on a "
-                         f"machine of the cluster (ray:// clients are not supported)")
+        raise ValueError(
+            f"RAY_ADDRESS is {address!r}: expected HOST:PORT of the head node, or auto; run this on a "
+            f"machine of the cluster (ray:// clients are not supported)"
+        )
     try:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except OSError as error:
-        raise ValueError(f"no Ray cluster answers at {seen} ({error.strerror or error}): start it, correct "
-                         f"RAY_ADDRESS, or unset it to run on this machine") from None
-    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", seen, "--skip-version-check"]
+        raise ValueError(
+            f"no Ray cluster answers at {seen} ({error.strerror or error}): start it, correct "
+            f"RAY_ADDRESS, or unset it to run on this machine"
+        ) from None
+    check = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "health-check",
+        "--address",
+        seen,
+        "--skip-version-check",
+    ]
     try:
         healthy = subprocess.run(check, capture_output=True, timeout=HEALTH_S).returncode == 0
     except subprocess.TimeoutExpired:
         healthy = False
     if not healthy:
-        raise ValueError(f"what listens at {seen} is no healthy Ray cluster: correct RAY_ADDRESS (the head's port is 6379 "
-                         f"unless set), or unset it to run on this machine")
+        raise ValueError(
+            f"what listens at {seen} is no healthy Ray cluster: correct RAY_ADDRESS (the head's port is 6379 "
+            f"unless set), or unset it to run on this machine"
+        )
 
 
 def alive() -> list[dict]:
@@ -131,11 +159,17 @@ def alive() -> list[dict]:
 def _look(out: str, probe: str, roots: list[str]) -> dict:
     storage = Storage(out)
     missing = [r for r in roots if "://" not in r and not os.path.exists(r)]
-    return {"host": socket.gethostname(), "sees": storage.exists(probe), "software": software(), "missing": missing}
+    return {
+        "host": socket.gethostname(),
+        "sees": storage.exists(probe),
+        "software": software(),
+        "missing": missing,
+    }
 
 
 def check_nodes(out: Storage, roots: list[str]) -> None:
-    """Every node sees OUT and the audio, and has the packages of this one; ValueError naming the node otherwise."""
+    """Every node sees OUT and the audio, and has the packages of this one; ValueError naming the node
+    otherwise."""
     if len(alive()) == 1 and not os.environ.get("RAY_ADDRESS"):
         return  # this machine: the scan has seen the audio, and OUT was written to
     roots = [r if "://" in r else os.path.abspath(r) for r in roots]
@@ -152,8 +186,10 @@ def check_nodes(out: Storage, roots: list[str]) -> None:
             try:
                 seen = ray.get(task, timeout=max(1.0, deadline - time.monotonic()))
             except ray.exceptions.RayError as error:  # also that of a time-out
-                raise ValueError(f"node {node['NodeManagerAddress']} does not answer ({type(error).__name__}): "
-                                 f"remove it from the cluster or see its Ray logs") from None
+                raise ValueError(
+                    f"node {node['NodeManagerAddress']} does not answer ({type(error).__name__}): "
+                    f"remove it from the cluster or see its Ray logs"
+                ) from None
             _check_node(seen, node["NodeManagerAddress"], own, out)
     finally:
         out.delete(probe)
@@ -162,9 +198,17 @@ def check_nodes(out: Storage, roots: list[str]) -> None:
 def _check_node(seen: dict, address: str, own: dict[str, str], out: Storage) -> None:
     name = f"node {seen['host']} ({address})"
     if not seen["sees"]:
-        raise ValueError(f"{name} does not see {out.root}: OUT must be on storage that every node shares, or s3://")
+        raise ValueError(
+            f"{name} does not see {out.root}: OUT must be on storage that every node shares, or s3://"
+        )
     if seen["missing"]:
-        raise ValueError(f"{name} does not see the audio at {seen['missing'][0]}: mount it there, or use s3://")
-    other = [f"{k} {seen['software'].get(k)} (here {v})" for k, v in own.items() if seen["software"].get(k) != v]
+        raise ValueError(
+            f"{name} does not see the audio at {seen['missing'][0]}: mount it there, or use s3://"
+        )
+    other = [
+        f"{k} {seen['software'].get(k)} (here {v})" for k, v in own.items() if seen["software"].get(k) != v
+    ]
     if other:
-        raise ValueError(f"{name} has {', '.join(other)}: labels repeat only with the same versions everywhere")
+        raise ValueError(
+            f"{name} has {', '.join(other)}: labels repeat only with the same versions everywhere"
+        )

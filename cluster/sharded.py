@@ -50,8 +50,10 @@ def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | No
     gpu_needs = sum(link.needs.gpus for link in links)
     if gpu_needs > gpus:
         wanting = next(link for link in links if link.needs.gpus)
-        raise ValueError(f"stage {wanting.name} asks for {wanting.needs.gpus:g} GPU, the cluster has {gpus:g}: "
-                         f"lower run.pools.{wanting.name}.gpus or add a GPU node")
+        raise ValueError(
+            f"stage {wanting.name} asks for {wanting.needs.gpus:g} GPU, the cluster has {gpus:g}: "
+            f"lower run.pools.{wanting.name}.gpus or add a GPU node"
+        )
     usable = cpus * (1 - SLACK)
     whole = sum(link.needs.cpus for link in links)
     scale = 1.0
@@ -65,8 +67,12 @@ def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | No
         if link.needs.gpus:
             room = min(room, 1 + (gpus - gpu_needs) / link.needs.gpus)
         most = int(room + 1e-6)
-        if scale < 1:  # on a small machine a process more than its stage's share of the CPUs costs its start and gains nothing
-            most = min(most, math.ceil(cpus * link.cpu_s / sum(other.cpu_s for other in links) / link.needs.cpus))
+        # on a small machine a process more than its stage's share of the CPUs costs its start and gains
+        # nothing
+        if scale < 1:
+            most = min(
+                most, math.ceil(cpus * link.cpu_s / sum(other.cpu_s for other in links) / link.needs.cpus)
+            )
         most = max(1, most)
         pools.append(Pool(reserved, 1, min(most, link.max_workers or most)))
     return pools
@@ -77,7 +83,8 @@ class Actor:
 
     def __init__(self, link: Link, ledger: Any, attempts: int):
         self.link, self.ledger, self.attempts = link, ledger, attempts
-        # In a thread, so that the models of all pools load at the same time; what fails is said with the first shard.
+        # In a thread, so that the models of all pools load at the same time; what fails is said with the
+        # first shard.
         self.opening = ThreadPoolExecutor(1).submit(link.make)
 
     def __call__(self, batch: dict) -> dict:
@@ -92,18 +99,28 @@ class Actor:
         shard, name = row["shard"], self.link.name
         tried = ray.get(self.ledger.begin.remote(name, shard, platform.node()))
         if tried > self.attempts:
-            out = {"shard": shard, "stage": name, "status": "failed", "host": platform.node(),
-                   "error": f"the worker died {self.attempts} times on this shard (out of memory?)"}
+            out = {
+                "shard": shard,
+                "stage": name,
+                "status": "failed",
+                "host": platform.node(),
+                "error": f"the worker died {self.attempts} times on this shard (out of memory?)",
+            }
         else:
             try:
                 out = self.opening.result()(shard)
-            except (ValueError, OSError, RuntimeError, ImportError) as error:  # opening failed: every shard would fail alike
+            # opening failed: every shard would fail alike
+            except (ValueError, OSError, RuntimeError, ImportError) as error:
                 out = {"shard": shard, "stage": name, "status": "failed", "error": str(error), "fatal": True}
         out["attempts"] = tried
         ray.get(self.ledger.end.remote(out))  # the driver stops listening once it has the last row
         row = {**row, name: out["status"]}
         if out["status"] == "failed":
-            row |= {"failed": name, "error": out["error"], "fatal": bool(out.get("fatal") or out.get("disk_full"))}
+            row |= {
+                "failed": name,
+                "error": out["error"],
+                "fatal": bool(out.get("fatal") or out.get("disk_full")),
+            }
         return row
 
 
@@ -115,28 +132,42 @@ def blocks(shards: int) -> int:
     return max(1, min(shards, max(2000, math.ceil(shards / 5))))
 
 
-def run_chain(links: list[Link], shards: list[str], session: Session, attempts: int = 3,
-              on_event: Callable[[dict], None] = lambda event: None) -> Iterator[dict]:
+def run_chain(
+    links: list[Link],
+    shards: list[str],
+    session: Session,
+    attempts: int = 3,
+    on_event: Callable[[dict], None] = lambda event: None,
+) -> Iterator[dict]:
     """Yield one row per shard as each leaves the chain: {shard, <stage>: status…, failed?, error?}.
 
-    `on_event` gets what workers report (begin and end of a shard at a stage), from another thread, twice a second.
+    `on_event` gets what workers report (begin and end of a shard at a stage), from another thread, twice a
+    second.
     """
     pools = fit_pools(links, session.cpus, session.gpus, session.node_cpus)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
     ledger = ledger_here()
-    rows = ray.data.from_items([{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=blocks(len(shards)))
+    rows = ray.data.from_items(
+        [{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=blocks(len(shards))
+    )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    # Rows are names: there is nothing to reserve object-store memory for, and reckoning with it takes a third of the scheduler's CPU.
+    # Rows are names: there is nothing to reserve object-store memory for, and reckoning with it takes a third
+    # of the scheduler's CPU.
     context.op_resource_reservation_enabled = False
     # Memory is reserved only where the cluster has plenty: Ray counts it, but does not measure it.
     plenty = session.memory_bytes >= 2 * sum(link.needs.memory_gb for link in links) * 2**30
     for link, pool in zip(links, pools, strict=True):
         rows = rows.map_batches(
-            Actor, fn_constructor_args=(link, ledger, attempts), batch_size=None, num_cpus=pool.cpus, num_gpus=link.needs.gpus,
+            Actor,
+            fn_constructor_args=(link, ledger, attempts),
+            batch_size=None,
+            num_cpus=pool.cpus,
+            num_gpus=link.needs.gpus,
             memory=link.needs.memory_gb * 2**30 if plenty else None,
-            compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=pool.max_workers))
+            compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=pool.max_workers),
+        )
     with watching(ledger, on_event):
         try:
             for row in rows.iter_rows():
@@ -144,7 +175,9 @@ def run_chain(links: list[Link], shards: list[str], session: Session, attempts: 
         except ray.exceptions.RayTaskError:
             raise  # a defect of ours: its traceback is wanted
         except ray.exceptions.RayError as error:
-            raise OSError(f"the Ray cluster failed ({str(error).splitlines()[0]}); finished shards are kept, run again") from None
+            raise OSError(
+                f"the Ray cluster failed ({str(error).splitlines()[0]}); finished shards are kept, run again"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -157,7 +190,9 @@ class Reporter:
         ray.get(self.ledger.end.remote(event))  # the last one must be there before the function's own value
 
 
-def run_one_reporting(work: Callable[..., Any], on_event: Callable[[dict], None], *args: Any, cpus: float, gpus: float = 0) -> Any:
+def run_one_reporting(
+    work: Callable[..., Any], on_event: Callable[[dict], None], *args: Any, cpus: float, gpus: float = 0
+) -> Any:
     """Run `work(*args, report)` in a worker of the cluster, again if its node dies.
 
     Its reports come to `on_event`; its own exceptions are raised here.

@@ -14,7 +14,9 @@ from ray.cluster_utils import Cluster
 @contextmanager
 def simulated(nodes: int, cpus_per_node: int = 1) -> Iterator[Cluster]:
     """A running cluster; `cluster.address` is what RAY_ADDRESS takes, `cluster.remove_node` kills one."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus_per_node, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": cpus_per_node, "include_dashboard": False}
+    )
     try:
         for _ in range(nodes - 1):
             cluster.add_node(num_cpus=cpus_per_node)

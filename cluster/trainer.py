@@ -1,7 +1,7 @@
 """Training on Ray: one rank a worker, all of them started again from the last checkpoint when one dies.
 
-The ranks find each other as torch does everywhere (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so what they run
-is what `torchrun -m stages.pretrain` runs. Only the outcome passes through Ray.
+The ranks find each other as torch does everywhere (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so what they
+run is what `torchrun -m stages.pretrain` runs. Only the outcome passes through Ray.
 """
 
 import contextlib
@@ -66,12 +66,15 @@ def layout(config: Config) -> Layout:
     return Layout(ranks, each, 1.0 if gpus else 0.0)
 
 
-def train(config: Config, look: Callable[[], None], checkpoint: Callable[[], str | None], say: Callable[[str], None]) -> str:
+def train(
+    config: Config, look: Callable[[], None], checkpoint: Callable[[], str | None], say: Callable[[str], None]
+) -> str:
     """Run all ranks until they are done or stopped; returns the outcome of rank 0.
 
-    `look` is called now and then while they work. When a rank dies, all are started again from the last checkpoint,
-    on what is left of the cluster; `checkpoint()` names it, and a new one starts the count of restarts anew.
-    Raises ValueError or OSError as the ranks raise them, and RuntimeError after `run.max_restarts` deaths.
+    `look` is called now and then while they work. When a rank dies, all are started again from the last
+    checkpoint, on what is left of the cluster; `checkpoint()` names it, and a new one starts the count of
+    restarts anew. Raises ValueError or OSError as the ranks raise them, and RuntimeError after
+    `run.max_restarts` deaths.
     """
     restarts, known, died = 0, checkpoint(), False
     while True:
@@ -85,8 +88,14 @@ def train(config: Config, look: Callable[[], None], checkpoint: Callable[[], str
             restarts, known = (1 if newest != known else restarts + 1), newest
             reason = str(error).splitlines()[0]
             if restarts > config.run.max_restarts:
-                raise RuntimeError(f"a rank died {restarts} times without a new checkpoint ({reason}); see RUN/stacks and the Ray logs") from None
-            say(f"a rank died ({reason}); starting again from {newest or 'the beginning'} ({restarts} of at most {config.run.max_restarts})")
+                raise RuntimeError(
+                    f"a rank died {restarts} times without a new checkpoint ({reason}); see "
+                    f"RUN/stacks and the Ray logs"
+                ) from None
+            say(
+                f"a rank died ({reason}); starting again from {newest or 'the beginning'} ({restarts} "
+                f"of at most {config.run.max_restarts})"
+            )
 
 
 def _another_died(error: RayActorError | RayTaskError) -> bool:
@@ -113,14 +122,20 @@ def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
     try:
         for i in range(plan.ranks):
             strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=i)
-            actors.append(Rank.options(num_cpus=plan.cpus, num_gpus=plan.gpus, scheduling_strategy=strategy).remote())
+            actors.append(
+                Rank.options(num_cpus=plan.cpus, num_gpus=plan.gpus, scheduling_strategy=strategy).remote()
+            )
         places = ray.get([a.where.remote() for a in actors], timeout=PLACE_S)
         address, port = places[0]
         hosts = [host for host, _ in places]
         common = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": str(plan.ranks)}
         tasks = []
         for i, actor in enumerate(actors):
-            own = {"RANK": str(i), "LOCAL_RANK": "0" if plan.gpus else str(hosts[:i].count(hosts[i])), "LOCAL_WORLD_SIZE": str(hosts.count(hosts[i]))}
+            own = {
+                "RANK": str(i),
+                "LOCAL_RANK": "0" if plan.gpus else str(hosts[:i].count(hosts[i])),
+                "LOCAL_WORLD_SIZE": str(hosts.count(hosts[i])),
+            }
             tasks.append(actor.train.remote(config, common | own))
         yield tasks
     finally:
@@ -146,5 +161,7 @@ def _placed(config: Config, patient: bool) -> tuple[PlacementGroup, Layout]:
             return group, plan
         remove_placement_group(group)
         if time.monotonic() > deadline:
-            raise ValueError(f"the cluster has no room for {plan.ranks} ranks of {plan.cpus:g} CPUs and {plan.gpus:g} GPUs within "
-                             f"{PLACE_S:.0f} s: other jobs hold them; wait, or lower run.ranks")
+            raise ValueError(
+                f"the cluster has no room for {plan.ranks} ranks of {plan.cpus:g} CPUs and {plan.gpus:g} "
+                f"GPUs within {PLACE_S:.0f} s: other jobs hold them; wait, or lower run.ranks"
+            )

@@ -1,4 +1,5 @@
-"""Scan and plan of one OUT: catalog.parquet, plan.parquet and rejected.parquet, local or on an object store."""
+"""Scan and plan of one OUT: catalog.parquet, plan.parquet and rejected.parquet, local or on an object
+store."""
 
 import contextlib
 import functools
@@ -50,21 +51,37 @@ class Catalogs:
         run = self.config.run
 
         def show(event: dict) -> None:
-            done = {"list": "found", "probe": "headers read", "hash": "hashed"}.get(event["step"], event["step"])
+            done = {"list": "found", "probe": "headers read", "hash": "hashed"}.get(
+                event["step"], event["step"]
+            )
             self.progress.status(f"scanning: {event.get('done', 0):,} files {done}")
 
         self.scanned = scan(
-            list(run.audio), previous, new, workers=run.scan_workers or available_cpus(), exclude=run.exclude,
-            retry_rejected=retry_rejected_text(retry), known_sha256=lambda recording: self._known.get(recording), progress=show)
+            list(run.audio),
+            previous,
+            new,
+            workers=run.scan_workers or available_cpus(),
+            exclude=run.exclude,
+            retry_rejected=retry_rejected_text(retry),
+            known_sha256=lambda recording: self._known.get(recording),
+            progress=show,
+        )
 
     def _plan(self, previous: Path | None, found: Path, new: Path, retry: list[str]) -> None:
         recipe = self.config.recipe.plan
-        self.planned = plan(previous, found, new, shard_minutes=recipe.shard_minutes,
-                            validation_share=recipe.validation_share, retry=retry)
+        self.planned = plan(
+            previous,
+            found,
+            new,
+            shard_minutes=recipe.shard_minutes,
+            validation_share=recipe.validation_share,
+            retry=retry,
+        )
 
     @functools.cached_property
     def _known(self) -> dict[str, str]:
-        """Recording → sha256 of the bytes it was labelled from; read only when an edit must be told from a touch."""
+        """Recording → sha256 of the bytes it was labelled from; read only when an edit must be told from a
+        touch."""
         if not self.out.exists("segments.parquet"):
             return {}
         table = self.out.read_table("segments.parquet", ["recording", "source_sha256"])
@@ -76,8 +93,11 @@ class Catalogs:
             return []
         wanted = retry_rejected_text(reason)
         rows = self.out.read_table(REJECTED).to_pylist()
-        return [r["recording"] for r in rows
-                if r["stage"] != "scan" and (wanted == "all" or wanted.lower() in r["reason"].lower())]
+        return [
+            r["recording"]
+            for r in rows
+            if r["stage"] != "scan" and (wanted == "all" or wanted.lower() in r["reason"].lower())
+        ]
 
     @contextlib.contextmanager
     def _previous(self, name: str) -> Iterator[Path | None]:
@@ -120,11 +140,20 @@ class Catalogs:
             table = catalog.read_catalog(path, ["status", "recording", "path", "reason"])
         table = table.filter(pc.equal(table["status"], "rejected"))
         none = pa.nulls(table.num_rows, pa.string())
-        scanned = pa.table({"stage": pa.array(["scan"] * table.num_rows, pa.string()), "shard": none,
-                            "recording": table["recording"], "path": table["path"], "reason": table["reason"]})
+        scanned = pa.table(
+            {
+                "stage": pa.array(["scan"] * table.num_rows, pa.string()),
+                "shard": none,
+                "recording": table["recording"],
+                "path": table["path"],
+                "reason": table["reason"],
+            }
+        )
         live = self.live()
         place = dict(zip(live["recording"].to_pylist(), live["shard"].to_pylist(), strict=True))
-        rows = audit.rejected_rows(self.out, columns, set(place.values()), lambda shard, r: place.get(r) == shard)
+        rows = audit.rejected_rows(
+            self.out, columns, set(place.values()), lambda shard, r: place.get(r) == shard
+        )
         self.rejected = pa.concat_tables([scanned.cast(audit.REJECTED), rows])
         self.out.write_table(REJECTED, self.rejected)
 
@@ -138,4 +167,7 @@ def retry_rejected_text(reason: str | None) -> str | None:
 def live_shards(path: Path) -> list[tuple[str, float]]:
     live = catalog.live(catalog.read_plan(path, ["shard", "duration_s", "tombstone"]))
     seconds = live["duration_s"].to_numpy()
-    return [(name, float(seconds[start : start + rows].sum())) for name, (start, rows) in catalog.shard_slices(live).items()]
+    return [
+        (name, float(seconds[start : start + rows].sum()))
+        for name, (start, rows) in catalog.shard_slices(live).items()
+    ]

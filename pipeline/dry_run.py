@@ -32,7 +32,8 @@ def describe(config: Config) -> str:
         f"  recordings  {p.recordings}, {seconds / 3600:.2f} h by their headers; {p.valid} for validation",
         f"  shards      {len(shards)} of about {config.recipe.plan.shard_minutes:g} min; {p.new_shards} new",
         *(f"  {kind:<11} {shown(size)}" for kind, size in sizes.items()),
-        f"  in all      {shown(sum(sizes.values()))}; " + (f"{shown(free)} free" if free is not None else "an object store"),
+        f"  in all      {shown(sum(sizes.values()))}; "
+        + (f"{shown(free)} free" if free is not None else "an object store"),
         f"  teacher     {config.recipe.codes.name if config.recipe.codes else 'none'}",
         f"  resources   {_resources(config)}",
     ]
@@ -45,6 +46,8 @@ def _resources(config: Config) -> str:
     address = os.environ.get("RAY_ADDRESS")
     pools = config.run.pools
     needs = {n: getattr(pools, n) for n in ("decode", "codes", "cqt", "audit")}
-    each = ", ".join(f"{n} {p.cpus:g} CPU" + (f" + {p.gpus:g} GPU" if p.gpus else "") for n, p in needs.items())
+    each = ", ".join(
+        f"{n} {p.cpus:g} CPU" + (f" + {p.gpus:g} GPU" if p.gpus else "") for n, p in needs.items()
+    )
     here = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
     return f"{f'Ray cluster at {address}' if address else here}; a worker: {each}"

@@ -8,12 +8,16 @@ from stages.shards.storage import Storage
 
 
 def export(place: str, out: str, checkpoint: str = "latest") -> str:
-    """Write the folder, config.json last, so that a folder that loads is whole. Returns what to say. Raises ValueError."""
+    """Write the folder, config.json last, so that a folder that loads is whole. Returns what to say. Raises
+    ValueError."""
     run = open_run(place, checkpoint)
     found = files(run)
     storage = Storage(out)
     for name in sorted(found, key=lambda name: name == "config.json"):
         storage.write(name, found[name])
     size_mb = len(found["model.safetensors"]) / 1e6
-    return (f"{out}: {', '.join(sorted(found))} ({size_mb:.0f} MB) from checkpoint {run.checkpoint} of {Path(place)}\n"
-            f"load it with transformers: AutoModel.from_pretrained({out!r})")
+    return (
+        f"{out}: {', '.join(sorted(found))} ({size_mb:.0f} MB) from checkpoint {run.checkpoint} of "
+        f"{Path(place)}\n"
+        f"load it with transformers: AutoModel.from_pretrained({out!r})"
+    )

@@ -1,4 +1,5 @@
-"""`overtone features DIR AUDIO… --layer all|N --out x.safetensors`: representations of audio files, with progress."""
+"""`overtone features DIR AUDIO… --layer all|N --out x.safetensors`: representations of audio files, with
+progress."""
 
 import contextlib
 import os
@@ -26,7 +27,15 @@ from stages.shards.storage import Storage
 REQUEST = {"rate_hz": RATE_HZ, "resampler": "HQ", "max_s": 12 * 3600.0}
 
 
-def extract(place: str, audio: list[str], layer: str, out: str, batch: int = 8, device: str | None = None, checkpoint: str = "latest") -> int:
+def extract(
+    place: str,
+    audio: list[str],
+    layer: str,
+    out: str,
+    batch: int = 8,
+    device: str | None = None,
+    checkpoint: str = "latest",
+) -> int:
     """Write one tensor a recording, named by its path: fp32 (T, D), or (layers + 1, T, D) for `all`.
 
     A file that cannot be decoded is named and left out; the exit code is then 1. Raises ValueError.
@@ -44,16 +53,30 @@ def extract(place: str, audio: list[str], layer: str, out: str, batch: int = 8, 
         if not found:
             raise ValueError("none of the files could be decoded")
         _write(out, found, {"layer": layer, "rate_hz": "75", "model": place})
-        print(f"{out}: {len(found)} recordings, {_shape(found)}" + (f"; {len(failed)} could not be used" if failed else ""))
+        print(
+            f"{out}: {len(found)} recordings, {_shape(found)}"
+            + (f"; {len(failed)} could not be used" if failed else "")
+        )
     return 1 if failed else 0
 
 
-def _extracted(net: Backbone, paths: list[str], layer: int | None, batch: int, scratch: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _extracted(
+    net: Backbone, paths: list[str], layer: int | None, batch: int, scratch: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Features by path, which lie in files of `scratch`, and why the other paths have none."""
     found, failed, joined = {}, {}, Joined()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files"),
+        TimeRemainingColumn(),
+    )
     console = Console(stderr=True, highlight=False)
-    with contextlib.closing(Guard()) as guard, Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+    with (
+        contextlib.closing(Guard()) as guard,
+        Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress,
+    ):
         task = progress.add_task("features", total=len(paths))
         for group in batches(_windows(paths, guard, net, failed), batch):
             for window, part in zip(group, features(net, group, layer), strict=True):
@@ -70,7 +93,8 @@ def on_disk(value: Tensor, path: Path) -> Tensor:
 
 
 def _folder(out: str) -> str | None:
-    """The folder of a local OUT, which must have room for it twice; for an object store the system's for temporary files."""
+    """The folder of a local OUT, which must have room for it twice; for an object store the system's for
+    temporary files."""
     if "://" in out:
         return None
     folder = os.path.dirname(os.path.abspath(out))
@@ -93,7 +117,9 @@ def _paths(audio: list[str]) -> Iterator[str]:
     for name in audio:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower().lstrip(".") in EXTENSIONS and p.is_file())
+            inside = sorted(
+                str(p) for p in path.rglob("*") if p.suffix.lower().lstrip(".") in EXTENSIONS and p.is_file()
+            )
             if not inside:
                 raise ValueError(f"{name}: no audio files in this folder")
             yield from inside
@@ -108,7 +134,9 @@ def _windows(paths: list[str], guard: Guard, net: Backbone, failed: dict[str, st
         try:
             about = os.stat(path)
             source = Source(path, os.fsencode(path), about.st_size, about.st_mtime_ns, quick_hash(path))
-            wave_N = np.concatenate([np.zeros(0, np.int16), *guard.decode(source, os.fsencode(path), REQUEST, {})])
+            wave_N = np.concatenate(
+                [np.zeros(0, np.int16), *guard.decode(source, os.fsencode(path), REQUEST, {})]
+            )
             yield from windows(path, wave_N.astype(np.float32) / 32768, net)
         except (Refused, ReadError, OSError, ValueError) as error:
             failed[path] = str(error)

@@ -1,4 +1,5 @@
-"""The columns of one labelling run: what is pending, the teacher's fit, the chain on the cluster, the tables."""
+"""The columns of one labelling run: what is pending, the teacher's fit, the chain on the cluster, the
+tables."""
 
 import contextlib
 import time
@@ -24,7 +25,8 @@ from stages.shards.storage import Storage, fetch_url
 
 
 def bytes_per_s(recipe: recipes.Recipe) -> dict[str, int]:
-    """Bytes a second of audio takes in each column of this recipe: 16-bit audio, uint16 codes, CQT bins, at 75 Hz."""
+    """Bytes a second of audio takes in each column of this recipe: 16-bit audio, uint16 codes, CQT bins, at
+    75 Hz."""
     sizes = {"audio": 2 * RATE_HZ}
     if recipe.codes:
         sizes["codes"] = RATE_HZ // HOP_SAMPLES * recipe.codes.codebooks * 2
@@ -69,12 +71,32 @@ class LabelRun:
         jobs = [Job(recipe.decode, audio, audio, recipes.audio_recipe(recipe), place, options=options)]
         if recipe.codes and self.weights:
             own = recipes.codes_recipe(recipe, audio8, self.weights.sha256)
-            jobs.append(Job(Codes(recipe.codes), f"codes-{records.recipe8(own)}", audio, own, place, self.weights.name,
-                            self.weights.sha256, _device(run.pools.codes), recipe.threads))
+            jobs.append(
+                Job(
+                    Codes(recipe.codes),
+                    f"codes-{records.recipe8(own)}",
+                    audio,
+                    own,
+                    place,
+                    self.weights.name,
+                    self.weights.sha256,
+                    _device(run.pools.codes),
+                    recipe.threads,
+                )
+            )
         if recipe.cqt:
             own = recipes.cqt_recipe(recipe, audio8)
-            jobs.append(Job(recipe.cqt, f"cqt-{records.recipe8(own)}", audio, own, place,
-                            device=_device(run.pools.cqt), threads=recipe.threads))
+            jobs.append(
+                Job(
+                    recipe.cqt,
+                    f"cqt-{records.recipe8(own)}",
+                    audio,
+                    own,
+                    place,
+                    device=_device(run.pools.cqt),
+                    threads=recipe.threads,
+                )
+            )
         return jobs
 
     @property
@@ -104,8 +126,10 @@ class LabelRun:
             done = self.done(job.column)
             need += sizes[job.stage.writes] * sum(s for name, s in seconds.items() if name not in done)
         if free is not None and need > free:
-            raise ValueError(f"{self.out.root} has {shown(free)} free, this run writes about {shown(need)}: "
-                             f"free some space or choose another OUT (--set run.out=…)")
+            raise ValueError(
+                f"{self.out.root} has {shown(free)} free, this run writes about {shown(need)}: "
+                f"free some space or choose another OUT (--set run.out=…)"
+            )
 
     def on_cluster(self, refit: bool, fit_only: bool = False) -> None:
         """Everything that needs Ray: check the nodes, fit the teacher if it is new, run the chain."""
@@ -117,7 +141,12 @@ class LabelRun:
             check_nodes(self.out, list(self.config.run.audio))
             self.sweep()
             whole = replace(self, weights=self.weights or teachers.Weights(None, None))
-            fit_pools(whole.links(whole.jobs(), audited=True), ray_session.cpus, ray_session.gpus, ray_session.node_cpus)
+            fit_pools(
+                whole.links(whole.jobs(), audited=True),
+                ray_session.cpus,
+                ray_session.gpus,
+                ray_session.node_cpus,
+            )
             if self.weights is None:
                 self.fit(ray_session, refit)
             pending = [] if fit_only else self.pending()
@@ -140,15 +169,22 @@ class LabelRun:
         pool, started = self.config.run.pools.codes, time.time()
 
         def show(event: dict) -> None:
-            shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in event.items() if v is not None)
+            shown = "  ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in event.items()
+                if v is not None
+            )
             self.progress.status(f"fitting {recipe.codes.name} on {len(chosen)} shards: {shown}")
             self.progress.log("fit", **event)
 
         cpus = min(recipe.fit_threads, max(1, int(ray_session.node_cpus)))
-        self.weights = run_one_reporting(teachers.fit, show, place, recipe, audio, audio8, chosen, _device(pool),
-                                         cpus=cpus, gpus=pool.gpus)
-        self.progress.say(f"fitted {recipe.codes.name} on {len(chosen)} shards in {time.time() - started:.0f} s: "
-                          f"{self.out.path(self.weights.name)}")
+        self.weights = run_one_reporting(
+            teachers.fit, show, place, recipe, audio, audio8, chosen, _device(pool), cpus=cpus, gpus=pool.gpus
+        )
+        self.progress.say(
+            f"fitted {recipe.codes.name} on {len(chosen)} shards in {time.time() - started:.0f} s: "
+            f"{self.out.path(self.weights.name)}"
+        )
 
     def links(self, jobs: list[Job], audited: bool) -> list:
         """The stages of a chain and what one worker of each reserves."""
@@ -158,11 +194,26 @@ class LabelRun:
         for job in jobs:
             pool = getattr(pools, job.stage.name)
             cpus = pool.cpus if job.stage.name == "decode" else max(pool.cpus, self.config.recipe.threads)
-            links.append(Link(job.stage.name, partial(ShardWorker, job), Needs(cpus, pool.gpus, pool.memory_gb), pool.max_workers, job.stage.cpu_s))
+            links.append(
+                Link(
+                    job.stage.name,
+                    partial(ShardWorker, job),
+                    Needs(cpus, pool.gpus, pool.memory_gb),
+                    pool.max_workers,
+                    job.stage.cpu_s,
+                )
+            )
         if audited:
             opener = partial(audit.AuditWorker, jobs[0].out, tuple(job.column for job in jobs))
-            links.append(Link("audit", opener, Needs(pools.audit.cpus, 0, pools.audit.memory_gb),
-                              pools.audit.max_workers, audit.CPU_S))
+            links.append(
+                Link(
+                    "audit",
+                    opener,
+                    Needs(pools.audit.cpus, 0, pools.audit.memory_gb),
+                    pools.audit.max_workers,
+                    audit.CPU_S,
+                )
+            )
         return links
 
     def chain(self, ray_session, jobs: list[Job], pending: list[str], audited: bool) -> None:
@@ -179,20 +230,24 @@ class LabelRun:
                 if "failed" in row:
                     self.failed[row["shard"]] = f"{row['failed']}: {row['error']}"
                     if self.out.is_gone():
-                        raise FileNotFoundError(self.out.base)  # said by `label`; every other shard would fail alike
+                        # said by `label`; every other shard would fail alike
+                        raise FileNotFoundError(self.out.base)
                     if row["fatal"] or len(self.failed) > run.max_failed_shards:
                         break
         self._done.clear()
         self.progress.stop()
 
     def gather(self, live: pa.Table, refused: pa.Array) -> None:
-        """Compact the indexes and statistics of finished shards, where the tables do not say what is there."""
+        """Compact the indexes and statistics of finished shards, where the tables do not say what is
+        there."""
         columns = self.registry.names
         done = set.intersection(*map(self.done, columns)) - set(self.failed)
         missing, stale = audit.ungathered(self.out, columns, live, refused)
         new = (done - audit.gathered(self.out, columns)) | (missing & done)
         if new or stale:
-            audit.gather(self.out, columns, sorted(new), live["recording"].combine_chunks(), self.progress.attempts)
+            audit.gather(
+                self.out, columns, sorted(new), live["recording"].combine_chunks(), self.progress.attempts
+            )
 
     def sweep(self) -> None:
         """Remove attempts that killed runs left; no other run is alive, the lock says so."""
@@ -204,5 +259,3 @@ class LabelRun:
 
 def _device(pool: recipes.Pool) -> str:
     return "cuda" if pool.gpus else "cpu"
-
-

@@ -35,7 +35,9 @@ def label(config: Config, asked: Asked = Asked()) -> Outcome:
     out = open_out(config)
     with locked(out):
         progress = Progress(out)
-        progress.log("start", audio=list(config.run.audio), retry_rejected=asked.retry_rejected, refit=asked.refit)
+        progress.log(
+            "start", audio=list(config.run.audio), retry_rejected=asked.retry_rejected, refit=asked.refit
+        )
         try:
             outcome = _label(config, asked, out, progress, published)
         except BaseException as error:
@@ -48,7 +50,9 @@ def label(config: Config, asked: Asked = Asked()) -> Outcome:
         return outcome
 
 
-def _label(config: Config, asked: Asked, out: Storage, progress: Progress, published: bytes | None) -> Outcome:
+def _label(
+    config: Config, asked: Asked, out: Storage, progress: Progress, published: bytes | None
+) -> Outcome:
     known = known_columns(config, out)
     catalogs = Catalogs(out, config, progress)
     catalogs.scan_and_plan(asked.retry_rejected)
@@ -118,5 +122,7 @@ def open_out(config: Config) -> Storage:
 
 
 def gone(out: Storage) -> OSError:
-    return OSError(f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts anew, "
-                   f"or goes on if you move it back first")
+    return OSError(
+        f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts anew, "
+        f"or goes on if you move it back first"
+    )

@@ -39,7 +39,9 @@ def _refuse(out: Storage, data: bytes) -> ValueError:
         who = f"process {held['pid']} on {held['host']} since {held['since']}"
     except (ValueError, KeyError, TypeError):
         who = "another process"
-    return ValueError(f"{out.root} is in use by another run ({who}): wait for it or stop it; nothing was changed")
+    return ValueError(
+        f"{out.root} is in use by another run ({who}): wait for it or stop it; nothing was changed"
+    )
 
 
 @contextlib.contextmanager
@@ -83,7 +85,8 @@ def _beating(out: Storage) -> Iterator[None]:
 
     def keep() -> None:
         while not stop.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a store that fails once: the next beat comes before the lock is stale
+            # a store that fails once: the next beat comes before the lock is stale
+            with contextlib.suppress(OSError):
                 beat()
 
     thread = threading.Thread(target=keep, daemon=True)

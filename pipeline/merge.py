@@ -28,7 +28,9 @@ def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: st
             raise ValueError(f"--columns names {name!r}; {place} has {', '.join(known.columns)}")
     kinds = [n.split("-")[0] for n in names]
     if len(set(kinds)) < len(kinds):
-        raise ValueError(f"--columns {', '.join(names)}: two columns of one kind have members of the same name")
+        raise ValueError(
+            f"--columns {', '.join(names)}: two columns of one kind have members of the same name"
+        )
     with out.fetched("plan.parquet") as path:
         plan = catalog.live(catalog.read_plan(path, ["recording", "shard", "split", "tombstone"]))
     if split:
@@ -37,14 +39,18 @@ def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: st
     shards = catalog.shards_in_order(plan)
     missing = [s for s in shards if s not in done]
     if missing:
-        raise ValueError(f"{len(missing)} shards are not finished (first {missing[0]}): run `labels` to its end first")
+        raise ValueError(
+            f"{len(missing)} shards are not finished (first {missing[0]}): run `labels` to its end first"
+        )
     segments = size = 0
     for shard, (start, rows) in catalog.shard_slices(plan).items():
         wanted = set(plan["recording"].slice(start, rows).to_pylist())
         with target.attempt(f"{shard}.tar") as path:
             segments += _join(out, shard, names, wanted, path)
             size += path.stat().st_size
-    return f"{to}: {len(shards)} tars, {segments} segments, {size / 2**20:.1f} MiB, columns {', '.join(names)}"
+    return (
+        f"{to}: {len(shards)} tars, {segments} segments, {size / 2**20:.1f} MiB, columns {', '.join(names)}"
+    )
 
 
 def _join(out: Storage, shard: str, names: tuple[str, ...], wanted: set[str], path) -> int:

@@ -42,40 +42,112 @@ class Package:
 
 # Debian 12; sizes and sha256 from its signed index, seen equal on the downloaded files.
 PACKAGES = (
-    Package("warzone2100-music", "4.3.3-3", 85_730_052,
-            "d3b2c9f90ea5438d45d4aff18339a03ec808e1affa9dac91f7dad61cb15ee64e", "GPL-2+"),
-    Package("singularity-music", "007-2", 51_636_048,
-            "139ba1e408eeb0a72f1fff3760ca46558b9f81bed97dc8c0efa108c4007f4845", "Creative Commons"),
-    Package("colobot-common-sounds", "0.2.0-2", 60_668_912,
-            "819e799542eac69c95b072567b5584eb3e0b2bb900de13efa3684915747b1644", "GPL-3+"),
-    Package("marsshooter-data", "0.7.6-7", 68_377_444,
-            "b8d040a9739434f2be96bbf9b38f0743d56d59b853647b2242f9357e38394951", "CC-BY-SA-3"),
-    Package("drascula-music", "1.0+ds4-2", 36_429_732,
-            "340e0beb1bacf005cbabebc07ebdd88adf6aee363d437f8a7d73cb0c77a93e79", "Drascula licence"),
+    Package(
+        "warzone2100-music",
+        "4.3.3-3",
+        85_730_052,
+        "d3b2c9f90ea5438d45d4aff18339a03ec808e1affa9dac91f7dad61cb15ee64e",
+        "GPL-2+",
+    ),
+    Package(
+        "singularity-music",
+        "007-2",
+        51_636_048,
+        "139ba1e408eeb0a72f1fff3760ca46558b9f81bed97dc8c0efa108c4007f4845",
+        "Creative Commons",
+    ),
+    Package(
+        "colobot-common-sounds",
+        "0.2.0-2",
+        60_668_912,
+        "819e799542eac69c95b072567b5584eb3e0b2bb900de13efa3684915747b1644",
+        "GPL-3+",
+    ),
+    Package(
+        "marsshooter-data",
+        "0.7.6-7",
+        68_377_444,
+        "b8d040a9739434f2be96bbf9b38f0743d56d59b853647b2242f9357e38394951",
+        "CC-BY-SA-3",
+    ),
+    Package(
+        "drascula-music",
+        "1.0+ds4-2",
+        36_429_732,
+        "340e0beb1bacf005cbabebc07ebdd88adf6aee363d437f8a7d73cb0c77a93e79",
+        "Drascula licence",
+    ),
 )
 MORE = (
-    Package("pushover-data", "0.0.5+git20180909-4", 32_365_856,
-            "75f52ad553c73660489631b4b4eeb308c3601beee68a097abdd5f2e4e442cbfb", "GPL-3+"),
-    Package("trackballs-data", "1.3.4-1", 31_163_784,
-            "ebc05f997c12896d8a0016990efbf01445b65b66f1eb45759a6277426cc13dac", "GPL-2+"),
-    Package("wizznic-data", "0.9.9+dfsg-1", 16_515_652,
-            "baac2b7588b7474723ae534ac163023d00d2127fc3832c19f6ab105812149457", "GPL-3"),
-    Package("starfighter-data", "2.4-1", 45_558_764,
-            "0c6038f76836c88249928d2ec93375cada3ccf4beb6d6faac3679f3bdb0e39cd", "GPL-2+"),
-    Package("hyperrogue-music", "12.0q-1", 63_836_788,
-            "61ab9f4c2169442d85f42c42d26e80c1a18b93c741f3d44f1b9d83015904e7f7", "CC-BY-SA-3"),
-    Package("davegnukem-data", "1.0.3-4", 20_007_552,
-            "b2118e89856e8721adbdc4e420c50539862fc6c295959b09cadd66385499e6c1", "Expat or GPL"),
-    Package("zaz-data", "1.0.1-1", 19_885_376,
-            "71f4ad06474e7015e532441e16ed55fd516081a44226afb837fb9a32eea89ee7", "CC-BY-SA-3"),
-    Package("wordwarvi-sound", "1.0.4-2", 8_614_288,
-            "455adb1ebc1602523c719ce182f9b3deee9ae6677763011ad5740d09ea7a0529", "GPL-2+"),
-    Package("adonthell-data", "0.3.8-1", 14_153_844,
-            "2312e765b35668ba18f7f9b4cd75e8cad03e509ef1033bad7c37568cb1353adc", "GPL-2+"),
+    Package(
+        "pushover-data",
+        "0.0.5+git20180909-4",
+        32_365_856,
+        "75f52ad553c73660489631b4b4eeb308c3601beee68a097abdd5f2e4e442cbfb",
+        "GPL-3+",
+    ),
+    Package(
+        "trackballs-data",
+        "1.3.4-1",
+        31_163_784,
+        "ebc05f997c12896d8a0016990efbf01445b65b66f1eb45759a6277426cc13dac",
+        "GPL-2+",
+    ),
+    Package(
+        "wizznic-data",
+        "0.9.9+dfsg-1",
+        16_515_652,
+        "baac2b7588b7474723ae534ac163023d00d2127fc3832c19f6ab105812149457",
+        "GPL-3",
+    ),
+    Package(
+        "starfighter-data",
+        "2.4-1",
+        45_558_764,
+        "0c6038f76836c88249928d2ec93375cada3ccf4beb6d6faac3679f3bdb0e39cd",
+        "GPL-2+",
+    ),
+    Package(
+        "hyperrogue-music",
+        "12.0q-1",
+        63_836_788,
+        "61ab9f4c2169442d85f42c42d26e80c1a18b93c741f3d44f1b9d83015904e7f7",
+        "CC-BY-SA-3",
+    ),
+    Package(
+        "davegnukem-data",
+        "1.0.3-4",
+        20_007_552,
+        "b2118e89856e8721adbdc4e420c50539862fc6c295959b09cadd66385499e6c1",
+        "Expat or GPL",
+    ),
+    Package(
+        "zaz-data",
+        "1.0.1-1",
+        19_885_376,
+        "71f4ad06474e7015e532441e16ed55fd516081a44226afb837fb9a32eea89ee7",
+        "CC-BY-SA-3",
+    ),
+    Package(
+        "wordwarvi-sound",
+        "1.0.4-2",
+        8_614_288,
+        "455adb1ebc1602523c719ce182f9b3deee9ae6677763011ad5740d09ea7a0529",
+        "GPL-2+",
+    ),
+    Package(
+        "adonthell-data",
+        "0.3.8-1",
+        14_153_844,
+        "2312e765b35668ba18f7f9b4cd75e8cad03e509ef1033bad7c37568cb1353adc",
+        "GPL-2+",
+    ),
 )
 
 
-def fetch(folder: Path, packages: tuple[Package, ...], any_version: bool = False, say: Callable[[str], None] = print) -> None:
+def fetch(
+    folder: Path, packages: tuple[Package, ...], any_version: bool = False, say: Callable[[str], None] = print
+) -> None:
     """Bring every package into `folder`; those that are whole there are left alone.
 
     Raises ValueError, before anything is fetched, for what the user can mend (no apt, another
@@ -83,8 +155,10 @@ def fetch(folder: Path, packages: tuple[Package, ...], any_version: bool = False
     """
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise ValueError(f"this machine has no {tool}: the larger corpus comes in Debian packages; run this on Debian or "
-                             f"Ubuntu, or label music of your own (make labels AUDIO=/music)")
+            raise ValueError(
+                f"this machine has no {tool}: the larger corpus comes in Debian packages; run this on Debian "
+                "or Ubuntu, or label music of your own (make labels AUDIO=/music)"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(Storage(folder)):
         for left in folder.glob(".*.attempt"):  # of a run that was killed: a scan would take it for music
@@ -98,8 +172,10 @@ def fetch(folder: Path, packages: tuple[Package, ...], any_version: bool = False
                 bring(folder, chosen[package.name], say)
             about = finished(folder, package, any_version)
             hours = sum(s["seconds"] for s in about["music"].values()) / 3600
-            say(f"{head}: {len(about['music'])} tracks, {hours:.2f} h, {package.licence}"
-                + ("" if package.name in chosen else " (was there)"))
+            say(
+                f"{head}: {len(about['music'])} tracks, {hours:.2f} h, {package.licence}"
+                + ("" if package.name in chosen else " (was there)")
+            )
 
 
 def finished(folder: Path, package: Package, any_version: bool) -> dict | None:
@@ -124,8 +200,10 @@ def offered(packages: list[Package], any_version: bool, say: Callable[[str], Non
         own = pinned or stanzas[0]
         found.append(replace(package, version=own["Version"], bytes=int(own["Size"]), sha256=own["SHA256"]))
     if other and not any_version:
-        raise ValueError(f"this system offers other builds than the pinned ones ({'; '.join(other)}): nothing was fetched; "
-                         f"--any-version takes what it offers, with the checksums of its own signed index")
+        raise ValueError(
+            f"this system offers other builds than the pinned ones ({'; '.join(other)}): nothing was "
+            "fetched; --any-version takes what it offers, with the checksums of its own signed index"
+        )
     if other:
         say(f"other builds than the pinned ones: {'; '.join(other)}")
     return found
@@ -133,15 +211,21 @@ def offered(packages: list[Package], any_version: bool, say: Callable[[str], Non
 
 def index(name: str) -> list[dict[str, str]]:
     """What apt's signed index says of a package, newest version first; ValueError when it knows none."""
-    done = subprocess.run(["apt-cache", "show", name], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
+    done = subprocess.run(
+        ["apt-cache", "show", name], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}
+    )
     stanzas = []
     for text in done.stdout.split("\n\n"):
         lines = (line.partition(": ") for line in text.splitlines() if not line.startswith(" "))
         stanza = {key: value.strip() for key, _, value in lines}
-        if {"Version", "Size", "SHA256"} <= stanza.keys():  # an installed package without an archive has none
+        # an installed package without an archive has none
+        if {"Version", "Size", "SHA256"} <= stanza.keys():
             stanzas.append(stanza)
     if not stanzas:
-        raise ValueError(f"apt knows no package {name}: run `apt-get update` as root (on Ubuntu with the `universe` component)")
+        raise ValueError(
+            f"apt knows no package {name}: run `apt-get update` as root (on Ubuntu with the "
+            f"`universe` component)"
+        )
     return stanzas
 
 
@@ -167,8 +251,14 @@ def download(attempt: Path, package: Package, say: Callable[[str], None]) -> Pat
     """The .deb in the folder `attempt`, with the promised bytes."""
     argv = ["apt-get", "download", f"{package.name}={package.version}"]
     with open(attempt / "apt.log", "w+") as log:
-        child = subprocess.Popen(argv, cwd=attempt, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                 env=os.environ | {"LC_ALL": "C"})
+        child = subprocess.Popen(
+            argv,
+            cwd=attempt,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"LC_ALL": "C"},
+        )
         try:
             said = time.monotonic()
             while child.poll() is None:
@@ -184,13 +274,18 @@ def download(attempt: Path, package: Package, say: Callable[[str], None]) -> Pat
         words = [line.strip() for line in log if line.startswith("E:")]
     debs = list(attempt.glob("*.deb"))
     if child.returncode or len(debs) != 1:
-        raise OSError(f"{package.name} could not be downloaded: {' '.join(words) or f'apt-get ended with {child.returncode}'}; "
-                      f"the same command goes on from here")
+        raise OSError(
+            f"{package.name} could not be downloaded: "
+            f"{' '.join(words) or f'apt-get ended with {child.returncode}'}; "
+            f"the same command goes on from here"
+        )
     with open(debs[0], "rb") as file:
         seen = hashlib.file_digest(file, "sha256").hexdigest()
     if seen != package.sha256:
-        raise OSError(f"{package.name}: {debs[0].stat().st_size} bytes with sha256 {seen[:12]}… came, expected {package.bytes} "
-                      f"with {package.sha256[:12]}…: it was not kept; try again")
+        raise OSError(
+            f"{package.name}: {debs[0].stat().st_size} bytes with sha256 {seen[:12]}… came, expected "
+            f"{package.bytes} with {package.sha256[:12]}…: it was not kept; try again"
+        )
     return debs[0]
 
 
@@ -207,13 +302,17 @@ def keep(tree: Path, new: Path, package: Package) -> None:
                 music[name] = {"seconds": round(seconds, 3)}
     copyright = share / "doc" / package.name / COPYRIGHT
     if not music or not copyright.is_file():
-        raise OSError(f"{package.name} {package.version} holds {len(music)} tracks and "
-                      f"{'a' if copyright.is_file() else 'no'} copyright file: not the package that was expected")
+        raise OSError(
+            f"{package.name} {package.version} holds {len(music)} tracks and "
+            f"{'a' if copyright.is_file() else 'no'} copyright file: not the package that was expected"
+        )
     shutil.copyfile(copyright, new / COPYRIGHT)
     files = {name: (new / name).stat().st_size for name in (*music, COPYRIGHT)}
     for name in files:
         fsync(new / name)
-    (new / MARKER).write_text(json.dumps({**asdict(package), "music": music, "files": files}, indent=1) + "\n")
+    (new / MARKER).write_text(
+        json.dumps({**asdict(package), "music": music, "files": files}, indent=1) + "\n"
+    )
     fsync(new / MARKER)
 
 
@@ -231,7 +330,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.music", description=__doc__.split("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path)
     parser.add_argument("--all", action="store_true", help=f"{len(MORE)} packages more")
-    parser.add_argument("--any-version", action="store_true", help="take what this system offers where it is not the pinned build")
+    parser.add_argument(
+        "--any-version",
+        action="store_true",
+        help="take what this system offers where it is not the pinned build",
+    )
     arguments = parser.parse_args(argv)
     try:
         fetch(arguments.folder, PACKAGES + MORE if arguments.all else PACKAGES, arguments.any_version)
@@ -242,9 +345,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"music: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nmusic: stopped; finished packages are kept, the same command goes on from there", file=sys.stderr)
+        print(
+            "\nmusic: stopped; finished packages are kept, the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
-    print(f"{arguments.folder}: ready for make labels AUDIO={arguments.folder} CONFIG=configs/labels/mel_rvq.yaml")
+    print(
+        f"{arguments.folder}: ready for make labels AUDIO={arguments.folder} "
+        f"CONFIG=configs/labels/mel_rvq.yaml"
+    )
     return 0
 
 

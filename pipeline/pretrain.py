@@ -18,7 +18,8 @@ DONE, INTERRUPTED = 0, 130
 
 
 def pretrain(config: Config) -> int:
-    """Train until the last update; the same command goes on after any interruption. Ctrl-C writes a checkpoint first.
+    """Train until the last update; the same command goes on after any interruption. Ctrl-C writes a
+    checkpoint first.
 
     Returns the exit code: 0 when the last update is done, 130 when it was stopped before.
     Raises ValueError for what a user can mend, within seconds where it can be known.
@@ -43,10 +44,15 @@ def absolute(config: Config) -> Config:
     def whole(path: str | None) -> str | None:
         return path if path is None or "://" in path else os.path.abspath(path)
 
-    return replace(config, run=replace(config.run, dir=whole(config.run.dir), weights=whole(config.run.weights)),
-                   data=replace(config.data, corpora=tuple(map(whole, config.data.corpora)), cache=whole(config.data.cache)),
-                   checkpoints=replace(config.checkpoints, at=whole(config.checkpoints.at)),
-                   engine=replace(config.engine, deepspeed=whole(config.engine.deepspeed)))
+    return replace(
+        config,
+        run=replace(config.run, dir=whole(config.run.dir), weights=whole(config.run.weights)),
+        data=replace(
+            config.data, corpora=tuple(map(whole, config.data.corpora)), cache=whole(config.data.cache)
+        ),
+        checkpoints=replace(config.checkpoints, at=whole(config.checkpoints.at)),
+        engine=replace(config.engine, deepspeed=whole(config.engine.deepspeed)),
+    )
 
 
 def check(config: Config) -> None:
@@ -54,7 +60,10 @@ def check(config: Config) -> None:
     for root in config.data.corpora:
         out = Storage(root)
         if not out.exists("plan.parquet"):
-            raise ValueError(f"data.corpora: {root} holds no plan.parquet: it is not the OUT of `overtone labels`, or labelling has not begun there")
+            raise ValueError(
+                f"data.corpora: {root} holds no plan.parquet: it is not the OUT of `overtone labels`, "
+                f"or labelling has not begun there"
+            )
     if config.engine.deepspeed:
         from stages.pretrain.engine import deepspeed_config
 
@@ -74,7 +83,9 @@ class _stopping:  # noqa: N801 - used as a context
         self.run, self.view, self.asked = run, view, False
 
     def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+        }
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -94,8 +105,14 @@ class View:
     def __init__(self, run: Path, config: Config):
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._log, self._metrics = Tail(run / "run.log"), Tail(run / "metrics.jsonl")
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
-        self._bar = Progress(*columns, console=self.console, disable=not (config.watch.live and self.console.is_terminal))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        )
+        self._bar = Progress(
+            *columns, console=self.console, disable=not (config.watch.live and self.console.is_terminal)
+        )
         self._task = self._bar.add_task("starting", total=config.optim.updates)
 
     def __enter__(self) -> "View":
@@ -121,7 +138,8 @@ class View:
 
 
 class Tail:
-    """New whole lines of a file that grows, from where it ends now; another file of its name is followed from its end."""
+    """New whole lines of a file that grows, from where it ends now; another file of its name is followed from
+    its end."""
 
     def __init__(self, path: Path):
         self.path, self._rest = path, ""
@@ -138,7 +156,8 @@ class Tail:
         file, size = self._end()
         if not self._file:
             self._file = file
-        if file != self._file or size < self._place:  # a run that goes on cuts its metrics by replacing the file
+        # a run that goes on cuts its metrics by replacing the file
+        if file != self._file or size < self._place:
             self._file, self._place, self._rest = file, size, ""
             return []
         if size == self._place:

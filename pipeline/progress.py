@@ -32,10 +32,13 @@ class StageProgress:
 @dataclass
 class Progress:
     out: Storage
-    console: Console = field(default_factory=lambda: Console(file=sys.stdout, highlight=False, soft_wrap=True))
+    console: Console = field(
+        default_factory=lambda: Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    )
     stages: dict[str, StageProgress] = field(default_factory=dict)
     note: str = ""
-    attempts: dict[tuple[str, str], int] = field(default_factory=dict)  # (column, shard) → how often it was tried
+    # (column, shard) → how often it was tried
+    attempts: dict[tuple[str, str], int] = field(default_factory=dict)
     _live: Live | None = None
     _said: float = 0.0
     _lines: list[str] = field(default_factory=list)
@@ -45,7 +48,8 @@ class Progress:
     def log(self, event: str, **facts: Any) -> None:
         """One JSON line, with the time."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str) + "\n"
-        # Events come from threads and after failures: what the labels meet on this disk is told by those who write them.
+        # Events come from threads and after failures: what the labels meet on this disk is told by those who
+        # write them.
         with self._lock, contextlib.suppress(OSError):
             if self.out.is_local:
                 with open(self.out.local("log.jsonl"), "a") as file:
@@ -125,13 +129,22 @@ class Progress:
             left = elapsed / s.done * (s.total - s.done) if s.done else None
             eta = "" if left is None else f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
             rate = f"{s.audio_s / elapsed:.0f}" if elapsed and s.audio_s else ""
-            odd = ", ".join(f"{n} {what}" for n, what in ((s.rejected, "rejected"), (s.failed, "failed")) if n)
+            odd = ", ".join(
+                f"{n} {what}" for n, what in ((s.rejected, "rejected"), (s.failed, "failed")) if n
+            )
             rows.append((name, f"{s.done}/{s.total}", rate, eta, odd))
         return rows
 
     def lines(self) -> list[str]:
-        return ["  ".join(filter(None, (f"{name:<7}{done:>11} shards", rate and f"{rate} audio-s/s", eta and f"{eta} left", odd)))
-                for name, done, rate, eta, odd in self.rows()]
+        return [
+            "  ".join(
+                filter(
+                    None,
+                    (f"{name:<7}{done:>11} shards", rate and f"{rate} audio-s/s", eta and f"{eta} left", odd),
+                )
+            )
+            for name, done, rate, eta, odd in self.rows()
+        ]
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)

@@ -41,7 +41,10 @@ def existing(out: Storage) -> Registry:
     registry = read(out)
     if registry is None:
         if out.exists("catalog.parquet"):
-            raise ValueError(f"{out.root} holds no labels yet, its `labels` run has not come so far: wait for it, or run the same command again")
+            raise ValueError(
+                f"{out.root} holds no labels yet, its `labels` run has not come so far: wait for it, "
+                f"or run the same command again"
+            )
         raise ValueError(f"{out.root} {_instead(out)}: give the OUT of a `labels` run")
     return registry
 
@@ -68,15 +71,21 @@ def check_plan(known: Registry | None, recipe: Recipe, out: Storage) -> None:
     for name, value in own.items():
         seen = known.plan.get(name)
         if canonical(seen) != value:
-            raise ValueError(f"recipe.plan.{name} is {value}, {out.root} was planned with {seen}: "
-                             f"set it back (--set recipe.plan.{name}={seen}) or use another OUT")
+            raise ValueError(
+                f"recipe.plan.{name} is {value}, {out.root} was planned with {seen}: "
+                f"set it back (--set recipe.plan.{name}={seen}) or use another OUT"
+            )
 
 
-def write(out: Storage, known: Registry | None, recipe: Recipe, current: dict[str, tuple[str, dict]]) -> Registry:
+def write(
+    out: Storage, known: Registry | None, recipe: Recipe, current: dict[str, tuple[str, dict]]
+) -> Registry:
     """Note the current columns beside the old ones; nothing is taken away."""
     columns = dict(known.columns) if known else {}
     columns |= {name: canonical(own) for name, own in current.values()}
-    registry = Registry(canonical(asdict(recipe.plan)), columns, {kind: name for kind, (name, _) in current.items()})
+    registry = Registry(
+        canonical(asdict(recipe.plan)), columns, {kind: name for kind, (name, _) in current.items()}
+    )
     text = yaml.safe_dump(asdict(registry), sort_keys=True)
     if not out.exists(NAME) or out.read(NAME) != text.encode():
         out.write(NAME, text.encode())

@@ -38,12 +38,16 @@ def stats(asked: Asked) -> int:
     """Show it; returns the exit code. ValueError for what is neither an OUT nor a RUN, or a mix."""
     runs = [Storage(place).exists(METRICS) for place in asked.places]
     if any(runs) and not all(runs):
-        raise ValueError(f"{asked.places[runs.index(True)]} is a training run, {asked.places[runs.index(False)]} is none: "
-                         "give either OUTs of `labels` or RUNs of `train`")
+        raise ValueError(
+            f"{asked.places[runs.index(True)]} is a training run, {asked.places[runs.index(False)]} is none: "
+            "give either OUTs of `labels` or RUNs of `train`"
+        )
     chosen = asked.shard or asked.recording or asked.where
     if all(runs):
         if chosen:
-            raise ValueError("--shard, --recording and --where choose segments of an OUT; a training run has none")
+            raise ValueError(
+                "--shard, --recording and --where choose segments of an OUT; a training run has none"
+            )
         return _runs(asked)
     if len(asked.places) > 1:
         if chosen:
@@ -57,7 +61,9 @@ def _whole(corpus: Corpus, asked: Asked) -> int:
     found = numbers(corpus)
     odd = oddities.oddities(corpus, found)
     if asked.as_json:
-        return _print_json(found | {"worth_a_look": oddities.as_data(odd), "exclude_all": oddities.everything(odd)})
+        return _print_json(
+            found | {"worth_a_look": oddities.as_data(odd), "exclude_all": oddities.everything(odd)}
+        )
     console = _console()
     terminal.show(console, found, odd)
     if asked.page:
@@ -78,24 +84,35 @@ def _some(corpus: Corpus, asked: Asked) -> int:
     if asked.where:
         conditions.append(f"({asked.where})")
     condition = " AND ".join(conditions)
-    counted = corpus.asked("SELECT count(*) AS segments, count(DISTINCT recording) AS recordings, "
-                           f"coalesce(sum(samples), 0) / {RATE_HZ}.0 / 3600 AS hours FROM named WHERE {condition}")[0]
+    counted = corpus.asked(
+        "SELECT count(*) AS segments, count(DISTINCT recording) AS recordings, "
+        f"coalesce(sum(samples), 0) / {RATE_HZ}.0 / 3600 AS hours FROM named WHERE {condition}"
+    )[0]
     if not counted["segments"] and not asked.where:
-        raise ValueError(f"{asked.places[0]} holds no segment of {asked.shard or asked.recording}: "
-                         "give a shard's name, or a recording's path or id (a rejected one has no segments)")
+        raise ValueError(
+            f"{asked.places[0]} holds no segment of {asked.shard or asked.recording}: "
+            "give a shard's name, or a recording's path or id (a rejected one has no segments)"
+        )
     limit = "" if asked.as_json else f"LIMIT {ROWS}"
     rows = corpus.asked(f"SELECT * FROM named WHERE {condition} ORDER BY path, start {limit}")
     of_shard = corpus.rows(f"SELECT * FROM shards WHERE shard = {quoted(asked.shard)}") if asked.shard else []
     if asked.as_json:
-        return _print_json(counted | {"condition": condition, "rows": rows} | ({"columns": of_shard} if asked.shard else {}))
+        return _print_json(
+            counted | {"condition": condition, "rows": rows} | ({"columns": of_shard} if asked.shard else {})
+        )
     console = _console()
     for row in of_shard:
-        console.print(f"{row['column']}: {terminal.size(row['bytes'])}, {row['kept']} kept, {row['rejected']} rejected"
-                      f"{' ' + row['rejects'] if row['rejected'] and row['rejects'] else ''}, {terminal.span(row['wall_s'])} on {row['host']}, "
-                      f"{terminal.number(row['times_real_time'], 0)} × real time, attempts {terminal.number(row['attempts'], 0)}")
+        console.print(
+            f"{row['column']}: {terminal.size(row['bytes'])}, {row['kept']} kept, {row['rejected']} "
+            f"rejected{' ' + row['rejects'] if row['rejected'] and row['rejects'] else ''}, "
+            f"{terminal.span(row['wall_s'])} on {row['host']}, {terminal.number(row['times_real_time'], 0)} "
+            f"× real time, attempts {terminal.number(row['attempts'], 0)}"
+        )
     terminal.segments(console, rows, counted)
     if asked.where and not (asked.shard or asked.recording) and counted["segments"]:
-        console.print(f"leave them out of training:  {oddities.setting(asked.where)}", soft_wrap=True, markup=False)
+        console.print(
+            f"leave them out of training:  {oddities.setting(asked.where)}", soft_wrap=True, markup=False
+        )
     return 0
 
 

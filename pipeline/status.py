@@ -14,7 +14,10 @@ def status(place: str) -> dict[str, Any]:
     """Counts of an OUT, from its plan and one listing a column; raises ValueError when it is none."""
     out = Storage(place)
     if not out.exists("plan.parquet"):
-        raise ValueError(f"{place} {'is no folder' if out.is_gone() else 'holds no plan.parquet'}: give the OUT of a `labels` run")
+        raise ValueError(
+            f"{place} {'is no folder' if out.is_gone() else 'holds no plan.parquet'}: give the OUT of "
+            f"a `labels` run"
+        )
     known = registry.read(out)
     with out.fetched("plan.parquet") as path:
         table = catalog.read_plan(path, ["recording", "shard", "duration_s", "tombstone", "split"])
@@ -25,8 +28,15 @@ def status(place: str) -> dict[str, Any]:
     columns = {}
     for name in known.names if known else ():
         done = records.finished(out, name) & seconds.keys()
-        columns[name] = {"shards": len(done), "hours_by_header": round(sum(seconds[s] for s in done) / 3600, 3)}
-    rejected = out.read_table("rejected.parquet", ["stage"])["stage"].to_pylist() if out.exists("rejected.parquet") else []
+        columns[name] = {
+            "shards": len(done),
+            "hours_by_header": round(sum(seconds[s] for s in done) / 3600, 3),
+        }
+    rejected = (
+        out.read_table("rejected.parquet", ["stage"])["stage"].to_pylist()
+        if out.exists("rejected.parquet")
+        else []
+    )
     return {
         "out": place,
         "recordings": live.num_rows,
@@ -41,10 +51,14 @@ def status(place: str) -> dict[str, Any]:
 
 
 def text(found: dict[str, Any]) -> str:
-    lines = [f"{found['out']}: {found['recordings']} recordings, {found['hours_by_header']:.2f} h by their headers, "
-             f"{found['validation']} for validation, {found['shards']} shards planned"]
-    lines += [f"  columns/{name:<16} {c['shards']:>6}/{found['shards']} shards {c['hours_by_header']:>9.2f} h"
-              for name, c in found["columns"].items()]
+    lines = [
+        f"{found['out']}: {found['recordings']} recordings, {found['hours_by_header']:.2f} h by their "
+        f"headers, {found['validation']} for validation, {found['shards']} shards planned"
+    ]
+    lines += [
+        f"  columns/{name:<16} {c['shards']:>6}/{found['shards']} shards {c['hours_by_header']:>9.2f} h"
+        for name, c in found["columns"].items()
+    ]
     lines += [f"  rejected at {stage}: {count}" for stage, count in found["rejected"].items()]
     if found["tombstoned"]:
         lines.append(f"  no longer used (edited, vanished, excluded): {found['tombstoned']}")

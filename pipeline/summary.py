@@ -41,15 +41,19 @@ def summarise(out: Storage, config: Config, catalogs, registry: Registry, failed
     share = rejected / max(1, scanned.found)
     limit = config.run.max_rejected_share
     lines = [f"{out.root}"] + [f"  {line}" for line in column_lines(out, registry)]
-    lines.append(f"  recordings: {scanned.found} found = {kept} kept + {rejected} rejected + {scanned.duplicates} duplicates; "
-                 f"{planned.valid} of the kept are for validation")
+    lines.append(
+        f"  recordings: {scanned.found} found = {kept} kept + {rejected} rejected + {scanned.duplicates} "
+        f"duplicates; {planned.valid} of the kept are for validation"
+    )
     gone = ", ".join(f"{n} {why}" for why, n in planned.tombstoned.items() if n)
     if gone:
         lines.append(f"  no longer used: {gone}")
     lines += rejected_lines(rejects)
     if share > limit:
-        lines.append(f"  {share:.1%} of the recordings were rejected, more than run.max_rejected_share {limit:.1%}: "
-                     f"see {out.path('rejected.parquet')}; the others are labelled")
+        lines.append(
+            f"  {share:.1%} of the recordings were rejected, more than run.max_rejected_share {limit:.1%}: "
+            f"see {out.path('rejected.parquet')}; the others are labelled"
+        )
     if failed:
         lines.append(f"  {len(failed)} shards are not finished; the same command tries them again:")
         for why, names in _grouped(failed).items():
@@ -77,7 +81,10 @@ def column_lines(out: Storage, registry: Registry) -> list[str]:
     lines = []
     for name in registry.names:
         own = table.filter(pc.equal(table["column"], name))
-        lines.append(f"columns/{name:<16} {own.num_rows:>6} shards {(pc.sum(own['bytes']).as_py() or 0) / 2**20:>10.1f} MiB")
+        lines.append(
+            f"columns/{name:<16} {own.num_rows:>6} shards "
+            f"{(pc.sum(own['bytes']).as_py() or 0) / 2**20:>10.1f} MiB"
+        )
     samples = audit.segments(out, registry.names, ["samples"])["samples"]
     hours = (pc.sum(samples).as_py() or 0) / RATE_HZ / 3600
     return [*lines, f"{len(samples)} segments, {hours:.2f} h of audio"]

@@ -42,14 +42,16 @@ def is_fitted(recipe: Recipe) -> bool:
 
 
 def located(recipe: Recipe, path: str | None) -> bytes | None:
-    """Published weights of a teacher that has some; ValueError within seconds, naming the ways to give them."""
+    """Published weights of a teacher that has some; ValueError within seconds, naming the ways to give
+    them."""
     if recipe.codes is None or not hasattr(recipe.codes, "locate"):
         return None
     return recipe.codes.locate(path)
 
 
 def fitted(out: Storage, recipe: Recipe, audio8: str) -> Weights | None:
-    """The latest fit of this teacher on this OUT, if there is one whose file is there; a lost one is fitted again."""
+    """The latest fit of this teacher on this OUT, if there is one whose file is there; a lost one is fitted
+    again."""
     wanted = recipe8(recipes.fit_recipe(recipe, audio8))
     found: list[tuple[int, Weights]] = []
     for name in sorted(out.names(FOLDER)):
@@ -76,8 +78,15 @@ def fit_shards(recipe: Recipe, shards: list[tuple[str, float]], spread: bool) ->
     return [shards[i * len(shards) // count][0] for i in range(count)]
 
 
-def fit(place: str, recipe: Recipe, audio_column: str, audio8: str, shards: list[str], device: str,
-        report: Any = None) -> Weights:
+def fit(
+    place: str,
+    recipe: Recipe,
+    audio_column: str,
+    audio8: str,
+    shards: list[str],
+    device: str,
+    report: Any = None,
+) -> Weights:
     """Fit on these finished shards and store the result; the same inputs give the same file."""
     out = Storage(place, standing=True)
     with contextlib.ExitStack() as stack:
@@ -86,11 +95,22 @@ def fit(place: str, recipe: Recipe, audio_column: str, audio8: str, shards: list
             path = stack.enter_context(out.fetched(records.file(audio_column, shard, "tar")))
             heard += list(waves(path, column.read_index(out, audio_column, shard)))
         if not heard:
-            reasons = Counter(r["reason"] for shard in shards for r in records.read(out, audio_column, shard).rejects)
-            raise ValueError(f"nothing to fit {recipe.codes.name} on: all {reasons.total()} recordings of the first {len(shards)} "
-                             f"shards were rejected ({'; '.join(why for why, _ in reasons.most_common(3))}): give other audio")
+            reasons = Counter(
+                r["reason"] for shard in shards for r in records.read(out, audio_column, shard).rejects
+            )
+            raise ValueError(
+                f"nothing to fit {recipe.codes.name} on: all {reasons.total()} recordings of the first "
+                f"{len(shards)} shards were rejected "
+                f"({'; '.join(why for why, _ in reasons.most_common(3))}): give other audio"
+            )
         data, about = recipe.codes.fit(heard, device, recipe.fit_threads, report or (lambda event: None))
     own = recipes.fit_recipe(recipe, audio8)
     earlier = sum(1 for n in out.names(FOLDER) if n.endswith(".json"))
-    about = {"report": about, "fit_recipe": canonical(own), "fit_recipe8": recipe8(own), "shards": sorted(shards), "fit": earlier}
+    about = {
+        "report": about,
+        "fit_recipe": canonical(own),
+        "fit_recipe8": recipe8(own),
+        "shards": sorted(shards),
+        "fit": earlier,
+    }
     return store(out, recipe.codes.name, data, about)

@@ -25,7 +25,8 @@ def verify(place: str, repair: bool) -> int:
     unfinished = damaged = unreadable = 0
     with locked(out) if repair else contextlib.nullcontext(), ThreadPoolExecutor(4) as pool:
         for shard, found in zip(shards, pool.map(partial(_check, out, known.names), shards), strict=True):
-            if isinstance(found, OSError):  # a network or a disk that does not answer: no reason to discard anything
+            # a network or a disk that does not answer: no reason to discard anything
+            if isinstance(found, OSError):
                 unreadable += 1
                 print(f"unreadable  {shard}: {found}", flush=True)
                 continue
@@ -37,10 +38,12 @@ def verify(place: str, repair: bool) -> int:
                 print(f"damaged  {column}/{shard}: {what}", flush=True)
                 if repair:
                     records.discard(out, column, shard)
-    print(f"{len(shards)} shards × {len(known.names)} columns read back: {damaged} damaged"
-          + (f", {unreadable} could not be read" if unreadable else "")
-          + (f", {unfinished} not made yet" if unfinished else "")
-          + (", sent back: run the same `labels` command to make them again" if damaged and repair else ""))
+    print(
+        f"{len(shards)} shards × {len(known.names)} columns read back: {damaged} damaged"
+        + (f", {unreadable} could not be read" if unreadable else "")
+        + (f", {unfinished} not made yet" if unfinished else "")
+        + (", sent back: run the same `labels` command to make them again" if damaged and repair else "")
+    )
     if damaged and not repair:
         print("`overtone verify OUT --repair` sends them back to be made again", file=sys.stderr)
     return 1 if damaged or unreadable else 0

@@ -35,11 +35,15 @@ def load(path: str | Path, overrides: list[str] = ()) -> dict:
     try:
         text = Path(path).read_text()
     except OSError as error:
-        raise ValueError(f"config {path} cannot be read: {error.strerror}; give a YAML file, for example one of configs/") from None
+        raise ValueError(
+            f"config {path} cannot be read: {error.strerror}; give a YAML file, for example one of configs/"
+        ) from None
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
-        raise ValueError(f"config {path} is not valid YAML: line {error.problem_mark.line + 1}: {error.problem}") from None
+        raise ValueError(
+            f"config {path} is not valid YAML: line {error.problem_mark.line + 1}: {error.problem}"
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"config {path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
@@ -77,8 +81,11 @@ def build(cls: type, data: Any, where: str = "", choose: dict[type, Choose] | No
     for key in data:
         if key not in fields:
             raise ValueError(unknown(f"{where}.{key}".lstrip("."), str(key), list(fields)))
-    missing = [n for n, f in fields.items() if n not in data
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    missing = [
+        n
+        for n, f in fields.items()
+        if n not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise ValueError(f"{where or 'config'}: {missing[0]} is missing")
     values = {k: _value(hints[k], v, f"{where}.{k}".lstrip("."), choose or {}) for k, v in data.items()}
@@ -120,7 +127,8 @@ def _value(hint: Any, value: Any, where: str, choose: dict[type, Choose]) -> Any
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):  # YAML 1.1 reads 6e-4 and 6.0e4 as text
+    # YAML 1.1 reads 6e-4 and 6.0e4 as text
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{where} is {value!r} ({type(value).__name__}): expected {_name(hint)}")
@@ -131,7 +139,9 @@ def _value(hint: Any, value: Any, where: str, choose: dict[type, Choose]) -> Any
 
 def _name(hint: type) -> str:
     text = "text, in quotes where YAML would read a number, a date, or yes and off"
-    return {int: "a whole number", float: "a number", str: text, bool: "true or false"}.get(hint, hint.__name__)
+    return {int: "a whole number", float: "a number", str: text, bool: "true or false"}.get(
+        hint, hint.__name__
+    )
 
 
 def require(condition: bool, where: str, value: Any, remedy: str) -> None:

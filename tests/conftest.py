@@ -89,7 +89,9 @@ def run_overtone():
 
     def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
         argv, options = command(*map(str, arguments), **environment)
-        return subprocess.run(argv, **options, capture_output=True, text=True, timeout=timeout, errors="replace")
+        return subprocess.run(
+            argv, **options, capture_output=True, text=True, timeout=timeout, errors="replace"
+        )
 
     return run
 
@@ -98,7 +100,10 @@ def tars(out: Path) -> dict[str, str]:
     """sha256 of every finished tar, by column and shard."""
     import hashlib
 
-    return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("columns/*/*.tar"))}
+    return {
+        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(out.glob("columns/*/*.tar"))
+    }
 
 
 @pytest.fixture(scope="session")

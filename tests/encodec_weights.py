@@ -46,7 +46,8 @@ def load_model(path: Path):
 
 
 def cached_weights() -> Path:
-    """Weights of seed 0, made once for the text that makes them and torch's version, kept in the temporary folder."""
+    """Weights of seed 0, made once for the text that makes them and torch's version, kept in the temporary
+    folder."""
     texts = [Path(__file__).with_name(name).read_bytes() for name in ("encodec_weights.py", "excerpt.py")]
     text = b"".join([*texts, torch.__version__.encode()])
     path = Path(tempfile.gettempdir()) / f"encodec-test-{hashlib.sha256(text).hexdigest()[:12]}.pt"

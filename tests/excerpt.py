@@ -26,7 +26,8 @@ def excerpt(number: int = 0, start_s: float = 10.0, length_s: float = 20.0) -> n
 
 @dataclass
 class ArrayWave:
-    """The protocol `stages.label.base.Wave`, of any dtype and shape, for what teachers refuse is tested too."""
+    """The protocol `stages.label.base.Wave`, of any dtype and shape, for what teachers refuse is tested
+    too."""
 
     sound: np.ndarray
 

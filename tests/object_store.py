@@ -1,4 +1,5 @@
-"""Object stores for tests: a real S3 server on a port of this machine, and a slow store whose reads are told by events."""
+"""Object stores for tests: a real S3 server on a port of this machine, and a slow store whose reads are told
+by events."""
 
 import contextlib
 import threading
@@ -11,13 +12,19 @@ import pytest
 
 @contextlib.contextmanager
 def served(*buckets: str) -> Iterator[dict[str, str]]:
-    """An S3 server with these buckets. Within the block the usual variables name it, here and in processes begun here."""
+    """An S3 server with these buckets. Within the block the usual variables name it, here and in processes
+    begun here."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
-    environment = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    environment = {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
     try:
         for bucket in buckets:
             urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
@@ -30,7 +37,8 @@ def served(*buckets: str) -> Iterator[dict[str, str]]:
 
 
 class SlowStore(pafs.LocalFileSystem):
-    """The first read gives `first` bytes; those after it wait for `go`, tell by `asked` that they wait, and give at most `most`."""
+    """The first read gives `first` bytes; those after it wait for `go`, tell by `asked` that they wait, and
+    give at most `most`."""
 
     def __init__(self, first: int, patience_s: float, most: int | None = None):
         super().__init__()

@@ -1,4 +1,5 @@
-"""Run a function of the tests on several ranks, each a process of its own: `python -m tests.ranks MODULE:FUNCTION FOLDER`."""
+"""Run a function of the tests on several ranks, each a process of its own: `python -m tests.ranks
+MODULE:FUNCTION FOLDER`."""
 
 import importlib
 import os
@@ -12,8 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-           "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
+    own = {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": rank,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+        "DS_ACCELERATOR": "cpu",
+    }
     return os.environ | {name: str(value) for name, value in own.items()}
 
 

@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted(p.relative_to(ROOT) for top in ("pipeline", "stages", "cluster") for p in (ROOT / top).rglob("*.py"))
-LABEL_STAGES = {"stages.label.scan", "stages.label.plan", "stages.label.decode", "stages.label.codes",
-                "stages.label.cqt", "stages.label.audit"}
+FILES = sorted(
+    p.relative_to(ROOT) for top in ("pipeline", "stages", "cluster") for p in (ROOT / top).rglob("*.py")
+)
+LABEL_STAGES = {
+    "stages.label.scan",
+    "stages.label.plan",
+    "stages.label.decode",
+    "stages.label.codes",
+    "stages.label.cqt",
+    "stages.label.audit",
+}
 LEAVES = ("stages.signal", "stages.config", "stages.shards")
 
 
@@ -50,7 +58,11 @@ def test_deepspeed_lives_in_the_engine_only():
 
 
 def test_webdataset_only_where_shards_are_written_or_read():
-    assert not violations(lambda name, p: not name.startswith(("stages/shards/", "stages/pretrain/loader")) and "webdataset" in tops(p))
+    assert not violations(
+        lambda name, p: (
+            not name.startswith(("stages/shards/", "stages/pretrain/loader")) and "webdataset" in tops(p)
+        )
+    )
 
 
 def test_shards_need_neither_torch_nor_ray():
@@ -67,8 +79,16 @@ def test_leaves_know_nothing_above_them():
 
 
 def test_the_two_halves_never_meet():
-    assert not violations(lambda name, p: name.startswith("stages/label/") and any(i.startswith("stages.pretrain") for i in imports(p)))
-    assert not violations(lambda name, p: name.startswith("stages/pretrain/") and any(i.startswith("stages.label") for i in imports(p)))
+    assert not violations(
+        lambda name, p: (
+            name.startswith("stages/label/") and any(i.startswith("stages.pretrain") for i in imports(p))
+        )
+    )
+    assert not violations(
+        lambda name, p: (
+            name.startswith("stages/pretrain/") and any(i.startswith("stages.label") for i in imports(p))
+        )
+    )
 
 
 def test_no_sibling_stage_imports_another():
@@ -89,6 +109,9 @@ def test_files_and_functions_stay_small():
     long_functions = []
     for p in FILES:
         for node in ast.walk(ast.parse((ROOT / p).read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > 60:
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and node.end_lineno - node.lineno + 1 > 60
+            ):
                 long_functions.append(f"{p}:{node.name}")
     assert not long_files and not long_functions

@@ -20,8 +20,10 @@ BITS, WORDS = 192, 3
 ROTATION_BITS = 16  # from one sorting's first bit to the next one's
 NEIGHBOURS = 2  # each is compared with so many that follow it
 SEARCHED = 400_000  # fingerprints: all four of 100,000 recordings, only the first of more
-SORTED = 12 * SEARCHED  # sorted in all, from each of twelve bits on; from fewer when there are more fingerprints
-SAME = 48  # bits of 192 that may differ in every segment two recordings share; unrelated music differs in about 96 (D)
+# sorted in all, from each of twelve bits on; from fewer when there are more fingerprints
+SORTED = 12 * SEARCHED
+# bits of 192 that may differ in every segment two recordings share; unrelated music differs in about 96 (D)
+SAME = 48
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,24 @@ def groups(corpus: Corpus) -> list[Group]:
     return _named(corpus, linked) if len(linked) else []
 
 
-Prints = list[tuple[np.ndarray, np.ndarray]]  # per segment number: recordings uint64 (R,), ascending; words uint64 (R, 3)
+# per segment number: recordings uint64 (R,), ascending; words uint64 (R, 3)
+Prints = list[tuple[np.ndarray, np.ndarray]]
 
 
 def searched(corpus: Corpus) -> Prints:
     """Fingerprints of the first segments, of as many as `SEARCHED` allows."""
     many = corpus.one('SELECT count(*) AS n FROM segments WHERE fingerprint IS NOT NULL AND "index" = 0')["n"]
-    return _prints(corpus, f'segments WHERE fingerprint IS NOT NULL AND "index" < {max(1, SEARCHED // max(many, 1))}')
+    return _prints(
+        corpus, f'segments WHERE fingerprint IS NOT NULL AND "index" < {max(1, SEARCHED // max(many, 1))}'
+    )
 
 
 def _all_of(corpus: Corpus, recordings: np.ndarray) -> Prints:
     """All fingerprints of these recordings."""
-    corpus.db.execute("CREATE OR REPLACE TEMP TABLE looked_at AS SELECT unnest(?::VARCHAR[]) AS recording", [[f"{r:016x}" for r in recordings]])
+    corpus.db.execute(
+        "CREATE OR REPLACE TEMP TABLE looked_at AS SELECT unnest(?::VARCHAR[]) AS recording",
+        [[f"{r:016x}" for r in recordings]],
+    )
     return _prints(corpus, "segments SEMI JOIN looked_at USING (recording) WHERE fingerprint IS NOT NULL")
 
 
@@ -71,13 +79,20 @@ def _prints(corpus: Corpus, source: str) -> Prints:
 
 def _hex(column: pa.ChunkedArray, words: int) -> np.ndarray:
     """Text of 16·words hex digits each as uint64 (R, words)."""
-    joined = "".join(chunk.cast(pa.binary()).buffers()[2].to_pybytes()[: 16 * words * len(chunk)].decode() for chunk in _whole(column))
+    joined = "".join(
+        chunk.cast(pa.binary()).buffers()[2].to_pybytes()[: 16 * words * len(chunk)].decode()
+        for chunk in _whole(column)
+    )
     return np.frombuffer(bytes.fromhex(joined), ">u8").astype(np.uint64).reshape(-1, words)
 
 
 def _whole(column: pa.ChunkedArray) -> list[pa.Array]:
     """Chunks whose buffers begin with their first value."""
-    return [pa.concat_arrays([chunk]) if not chunk.offset else pa.array(chunk.to_pylist(), pa.string()) for chunk in column.chunks if len(chunk)]
+    return [
+        pa.concat_arrays([chunk]) if not chunk.offset else pa.array(chunk.to_pylist(), pa.string())
+        for chunk in column.chunks
+        if len(chunk)
+    ]
 
 
 def candidates(prints: Prints) -> np.ndarray:
@@ -128,11 +143,18 @@ def _named(corpus: Corpus, pairs: np.ndarray) -> list[Group]:
     graph = coo_matrix((np.ones(len(at), np.int8), (at[:, 0], at[:, 1])), shape=(len(ids), len(ids)))
     members: dict[int, list[dict[str, Any]]] = {}
     label = dict(zip((f"{i:016x}" for i in ids), connected_components(graph)[1].tolist(), strict=True))
-    corpus.db.execute("CREATE OR REPLACE TEMP TABLE twins AS SELECT unnest(?::VARCHAR[]) AS recording", [list(label)])
-    rows = corpus.rows("SELECT recording, coalesce(any_value(path), recording) AS path, coalesce(any_value(split), '') AS split, "
-                       "sum(samples) AS samples FROM named SEMI JOIN twins USING (recording) GROUP BY recording "
-                       "ORDER BY samples DESC, path, recording")
+    corpus.db.execute(
+        "CREATE OR REPLACE TEMP TABLE twins AS SELECT unnest(?::VARCHAR[]) AS recording", [list(label)]
+    )
+    rows = corpus.rows(
+        "SELECT recording, coalesce(any_value(path), recording) AS path, coalesce(any_value(split), '') AS "
+        "split, sum(samples) AS samples FROM named SEMI JOIN twins USING (recording) GROUP BY recording "
+        "ORDER BY samples DESC, path, recording"
+    )
     for row in rows:
         members.setdefault(label[row["recording"]], []).append(row)
-    found = [Group(*(tuple(row[name] for row in rows) for name in ("recording", "path", "split"))) for rows in members.values()]
+    found = [
+        Group(*(tuple(row[name] for row in rows) for name in ("recording", "path", "split")))
+        for rows in members.values()
+    ]
     return sorted(found, key=lambda group: group.paths)

@@ -1,4 +1,5 @@
-"""A few dozen segments that span a corpus and its outliers, read from the tars to be looked at and listened to."""
+"""A few dozen segments that span a corpus and its outliers, read from the tars to be looked at and listened
+to."""
 
 import io
 import json
@@ -19,9 +20,15 @@ SAMPLE = 20_000  # segments among which they are sought
 EXCERPT_S = 30.0  # at most so much of a segment, from its start
 FEATURES = ("lufs", "rms_db", "silence", "bandwidth_hz", "stereo", "entropy_bits", "tuning_cents", "cqt_mean")
 OUTLIERS = {  # statistic → (what its least, what its greatest is called)
-    "lufs": ("quietest", "loudest"), "silence": (None, "most silence"), "clipping": (None, "most clipping"),
-    "bandwidth_hz": ("narrowest", None), "stereo": ("least alike channels", None), "entropy_bits": ("fewest codes", "most even codes"),
-    "cqt_mean": ("least CQT", "greatest CQT"), "dc": (None, "greatest offset"), "length_s": ("shortest", "longest"),
+    "lufs": ("quietest", "loudest"),
+    "silence": (None, "most silence"),
+    "clipping": (None, "most clipping"),
+    "bandwidth_hz": ("narrowest", None),
+    "stereo": ("least alike channels", None),
+    "entropy_bits": ("fewest codes", "most even codes"),
+    "cqt_mean": ("least CQT", "greatest CQT"),
+    "dc": (None, "greatest offset"),
+    "length_s": ("shortest", "longest"),
 }
 
 
@@ -29,7 +36,8 @@ OUTLIERS = {  # statistic → (what its least, what its greatest is called)
 class Heard:
     """One chosen segment: its row of `named`, why it was chosen, and what its tars hold of the first 30 s.
 
-    wave_N: float32 at 24 kHz; codes_TK: int64; cqt_TF: float32, the column's values; None where there are none."""
+    wave_N: float32 at 24 kHz; codes_TK: int64; cqt_TF: float32, the column's values; None where there are
+    none."""
 
     row: dict[str, Any]
     why: list[str]
@@ -41,15 +49,25 @@ class Heard:
 
 def choose(corpus: Corpus) -> dict[str, list[str]]:
     """Keys and why: the extremes of each statistic, and segments spread evenly over all of them together."""
-    asked = [(end, name, words) for name, pair in OUTLIERS.items() for end, words in zip(("min", "max"), pair, strict=True) if words]
-    ends = ", ".join(f"CASE WHEN min({name}) < max({name}) THEN arg_{end}(key, {name}) END AS k{i}" for i, (end, name, _) in enumerate(asked))
+    asked = [
+        (end, name, words)
+        for name, pair in OUTLIERS.items()
+        for end, words in zip(("min", "max"), pair, strict=True)
+        if words
+    ]
+    ends = ", ".join(
+        f"CASE WHEN min({name}) < max({name}) THEN arg_{end}(key, {name}) END AS k{i}"
+        for i, (end, name, _) in enumerate(asked)
+    )
     chosen: dict[str, list[str]] = {}
     for (_, _, words), key in zip(asked, corpus.one(f"SELECT {ends} FROM segments").values(), strict=True):
         if key is not None:
             chosen.setdefault(key, []).append(words)
     names = [name for name in FEATURES if name not in corpus.missing]
     fields = ", ".join(f"{name}::DOUBLE AS {name}" for name in names)
-    found = corpus.db.execute(f"SELECT key, {fields} FROM segments ORDER BY hash(key) LIMIT {SAMPLE}").fetchnumpy()
+    found = corpus.db.execute(
+        f"SELECT key, {fields} FROM segments ORDER BY hash(key) LIMIT {SAMPLE}"
+    ).fetchnumpy()
     places = np.stack([ranks(np.ma.filled(found[name].astype(np.float64), np.nan)) for name in names], 1)
     for number in spread(places, SPREAD):
         chosen.setdefault(str(found["key"][number]), []).append("spread")
@@ -66,7 +84,8 @@ def ranks(values_S: np.ndarray) -> np.ndarray:
 
 
 def spread(places_SF: np.ndarray, count: int) -> list[int]:
-    """Rows far from each other: the one nearest the middle, then each time the one farthest from all chosen."""
+    """Rows far from each other: the one nearest the middle, then each time the one farthest from all
+    chosen."""
     count = min(count, len(places_SF))
     if not count:
         return []
@@ -83,7 +102,9 @@ def listen(corpus: Corpus) -> list[Heard]:
     chosen = choose(corpus)
     if not chosen:
         return []
-    rows = corpus.rows(f"SELECT * FROM named WHERE key IN ({', '.join(map(quoted, chosen))}) ORDER BY path, start")
+    rows = corpus.rows(
+        f"SELECT * FROM named WHERE key IN ({', '.join(map(quoted, chosen))}) ORDER BY path, start"
+    )
     heard = []
     for row in rows:
         one = Heard(row, chosen[row["key"]])
@@ -109,7 +130,8 @@ def _fill(corpus: Corpus, one: Heard) -> None:
 
 
 def _member(corpus: Corpus, name: str, row: dict[str, Any]) -> bytes | None:
-    """The bytes of a segment's member of one column, by the shard's index; None when the column lacks the segment."""
+    """The bytes of a segment's member of one column, by the shard's index; None when the column lacks the
+    segment."""
     index = column.read_index(corpus.out, name, row["shard"])
     for place in index.to_pylist():
         if place["key"] == row["key"]:

@@ -50,9 +50,14 @@ SHOWN = (
 
 def numbers(corpus: Corpus) -> dict[str, Any]:
     """Everything but what is odd (`oddities`)."""
-    totals = corpus.one("SELECT count(*) AS segments, count(*) FILTER (start = 0) AS recordings, "
-                        f"coalesce(sum(samples), 0) / {RATE_HZ}.0 / 3600 AS hours, count(DISTINCT shard) AS shards FROM segments")
-    valid = corpus.one("SELECT count(*) AS n FROM segments SEMI JOIN (FROM planned WHERE split = 'valid') USING (recording) WHERE start = 0")["n"]
+    totals = corpus.one(
+        "SELECT count(*) AS segments, count(*) FILTER (start = 0) AS recordings, coalesce(sum(samples), 0) "
+        f"/ {RATE_HZ}.0 / 3600 AS hours, count(DISTINCT shard) AS shards FROM segments"
+    )
+    valid = corpus.one(
+        "SELECT count(*) AS n FROM segments SEMI JOIN (FROM planned WHERE split = 'valid') USING "
+        "(recording) WHERE start = 0"
+    )["n"]
     columns = column_rows(corpus)
     timed = corpus.one("SELECT count(slowest) AS n FROM shards")["n"]
     total_bytes = sum(column["bytes"] for column in columns)
@@ -66,41 +71,55 @@ def numbers(corpus: Corpus) -> dict[str, Any]:
         "agreement": agreement(corpus),
         "rejects": rejects(corpus),
         "distributions": {s.name: found for s in SHOWN if (found := distribution(corpus, s)) is not None},
-        "not_gathered": [s.name for s in SHOWN if s.name in corpus.missing] + ([] if timed else ["slowest_files"]),
+        "not_gathered": [s.name for s in SHOWN if s.name in corpus.missing]
+        + ([] if timed else ["slowest_files"]),
         "codes": code_use(corpus),
         "sources": sources(corpus),
         "slowest_shards": slowest(corpus),
         "slowest_files": slowest_files(corpus),
         "timed_shards": timed,
         "longest_files": corpus.rows(
-            f"SELECT path, l.* EXCLUDE recording FROM (SELECT recording, sum(samples) / {RATE_HZ}.0 AS seconds, min(shard) AS shard FROM segments "
-            "GROUP BY recording ORDER BY seconds DESC, recording LIMIT 5) l LEFT JOIN planned USING (recording) ORDER BY seconds DESC, path"),
+            f"SELECT path, l.* EXCLUDE recording FROM (SELECT recording, sum(samples) / {RATE_HZ}.0 AS "
+            "seconds, min(shard) AS shard FROM segments GROUP BY recording ORDER BY seconds DESC, recording "
+            "LIMIT 5) l LEFT JOIN planned USING (recording) ORDER BY seconds DESC, path"
+        ),
     }
 
 
 def column_rows(corpus: Corpus) -> list[dict[str, Any]]:
     """Per current column, audio first: shards, bytes, frames a second, time, × real time, hosts, retries."""
     found = corpus.rows(
-        'SELECT "column" AS name, any_value(stage) AS stage, count(*) AS shards, sum(bytes)::BIGINT AS bytes, sum(hours) AS hours, '
-        "sum(bytes) / nullif(sum(hours), 0) AS bytes_per_hour, sum(segments)::BIGINT AS segments, sum(frames)::BIGINT AS frames, "
-        f"sum(frames) * {RATE_HZ}.0 / nullif(sum(samples), 0) AS frames_per_s, sum(wall_s) AS wall_s, sum(busy_s) AS busy_s, "
-        "sum(hours) * 3600 / nullif(sum(wall_s), 0) AS times_real_time, sum(greatest(attempts - 1, 0))::BIGINT AS retries, "
-        "count(DISTINCT host) AS hosts, sum(rejected)::BIGINT AS rejected FROM shards GROUP BY 1")
+        'SELECT "column" AS name, any_value(stage) AS stage, count(*) AS shards, sum(bytes)::BIGINT AS '
+        "bytes, sum(hours) AS hours, sum(bytes) / nullif(sum(hours), 0) AS bytes_per_hour, "
+        f"sum(segments)::BIGINT AS segments, sum(frames)::BIGINT AS frames, sum(frames) * {RATE_HZ}.0 / "
+        "nullif(sum(samples), 0) AS frames_per_s, sum(wall_s) AS wall_s, sum(busy_s) AS busy_s, sum(hours) "
+        "* 3600 / nullif(sum(wall_s), 0) AS times_real_time, sum(greatest(attempts - 1, 0))::BIGINT AS "
+        "retries, count(DISTINCT host) AS hosts, sum(rejected)::BIGINT AS rejected FROM shards GROUP BY 1"
+    )
     order = list(corpus.registry.names)
     return sorted(found, key=lambda row: order.index(row["name"]))
 
 
 def agreement(corpus: Corpus) -> dict[str, Any]:
-    """Shards whose columns hold different numbers of frames or segments, though none of them rejected anything."""
-    differing = ("SELECT shard FROM shards GROUP BY shard HAVING sum(CASE WHEN stage = 'decode' THEN 0 ELSE rejected END) = 0 "
-                 "AND (min(frames) <> max(frames) OR min(segments) <> max(segments))")
-    counts = corpus.one(f"SELECT count(*) AS differ, (SELECT count(DISTINCT shard) FROM shards) AS shards FROM ({differing})")
-    return counts | {"examples": [row["shard"] for row in corpus.rows(f"{differing} ORDER BY shard LIMIT {EXAMPLES}")]}
+    """Shards whose columns hold different numbers of frames or segments, though none of them rejected
+    anything."""
+    differing = (
+        "SELECT shard FROM shards GROUP BY shard HAVING sum(CASE WHEN stage = 'decode' THEN 0 ELSE rejected "
+        "END) = 0 AND (min(frames) <> max(frames) OR min(segments) <> max(segments))"
+    )
+    counts = corpus.one(
+        f"SELECT count(*) AS differ, (SELECT count(DISTINCT shard) FROM shards) AS shards FROM ({differing})"
+    )
+    return counts | {
+        "examples": [row["shard"] for row in corpus.rows(f"{differing} ORDER BY shard LIMIT {EXAMPLES}")]
+    }
 
 
 def rejects(corpus: Corpus) -> list[dict[str, Any]]:
-    return corpus.rows(f"SELECT stage, reason, count(*) AS files, list(path ORDER BY path)[:{EXAMPLES}] AS examples FROM rejected "
-                       "GROUP BY ALL ORDER BY files DESC, stage, reason")
+    return corpus.rows(
+        f"SELECT stage, reason, count(*) AS files, list(path ORDER BY path)[:{EXAMPLES}] AS examples FROM "
+        "rejected GROUP BY ALL ORDER BY files DESC, stage, reason"
+    )
 
 
 def distribution(corpus: Corpus, statistic: Statistic) -> dict[str, Any] | None:
@@ -112,21 +131,38 @@ def distribution(corpus: Corpus, statistic: Statistic) -> dict[str, Any] | None:
     if low is None or name in corpus.missing:
         return None
     width = (high - low) / FINE_BINS or 1.0
-    counted = corpus.rows(f"SELECT least(greatest(floor(({name} - {low!r}) / {width!r})::INT, 0), {FINE_BINS - 1}) AS bin, count(*) AS n, "
-                          f"sum({name}) AS total, min({name}) AS low, max({name}) AS high FROM segments WHERE {name} IS NOT NULL GROUP BY 1")
+    counted = corpus.rows(
+        f"SELECT least(greatest(floor(({name} - {low!r}) / {width!r})::INT, 0), {FINE_BINS - 1}) AS bin, "
+        f"count(*) AS n, sum({name}) AS total, min({name}) AS low, max({name}) AS high FROM segments WHERE "
+        f"{name} IS NOT NULL GROUP BY 1"
+    )
     if not counted:
         return None
     counts = np.zeros(FINE_BINS, np.int64)
     for row in counted:
         counts[row["bin"]] = row["n"]
     count = int(counts.sum())
-    span = {"count": count, "mean": sum(row["total"] for row in counted) / count,
-            "min": min(row["low"] for row in counted), "max": max(row["high"] for row in counted)}
+    span = {
+        "count": count,
+        "mean": sum(row["total"] for row in counted) / count,
+        "min": min(row["low"] for row in counted),
+        "max": max(row["high"] for row in counted),
+    }
     edges = low + width * np.arange(FINE_BINS + 1)
     reached = np.concatenate([[0], np.cumsum(counts)]) / count
-    quantiles = {q: float(np.clip(np.interp(float(q) / 100, reached, edges), span["min"], span["max"])) for q in ("5", "50", "95")}
-    return {"title": statistic.title, "unit": statistic.unit, **span, **{f"p{q}": v for q, v in quantiles.items()},
-            "low": low, "width": width, "counts": counts.tolist()}
+    quantiles = {
+        q: float(np.clip(np.interp(float(q) / 100, reached, edges), span["min"], span["max"]))
+        for q in ("5", "50", "95")
+    }
+    return {
+        "title": statistic.title,
+        "unit": statistic.unit,
+        **span,
+        **{f"p{q}": v for q, v in quantiles.items()},
+        "low": low,
+        "width": width,
+        "counts": counts.tolist(),
+    }
 
 
 def code_use(corpus: Corpus) -> list[dict[str, Any]]:
@@ -144,35 +180,48 @@ def counts(corpus: Corpus) -> np.ndarray | None:
 def _level(level: int, counts_C: np.ndarray) -> dict[str, Any]:
     bits, total = float(entropy_bits(counts_C[None])[0]), float(counts_C.sum())
     top = int(counts_C.argmax())
-    return {"level": level, "codes": len(counts_C), "used": int((counts_C > 0).sum()), "dead": int((counts_C == 0).sum()),
-            "entropy_bits": bits, "perplexity": 2**bits, "share": 2**bits / len(counts_C),
-            "top_code": top, "top_share": float(counts_C[top] / total) if total else 0.0}
+    return {
+        "level": level,
+        "codes": len(counts_C),
+        "used": int((counts_C > 0).sum()),
+        "dead": int((counts_C == 0).sum()),
+        "entropy_bits": bits,
+        "perplexity": 2**bits,
+        "share": 2**bits / len(counts_C),
+        "top_code": top,
+        "top_share": float(counts_C[top] / total) if total else 0.0,
+    }
 
 
 def sources(corpus: Corpus) -> list[dict[str, Any]]:
     """What the recordings were, by codec, rate and channels."""
-    return corpus.rows("SELECT source_codec AS codec, source_rate_hz AS rate_hz, source_channels AS channels, "
-                       f"count(*) FILTER (start = 0) AS recordings, sum(samples) / {RATE_HZ}.0 / 3600 AS hours FROM segments "
-                       "GROUP BY ALL ORDER BY hours DESC, codec LIMIT 30")
+    return corpus.rows(
+        "SELECT source_codec AS codec, source_rate_hz AS rate_hz, source_channels AS channels, count(*) "
+        f"FILTER (start = 0) AS recordings, sum(samples) / {RATE_HZ}.0 / 3600 AS hours FROM segments GROUP "
+        "BY ALL ORDER BY hours DESC, codec LIMIT 30"
+    )
 
 
 def slowest(corpus: Corpus) -> list[dict[str, Any]]:
-    """The shards that took longest for their audio, of each stage the worst, with its ratio to the stage's median."""
+    """The shards that took longest for their audio, of each stage the worst, with its ratio to the stage's
+    median."""
     return corpus.rows(
-        "WITH paced AS (SELECT *, wall_s / nullif(hours, 0) AS pace FROM shards WHERE hours > 0 AND wall_s > 0), "
-        "medians AS (SELECT stage, approx_quantile(pace, 0.5) AS median FROM paced GROUP BY stage) "
-        "SELECT stage, shard, host, wall_s, busy_s, hours, times_real_time, attempts, pace / nullif(median, 0) AS times_median "
-        "FROM paced JOIN medians USING (stage) QUALIFY row_number() OVER (PARTITION BY stage ORDER BY pace DESC, shard) <= 3 "
-        "ORDER BY times_median DESC, shard")
+        "WITH paced AS (SELECT *, wall_s / nullif(hours, 0) AS pace FROM shards WHERE hours > 0 AND wall_s "
+        "> 0), medians AS (SELECT stage, approx_quantile(pace, 0.5) AS median FROM paced GROUP BY stage) "
+        "SELECT stage, shard, host, wall_s, busy_s, hours, times_real_time, attempts, pace / nullif(median, "
+        "0) AS times_median FROM paced JOIN medians USING (stage) QUALIFY row_number() OVER (PARTITION BY "
+        "stage ORDER BY pace DESC, shard) <= 3 ORDER BY times_median DESC, shard"
+    )
 
 
 def slowest_files(corpus: Corpus) -> list[dict[str, Any]]:
-    """The files that took most seconds to decode beyond what their length takes at the column's mean speed (`lost_s`,
-    below zero for faster ones); rejected ones too. Empty where no shard's record says it."""
+    """The files that took most seconds to decode beyond what their length takes at the column's mean speed
+    (`lost_s`, below zero for faster ones); rejected ones too. Empty where no shard's record says it."""
     return corpus.rows(
-        "WITH mean AS (SELECT sum(hours) * 3600 / nullif(sum(wall_s), 0) AS speed FROM shards WHERE stage = 'decode'), "
-        "timed AS (SELECT shard, host, unnest(slowest, recursive := true) FROM shards), "
-        "lost AS (SELECT timed.*, seconds - coalesce(seconds * times_real_time / nullif(speed, 0), 0) AS lost_s FROM timed, mean "
-        f"ORDER BY lost_s DESC, recording LIMIT {SLOW_FILES}) "
-        "SELECT path, recording, seconds, times_real_time, lost_s, shard, host FROM lost LEFT JOIN planned USING (recording) "
-        "ORDER BY lost_s DESC, recording")
+        "WITH mean AS (SELECT sum(hours) * 3600 / nullif(sum(wall_s), 0) AS speed FROM shards WHERE stage = "
+        "'decode'), timed AS (SELECT shard, host, unnest(slowest, recursive := true) FROM shards), lost AS "
+        "(SELECT timed.*, seconds - coalesce(seconds * times_real_time / nullif(speed, 0), 0) AS lost_s "
+        f"FROM timed, mean ORDER BY lost_s DESC, recording LIMIT {SLOW_FILES}) SELECT path, recording, "
+        "seconds, times_real_time, lost_s, shard, host FROM lost LEFT JOIN planned USING (recording) ORDER "
+        "BY lost_s DESC, recording"
+    )

@@ -21,8 +21,15 @@ from stages.shards.storage import Storage
 NAME = "report/index.html"
 TEMPLATES = Path(__file__).parent / "templates"
 NUMBERS = (  # of a listening row: column of `named`, head, digits
-    ("lufs", "LUFS", 1), ("peak_db", "peak dBFS", 1), ("silence", "silence", 2), ("clipping", "clipping", 5), ("bandwidth_hz", "bandwidth Hz", 0),
-    ("stereo", "stereo", 2), ("entropy_bits", "code bits", 2), ("tuning_cents", "tuning cents", 0), ("cqt_mean", "CQT mean", 2),
+    ("lufs", "LUFS", 1),
+    ("peak_db", "peak dBFS", 1),
+    ("silence", "silence", 2),
+    ("clipping", "clipping", 5),
+    ("bandwidth_hz", "bandwidth Hz", 0),
+    ("stereo", "stereo", 2),
+    ("entropy_bits", "code bits", 2),
+    ("tuning_cents", "tuning cents", 0),
+    ("cqt_mean", "CQT mean", 2),
 )
 
 
@@ -46,19 +53,45 @@ class Section:
 
 def of_corpus(corpus: Corpus, found: dict[str, Any], odd: list[Oddity]) -> str:
     """Write OUT/report/index.html; returns where it is."""
-    tiles = [("recordings", f"{found['recordings']:,}"), ("hours", f"{found['hours']:,.2f}"), ("segments", f"{found['segments']:,}"),
-             ("shards", f"{found['shards']:,}"), ("size", size(found["bytes"])), ("per hour", size(found["bytes_per_hour"])),
-             ("for validation", f"{found['validation']:,}"), ("rejected", f"{sum(r['files'] for r in found['rejects']):,}")]
+    tiles = [
+        ("recordings", f"{found['recordings']:,}"),
+        ("hours", f"{found['hours']:,.2f}"),
+        ("segments", f"{found['segments']:,}"),
+        ("shards", f"{found['shards']:,}"),
+        ("size", size(found["bytes"])),
+        ("per hour", size(found["bytes_per_hour"])),
+        ("for validation", f"{found['validation']:,}"),
+        ("rejected", f"{sum(r['files'] for r in found['rejects']):,}"),
+    ]
     lacking = ", ".join(found["not_gathered"])
     note = f"Not gathered by the version that labelled this OUT: {lacking}." if lacking else ""
     sections = [
         Section("What there is", tables=[_plain(terminal.columns(found)), _plain(terminal.sources(found))]),
-        Section("Segments", charts=[c for c in (charts.loudness(corpus), *charts.histograms(found)) if c], note=note),
-        Section("Codes and pitch", charts=_labels(corpus), tables=[_plain(terminal.codes(found))],
-                note="" if found["codes"] else "Code use was not gathered by the version that labelled this OUT."),
-        Section("The run", charts=[c for c in (*charts.run(found, timeline(corpus)), charts.stragglers(corpus)) if c],
-                tables=[_plain(terminal.slow(found)), _plain(terminal.slow_files(found)), _plain(terminal.long_files(found))]),
-        Section("Rejected", tables=[_plain(terminal.rejects(found))], note="" if found["rejects"] else "Nothing was rejected."),
+        Section(
+            "Segments",
+            charts=[c for c in (charts.loudness(corpus), *charts.histograms(found)) if c],
+            note=note,
+        ),
+        Section(
+            "Codes and pitch",
+            charts=_labels(corpus),
+            tables=[_plain(terminal.codes(found))],
+            note="" if found["codes"] else "Code use was not gathered by the version that labelled this OUT.",
+        ),
+        Section(
+            "The run",
+            charts=[c for c in (*charts.run(found, timeline(corpus)), charts.stragglers(corpus)) if c],
+            tables=[
+                _plain(terminal.slow(found)),
+                _plain(terminal.slow_files(found)),
+                _plain(terminal.long_files(found)),
+            ],
+        ),
+        Section(
+            "Rejected",
+            tables=[_plain(terminal.rejects(found))],
+            note="" if found["rejects"] else "Nothing was rejected.",
+        ),
     ]
     return write(corpus.out, "labels", corpus.place, tiles, sections, odd, _listening(corpus, found))
 
@@ -69,12 +102,27 @@ def of_runs(runs: list[Any]) -> str:
 
     sections = [Section(title, charts=own) for title, own in training_charts.charts(runs).items()]
     sections.insert(0, Section("Runs", tables=[_plain(training.table(runs))]))
-    return write(Storage(runs[0].place), "training", ", ".join(run.place for run in runs), training.tiles(runs), sections)
+    return write(
+        Storage(runs[0].place),
+        "training",
+        ", ".join(run.place for run in runs),
+        training.tiles(runs),
+        sections,
+    )
 
 
-def write(out: Storage, kind: str, place: str, tiles: list[tuple[str, str]], sections: list[Section], odd: list[Oddity] = (),
-          heard: list[dict[str, Any]] = ()) -> str:
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+def write(
+    out: Storage,
+    kind: str,
+    place: str,
+    tiles: list[tuple[str, str]],
+    sections: list[Section],
+    odd: list[Oddity] = (),
+    heard: list[dict[str, Any]] = (),
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     for section in sections:
         section.charts = [c for c in section.charts if c["data"]]
         section.tables = [t for t in section.tables if t.rows]
@@ -82,11 +130,24 @@ def write(out: Storage, kind: str, place: str, tiles: list[tuple[str, str]], sec
     plots = [c for section in sections for c in section.charts]
     for place_, plot in enumerate(plots):
         plot["id"] = f"plot{place_}"
-    figures = json.dumps([{key: plot[key] for key in ("id", "data", "layout")} for plot in plots], allow_nan=False).replace("</", "<\\/")
+    figures = json.dumps(
+        [{key: plot[key] for key in ("id", "data", "layout")} for plot in plots], allow_nan=False
+    ).replace("</", "<\\/")
     html = environment.get_template("page.html").render(
-        kind=kind, place=place, tiles=tiles, sections=sections, odd=odd, everything=everything(list(odd)), heard=heard, numbers=NUMBERS,
-        figures=figures, plotly=plotly.offline.get_plotlyjs(), script=(TEMPLATES / "page.js").read_text(),
-        style=(TEMPLATES / "page.css").read_text(), made=time.strftime("%Y-%m-%d %H:%M"))
+        kind=kind,
+        place=place,
+        tiles=tiles,
+        sections=sections,
+        odd=odd,
+        everything=everything(list(odd)),
+        heard=heard,
+        numbers=NUMBERS,
+        figures=figures,
+        plotly=plotly.offline.get_plotlyjs(),
+        script=(TEMPLATES / "page.js").read_text(),
+        style=(TEMPLATES / "page.css").read_text(),
+        made=time.strftime("%Y-%m-%d %H:%M"),
+    )
     out.write(NAME, html.encode())
     return out.path(NAME) if out.is_local else f"{out.root}/{NAME}"
 
@@ -100,7 +161,9 @@ def _labels(corpus: Corpus) -> list[dict[str, Any]]:
         own, shards = sums.read(corpus.out, current["cqt"])
         recipe = corpus.registry.columns[current["cqt"]]
         if shards:
-            frames = corpus.one('SELECT sum(frames)::BIGINT AS n FROM shards WHERE "column" = ?', current["cqt"])["n"]
+            frames = corpus.one(
+                'SELECT sum(frames)::BIGINT AS n FROM shards WHERE "column" = ?', current["cqt"]
+            )["n"]
             found.append(charts.pitch(own["cqt"], frames, recipe["fmin_hz"], int(recipe["bins_per_octave"])))
     return found
 
@@ -111,14 +174,22 @@ def _listening(corpus: Corpus, found: dict[str, Any]) -> list[dict[str, Any]]:
     for one in listening.listen(corpus):
         row = one.row
         codebook = codes or int(one.codes_TK.max(initial=1)) + 1 if one.codes_TK is not None else 0
-        rows.append({
-            "key": row["key"], "file": name(row["path"] or "?"), "at": span(row["start"] / 24_000), "start": row["start"],
-            "length": f"{row['length_s']:.1f} s", "why": ", ".join(one.why), "path": row["path"],
-            "numbers": [(row[field], number(row[field], digits)) for field, _, digits in NUMBERS],
-            "wave": pictures.waveform(one.wave_N), "sound": pictures.opus(one.wave_N),
-            "cqt": pictures.cqt(one.cqt_TF, one.log) if one.cqt_TF is not None else None,
-            "codes": pictures.codes(one.codes_TK, codebook) if one.codes_TK is not None else None,
-        })
+        rows.append(
+            {
+                "key": row["key"],
+                "file": name(row["path"] or "?"),
+                "at": span(row["start"] / 24_000),
+                "start": row["start"],
+                "length": f"{row['length_s']:.1f} s",
+                "why": ", ".join(one.why),
+                "path": row["path"],
+                "numbers": [(row[field], number(row[field], digits)) for field, _, digits in NUMBERS],
+                "wave": pictures.waveform(one.wave_N),
+                "sound": pictures.opus(one.wave_N),
+                "cqt": pictures.cqt(one.cqt_TF, one.log) if one.cqt_TF is not None else None,
+                "codes": pictures.codes(one.codes_TK, codebook) if one.codes_TK is not None else None,
+            }
+        )
     return rows
 
 

@@ -59,7 +59,9 @@ def opus(wave_N: np.ndarray) -> str:
     """The samples as Ogg Opus, which browsers play."""
     out = io.BytesIO()
     with av.open(out, "w", format="ogg") as container:
-        stream = container.add_stream("libopus", rate=RATE_HZ, layout="mono", options={"compression_level": "2"})
+        stream = container.add_stream(
+            "libopus", rate=RATE_HZ, layout="mono", options={"compression_level": "2"}
+        )
         stream.bit_rate = OPUS_BITS_A_S
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave_N[None], np.float32), "fltp", "mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, 0, Fraction(1, RATE_HZ)

@@ -17,77 +17,171 @@ BAR_WIDTH = 40
 
 def show(console: Console, found: dict[str, Any], odd: list[Oddity]) -> None:
     """Everything, in the order one wants to know it."""
-    console.print(f"[bold]{escape(found['out'])}[/]  {found['recordings']:,} recordings ({found['validation']:,} for validation), "
-                  f"{found['hours']:,.2f} h, {found['segments']:,} segments in {found['shards']:,} shards, {size(found['bytes'])}")
+    console.print(
+        f"[bold]{escape(found['out'])}[/]  {found['recordings']:,} recordings ({found['validation']:,} for "
+        f"validation), {found['hours']:,.2f} h, {found['segments']:,} segments in {found['shards']:,} "
+        f"shards, {size(found['bytes'])}"
+    )
     tables = (columns, rejects, distributions, codes, sources, slow, slow_files, long_files)
     for table in (make(found) for make in tables):
         if table.row_count:
             console.print()
             console.print(table)
     if found["not_gathered"]:
-        console.print(f"\nnot gathered by the version that labelled this OUT: {', '.join(found['not_gathered'])}")
+        console.print(
+            f"\nnot gathered by the version that labelled this OUT: {', '.join(found['not_gathered'])}"
+        )
     _worth_a_look(console, odd)
 
 
 def columns(found: dict[str, Any]) -> Table:
     agreement = found["agreement"]
-    agree = "all shards agree" if not agreement["differ"] else f"[red]{agreement['differ']} shards differ, e.g. {agreement['examples'][0]}[/]"
-    table = columns_table("column", ">shards", ">size", ">per hour", ">frames/s", ">wall", ">CPU", ">× real time", ">retries", ">hosts",
-                          title="Columns", caption=f"frames of the columns: {agree}")
+    agree = (
+        "all shards agree"
+        if not agreement["differ"]
+        else f"[red]{agreement['differ']} shards differ, e.g. {agreement['examples'][0]}[/]"
+    )
+    table = columns_table(
+        "column",
+        ">shards",
+        ">size",
+        ">per hour",
+        ">frames/s",
+        ">wall",
+        ">CPU",
+        ">× real time",
+        ">retries",
+        ">hosts",
+        title="Columns",
+        caption=f"frames of the columns: {agree}",
+    )
     for c in found["columns"]:
-        table.add_row(c["name"], f"{c['shards']:,}", size(c["bytes"]), size(c["bytes_per_hour"]), number(c["frames_per_s"]), span(c["wall_s"]),
-                      span(c["busy_s"]), number(c["times_real_time"], 0), "–" if c["retries"] is None else f"{c['retries']:,}", str(c["hosts"]))
+        table.add_row(
+            c["name"],
+            f"{c['shards']:,}",
+            size(c["bytes"]),
+            size(c["bytes_per_hour"]),
+            number(c["frames_per_s"]),
+            span(c["wall_s"]),
+            span(c["busy_s"]),
+            number(c["times_real_time"], 0),
+            "–" if c["retries"] is None else f"{c['retries']:,}",
+            str(c["hosts"]),
+        )
     return table
 
 
 def rejects(found: dict[str, Any]) -> Table:
     table = columns_table(">files", "stage", "reason", "examples", title="Rejected")
     for row in found["rejects"][:20]:
-        table.add_row(f"{row['files']:,}", row["stage"], escape(row["reason"]), escape(", ".join(map(name, row["examples"]))))
+        table.add_row(
+            f"{row['files']:,}",
+            row["stage"],
+            escape(row["reason"]),
+            escape(", ".join(map(name, row["examples"]))),
+        )
     return table
 
 
 def distributions(found: dict[str, Any]) -> Table:
-    table = columns_table("", "unit", ">5 %", ">median", ">95 %", "distribution", "from – to", title="Segments")
+    table = columns_table(
+        "", "unit", ">5 %", ">median", ">95 %", "distribution", "from – to", title="Segments"
+    )
     for d in found["distributions"].values():
         low, high = d["low"], d["low"] + d["width"] * len(d["counts"])
-        table.add_row(d["title"], d["unit"], number(d["p5"]), number(d["p50"]), number(d["p95"]), bar(d["counts"]), f"{number(low)} – {number(high)}")
+        table.add_row(
+            d["title"],
+            d["unit"],
+            number(d["p5"]),
+            number(d["p50"]),
+            number(d["p95"]),
+            bar(d["counts"]),
+            f"{number(low)} – {number(high)}",
+        )
     return table
 
 
 def codes(found: dict[str, Any]) -> Table:
-    table = columns_table(">level", ">used", ">dead", ">perplexity", "of its size", "", ">most frequent", ">its share", title="Code use")
+    table = columns_table(
+        ">level",
+        ">used",
+        ">dead",
+        ">perplexity",
+        "of its size",
+        "",
+        ">most frequent",
+        ">its share",
+        title="Code use",
+    )
     for c in found["codes"]:
         full = round(c["share"] * 20)
         colour = "red" if c["share"] < 0.1 else "green"
-        table.add_row(str(c["level"]), f"{c['used']:,} / {c['codes']:,}", f"{c['dead']:,}", f"{c['perplexity']:,.0f}", f"{c['share']:.0%}",
-                      f"[{colour}]{'█' * full}[/][dim]{'░' * (20 - full)}[/]", str(c["top_code"]), f"{c['top_share']:.1%}")
+        table.add_row(
+            str(c["level"]),
+            f"{c['used']:,} / {c['codes']:,}",
+            f"{c['dead']:,}",
+            f"{c['perplexity']:,.0f}",
+            f"{c['share']:.0%}",
+            f"[{colour}]{'█' * full}[/][dim]{'░' * (20 - full)}[/]",
+            str(c["top_code"]),
+            f"{c['top_share']:.1%}",
+        )
     return table
 
 
 def sources(found: dict[str, Any]) -> Table:
     table = columns_table("codec", ">rate", ">channels", ">recordings", ">hours", title="Sources")
     for s in found["sources"][:10]:
-        table.add_row(s["codec"] or "?", f"{s['rate_hz'] or 0:,} Hz", str(s["channels"]), f"{s['recordings']:,}", f"{s['hours']:,.2f}")
+        table.add_row(
+            s["codec"] or "?",
+            f"{s['rate_hz'] or 0:,} Hz",
+            str(s["channels"]),
+            f"{s['recordings']:,}",
+            f"{s['hours']:,.2f}",
+        )
     return table
 
 
 def slow(found: dict[str, Any]) -> Table:
-    table = columns_table("stage", "shard", "host", ">wall", ">hours", ">× real time", ">× the median", title="Slowest shards")
+    table = columns_table(
+        "stage", "shard", "host", ">wall", ">hours", ">× real time", ">× the median", title="Slowest shards"
+    )
     for row in found["slowest_shards"][:5]:
-        table.add_row(row["stage"], row["shard"], row["host"] or "?", span(row["wall_s"]), number(row["hours"]), number(row["times_real_time"], 0),
-                      number(row["times_median"], 1))
+        table.add_row(
+            row["stage"],
+            row["shard"],
+            row["host"] or "?",
+            span(row["wall_s"]),
+            number(row["hours"]),
+            number(row["times_real_time"], 0),
+            number(row["times_median"], 1),
+        )
     return table
 
 
 def slow_files(found: dict[str, Any]) -> Table:
-    timed, shards = found["timed_shards"], sum(c["shards"] for c in found["columns"] if c["stage"] == "decode")
+    timed, shards = (
+        found["timed_shards"],
+        sum(c["shards"] for c in found["columns"] if c["stage"] == "decode"),
+    )
     some = f"; gathered for {timed:,} of {shards:,} shards" if timed < shards else ""
-    table = columns_table("file", "shard", "host", ">decoding", ">× real time", title="Slowest files",
-                          caption=f"by seconds lost against the mean speed{some}")
+    table = columns_table(
+        "file",
+        "shard",
+        "host",
+        ">decoding",
+        ">× real time",
+        title="Slowest files",
+        caption=f"by seconds lost against the mean speed{some}",
+    )
     for row in found["slowest_files"][:5]:
-        table.add_row(escape(name(row["path"] or row["recording"])), row["shard"], row["host"] or "?", span(row["seconds"]),
-                      number(row["times_real_time"], 0))
+        table.add_row(
+            escape(name(row["path"] or row["recording"])),
+            row["shard"],
+            row["host"] or "?",
+            span(row["seconds"]),
+            number(row["times_real_time"], 0),
+        )
     return table
 
 
@@ -101,10 +195,15 @@ def long_files(found: dict[str, Any]) -> Table:
 def comparison(console: Console, found: list[dict[str, Any]]) -> None:
     """Several OUTs side by side."""
     table = columns_table("", *(f">{escape(f['out'])}" for f in found), title="Compared")
-    for what, value in (("recordings", lambda f: f"{f['recordings']:,}"), ("hours", lambda f: f"{f['hours']:,.2f}"),
-                        ("segments", lambda f: f"{f['segments']:,}"), ("shards", lambda f: f"{f['shards']:,}"),
-                        ("size", lambda f: size(f["bytes"])), ("size per hour", lambda f: size(f["bytes_per_hour"])),
-                        ("rejected files", lambda f: f"{sum(r['files'] for r in f['rejects']):,}")):
+    for what, value in (
+        ("recordings", lambda f: f"{f['recordings']:,}"),
+        ("hours", lambda f: f"{f['hours']:,.2f}"),
+        ("segments", lambda f: f"{f['segments']:,}"),
+        ("shards", lambda f: f"{f['shards']:,}"),
+        ("size", lambda f: size(f["bytes"])),
+        ("size per hour", lambda f: size(f["bytes_per_hour"])),
+        ("rejected files", lambda f: f"{sum(r['files'] for r in f['rejects']):,}"),
+    ):
         table.add_row(what, *map(value, found))
     for kind in dict.fromkeys(c["stage"] for f in found for c in f["columns"]):
         own = [next((c for c in f["columns"] if c["stage"] == kind), None) for f in found]
@@ -114,24 +213,56 @@ def comparison(console: Console, found: list[dict[str, Any]]) -> None:
     for key in dict.fromkeys(k for f in found for k in f["distributions"]):
         own = [f["distributions"].get(key) for f in found]
         said = next(d for d in own if d)
-        table.add_row(f"{said['title']}, {said['unit']}: median [5 … 95 %]",
-                      *(f"{number(d['p50'])} [{number(d['p5'])} … {number(d['p95'])}]" if d else "not gathered" for d in own))
+        table.add_row(
+            f"{said['title']}, {said['unit']}: median [5 … 95 %]",
+            *(
+                f"{number(d['p50'])} [{number(d['p5'])} … {number(d['p95'])}]" if d else "not gathered"
+                for d in own
+            ),
+        )
     for level in range(max(len(f["codes"]) for f in found)):
         own = [f["codes"][level] if level < len(f["codes"]) else None for f in found]
-        table.add_row(f"perplexity of level {level}", *(f"{c['perplexity']:,.0f} of {c['codes']:,}" if c else "–" for c in own))
+        table.add_row(
+            f"perplexity of level {level}",
+            *(f"{c['perplexity']:,.0f} of {c['codes']:,}" if c else "–" for c in own),
+        )
     console.print(table)
 
 
 def segments(console: Console, rows: list[dict[str, Any]], counted: dict[str, Any]) -> None:
     """Rows of `named` as a table, and how many there are in all."""
-    table = columns_table("segment", "file", ">at", ">s", ">LUFS", ">RMS dBFS", ">silence", ">clipping", ">bandwidth Hz", ">stereo", ">bits")
+    table = columns_table(
+        "segment",
+        "file",
+        ">at",
+        ">s",
+        ">LUFS",
+        ">RMS dBFS",
+        ">silence",
+        ">clipping",
+        ">bandwidth Hz",
+        ">stereo",
+        ">bits",
+    )
     for r in rows:
-        table.add_row(r["key"], escape(name(r["path"] or "?")), span(r["start"] / 24_000), number(r["length_s"], 1), number(r["lufs"], 1),
-                      number(r["rms_db"], 1), number(r["silence"], 3), number(r["clipping"], 5), number(r["bandwidth_hz"], 0),
-                      number(r["stereo"]), number(r["entropy_bits"]))
+        table.add_row(
+            r["key"],
+            escape(name(r["path"] or "?")),
+            span(r["start"] / 24_000),
+            number(r["length_s"], 1),
+            number(r["lufs"], 1),
+            number(r["rms_db"], 1),
+            number(r["silence"], 3),
+            number(r["clipping"], 5),
+            number(r["bandwidth_hz"], 0),
+            number(r["stereo"]),
+            number(r["entropy_bits"]),
+        )
     console.print(table)
-    console.print(f"{counted['segments']:,} segments of {counted['recordings']:,} recordings, {counted['hours']:,.2f} h"
-                  + (f"; {len(rows)} shown" if counted["segments"] > len(rows) else ""))
+    console.print(
+        f"{counted['segments']:,} segments of {counted['recordings']:,} recordings, {counted['hours']:,.2f} h"
+        + (f"; {len(rows)} shown" if counted["segments"] > len(rows) else "")
+    )
 
 
 def _worth_a_look(console: Console, odd: list[Oddity]) -> None:
@@ -140,21 +271,37 @@ def _worth_a_look(console: Console, odd: list[Oddity]) -> None:
         return
     console.print("\n[bold]Worth a look[/]")
     for o in odd:
-        many = f"{o.segments:,} segments of {o.recordings:,} recordings, {o.hours:,.2f} h: " if o.segments else ""
+        many = (
+            f"{o.segments:,} segments of {o.recordings:,} recordings, {o.hours:,.2f} h: "
+            if o.segments
+            else ""
+        )
         console.print(f"  [yellow]{o.what}[/]  {many}{escape(o.why)}", highlight=False)
         if o.examples:
             console.print(f"      e.g. {escape(', '.join(o.examples))}", highlight=False)
         console.print(f"      {escape(o.exclude)}", highlight=False, soft_wrap=True)
     whole = everything(odd)
     if whole and sum(bool(o.where) for o in odd) > 1:
-        console.print(f"  all of it left out of training:\n      {escape(whole)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"  all of it left out of training:\n      {escape(whole)}", highlight=False, soft_wrap=True
+        )
 
 
 def columns_table(*heads: str, title: str = "", caption: str = "") -> Table:
     """`>` before a head: numbers, to the right."""
-    table = Table(box=None, pad_edge=False, title=title, caption=caption, title_justify="left", caption_justify="left", title_style="bold")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+    )
     for head in heads:
-        table.add_column(head.lstrip(">"), justify="right" if head.startswith(">") else "left", header_style="dim")
+        table.add_column(
+            head.lstrip(">"), justify="right" if head.startswith(">") else "left", header_style="dim"
+        )
     return table
 
 

@@ -1,4 +1,5 @@
-"""Where the time of a labelling run went: throughput by stage and host, from each shard's begin, wall time and samples.
+"""Where the time of a labelling run went: throughput by stage and host, from each shard's begin, wall time
+and samples.
 
 Letters: J jobs (a shard at a stage), E edges of the time axis.
 """
@@ -11,13 +12,17 @@ from pipeline.report.corpus import Corpus
 from stages.label.base import RATE_HZ
 
 POINTS = 160
-IDLE_SHARE = 0.02  # of the whole span: a longer pause, in which no shard was worked on, is cut out of the axis
+# of the whole span: a longer pause, in which no shard was worked on, is cut out of the axis
+IDLE_SHARE = 0.02
 
 
 def timeline(corpus: Corpus) -> dict[str, Any] | None:
-    """Seconds of work since the first shard (pauses cut out), audio-s/s by stage and by host; None without times."""
-    found = corpus.db.execute("SELECT stage, coalesce(host, '?') AS host, started, wall_s, samples FROM shards "
-                              "WHERE started IS NOT NULL AND wall_s > 0 ORDER BY started").fetchnumpy()
+    """Seconds of work since the first shard (pauses cut out), audio-s/s by stage and by host; None without
+    times."""
+    found = corpus.db.execute(
+        "SELECT stage, coalesce(host, '?') AS host, started, wall_s, samples FROM shards "
+        "WHERE started IS NOT NULL AND wall_s > 0 ORDER BY started"
+    ).fetchnumpy()
     if not len(found["started"]):
         return None
     begin_J, cuts = without_pauses(found["started"], found["wall_s"])
@@ -33,7 +38,9 @@ def timeline(corpus: Corpus) -> dict[str, Any] | None:
         "seconds": ((edges_E[:-1] + edges_E[1:]) / 2).tolist(),
         "pauses": cuts,
         "stages": {str(stage): series(stages == stage) for stage in dict.fromkeys(stages.tolist())},
-        "hosts": {host: series((hosts == host) & (stages == "decode")) for host in sorted(set(hosts.tolist()))},
+        "hosts": {
+            host: series((hosts == host) & (stages == "decode")) for host in sorted(set(hosts.tolist()))
+        },
         "started": float(found["started"][0]),
     }
 

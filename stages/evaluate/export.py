@@ -1,4 +1,5 @@
-"""A trained encoder as a Hugging Face folder: what goes into its files. Pure: a RUN's contents in, bytes out."""
+"""A trained encoder as a Hugging Face folder: what goes into its files. Pure: a RUN's contents in, bytes
+out."""
 
 import json
 from typing import Any
@@ -16,25 +17,48 @@ CURVE_ROWS = 12  # of the model card's table
 def files(run: Run) -> dict[str, bytes]:
     """File name → bytes. Raises ValueError naming what HuBERT cannot express."""
     settings = hubert_config(run.model)
-    out = {"config.json": _json(settings), "preprocessor_config.json": _json(preprocessor()),
-           "model.safetensors": save(to_hubert(run.weights), {"format": "pt"}), "README.md": card(run).encode()}
+    out = {
+        "config.json": _json(settings),
+        "preprocessor_config.json": _json(preprocessor()),
+        "model.safetensors": save(to_hubert(run.weights), {"format": "pt"}),
+        "README.md": card(run).encode(),
+    }
     curves = run.path / "curves.png"
     return out | ({"curves.png": curves.read_bytes()} if curves.exists() else {})
 
 
 def preprocessor() -> dict[str, Any]:
-    """Raw mono samples at 24 kHz, full scale ±1; `do_normalize` is stated, for readers' defaults differ and the model heard none."""
-    return {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": RATE_HZ, "padding_value": 0.0,
-            "padding_side": "right", "do_normalize": False, "return_attention_mask": True}
+    """Raw mono samples at 24 kHz, full scale ±1; `do_normalize` is stated, for readers' defaults differ and
+    the model heard none."""
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": RATE_HZ,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "do_normalize": False,
+        "return_attention_mask": True,
+    }
 
 
 def card(run: Run) -> str:
     """The model card: how to load it, its recipe, its data and its training curve."""
     model, data = run.model, run.data
-    codes = "\n".join(f"| `{c['name']}` | {c['codebooks']} × {c['size']} codes | {RATE_HZ / c['hop_samples']:g} Hz |" for c in data["codes"])
+    codes = "\n".join(
+        f"| `{c['name']}` | {c['codebooks']} × {c['size']} codes | {RATE_HZ / c['hop_samples']:g} Hz |"
+        for c in data["codes"]
+    )
     cqt = f"| CQT | {data['cqt_bins']} bins | 75 Hz |" if data.get("cqt_bins") else ""
-    recipe = {name: run.config[name] for name in ("model", "objective", "masking", "mixture", "optim") if name in run.config}
-    hours = f"{data['hours']:.2f} hours for training, {data.get('valid_hours', 0):.2f} held out. " if "hours" in data else ""
+    recipe = {
+        name: run.config[name]
+        for name in ("model", "objective", "masking", "mixture", "optim")
+        if name in run.config
+    }
+    hours = (
+        f"{data['hours']:.2f} hours for training, {data.get('valid_hours', 0):.2f} held out. "
+        if "hours" in data
+        else ""
+    )
     picture = "![training curves](curves.png)\n\n" if (run.path / "curves.png").exists() else ""
     return f"""---
 library_name: transformers
@@ -43,13 +67,16 @@ tags: [music, audio, mert, hubert]
 ---
 # {run.config.get("run", {}).get("name", run.path.name)}
 
-A music encoder pre-trained as MERT (arXiv 2306.00107): {model.layers} layers of {model.width}, {model.norm}-norm.
-It hears mono audio at {RATE_HZ} Hz, not normalised, and gives 75 frames a second. Checkpoint `{run.checkpoint}`.
+A music encoder pre-trained as MERT (arXiv 2306.00107):
+{model.layers} layers of {model.width}, {model.norm}-norm.
+It hears mono audio at {RATE_HZ} Hz, not normalised, and gives 75 frames a second.
+Checkpoint `{run.checkpoint}`.
 
 ```python
 from transformers import AutoModel
 model = AutoModel.from_pretrained("this folder")
-hidden = model(wave_BN, output_hidden_states=True).hidden_states  # wave_BN: float (clips, samples) at {RATE_HZ} Hz
+# wave_BN: float (clips, samples) at {RATE_HZ} Hz
+hidden = model(wave_BN, output_hidden_states=True).hidden_states
 ```
 
 ## Data
@@ -74,13 +101,21 @@ hidden = model(wave_BN, output_hidden_states=True).hidden_states  # wave_BN: flo
 
 
 def curve(metrics: list[dict[str, Any]]) -> str:
-    """A table of about a dozen updates, evenly spread: training loss, and held-out loss where it was measured there."""
-    rows = {row["update"]: row.get("loss") for row in metrics if row.get("kind") == "update" and "update" in row}
-    held = {row["update"]: row.get("loss") for row in metrics if row.get("kind") == "valid" and "update" in row}
+    """A table of about a dozen updates, evenly spread: training loss, and held-out loss where it was measured
+    there."""
+    rows = {
+        row["update"]: row.get("loss") for row in metrics if row.get("kind") == "update" and "update" in row
+    }
+    held = {
+        row["update"]: row.get("loss") for row in metrics if row.get("kind") == "valid" and "update" in row
+    }
     if not rows:
         return "No update was recorded."
     updates = sorted(rows)
-    chosen = sorted({updates[round(i * (len(updates) - 1) / (CURVE_ROWS - 1))] for i in range(CURVE_ROWS)} | set(sorted(held)[-CURVE_ROWS:]))
+    chosen = sorted(
+        {updates[round(i * (len(updates) - 1) / (CURVE_ROWS - 1))] for i in range(CURVE_ROWS)}
+        | set(sorted(held)[-CURVE_ROWS:])
+    )
     lines = [f"| {u} | {_number(rows.get(u))} | {_number(held.get(u))} |" for u in chosen]
     return "\n".join(["| update | loss a masked frame | held out |", "|---|---|---|", *lines])
 

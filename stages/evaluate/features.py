@@ -25,7 +25,8 @@ class Window:
 
 
 def windows(name: str, wave_N: np.ndarray, net: Backbone) -> Iterator[Window]:
-    """Cuts a recording so that frame i of all windows joined begins at sample 320 i: none is lost between them.
+    """Cuts a recording so that frame i of all windows joined begins at sample 320 i: none is lost between
+    them.
 
     The last window holds from half to one and a half times the frames of the others, never a crumb.
     Raises ValueError for less than one frame.
@@ -36,7 +37,9 @@ def windows(name: str, wave_N: np.ndarray, net: Backbone) -> Iterator[Window]:
     count = max(1, round(frames / WINDOW_FRAMES))
     for number in range(count):
         start, last = number * WINDOW_FRAMES * HOP_SAMPLES, number == count - 1
-        yield Window(name, number, last, wave_N[start : None if last else start + net.model.samples(WINDOW_FRAMES)])
+        yield Window(
+            name, number, last, wave_N[start : None if last else start + net.model.samples(WINDOW_FRAMES)]
+        )
 
 
 def batches(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
@@ -52,7 +55,8 @@ def batches(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
 
 @torch.no_grad()
 def features(net: Backbone, batch: list[Window], layer: int | None) -> list[Tensor]:
-    """fp32 on the CPU: (T, D) of one hidden state for each window, or (L, T, D) of all. Layer 0 is the input embedding."""
+    """fp32 on the CPU: (T, D) of one hidden state for each window, or (L, T, D) of all. Layer 0 is the input
+    embedding."""
     device = net.mask_vector.device
     wave_BN = torch.from_numpy(np.stack([w.wave_N for w in batch])).to(device)
     hidden = net.hidden(wave_BN)

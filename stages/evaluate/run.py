@@ -47,10 +47,14 @@ class Run:
 
 
 def open_run(place: str | Path, checkpoint: str = "latest") -> Run:
-    """A RUN folder; `checkpoint` is `latest`, `best` (by held-out loss) or a folder's name. Raises ValueError."""
+    """A RUN folder; `checkpoint` is `latest`, `best` (by held-out loss) or a folder's name. Raises
+    ValueError."""
     path = Path(place)
     try:
-        settings, data = yaml.safe_load((path / "config.yaml").read_text()), json.loads((path / "data.json").read_text())
+        settings, data = (
+            yaml.safe_load((path / "config.yaml").read_text()),
+            json.loads((path / "data.json").read_text()),
+        )
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"RUN {path} cannot be read ({error}): name the folder of a training run") from None
     at = (settings.get("checkpoints") or {}).get("at") or str(path / "checkpoints")
@@ -59,9 +63,14 @@ def open_run(place: str | Path, checkpoint: str = "latest") -> Run:
         name = storage.read(checkpoint).decode().strip() if checkpoint in ("latest", "best") else checkpoint
         weights = load(storage.read(f"{name}/model.safetensors"))
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"RUN {path}: checkpoint {checkpoint!r} below {at} cannot be read ({error}); there may be none yet") from None
+        raise ValueError(
+            f"RUN {path}: checkpoint {checkpoint!r} below {at} cannot be read ({error}); there may be "
+            f"none yet"
+        ) from None
     lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
-    return Run(path, settings, data, name, weights, [json.loads(line) for line in lines if line.endswith("}")])
+    return Run(
+        path, settings, data, name, weights, [json.loads(line) for line in lines if line.endswith("}")]
+    )
 
 
 def open_backbone(place: str | Path, checkpoint: str = "latest") -> Backbone:
@@ -70,7 +79,9 @@ def open_backbone(place: str | Path, checkpoint: str = "latest") -> Backbone:
     if (path / "config.yaml").exists():
         return open_run(path, checkpoint).mert()
     if not (path / "config.json").exists():
-        raise ValueError(f"{path} has neither config.yaml (a training RUN) nor config.json (an exported model)")
+        raise ValueError(
+            f"{path} has neither config.yaml (a training RUN) nor config.json (an exported model)"
+        )
     found, about = read(path)
     with torch.device("meta"):
         net = Backbone(model_of(about))

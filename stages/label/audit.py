@@ -1,7 +1,8 @@
 """The audit: finished shards read back, and their indexes and statistics gathered into one parquet each.
 
 `OUT/index.parquet` has one row per segment and column, `OUT/segments.parquet` one per segment,
-`OUT/shards.parquet` one per shard and column, `OUT/sums.parquet` a few per column. Only shards not yet gathered are read.
+`OUT/shards.parquet` one per shard and column, `OUT/sums.parquet` a few per column. Only shards not yet
+gathered are read.
 """
 
 import json
@@ -24,22 +25,60 @@ from stages.shards import record as records
 from stages.shards.storage import Storage
 
 SHARDS = pa.schema(
-    [("shard", pa.string()), ("column", pa.string()), ("inputs", pa.int64()), ("kept", pa.int64()),
-     ("rejected", pa.int64()), ("segments", pa.int64()), ("samples", pa.int64()), ("frames", pa.int64()),
-     ("bytes", pa.int64()), ("sha256", pa.string()), ("device", pa.string()), ("host", pa.string()),
-     ("started", pa.float64()), ("wall_s", pa.float64()), ("busy_s", pa.float64()), ("facts", pa.string()),
-     ("hours", pa.float64()), ("times_real_time", pa.float64()),  # audio seconds a second of wall_s
-     ("attempts", pa.int64()),  # in the run that made it, 1 unless a worker died; null when another run gathered it
-     ("rejects", pa.string()),  # JSON: reason → how many
-     # Of audio: the recordings that took longest for their length; null in records of older versions.
-     ("slowest", pa.list_(pa.struct([("recording", pa.string()), ("seconds", pa.float64()), ("times_real_time", pa.float64())])))]
+    [
+        ("shard", pa.string()),
+        ("column", pa.string()),
+        ("inputs", pa.int64()),
+        ("kept", pa.int64()),
+        ("rejected", pa.int64()),
+        ("segments", pa.int64()),
+        ("samples", pa.int64()),
+        ("frames", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("device", pa.string()),
+        ("host", pa.string()),
+        ("started", pa.float64()),
+        ("wall_s", pa.float64()),
+        ("busy_s", pa.float64()),
+        ("facts", pa.string()),
+        ("hours", pa.float64()),
+        ("times_real_time", pa.float64()),  # audio seconds a second of wall_s
+        # in the run that made it, 1 unless a worker died; null when another run gathered it
+        ("attempts", pa.int64()),
+        ("rejects", pa.string()),  # JSON: reason → how many
+        # Of audio: the recordings that took longest for their length; null in records of older versions.
+        (
+            "slowest",
+            pa.list_(
+                pa.struct(
+                    [("recording", pa.string()), ("seconds", pa.float64()), ("times_real_time", pa.float64())]
+                )
+            ),
+        ),
+    ]
 )
-REJECTED = pa.schema([("stage", pa.string()), ("shard", pa.string()), ("recording", pa.string()),
-                      ("path", pa.string()), ("reason", pa.string())])
+REJECTED = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("shard", pa.string()),
+        ("recording", pa.string()),
+        ("path", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
 INDEX_ROWS = pa.schema([("shard", pa.string()), ("column", pa.string()), *column.INDEX])
-# And each stage's statistics. `columns`: those the row was made of; one recipe's rows, while another is not finished.
-SEGMENTS = pa.schema([("columns", pa.string()), ("shard", pa.string()), ("key", pa.string()), ("recording", pa.string()),
-                      ("samples", pa.int64())])
+# And each stage's statistics. `columns`: those the row was made of; one recipe's rows, while another is not
+# finished.
+SEGMENTS = pa.schema(
+    [
+        ("columns", pa.string()),
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("recording", pa.string()),
+        ("samples", pa.int64()),
+    ]
+)
 CPU_S = 0.0005  # a second of audio costs about
 TABLES = ("index", "segments", "shards")
 ROW_GROUP = 65_536  # rows gathered before they are written: row groups worth reading, not one per shard
@@ -55,7 +94,13 @@ class AuditWorker:
 
     def __call__(self, shard: str) -> dict[str, Any]:
         started = time.time()
-        row: dict[str, Any] = {"shard": shard, "column": "audit", "stage": "audit", "error": None, "status": "finished"}
+        row: dict[str, Any] = {
+            "shard": shard,
+            "column": "audit",
+            "stage": "audit",
+            "error": None,
+            "status": "finished",
+        }
         try:
             damage = damaged(Storage(self.out), shard, self.columns)
         except OSError as error:
@@ -68,9 +113,9 @@ class AuditWorker:
 def damaged(storage: Storage, shard: str, columns: Iterable[str]) -> dict[str, str]:
     """Damaged columns of a shard and what is wrong with each; empty when all is well.
 
-    Besides each column's own bytes: every key has the same samples and frames in all columns, but for recordings
-    that the labels reject, and labels were made from the audio that is there. Raises OSError when bytes could not
-    be read, which is no damage.
+    Besides each column's own bytes: every key has the same samples and frames in all columns, but for
+    recordings that the labels reject, and labels were made from the audio that is there. Raises OSError when
+    bytes could not be read, which is no damage.
     """
     found: dict[str, str] = {}
     audio_sha256, audio = None, {}
@@ -104,8 +149,13 @@ def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
     return set.intersection(*sets) if sets else set()
 
 
-def gather(storage: Storage, columns: tuple[str, ...], shards: list[str], live: pa.Array,
-           attempts: dict[tuple[str, str], int] | None = None) -> None:
+def gather(
+    storage: Storage,
+    columns: tuple[str, ...],
+    shards: list[str],
+    live: pa.Array,
+    attempts: dict[tuple[str, str], int] | None = None,
+) -> None:
     """Add these shards to the three tables and the sums, replacing the rows they had.
 
     Segments of recordings that are not `live` (tombstoned since) leave index and segments.
@@ -121,15 +171,26 @@ def gather(storage: Storage, columns: tuple[str, ...], shards: list[str], live: 
     sums.gather(storage, columns, shards)
 
 
-def _rewrite(storage: Storage, name: str, replaced: pa.Array, columns: tuple[str, ...] | None,
-             new: Iterator[pa.Table], live: pa.Array) -> None:
-    """Copy the old table without the replaced shards (of these columns), then the new rows; in bounded memory."""
+def _rewrite(
+    storage: Storage,
+    name: str,
+    replaced: pa.Array,
+    columns: tuple[str, ...] | None,
+    new: Iterator[pa.Table],
+    live: pa.Array,
+) -> None:
+    """Copy the old table without the replaced shards (of these columns), then the new rows; in bounded
+    memory."""
     writer, schema = None, None
     with storage.attempt(name) as path:
         for table in _old_and_new(storage, name, replaced, columns, new):
             if "recording" in table.column_names:
                 table = table.filter(pc.is_in(table["recording"], live))
-            if schema is None or (merged := pa.unify_schemas([schema, table.schema], promote_options="permissive")) != schema:
+            if (
+                schema is None
+                or (merged := pa.unify_schemas([schema, table.schema], promote_options="permissive"))
+                != schema
+            ):
                 if writer is not None:  # a later recipe brought new statistics: start again, widened
                     writer.close()
                     held = pq.read_table(path)
@@ -176,7 +237,9 @@ def segments(storage: Storage, columns: tuple[str, ...], names: list[str]) -> pa
     return table.filter(pc.equal(table["columns"], " ".join(columns))).select(names)
 
 
-def ungathered(storage: Storage, columns: tuple[str, ...], plan: pa.Table, refused: pa.Array) -> tuple[set[str], bool]:
+def ungathered(
+    storage: Storage, columns: tuple[str, ...], plan: pa.Table, refused: pa.Array
+) -> tuple[set[str], bool]:
     """(shards with a live recording that segments.parquet lacks, whether it holds one no longer live).
 
     `plan`: its live rows; `refused`: recordings a stage rejected, which have no segments.
@@ -211,7 +274,8 @@ def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.
     merged = storage.read_table(records.file(first, shard, "stats.parquet"))
     for name in others:
         table = storage.read_table(records.file(name, shard, "stats.parquet"))
-        beside = table.take(pc.index_in(merged["key"], table["key"]))  # null rows where a column lacks the segment
+        # null rows where a column lacks the segment
+        beside = table.take(pc.index_in(merged["key"], table["key"]))
         for own in table.column_names:
             if own not in merged.column_names:
                 merged = merged.append_column(own, beside[own])
@@ -219,24 +283,51 @@ def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.
     return merged.add_column(0, "columns", pa.array([" ".join(columns)] * merged.num_rows, pa.string()))
 
 
-def _shard_rows(storage: Storage, columns: tuple[str, ...], shard: str, attempts: dict[tuple[str, str], int]) -> pa.Table:
+def _shard_rows(
+    storage: Storage, columns: tuple[str, ...], shard: str, attempts: dict[tuple[str, str], int]
+) -> pa.Table:
     rows = []
     for name in columns:
         r = records.read(storage, name, shard)
         wall_s, reasons = r.run.get("wall_s"), Counter(reject["reason"] for reject in r.rejects)
-        rows.append({"shard": shard, "column": name, "inputs": r.inputs, "kept": r.kept, "rejected": len(r.rejects),
-                     "segments": r.segments, "samples": r.samples, "frames": r.frames, "bytes": r.bytes, "sha256": r.sha256,
-                     "device": r.device, "host": r.run.get("host"), "started": r.run.get("started"),
-                     "wall_s": wall_s, "busy_s": r.run.get("busy_s"), "facts": json.dumps(r.facts),
-                     "hours": r.samples / RATE_HZ / 3600, "times_real_time": r.samples / RATE_HZ / wall_s if wall_s else None,
-                     "attempts": attempts.get((name, shard)), "rejects": json.dumps(reasons), "slowest": r.run.get("slowest")})
+        rows.append(
+            {
+                "shard": shard,
+                "column": name,
+                "inputs": r.inputs,
+                "kept": r.kept,
+                "rejected": len(r.rejects),
+                "segments": r.segments,
+                "samples": r.samples,
+                "frames": r.frames,
+                "bytes": r.bytes,
+                "sha256": r.sha256,
+                "device": r.device,
+                "host": r.run.get("host"),
+                "started": r.run.get("started"),
+                "wall_s": wall_s,
+                "busy_s": r.run.get("busy_s"),
+                "facts": json.dumps(r.facts),
+                "hours": r.samples / RATE_HZ / 3600,
+                "times_real_time": r.samples / RATE_HZ / wall_s if wall_s else None,
+                "attempts": attempts.get((name, shard)),
+                "rejects": json.dumps(reasons),
+                "slowest": r.run.get("slowest"),
+            }
+        )
     return pa.Table.from_pylist(rows, schema=SHARDS)
 
 
-def rejected_rows(storage: Storage, columns: Iterable[str], done: set[str], wanted: Callable[[str, str], bool]) -> pa.Table:
+def rejected_rows(
+    storage: Storage, columns: Iterable[str], done: set[str], wanted: Callable[[str, str], bool]
+) -> pa.Table:
     """Rejections of finished shards whose records say any, as rows of OUT/rejected.parquet."""
     rows = []
-    table = storage.read_table("shards.parquet", ["shard", "column", "rejected"]) if storage.exists("shards.parquet") else None
+    table = (
+        storage.read_table("shards.parquet", ["shard", "column", "rejected"])
+        if storage.exists("shards.parquet")
+        else None
+    )
     if table is not None and table.num_rows:
         for row in table.filter(pc.greater(table["rejected"], 0)).to_pylist():
             if row["column"] in columns and row["shard"] in done:

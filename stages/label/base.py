@@ -31,7 +31,8 @@ class Sample:
     members: dict[str, bytes]
     row: dict[str, Any]  # identity and shape: recording, start, samples, frames
     stats: dict[str, Any] = field(default_factory=dict)
-    sums: dict[str, np.ndarray] = field(default_factory=dict)  # added up over the shard: name → (levels, values)
+    # added up over the shard: name → (levels, values)
+    sums: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Stage(Protocol):
     version: ClassVar[int]
     reads: ClassVar[tuple[str, ...]]  # kinds of columns
     writes: ClassVar[str]  # kind of column
-    cpu_s: float  # CPU seconds that a second of audio costs, about (D make bench-labels); only shares CPUs out
+    # CPU seconds that a second of audio costs, about (D make bench-labels); only shares CPUs out
+    cpu_s: float
 
     def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Any], Iterator[Item]]:
         """Load models once per worker; what comes back takes one shard's inputs."""
@@ -95,8 +97,11 @@ class Teacher(Protocol):
     # hop_samples: int = 320, between two codes; a multiple of 320. Rows are always 75 a second, in every
     # column: the codes stage writes a slower teacher's code into each row it covers.
 
-    def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Wave], Iterator[np.ndarray]]:
-        """The labeller yields consecutive uint16 (t, K) blocks, in all ≥ ceil(floor(samples / 320) · 320 / hop_samples).
+    def open(
+        self, weights: bytes | None, device: str, threads: int
+    ) -> Callable[[Wave], Iterator[np.ndarray]]:
+        """The labeller yields consecutive uint16 (t, K) blocks, in all ≥ ceil(floor(samples / 320) · 320 /
+        hop_samples).
 
         It takes samples by `stages.label.hearing.hear`, whose ValueError rejects the recording.
         """

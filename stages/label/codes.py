@@ -47,7 +47,13 @@ class CodesRun:
             try:
                 for segment, codes_TK in cut(map(self._rows, self.label(wave)), wave.segments):
                     stats, counts_KC = of_codes(codes_TK, self.teacher.codebook_size)
-                    yield Sample(segment["key"], {"codes.npy": npy_bytes(codes_TK)}, identity(segment), stats, {"codes": counts_KC})
+                    yield Sample(
+                        segment["key"],
+                        {"codes.npy": npy_bytes(codes_TK)},
+                        identity(segment),
+                        stats,
+                        {"codes": counts_KC},
+                    )
             except ValueError as error:  # the teacher's own refusal of this recording
                 yield Rejected(wave.recording, str(error))
             else:
@@ -56,19 +62,31 @@ class CodesRun:
     def facts(self) -> dict[str, Any]:
         """What the trainer must know of this column, and what the labeller itself has measured."""
         own = self.label.facts() if hasattr(self.label, "facts") else {}
-        return own | {"codebooks": self.teacher.codebooks, "codebook_size": self.teacher.codebook_size,
-                      "hop_samples": HOP_SAMPLES, "teacher_hop_samples": hop_samples(self.teacher)}
+        return own | {
+            "codebooks": self.teacher.codebooks,
+            "codebook_size": self.teacher.codebook_size,
+            "hop_samples": HOP_SAMPLES,
+            "teacher_hop_samples": hop_samples(self.teacher),
+        }
 
     def _rows(self, codes_TK: np.ndarray) -> np.ndarray:
-        """A block of the teacher's codes as stored rows: a slower teacher's code stands in each row it covers.
+        """A block of the teacher's codes as stored rows: a slower teacher's code stands in each row it
+        covers.
 
-        RuntimeError, which fails the shard, where a teacher breaks its contract: no label is better than a wrong one.
+        RuntimeError, which fails the shard, where a teacher breaks its contract: no label is better than a
+        wrong one.
         """
         teacher = self.teacher
         if codes_TK.dtype != np.uint16 or codes_TK.ndim != 2 or codes_TK.shape[1] != teacher.codebooks:
-            raise RuntimeError(f"teacher {teacher.name} gave {codes_TK.dtype} {codes_TK.shape}, expected uint16 (t, {teacher.codebooks})")
+            raise RuntimeError(
+                f"teacher {teacher.name} gave {codes_TK.dtype} {codes_TK.shape}, expected uint16 (t, "
+                f"{teacher.codebooks})"
+            )
         if codes_TK.size and codes_TK.max() >= teacher.codebook_size:
-            raise RuntimeError(f"teacher {teacher.name} gave code {codes_TK.max()}, its codebooks have {teacher.codebook_size}")
+            raise RuntimeError(
+                f"teacher {teacher.name} gave code {codes_TK.max()}, its codebooks have "
+                f"{teacher.codebook_size}"
+            )
         return np.repeat(codes_TK, hop_samples(teacher) // HOP_SAMPLES, axis=0)
 
 

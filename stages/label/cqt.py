@@ -50,7 +50,11 @@ class StorageError:
 
     def facts(self) -> dict:
         relative = (self.sum_squared_error / self.sum_squared) ** 0.5 if self.sum_squared else 0.0
-        return {"values": self.values, "max_abs_error": round(self.max_abs_error, 9), "relative_rms_error": round(relative, 9)}
+        return {
+            "values": self.values,
+            "max_abs_error": round(self.max_abs_error, 9),
+            "relative_rms_error": round(relative, 9),
+        }
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Cqt:
     bins_per_octave: int = 48
     block_s: float = 120.0  # computed at a time, with ±25,230 samples of context
     magnitude: str = "linear"  # M; log is natural, floored at 1e-6
-    storage: str = "float16"  # uint8 halves the bytes; its 256 steps suit log, not linear (see docs/benchmarks.md)
+    # uint8 halves the bytes; its 256 steps suit log, not linear (see docs/benchmarks.md)
+    storage: str = "float16"
 
     name: ClassVar[str] = "cqt"
     version: ClassVar[int] = 1
@@ -75,9 +80,21 @@ class Cqt:
             require(getattr(self, name) > 0, f"recipe.cqt.{name}", getattr(self, name), "expected above 0")
         top_hz = self.fmin_hz * 2 ** ((self.bins - 1) / self.bins_per_octave)
         if top_hz >= 12_000:
-            raise ValueError(f"recipe.cqt: the top bin lies at {top_hz:.0f} Hz, above 12,000 Hz; lower bins or fmin_hz")
-        require(self.magnitude in MAGNITUDES, "recipe.cqt.magnitude", self.magnitude, f"expected one of {', '.join(MAGNITUDES)}")
-        require(self.storage in STORAGES, "recipe.cqt.storage", self.storage, f"expected one of {', '.join(STORAGES)}")
+            raise ValueError(
+                f"recipe.cqt: the top bin lies at {top_hz:.0f} Hz, above 12,000 Hz; lower bins or fmin_hz"
+            )
+        require(
+            self.magnitude in MAGNITUDES,
+            "recipe.cqt.magnitude",
+            self.magnitude,
+            f"expected one of {', '.join(MAGNITUDES)}",
+        )
+        require(
+            self.storage in STORAGES,
+            "recipe.cqt.storage",
+            self.storage,
+            f"expected one of {', '.join(STORAGES)}",
+        )
 
     @property
     def spec(self) -> "CqtSpec":
@@ -124,8 +141,13 @@ class CqtRun:
     def facts(self) -> dict:
         stage = self.stage
         own = self.scaling or {"overflow": self.error.overflow, "subnormal": self.error.subnormal}
-        return {"bins": stage.bins, "hop_samples": HOP_SAMPLES, "magnitude": stage.magnitude, "storage": stage.storage,
-                stage.storage: self.error.facts() | own}
+        return {
+            "bins": stage.bins,
+            "hop_samples": HOP_SAMPLES,
+            "magnitude": stage.magnitude,
+            "storage": stage.storage,
+            stage.storage: self.error.facts() | own,
+        }
 
     def _sample(self, segment: dict, exact_TF: np.ndarray, number: int) -> Sample:
         half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
@@ -133,7 +155,9 @@ class CqtRun:
         self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
         linear_TF = np.exp(exact_TF) if self.stage.magnitude == "log" else exact_TF
         stats, sums = of_cqt(exact_TF, linear_TF, self.stage.fmin_hz, self.stage.bins_per_octave, number)
-        return Sample(segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, identity(segment), stats, {"cqt": sums})
+        return Sample(
+            segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, identity(segment), stats, {"cqt": sums}
+        )
 
     def _scaling(self, waves: list[Any]) -> dict[str, float]:
         """256 even steps from the shard's least value to its greatest; as float32, as they are used."""
@@ -153,7 +177,10 @@ class CqtRun:
 
         from stages.signal.cqt import log_magnitude
 
-        context, block_frames = self.transform.spec.context_samples, int(self.stage.block_s * RATE_HZ / HOP_SAMPLES)
+        context, block_frames = (
+            self.transform.spec.context_samples,
+            int(self.stage.block_s * RATE_HZ / HOP_SAMPLES),
+        )
         frames = wave.samples // HOP_SAMPLES
         for first in range(0, frames, block_frames):
             count = min(block_frames, frames - first)

@@ -59,7 +59,9 @@ class Decode:
                 f"{HOP_SAMPLES}/{RATE_HZ} s; whole multiples of 0.04 s are"
             )
         if not 0 <= self.min_tail_s <= self.segment_s:
-            raise ValueError(f"min_tail_s: {self.min_tail_s}: must lie between 0 and segment_s ({self.segment_s})")
+            raise ValueError(
+                f"min_tail_s: {self.min_tail_s}: must lie between 0 and segment_s ({self.segment_s})"
+            )
         if self.format not in FORMATS:
             raise ValueError(f"format: {self.format!r}: one of {', '.join(FORMATS)}")
         if self.resampler not in QUALITIES:
@@ -121,12 +123,21 @@ class Decoder:
             self._times.append((source.recording, seconds, samples / RATE_HZ))
 
     def slowest(self) -> list[dict[str, Any]]:
-        """The recordings of the last shard that took most seconds beyond what their length takes at the shard's
-        mean speed: recording, seconds, times_real_time (of the audio they gave, rejected ones too)."""
-        pace = sum(seconds for _, seconds, _ in self._times) / (sum(audio_s for *_, audio_s in self._times) or 1.0)
+        """The recordings of the last shard that took most seconds beyond what their length takes at the
+        shard's mean speed: recording, seconds, times_real_time (of the audio they gave, rejected ones
+        too)."""
+        pace = sum(seconds for _, seconds, _ in self._times) / (
+            sum(audio_s for *_, audio_s in self._times) or 1.0
+        )
         worst = sorted(self._times, key=lambda timed: (pace * timed[2] - timed[1], timed[0]))[:SLOWEST]
-        return [{"recording": recording, "seconds": round(seconds, 4), "times_real_time": round(audio_s / seconds, 3) if seconds else None}
-                for recording, seconds, audio_s in worst]
+        return [
+            {
+                "recording": recording,
+                "seconds": round(seconds, 4),
+                "times_real_time": round(audio_s / seconds, 3) if seconds else None,
+            }
+            for recording, seconds, audio_s in worst
+        ]
 
     def close(self) -> None:
         """End the child process; a later call would start another."""
@@ -140,13 +151,19 @@ class Decoder:
 
     def _recording(self, source: Source) -> Iterator[Item]:
         stage, facts, stereo, start = self._stage, {}, Stereo(), 0
-        request = {"rate_hz": stage.rate_hz, "resampler": stage.resampler, "max_s": stage.max_recording_h * 3600}
+        request = {
+            "rate_hz": stage.rate_hz,
+            "resampler": stage.resampler,
+            "max_s": stage.max_recording_h * 3600,
+        }
         with self._local(source) as path:
             blocks = self._guard.decode(source, path, request, facts, stereo.add)
             with contextlib.closing(blocks):  # left early, the child must not go on decoding
                 for index, segment in enumerate(cut(blocks, stage.segment_samples, stage.tail_samples)):
                     correlation = stereo.correlation(start / RATE_HZ, (start + len(segment)) / RATE_HZ)
-                    yield self._sample(source.recording, index, start, segment, facts, {"stereo": correlation})
+                    yield self._sample(
+                        source.recording, index, start, segment, facts, {"stereo": correlation}
+                    )
                     start += len(segment)
         yield Kept(source.recording, {**facts, "samples": start, "segments": index + 1})
 
@@ -164,7 +181,9 @@ class Decoder:
                 raise ReadError(f"{source.shown}: cannot be fetched ({error})") from error
             yield os.fsencode(path)
 
-    def _sample(self, recording: str, index: int, start: int, segment: np.ndarray, facts: dict, stats: dict) -> Sample:
+    def _sample(
+        self, recording: str, index: int, start: int, segment: np.ndarray, facts: dict, stats: dict
+    ) -> Sample:
         identity = {
             "recording": recording,
             "start": start,

@@ -1,4 +1,5 @@
-"""How every teacher takes its samples: what it cannot label is refused here, by name, and never becomes a label."""
+"""How every teacher takes its samples: what it cannot label is refused here, by name, and never becomes a
+label."""
 
 import numpy as np
 
@@ -13,14 +14,22 @@ def hear(wave: Wave, start: int, stop: int) -> np.ndarray:
     """
     rate_hz = getattr(wave, "rate_hz", RATE_HZ)
     if rate_hz != RATE_HZ:
-        raise ValueError(f"sample rate {rate_hz} Hz: teachers take {RATE_HZ}; resample it (the decode stage does)")
+        raise ValueError(
+            f"sample rate {rate_hz} Hz: teachers take {RATE_HZ}; resample it (the decode stage does)"
+        )
     sound_N = wave.read(start, stop)
     if sound_N.ndim != 1:
-        raise ValueError(f"{sound_N.ndim} dimensions, shape {sound_N.shape}: teachers take one channel; mix it to mono")
+        raise ValueError(
+            f"{sound_N.ndim} dimensions, shape {sound_N.shape}: teachers take one channel; mix it to mono"
+        )
     if sound_N.dtype != np.float32:
-        raise ValueError(f"dtype {sound_N.dtype}: teachers take float32 at full scale ±1; convert and scale it")
+        raise ValueError(
+            f"dtype {sound_N.dtype}: teachers take float32 at full scale ±1; convert and scale it"
+        )
     finite = np.isfinite(sound_N)
     if not finite.all():
         at = start + int(np.flatnonzero(~finite)[0])
-        raise ValueError(f"samples: NaN or infinity first at sample {at}; leave this recording out or mend it")
+        raise ValueError(
+            f"samples: NaN or infinity first at sample {at}; leave this recording out or mend it"
+        )
     return sound_N

@@ -91,7 +91,8 @@ LEFT JOIN gone g ON g.name_bytes = l.name_bytes AND g.size = f.size AND g.quick 
 
 _TO_HASH = """
 SELECT path_bytes FROM rows WHERE reason IS NULL AND sha256 IS NULL AND (rule IN ('touched', 'known')
-    OR (size, quick) IN (SELECT (size, quick) FROM rows WHERE reason IS NULL GROUP BY size, quick HAVING count(*) > 1))
+    OR (size, quick) IN (SELECT (size, quick) FROM rows WHERE reason IS NULL
+        GROUP BY size, quick HAVING count(*) > 1))
 ORDER BY path_bytes
 """
 
@@ -127,7 +128,8 @@ SELECT * REPLACE (CASE WHEN copy = 1 AND row_number() OVER
         (PARTITION BY recording, copy = 1 ORDER BY first DESC, rule <> 'same', path_bytes) > 1
     THEN {_SHA_ID} ELSE recording END AS recording)
 FROM copies
-UNION ALL BY NAME SELECT *, false AS first, 0 AS copy, NULL::BLOB AS original FROM named WHERE reason IS NOT NULL
+UNION ALL BY NAME
+SELECT *, false AS first, 0 AS copy, NULL::BLOB AS original FROM named WHERE reason IS NOT NULL
 """
 
 _CATALOG = f"""

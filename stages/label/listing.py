@@ -50,13 +50,17 @@ def open_root(root: str, ignored: Callable[[], None]) -> Callable[[], Iterator[F
             return lambda: _walk(path, ignored)
         os.stat(path)
         if not _is_list(root):
-            raise ValueError(f"audio root {root!r} is a file: give a folder, or a list ending in .txt or .parquet")
+            raise ValueError(
+                f"audio root {root!r} is a file: give a folder, or a list ending in .txt or .parquet"
+            )
         folder = os.path.dirname(path)
         with open(path, "rb") as file:
             lines = _read_list(root, file)
         return lambda: _listed(lines, folder)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"audio root {root!r} cannot be read: {words(error)}; check the path and its rights") from error
+        raise ValueError(
+            f"audio root {root!r} cannot be read: {words(error)}; check the path and its rights"
+        ) from error
 
 
 # ---- local folders
@@ -131,7 +135,9 @@ def _open_s3(root: str, ignored: Callable[[], None]) -> Callable[[], Iterator[Fo
     if info.type == pafs.FileType.Directory:
         return lambda: _walk_s3(base, ignored)
     if not _is_list(root):
-        raise ValueError(f"audio root {root!r} is an object: give a prefix, or a list ending in .txt or .parquet")
+        raise ValueError(
+            f"audio root {root!r} is an object: give a prefix, or a list ending in .txt or .parquet"
+        )
     with s3().open_input_file(base) as file:
         lines = _read_list(root, file)
     return lambda: _listed(lines, os.path.dirname(root).encode())
@@ -172,7 +178,9 @@ def _read_list(root: str, file: Any) -> list[bytes]:
         return [line for line in (raw.rstrip(b"\r") for raw in file.read().split(b"\n")) if line]
     table = pq.read_table(file)
     if "path" not in table.column_names:
-        raise ValueError(f"audio root {root!r}: no column `path`, only {table.column_names}; rename the column")
+        raise ValueError(
+            f"audio root {root!r}: no column `path`, only {table.column_names}; rename the column"
+        )
     column = table["path"]
     if not pa.types.is_binary(column.type):
         column = pc.cast(column, pa.binary())

@@ -115,7 +115,8 @@ WITH fresh AS (
     SELECT f.recording, arg_min(o.split, o."order") AS split FROM fresh f
     JOIN old o ON o.size = f.size AND o.quick = f.quick AND coalesce(o.sha256 = f.sha256, true) GROUP BY 1
 ), place AS (
-    SELECT f.recording, arg_max(o.split, o."order") AS split FROM fresh f JOIN old o USING (path_bytes) GROUP BY 1
+    SELECT f.recording, arg_max(o.split, o."order") AS split
+    FROM fresh f JOIN old o USING (path_bytes) GROUP BY 1
 ), hashed AS (
     SELECT recording, CAST('0x' || substr(sha256('split ' || recording), 1, 15) AS BIGINT) / 2.0 ** 60 AS draw
     FROM fresh
@@ -129,7 +130,8 @@ _AT_LEAST_ONE = """
 UPDATE splits SET split = 'valid'
 WHERE recording = (SELECT arg_min(recording, (draw, recording)) FROM splits WHERE NOT inherited)
     AND NOT EXISTS (SELECT 1 FROM splits WHERE split = 'valid')
-    AND NOT EXISTS (SELECT 1 FROM old JOIN cat USING (recording) WHERE cat.status = 'kept' AND old.split = 'valid')
+    AND NOT EXISTS (SELECT 1 FROM old JOIN cat USING (recording)
+        WHERE cat.status = 'kept' AND old.split = 'valid')
     AND (SELECT count(*) FROM cat WHERE status = 'kept') > 1
 """
 
@@ -149,7 +151,8 @@ SELECT o.recording, coalesce(p.shard, o.shard) AS shard, coalesce(p.place + h.ba
     coalesce(p.attempt, o.attempt) AS attempt, coalesce(k.path, o.path) AS path,
     coalesce(k.path_bytes, o.path_bytes) AS path_bytes, o.size, coalesce(k.mtime_ns, o.mtime_ns) AS mtime_ns,
     o.quick, coalesce(k.sha256, o.sha256) AS sha256, o.duration_s, o.split,
-    CASE WHEN k.recording IS NULL THEN coalesce(o.tombstone, CASE WHEN c.recording IS NOT NULL THEN 'duplicate' END,
+    CASE WHEN k.recording IS NULL THEN coalesce(o.tombstone,
+        CASE WHEN c.recording IS NOT NULL THEN 'duplicate' END,
         f.fate, 'vanished') END AS tombstone
 FROM old o CROSS JOIN (SELECT coalesce(max("order") + 1, 0) AS base FROM old) h
 LEFT JOIN packed p USING (recording) LEFT JOIN kept k USING (recording) LEFT JOIN copies c USING (recording)
@@ -166,7 +169,9 @@ def _pack(db: duckdb.DuckDBPyConnection, shard_s: float) -> pa.Table:
 
     Ids are hashes, so a shard mixes albums.
     """
-    table = db.sql("SELECT recording, size, duration_s, attempt FROM to_place ORDER BY recording").to_arrow_table()
+    table = db.sql(
+        "SELECT recording, size, duration_s, attempt FROM to_place ORDER BY recording"
+    ).to_arrow_table()
     ids, attempts = table["recording"].to_pylist(), table["attempt"].to_pylist()
     seconds = zip(table["duration_s"].to_pylist(), table["size"].to_pylist(), strict=True)
     starts = next_fit((d if d > 0 else size / BYTES_PER_S for d, size in seconds), shard_s)
@@ -209,10 +214,14 @@ def _member(recording: str, attempt: int) -> str:
 
 
 def _summary(db: duckdb.DuckDBPyConnection) -> PlanSummary:
-    live = """SELECT count(*), count(DISTINCT shard), count(*) FILTER (split = 'valid'), coalesce(sum(duration_s), 0),
+    live = """SELECT count(*), count(DISTINCT shard), count(*) FILTER (split = 'valid'),
+        coalesce(sum(duration_s), 0),
         coalesce(sum(duration_s) FILTER (split = 'valid'), 0) FROM next WHERE tombstone IS NULL"""
     recordings, shards, valid, seconds, valid_seconds = _run(db, live)[0]
-    placed = "SELECT count(*) FILTER (attempt = 0), count(*) FILTER (attempt > 0), count(DISTINCT shard) FROM packed"
+    placed = (
+        "SELECT count(*) FILTER (attempt = 0), count(*) FILTER (attempt > 0), count(DISTINCT "
+        "shard) FROM packed"
+    )
     new, replanned, new_shards = _run(db, placed)[0]
     reasons = "SELECT tombstone, count(*) FROM next WHERE tombstone IS NOT NULL GROUP BY 1 ORDER BY 1"
     return PlanSummary(

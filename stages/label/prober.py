@@ -62,7 +62,9 @@ def probe_all(
             worker.stop()
 
 
-def _hand_out(pool: list["_Worker"], source: Iterator[bytes], again: deque, workers: int, target: str) -> None:
+def _hand_out(
+    pool: list["_Worker"], source: Iterator[bytes], again: deque, workers: int, target: str
+) -> None:
     """Give every idle worker a chunk; start another worker only for a chunk that nobody is free for."""
     while True:
         idle = [w for w in pool if not w.pending]

@@ -25,8 +25,18 @@ class Plan:
     validation_share: float = 0.02  # of recordings, at least one
 
     def __post_init__(self):
-        require(0 < self.shard_minutes <= 24 * 60, "recipe.plan.shard_minutes", self.shard_minutes, "expected above 0, at most 1440")
-        require(0 <= self.validation_share < 1, "recipe.plan.validation_share", self.validation_share, "expected at least 0, below 1")
+        require(
+            0 < self.shard_minutes <= 24 * 60,
+            "recipe.plan.shard_minutes",
+            self.shard_minutes,
+            "expected above 0, at most 1440",
+        )
+        require(
+            0 <= self.validation_share < 1,
+            "recipe.plan.validation_share",
+            self.validation_share,
+            "expected at least 0, below 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -43,9 +53,19 @@ class Recipe:
         require(1 <= self.fit_threads <= 64, "recipe.fit_threads", self.fit_threads, "expected 1 to 64")
         if self.codes is not None:
             hop = hop_samples(self.codes)
-            require(hop > 0 and hop % HOP_SAMPLES == 0, "hop_samples", hop, f"of teacher {self.codes.name}; expected a multiple of {HOP_SAMPLES}")
+            require(
+                hop > 0 and hop % HOP_SAMPLES == 0,
+                "hop_samples",
+                hop,
+                f"of teacher {self.codes.name}; expected a multiple of {HOP_SAMPLES}",
+            )
             size = self.codes.codebook_size
-            require(2 <= size <= 65_536, "codebook_size", size, f"of teacher {self.codes.name}; expected 2 to 65536, codes are uint16")
+            require(
+                2 <= size <= 65_536,
+                "codebook_size",
+                size,
+                f"of teacher {self.codes.name}; expected 2 to 65536, codes are uint16",
+            )
 
 
 @dataclass(frozen=True)
@@ -59,9 +79,16 @@ class Pool:
 
     def __post_init__(self):
         require(self.cpus > 0, "cpus", self.cpus, "expected above 0; fractions such as 0.5 may be")
-        require(self.gpus >= 0, "gpus", self.gpus, "expected 0 (no GPU) or more; fractions such as 0.25 may be")
+        require(
+            self.gpus >= 0, "gpus", self.gpus, "expected 0 (no GPU) or more; fractions such as 0.25 may be"
+        )
         require(self.memory_gb > 0, "memory_gb", self.memory_gb, "expected above 0")
-        require(self.max_workers is None or self.max_workers >= 1, "max_workers", self.max_workers, "expected 1 or more")
+        require(
+            self.max_workers is None or self.max_workers >= 1,
+            "max_workers",
+            self.max_workers,
+            "expected 1 or more",
+        )
 
 
 @dataclass(frozen=True)
@@ -93,16 +120,43 @@ class Run:
     max_failed_shards: int = field(default=100)  # then the run stops
 
     def __post_init__(self):
-        require(len(self.audio) > 0, "run.audio", list(self.audio), "name at least one folder, s3:// prefix or list of files")
-        require(all(self.audio), "run.audio", list(self.audio), "an empty path; is a variable of your command unset?")
+        require(
+            len(self.audio) > 0,
+            "run.audio",
+            list(self.audio),
+            "name at least one folder, s3:// prefix or list of files",
+        )
+        require(
+            all(self.audio),
+            "run.audio",
+            list(self.audio),
+            "an empty path; is a variable of your command unset?",
+        )
         require(bool(self.out), "run.out", self.out, "an empty path; is a variable of your command unset?")
-        require(0 <= self.max_rejected_share <= 1, "run.max_rejected_share", self.max_rejected_share, "expected 0 to 1")
+        require(
+            0 <= self.max_rejected_share <= 1,
+            "run.max_rejected_share",
+            self.max_rejected_share,
+            "expected 0 to 1",
+        )
         require(self.cpus is None or self.cpus >= 1, "run.cpus", self.cpus, "expected at least 1")
         require(self.attempts >= 1, "run.attempts", self.attempts, "expected at least 1")
         require(self.stall_s > 0, "run.stall_s", self.stall_s, "expected seconds above 0")
-        require(self.decode_memory_gb >= 0.3, "run.decode_memory_gb", self.decode_memory_gb, "expected 0.3, which a decoder needs, or more")
-        require(self.scan_workers is None or self.scan_workers >= 1, "run.scan_workers", self.scan_workers, "expected at least 1")
-        require(self.max_failed_shards >= 0, "run.max_failed_shards", self.max_failed_shards, "expected 0 or more")
+        require(
+            self.decode_memory_gb >= 0.3,
+            "run.decode_memory_gb",
+            self.decode_memory_gb,
+            "expected 0.3, which a decoder needs, or more",
+        )
+        require(
+            self.scan_workers is None or self.scan_workers >= 1,
+            "run.scan_workers",
+            self.scan_workers,
+            "expected at least 1",
+        )
+        require(
+            self.max_failed_shards >= 0, "run.max_failed_shards", self.max_failed_shards, "expected 0 or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,9 +173,18 @@ def load(path: str, overrides: list[str] = ()) -> Config:
 
 def _teacher_class(data: dict, where: str) -> type:
     name = data.pop("teacher", None)
-    require(isinstance(name, str), f"{where}.teacher", name, f"name one of {', '.join(TEACHERS)}, or package.module:Class")
+    require(
+        isinstance(name, str),
+        f"{where}.teacher",
+        name,
+        f"name one of {', '.join(TEACHERS)}, or package.module:Class",
+    )
     if name not in TEACHERS and ":" not in name:
-        raise ValueError(config.unknown(f"{where}.teacher {name!r}", name, list(TEACHERS)).replace("unknown key ", "unknown "))
+        raise ValueError(
+            config.unknown(f"{where}.teacher {name!r}", name, list(TEACHERS)).replace(
+                "unknown key ", "unknown "
+            )
+        )
     module, _, attribute = TEACHERS.get(name, name).partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -134,7 +197,13 @@ def audio_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def cqt_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
-    return {"stage": "cqt", "version": Cqt.version, "audio": audio8, "threads": recipe.threads, **own_fields(recipe.cqt)}
+    return {
+        "stage": "cqt",
+        "version": Cqt.version,
+        "audio": audio8,
+        "threads": recipe.threads,
+        **own_fields(recipe.cqt),
+    }
 
 
 def teacher_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -145,15 +214,30 @@ def own_fields(part: Any) -> dict[str, Any]:
     """A stage's or teacher's fields. Those that came `later` are left out at their default: columns made
     before they existed keep their names."""
     later = getattr(part, "later", ())
-    values = {f.name: getattr(part, f.name) for f in fields(part) if f.name not in later or getattr(part, f.name) != f.default}
+    values = {
+        f.name: getattr(part, f.name)
+        for f in fields(part)
+        if f.name not in later or getattr(part, f.name) != f.default
+    }
     return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
 def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dict[str, Any]:
-    return {"stage": "codes", "version": 1, "audio": audio8, "threads": recipe.threads,
-            "weights_sha256": weights_sha256, **{"teacher": teacher_recipe(recipe)}}
+    return {
+        "stage": "codes",
+        "version": 1,
+        "audio": audio8,
+        "threads": recipe.threads,
+        "weights_sha256": weights_sha256,
+        **{"teacher": teacher_recipe(recipe)},
+    }
 
 
 def fit_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
     """What a fitted teacher depends on besides the audio itself."""
-    return {"audio": audio8, "threads": recipe.fit_threads, "plan": asdict(recipe.plan), **teacher_recipe(recipe)}
+    return {
+        "audio": audio8,
+        "threads": recipe.fit_threads,
+        "plan": asdict(recipe.plan),
+        **teacher_recipe(recipe),
+    }

@@ -106,7 +106,8 @@ def scan(
 
 
 def check_roots(roots: list[str], exclude: Iterable[str] = ()) -> None:
-    """Raise ValueError unless every root can be read and one of them holds a file to scan; lists no further than that."""
+    """Raise ValueError unless every root can be read and one of them holds a file to scan; lists no further
+    than that."""
     listings, ignored = _opened(roots)
     passed, excluded = 0, _excluded(exclude)
     for listing in listings:
@@ -115,12 +116,15 @@ def check_roots(roots: list[str], exclude: Iterable[str] = ()) -> None:
                 return
             passed += 1
     left_out = f" and {passed} that run.exclude leaves out" if passed else ""
-    raise ValueError(f"no audio files found under {', '.join(roots)} ({ignored.count} other files{left_out} seen): "
-                     f"give a folder with wav, flac, mp3, ogg, opus, m4a or aac files")
+    raise ValueError(
+        f"no audio files found under {', '.join(roots)} ({ignored.count} other files{left_out} seen): "
+        f"give a folder with wav, flac, mp3, ogg, opus, m4a or aac files"
+    )
 
 
 def _opened(roots: list[str]) -> tuple[list[Callable[[], Iterator[Found]]], "_Count"]:
-    """All roots, opened before the first is listed: a mistyped one must not cost an hour. And a count of what is no candidate."""
+    """All roots, opened before the first is listed: a mistyped one must not cost an hour. And a count of what
+    is no candidate."""
     ignored = _Count()
     return [open_root(root, ignored.add) for root in roots], ignored
 
@@ -159,7 +163,13 @@ def _list(roots: list[str], exclude: list[str], path: Path, tell: "_Teller") -> 
 
 
 def _probe(
-    identity: Identity, total: int, workers: int, known: Known | None, target: str, hang_s: float, tell: "_Teller"
+    identity: Identity,
+    total: int,
+    workers: int,
+    known: Known | None,
+    target: str,
+    hang_s: float,
+    tell: "_Teller",
 ) -> Iterator[dict[str, Any]]:
     """Rows of `PROBED`, in the order of completion."""
     known_sha = known.get if isinstance(known, Mapping) else known

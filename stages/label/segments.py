@@ -21,7 +21,9 @@ def cut(blocks: Iterable[np.ndarray], segments: list[dict]) -> Iterator[tuple[di
         while have < count:
             block = next(source, None)
             if block is None:
-                raise RuntimeError(f"{segment['recording']}: the teacher gave {have} frames, {count} are needed")
+                raise RuntimeError(
+                    f"{segment['recording']}: the teacher gave {have} frames, {count} are needed"
+                )
             held.append(block)
             have += len(block)
         joined = held[0] if len(held) == 1 else np.concatenate(held)

@@ -83,16 +83,31 @@ class ShardWorker:
         Returns a small row: shard, column, status ('finished' | 'skipped' | 'failed'), error, counts, times.
         """
         started, cpu = time.time(), _cpu_s()
-        row: dict[str, Any] = {"shard": shard, "column": self.job.column, "stage": self.job.stage.name, "error": None}
+        row: dict[str, Any] = {
+            "shard": shard,
+            "column": self.job.column,
+            "stage": self.job.stage.name,
+            "error": None,
+        }
         try:
             done = self._finished(shard)
             record = done or self._make(shard)
-            row |= {"status": "skipped" if done else "finished", "kept": record.kept,
-                    "rejected": len(record.rejects), "samples": record.samples, "bytes": record.bytes}
+            row |= {
+                "status": "skipped" if done else "finished",
+                "kept": record.kept,
+                "rejected": len(record.rejects),
+                "samples": record.samples,
+                "bytes": record.bytes,
+            }
         except (ReadError, OSError, MemoryError, RuntimeError, ValueError) as error:
             row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             row["disk_full"] = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        row |= {"started": started, "wall_s": time.time() - started, "busy_s": _cpu_s() - cpu, "host": platform.node()}
+        row |= {
+            "started": started,
+            "wall_s": time.time() - started,
+            "busy_s": _cpu_s() - cpu,
+            "host": platform.node(),
+        }
         return row
 
     def _finished(self, shard: str) -> records.Record | None:
@@ -115,13 +130,28 @@ class ShardWorker:
                 kept, rejects = write(publication.writer, self.run(inputs), paths)
                 totals = publication.writer.finish()
                 facts = self.run.facts() if hasattr(self.run, "facts") else {}
-                run = {"host": platform.node(), "started": started, "wall_s": time.time() - started, "busy_s": _cpu_s() - cpu}
+                run = {
+                    "host": platform.node(),
+                    "started": started,
+                    "wall_s": time.time() - started,
+                    "busy_s": _cpu_s() - cpu,
+                }
                 if isinstance(job.stage, Decode):
                     run["slowest"] = self.run.slowest()
                 publication.record = records.Record(
-                    shard=shard, column=job.column, recipe=job.recipe, inputs=len(paths), kept=kept, rejects=rejects,
-                    source_sha256=source_sha256, software=self.software, device=job.device.split(":")[0], facts=facts, run=run,
-                    **totals)
+                    shard=shard,
+                    column=job.column,
+                    recipe=job.recipe,
+                    inputs=len(paths),
+                    kept=kept,
+                    rejects=rejects,
+                    source_sha256=source_sha256,
+                    software=self.software,
+                    device=job.device.split(":")[0],
+                    facts=facts,
+                    run=run,
+                    **totals,
+                )
         return publication.record
 
     @contextmanager
@@ -138,15 +168,20 @@ class ShardWorker:
         try:
             audio = records.read(self.storage, self.job.audio_column, shard)
         except FileNotFoundError:
-            raise ReadError(f"{self.job.audio_column}/{shard} is not finished, {self.job.column} waits for it") from None
+            raise ReadError(
+                f"{self.job.audio_column}/{shard} is not finished, {self.job.column} waits for it"
+            ) from None
         index = column.read_index(self.storage, self.job.audio_column, shard)
         names = dict.fromkeys(index.column("recording").to_pylist(), "")
         with self.storage.arriving(records.file(self.job.audio_column, shard, "tar")) as (path, arrived):
             yield waves(path, index, arrived), names, audio.sha256
 
 
-def write(writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, str]) -> tuple[int, list[dict]]:
-    """Write a stage's items while it computes the next; returns (kept, rejects). One outcome per input, or AssertionError."""
+def write(
+    writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, str]
+) -> tuple[int, list[dict]]:
+    """Write a stage's items while it computes the next; returns (kept, rejects). One outcome per input, or
+    AssertionError."""
     kept, rejects, seen = 0, [], set()
     for item in ahead(items):
         if isinstance(item, Sample):
@@ -160,7 +195,9 @@ def write(writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, s
         else:
             assert isinstance(item, Rejected)
             writer.take_back()
-            rejects.append({"recording": item.recording, "path": paths[item.recording], "reason": item.reason})
+            rejects.append(
+                {"recording": item.recording, "path": paths[item.recording], "reason": item.reason}
+            )
     assert len(seen) == len(paths), f"{len(paths)} inputs, {len(seen)} outcomes"
     return kept, rejects
 

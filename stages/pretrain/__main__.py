@@ -1,4 +1,5 @@
-"""Training without Ray: `torchrun --nproc-per-node N -m stages.pretrain CONFIG --set …`, or plain python for one rank."""
+"""Training without Ray: `torchrun --nproc-per-node N -m stages.pretrain CONFIG --set …`, or plain python for
+one rank."""
 
 import argparse
 import os
@@ -11,10 +12,19 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m stages.pretrain", description="Pre-train on labelled shards, one process a rank.")
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.pretrain", description="Pre-train on labelled shards, one process a rank."
+    )
     parser.add_argument("config", metavar="CONFIG", help="for example configs/pretrain/quickstart.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override one field, e.g. run.name=mine")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's; LOCAL_RANK says the same
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override one field, e.g. run.name=mine",
+    )
+    # the deepspeed launcher's; LOCAL_RANK says the same
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     try:
         outcome = train(config.load(arguments.config, arguments.set), lambda text: print(text, flush=True))

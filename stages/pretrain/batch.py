@@ -29,13 +29,17 @@ class Batch:
 
     wave_BN: Tensor  # float32, full scale ±1; what the model hears, mixture included
     mask_BT: Tensor  # bool; True where the model's input frame is replaced
-    codes: dict[str, Tensor]  # column name → int64 (B, L, K); label frame i covers [hop i, hop i + hop) of the crop
-    cqt_BLF: Tensor | None = None  # float32 (B, L, F) of the clean clip, as the column's record or `cqt: online` says
-    context_BN: Tensor | None = None  # float32, the clean clip with its context on both sides, for `cqt: online`
+    # column name → int64 (B, L, K); label frame i covers [hop i, hop i + hop) of the crop
+    codes: dict[str, Tensor]
+    # float32 (B, L, F) of the clean clip, as the column's record or `cqt: online` says
+    cqt_BLF: Tensor | None = None
+    # float32, the clean clip with its context on both sides, for `cqt: online`
+    context_BN: Tensor | None = None
     keys: list[str] = field(default_factory=list)  # of the segments, for messages
     recordings: list[str] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)  # place of each sample in the order of its epoch
-    replaced: list[str] = field(default_factory=list)  # `key: reason` of samples that failed and were replaced
+    # `key: reason` of samples that failed and were replaced
+    replaced: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> "Batch":
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
@@ -44,6 +48,9 @@ class Batch:
         return self._moved(lambda tensor: tensor.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {name: move(value) for name in ("wave_BN", "mask_BT", "cqt_BLF", "context_BN")
-                   if (value := getattr(self, name)) is not None}
+        tensors = {
+            name: move(value)
+            for name in ("wave_BN", "mask_BT", "cqt_BLF", "context_BN")
+            if (value := getattr(self, name)) is not None
+        }
         return replace(self, codes={name: move(value) for name, value in self.codes.items()}, **tensors)

@@ -66,7 +66,8 @@ class Checkpoints:
     def _write(self, name: str, parts: dict[str, dict], state: dict[str, Any]) -> None:
         local = self.storage.is_local
         folder = f"{ATTEMPT}{name}" if local else name
-        self.storage.delete(f"{name}/state.json")  # of the same update, from before a restart: not complete while it is replaced
+        # of the same update, from before a restart: not complete while it is replaced
+        self.storage.delete(f"{name}/state.json")
         if local:
             shutil.rmtree(self.storage.path(folder), ignore_errors=True)
         digests = {}
@@ -74,7 +75,9 @@ class Checkpoints:
             data = save(parts[part])
             digests[f"{part}.safetensors"] = hashlib.sha256(data).hexdigest()
             self.storage.write(f"{folder}/{part}.safetensors", data)
-        self.storage.write(f"{folder}/state.json", json.dumps(state | {"sha256": digests}, indent=1).encode() + b"\n")
+        self.storage.write(
+            f"{folder}/state.json", json.dumps(state | {"sha256": digests}, indent=1).encode() + b"\n"
+        )
         if local:
             place = Path(self.storage.path(name))
             shutil.rmtree(place, ignore_errors=True)
@@ -100,7 +103,9 @@ class Checkpoints:
         """Complete checkpoints, oldest first."""
         import pyarrow.fs as pafs
 
-        found = self.storage.fs.get_file_info(pafs.FileSelector(self.storage.base, allow_not_found=True, recursive=True))
+        found = self.storage.fs.get_file_info(
+            pafs.FileSelector(self.storage.base, allow_not_found=True, recursive=True)
+        )
         folders = [Path(i.path).parent.name for i in found if i.base_name == "state.json"]
         return sorted(n for n in folders if n.startswith("u"))
 
@@ -127,8 +132,10 @@ class Checkpoints:
         try:
             return json.loads(self.storage.read(f"{name}/state.json"))
         except (ValueError, OSError) as error:
-            raise ValueError(f"checkpoint {self.storage.path(name)}/state.json: {error}; remove the folder {name} to go on "
-                             f"from the one before") from None
+            raise ValueError(
+                f"checkpoint {self.storage.path(name)}/state.json: {error}; remove the folder {name} to go "
+                "on from the one before"
+            ) from None
 
     def _read(self, name: str, part: str, state: dict[str, Any]) -> dict[str, torch.Tensor]:
         file = f"{name}/{part}.safetensors"
@@ -138,14 +145,20 @@ class Checkpoints:
                 raise ValueError("its sha256 is not the one noted in state.json")
             return load(data)
         except (ValueError, OSError, SafetensorError) as error:
-            raise ValueError(f"checkpoint {self.storage.path(file)}: {error}; remove the folder {name} to go on from the one before") from None
+            raise ValueError(
+                f"checkpoint {self.storage.path(file)}: {error}; remove the folder {name} to go on "
+                f"from the one before"
+            ) from None
 
     def _check(self, engine: Engine, tensors: dict[str, torch.Tensor], name: str) -> None:
         own = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in engine.model.named_parameters()}
         for n, shape in own.items():
             seen = tuple(tensors[n].shape) if n in tensors else None
             if seen != shape:
-                raise ValueError(f"checkpoint {self.storage.path(name)}: {n} is {seen}, this model's is {shape}: the model changed")
+                raise ValueError(
+                    f"checkpoint {self.storage.path(name)}: {n} is {seen}, this model's is {shape}: "
+                    f"the model changed"
+                )
 
 
 def _generators(world: World) -> dict[str, torch.Tensor]:
@@ -162,7 +175,8 @@ def _set_generators(rng: dict[str, torch.Tensor], world: World) -> None:
 
 
 def seed_generators(seed: int, update: int, world: World) -> None:
-    """Seed this process's generators once, when it starts: dropout differs between ranks and repeats between runs."""
+    """Seed this process's generators once, when it starts: dropout differs between ranks and repeats between
+    runs."""
     value = int(np.random.SeedSequence([seed, update, world.rank]).generate_state(1)[0])
     torch.manual_seed(value)
     random.seed(value)

@@ -1,7 +1,8 @@
 """Weights from files of others: safetensors, and PyTorch pickles of which nothing is run.
 
-A pickle may name any function to be called. Here tensors and plain values are read, the classes that fairseq's
-checkpoints are known to hold become inert stand-ins, and a file that names anything else is refused.
+A pickle may name any function to be called. Here tensors and plain values are read, the classes that
+fairseq's checkpoints are known to hold become inert stand-ins, and a file that names anything else is
+refused.
 """
 
 import json
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 INERT_PACKAGES = ("fairseq", "omegaconf", "argparse", "numpy", "_codecs", "mert_fairseq", "enum")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder, the first that is there
+# of a Hugging Face folder, the first that is there
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Inert:
@@ -39,7 +41,10 @@ def read(place: str | Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).exists()]
         if not found:
-            raise ValueError(f"weights {path}: expected {' or '.join(WEIGHT_FILES)} in it (a model in several files: merge it first)")
+            raise ValueError(
+                f"weights {path}: expected {' or '.join(WEIGHT_FILES)} in it (a model in several "
+                f"files: merge it first)"
+            )
         path = found[0]
     elif not path.exists():
         raise ValueError(f"weights {path}: there is no such file or folder")
@@ -55,11 +60,16 @@ def _pickle(path: Path) -> dict[str, Any]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"weights {path}: no PyTorch file of version 1.6 or later ({error}); save it again with a newer torch") from None
+        raise ValueError(
+            f"weights {path}: no PyTorch file of version 1.6 or later ({error}); save it again with a "
+            f"newer torch"
+        ) from None
     strange = [name for name in names if name.split(".")[0] not in INERT_PACKAGES]
     if strange:
-        raise ValueError(f"weights {path} asks to call {', '.join(sorted(strange))}: only tensors and plain values are read from a pickle; "
-                         "save its tensors as safetensors if you trust it")
+        raise ValueError(
+            f"weights {path} asks to call {', '.join(sorted(strange))}: only tensors and plain values are "
+            "read from a pickle; save its tensors as safetensors if you trust it"
+        )
     with torch.serialization.safe_globals([(Inert, name) for name in names]):
         found = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(found, dict):

@@ -27,11 +27,17 @@ class Run:
     weights: str | None = None  # published weights to go on from: a Hugging Face folder or a fairseq file
     ranks: int | None = None  # unset: one a GPU of the cluster, or one on a machine without GPUs
     threads: int | None = None  # of one rank on the CPU; unset: its share of the cores
-    max_restarts: int = 10  # after a rank or node died; a finished checkpoint in between starts the count anew
+    # after a rank or node died; a finished checkpoint in between starts the count anew
+    max_restarts: int = 10
     stall_minutes: float = 10.0  # a rank without progress for so long ends the run with every rank's stack
 
     def __post_init__(self):
-        require(self.name not in ("", ".", "..") and "/" not in self.name, "run.name", self.name, "expected a plain folder name")
+        require(
+            self.name not in ("", ".", "..") and "/" not in self.name,
+            "run.name",
+            self.name,
+            "expected a plain folder name",
+        )
         require(self.seed >= 0, "run.seed", self.seed, "expected 0 or more")
         require(self.ranks is None or self.ranks >= 1, "run.ranks", self.ranks, "expected at least 1")
         require(self.threads is None or self.threads >= 1, "run.threads", self.threads, "expected at least 1")
@@ -49,8 +55,15 @@ class Checkpoints:
     at: str | None = None  # folder or s3:// prefix; unset: RUN/checkpoints
 
     def __post_init__(self):
-        require(self.every_updates >= 1, "checkpoints.every_updates", self.every_updates, "expected at least 1")
-        require(self.every_minutes > 0, "checkpoints.every_minutes", self.every_minutes, "expected minutes above 0")
+        require(
+            self.every_updates >= 1, "checkpoints.every_updates", self.every_updates, "expected at least 1"
+        )
+        require(
+            self.every_minutes > 0,
+            "checkpoints.every_minutes",
+            self.every_minutes,
+            "expected minutes above 0",
+        )
         require(self.keep >= 1, "checkpoints.keep", self.keep, "expected at least 1")
 
 
@@ -75,13 +88,19 @@ class Watch:
 class Guard:
     """What happens when an update's loss or gradient is not finite, or its loss jumps."""
 
-    spike: float | None = 3.0  # skip an update whose loss is above this many times the mean of the last ones
+    # skip an update whose loss is above this many times the mean of the last ones
+    spike: float | None = 3.0
     window: int = 50  # updates of that mean; none is judged before so many were seen
     in_a_row: int = 10  # bad updates after which `then` happens
     then: str = "stop"  # stop | restore: the last good checkpoint, past the data since
 
     def __post_init__(self):
-        require(self.spike is None or self.spike > 1, "guard.spike", self.spike, "expected above 1, or null for none")
+        require(
+            self.spike is None or self.spike > 1,
+            "guard.spike",
+            self.spike,
+            "expected above 1, or null for none",
+        )
         require(self.window >= 1, "guard.window", self.window, "expected at least 1")
         require(self.in_a_row >= 1, "guard.in_a_row", self.in_a_row, "expected at least 1")
         require(self.then in ("stop", "restore"), "guard.then", self.then, "expected stop or restore")
@@ -120,15 +139,20 @@ def load(path: str, overrides: list[str] = ()) -> Config:
 def check_target(configuration: Config, cqt: Any) -> None:
     """Refuse a logarithm of logarithms; `cqt`: the pinned column, or None."""
     if cqt is not None and cqt.magnitude == "log" and configuration.objective.cqt_target == "log":
-        raise ValueError(f"objective.cqt_target is log, but {cqt.name} holds logarithms already: set objective.cqt_target=linear, "
-                         f"which takes the column as it is")
+        raise ValueError(
+            f"objective.cqt_target is log, but {cqt.name} holds logarithms already: set "
+            "objective.cqt_target=linear, which takes the column as it is"
+        )
 
 
 def identity(configuration: Config) -> dict[str, Any]:
     """What decides the curve besides the data: sections that a resumed run must repeat."""
     own = asdict(configuration)
     batch = own["optim"].pop("global_batch")
-    return {name: own[name] for name in ("model", "objective", "masking", "mixture", "optim")} | {"seed": own["run"]["seed"], "global_batch": batch}
+    return {name: own[name] for name in ("model", "objective", "masking", "mixture", "optim")} | {
+        "seed": own["run"]["seed"],
+        "global_batch": batch,
+    }
 
 
 def _completed(known: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -154,5 +178,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], allow: tuple[str, ..
         if isinstance(value, dict) and isinstance(old, dict):
             field = next(k for k in value if old.get(k) != value[k])
             where, was, wanted = f"{section}.{field}", old.get(field), value[field]
-        raise ValueError(f"{where} is {wanted!r}, the run at {run} was started with {was!r}: set it back, choose another run.name, "
-                         f"or go on with the new value by --set resume.allow={section}")
+        raise ValueError(
+            f"{where} is {wanted!r}, the run at {run} was started with {was!r}: set it back, choose another "
+            f"run.name, or go on with the new value by --set resume.allow={section}"
+        )

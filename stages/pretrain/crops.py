@@ -1,6 +1,7 @@
 """One micro-batch of crops: which bytes, read, checked, replaced where they fail, masked and mixed.
 
-Letters: B clips, N samples at 24 kHz, T model frames, L label frames, K codebooks, F CQT bins, G a global batch.
+Letters: B clips, N samples at 24 kHz, T model frames, L label frames, K codebooks, F CQT bins, G a global
+batch.
 """
 
 import io
@@ -24,7 +25,8 @@ from stages.shards.frames import decode_cqt
 
 FULL_SCALE = 32768.0
 UNREADABLE = (OSError, EOFError, RuntimeError)  # soundfile's errors are RuntimeErrors
-Audio = tuple[Want, int]  # where the bytes are, and the first sample in them once decoded; -1 when they are the samples
+# where the bytes are, and the first sample in them once decoded; -1 when they are the samples
+Audio = tuple[Want, int]
 TRIES = 16  # replacements of one sample, before the data as a whole is taken for unreadable
 
 
@@ -48,7 +50,9 @@ class Places:
         shard_G, number_G = self._epoch(state.seed, state.epoch).take(state.consumed, state.global_batch)
         shard_B, number_B = shard_G[places_B], number_G[places_B]
         keys_B = draws.keys(draws.key(draws.CROP, state.seed, state.epoch), state.consumed + places_B)
-        return self._crops(self._pinned.ends_S[shard_B] - self._pinned.crops_S[shard_B] + number_B, draws.uniform(keys_B, 0))
+        return self._crops(
+            self._pinned.ends_S[shard_B] - self._pinned.crops_S[shard_B] + number_B, draws.uniform(keys_B, 0)
+        )
 
     def replacement(self, state: State, place: int, attempt: int) -> Crops:
         """Another sample of the data for one that cannot be read: the same whoever asks."""
@@ -64,8 +68,8 @@ class Places:
         return self._epochs[seed, epoch]
 
     def _crops(self, sample_B: np.ndarray, share_B: np.ndarray) -> Crops:
-        """Of samples numbered through all shards. A segment's n crops of one pass share it out: crop j begins in the
-        j-th of n equal parts of where one may begin."""
+        """Of samples numbered through all shards. A segment's n crops of one pass share it out: crop j begins
+        in the j-th of n equal parts of where one may begin."""
         pinned = self._pinned
         row_B = np.searchsorted(pinned.ends_R, sample_B, side="right")
         count_B = pinned.crops_R[row_B].astype(np.int64)
@@ -93,12 +97,21 @@ class Reader:
     """Makes micro-batches; one for each process that reads."""
 
     def __init__(self, pinned: Pinned, data: Data, masking: Masking, mixture: Mixture, frames: int):
-        self.pinned, self.data, self.masking, self.mixture, self.frames = pinned, data, masking, mixture, frames
+        self.pinned, self.data, self.masking, self.mixture, self.frames = (
+            pinned,
+            data,
+            masking,
+            mixture,
+            frames,
+        )
         self.places = Places(pinned, data)
         self.tars = Tars(pinned, data.cache_folder, data.cache_gb)
         self._stored_cqt = pinned.cqt is not None and pinned.cqt.name != "online"
         self._context = pinned.cqt.context_samples if pinned.cqt else 0
-        self._label_bytes = [c.codebooks * np.dtype(t).itemsize for c, t in zip(pinned.codes, pinned.facts.codes_dtype, strict=True)]
+        self._label_bytes = [
+            c.codebooks * np.dtype(t).itemsize
+            for c, t in zip(pinned.codes, pinned.facts.codes_dtype, strict=True)
+        ]
         if self._stored_cqt:
             self._label_bytes.append(pinned.cqt.bins * np.dtype(pinned.cqt.dtype).itemsize)
         self._raw: dict[int, _Raw] = {}  # by clips: micro-batches may differ by one
@@ -114,21 +127,30 @@ class Reader:
 
     def ahead(self, plan: Plan) -> None:
         """Have its bytes fetched meanwhile."""
-        self.tars.ahead([want for audio, labels in plan.wants for want in (audio[0], *labels)] + [want for want, _ in plan.donors])
+        self.tars.ahead(
+            [want for audio, labels in plan.wants for want in (audio[0], *labels)]
+            + [want for want, _ in plan.donors]
+        )
 
     def batch(self, plan: Plan) -> Batch:
         """The planned samples in their order. ValueError when no replacement can be read."""
         state, places_B = plan.state, plan.places
         keys_B = draws.keys(draws.key(draws.MASK, state.seed, state.epoch), state.consumed + places_B)
         mask_BT = self.masking.draw(keys_B, self.frames)
-        batch, _ = self._read(plan.crops, plan.wants, mask_BT, lambda i, attempt: self.places.replacement(state, int(places_B[i]), attempt))
+        batch, _ = self._read(
+            plan.crops,
+            plan.wants,
+            mask_BT,
+            lambda i, attempt: self.places.replacement(state, int(places_B[i]), attempt),
+        )
         batch.positions = (state.consumed + places_B).tolist()
         self._mix(batch.wave_BN.numpy(), plan)
         return batch
 
     def fixed(self, crops: Crops, numbers_B: np.ndarray, keys_B: np.ndarray, shown_B: np.ndarray) -> Batch:
-        """The held-out crops of these numbers, clean. The mask is empty where shown_B is False or where a crop cannot be read
-        and another fills its place: such a row counts for nothing."""
+        """The held-out crops of these numbers, clean. The mask is empty where shown_B is False or where a
+        crop cannot be read and another fills its place: such a row counts for nothing."""
+
         def another(i: int, attempt: int) -> Crops:
             other = [(int(numbers_B[i]) + 1 + attempt) % len(crops.row)]
             return Crops(crops.row[other], crops.start[other])
@@ -138,13 +160,20 @@ class Reader:
         batch.mask_BT &= torch.from_numpy(shown_B & (attempts_B == 0))[:, None]
         return batch
 
-    def _read(self, crops: Crops, wants: list[Wanted], mask_BT: np.ndarray, replacement) -> tuple[Batch, np.ndarray]:
+    def _read(
+        self, crops: Crops, wants: list[Wanted], mask_BT: np.ndarray, replacement
+    ) -> tuple[Batch, np.ndarray]:
         """The batch, and for each clip how many samples failed in its place."""
         clips = len(crops.row)
         if clips not in self._raw:
             self._raw[clips] = _Raw(self, clips)  # once: new pages cost as much as reading into them
         raw, exact_BLF = self._raw[clips], self._raw[clips].new_cqt()
-        row_B, start_B, replaced, attempt_B = crops.row.copy(), crops.start.copy(), [], np.zeros(len(crops.row), dtype=int)
+        row_B, start_B, replaced, attempt_B = (
+            crops.row.copy(),
+            crops.start.copy(),
+            [],
+            np.zeros(len(crops.row), dtype=int),
+        )
         pending = list(range(len(row_B)))
         while pending:
             left = Crops(row_B[pending], start_B[pending])
@@ -152,19 +181,29 @@ class Reader:
             for i, reason in failed.items():
                 replaced.append(f"{self.pinned.key(row_B[i])}: {reason}")
                 if attempt_B[i] == TRIES:
-                    raise ValueError(f"data: {TRIES} samples in a row could not be read, last {replaced[-1]}: is the data there? "
-                                     f"`overtone verify` names what is damaged")
+                    raise ValueError(
+                        f"data: {TRIES} samples in a row could not be read, last {replaced[-1]}: is the data "
+                        "there? `overtone verify` names what is damaged"
+                    )
                 other = replacement(i, int(attempt_B[i]))
                 row_B[i], start_B[i] = other.row[0], other.start[0]
                 attempt_B[i] += 1
             pending = sorted(failed)
         keys = [self.pinned.key(row) for row in row_B]
         recordings = [key.rpartition("-")[0] for key in keys]
-        batch = Batch(mask_BT=torch.from_numpy(mask_BT), cqt_BLF=exact_BLF, **raw.tensors(), keys=keys, recordings=recordings, replaced=replaced)
+        batch = Batch(
+            mask_BT=torch.from_numpy(mask_BT),
+            cqt_BLF=exact_BLF,
+            **raw.tensors(),
+            keys=keys,
+            recordings=recordings,
+            replaced=replaced,
+        )
         return batch, attempt_B
 
     def _mix(self, wave_BN: np.ndarray, plan: Plan) -> None:
-        """Add the pieces. A donor that cannot be read adds nothing: whoever owns it replaces and counts it."""
+        """Add the pieces. A donor that cannot be read adds nothing: whoever owns it replaces and counts
+        it."""
         pieces, scale = plan.pieces, np.float32(self.mixture.gain / FULL_SCALE)
         for audio, clip, to, length in zip(plan.donors, pieces.clip, pieces.to, pieces.length, strict=True):
             piece = np.empty(length, dtype="<i2")
@@ -180,16 +219,26 @@ class Reader:
         at_B = self.pinned.audio_R[crops.row] + np.where(packed_B, 0, 2 * crops.start)
         size_B = np.where(packed_B, packed_B, 2 * length_B)
         first_B = np.where(packed_B, crops.start, -1)
-        places = zip(self.pinned.shard_R[crops.row].tolist(), at_B.tolist(), size_B.tolist(), first_B.tolist(), strict=True)
+        places = zip(
+            self.pinned.shard_R[crops.row].tolist(),
+            at_B.tolist(),
+            size_B.tolist(),
+            first_B.tolist(),
+            strict=True,
+        )
         return [((0, shard, at, size), first) for shard, at, size, first in places]
 
     def wants(self, crops: Crops) -> list[Wanted]:
         """For each crop its audio, and the frames of every label column."""
-        found: list[Wanted] = [(audio, []) for audio in self.audio(crops, np.full(len(crops.row), self.data.samples))]
+        found: list[Wanted] = [
+            (audio, []) for audio in self.audio(crops, np.full(len(crops.row), self.data.samples))
+        ]
         frame_B, frames = crops.start // HOP_SAMPLES, self.data.samples // HOP_SAMPLES
         for column, width in enumerate(self._label_bytes):
             coded = column < len(self.pinned.codes)
-            at_B = (self.pinned.codes_RC[crops.row, column] if coded else self.pinned.cqt_R[crops.row]) + frame_B * width
+            at_B = (
+                self.pinned.codes_RC[crops.row, column] if coded else self.pinned.cqt_R[crops.row]
+            ) + frame_B * width
             for (audio, labels), at in zip(found, at_B.tolist(), strict=True):
                 labels.append((1 + column, audio[0][1], at, frames * width))
         return found
@@ -210,7 +259,8 @@ class Reader:
                 raise EOFError(f"flac member ends before sample {first + len(out_N)}")
 
     def context(self, row: int, first: int, out_N: np.ndarray) -> None:
-        """As `wave`, but across the neighbouring segments of the recording; zero outside the recording. `first` may be below 0."""
+        """As `wave`, but across the neighbouring segments of the recording; zero outside the recording.
+        `first` may be below 0."""
         position = int(self.pinned.start_R[row]) + first
         while first < 0 and self.pinned.start_R[row] > 0:
             row -= 1
@@ -235,7 +285,10 @@ class _Raw:
         self.reader, pinned, samples = reader, reader.pinned, reader.data.samples
         labels, self.context = samples // HOP_SAMPLES, reader._context
         self.wave_BN = np.empty((clips, samples + 2 * self.context), dtype="<i2")
-        self.stored = [np.empty((clips, labels, c.codebooks), dtype=t) for c, t in zip(pinned.codes, pinned.facts.codes_dtype, strict=True)]
+        self.stored = [
+            np.empty((clips, labels, c.codebooks), dtype=t)
+            for c, t in zip(pinned.codes, pinned.facts.codes_dtype, strict=True)
+        ]
         if reader._stored_cqt:
             self.stored.append(np.empty((clips, labels, pinned.cqt.bins), dtype=pinned.cqt.dtype))
 
@@ -243,7 +296,9 @@ class _Raw:
         """float32 (B, L, F), for the batch to keep."""
         return torch.empty(self.stored[-1].shape) if self.reader._stored_cqt else None
 
-    def fill(self, clips: list[int], crops: Crops, wants: list[Wanted], exact_BLF: torch.Tensor | None) -> dict[int, str]:
+    def fill(
+        self, clips: list[int], crops: Crops, wants: list[Wanted], exact_BLF: torch.Tensor | None
+    ) -> dict[int, str]:
         """Read these clips; returns those that failed, and why."""
         failed: dict[int, str] = {}
         for i, row, start, wanted in zip(clips, crops.row, crops.start, wants, strict=True):
@@ -255,7 +310,9 @@ class _Raw:
             top_B = codes_BLK.max(axis=(1, 2))
             for i in clips:
                 if top_B[i] >= column.size:
-                    failed.setdefault(i, f"{column.name} holds the code {top_B[i]}, its codebooks have {column.size}")
+                    failed.setdefault(
+                        i, f"{column.name} holds the code {top_B[i]}, its codebooks have {column.size}"
+                    )
         if exact_BLF is not None:
             failed = self._cqt(clips, crops.row, exact_BLF) | failed
         return failed
@@ -287,7 +344,14 @@ class _Raw:
         """The waves and codes of a Batch, before any mixture."""
         pinned, scale = self.reader.pinned, np.float32(1 / FULL_SCALE)
         whole_BN = torch.from_numpy(self.wave_BN * scale)
-        codes = {c.name: torch.from_numpy(v.astype(np.int64)) for c, v in zip(pinned.codes, self.stored, strict=False)}
+        codes = {
+            c.name: torch.from_numpy(v.astype(np.int64))
+            for c, v in zip(pinned.codes, self.stored, strict=False)
+        }
         if not self.context:
             return {"wave_BN": whole_BN, "codes": codes}
-        return {"wave_BN": whole_BN[:, self.context : -self.context].clone(), "context_BN": whole_BN, "codes": codes}
+        return {
+            "wave_BN": whole_BN[:, self.context : -self.context].clone(),
+            "context_BN": whole_BN,
+            "codes": codes,
+        }

@@ -1,7 +1,8 @@
-"""Random numbers that are a function of what they are for: (seed, epoch, position, …), never of a generator's past.
+"""Random numbers that are a function of what they are for: (seed, epoch, position, …), never of a generator's
+past.
 
-Each number is the output function of SplitMix64 (Steele, Lea, Flood 2014) of a key and a counter, so any of them
-can be had alone, on any rank, in any worker, in any order. Vectorised; arithmetic wraps modulo 2**64.
+Each number is the output function of SplitMix64 (Steele, Lea, Flood 2014) of a key and a counter, so any of
+them can be had alone, on any rank, in any worker, in any order. Vectorised; arithmetic wraps modulo 2**64.
 """
 
 import numpy as np
@@ -9,7 +10,9 @@ import numpy as np
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
-VERSION = 1  # of every drawing rule of training: raise it when the same seed would give another order, crop, mask or mixture
+# of every drawing rule of training: raise it when the same seed would give another order, crop, mask or
+# mixture
+VERSION = 1
 
 # What a number is for. Two uses never share a stream.
 SHARDS, COPIES, SHUFFLE, CROP, MASK, MIXTURE, REPLACEMENT, VALIDATION = range(1, 9)
@@ -45,7 +48,9 @@ def bits(key: np.ndarray | np.uint64, counters: np.ndarray) -> np.ndarray:
     """uint64: the numbers at these counters of each key's stream; the two are broadcast together."""
     counted = np.asarray(counters).astype(np.uint64)
     with np.errstate(over="ignore"):  # of scalars: arrays wrap without a word
-        return _mix(np.array(np.asarray(key, dtype=np.uint64) + (counted + np.uint64(1)) * np.uint64(_GOLDEN)))
+        return _mix(
+            np.array(np.asarray(key, dtype=np.uint64) + (counted + np.uint64(1)) * np.uint64(_GOLDEN))
+        )
 
 
 def uniform(key: np.ndarray | np.uint64, counters: np.ndarray) -> np.ndarray:

@@ -40,14 +40,31 @@ class EngineSettings:
 
     def __post_init__(self):
         require(self.micro_batch >= 1, "engine.micro_batch", self.micro_batch, "expected at least 1")
-        require(self.precision in DTYPES, "engine.precision", self.precision, f"expected one of {', '.join(DTYPES)}")
-        require(self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", self.zero_stage, "expected 0, 1, 2 or 3")
-        require(not (self.compile and self.zero_stage == 3), "engine.compile", self.compile, "ZeRO 3 gathers weights by hooks: use stage 0 to 2")
-        require(not (self.offload_optimizer and self.zero_stage == 0), "engine.offload_optimizer", True, "needs zero_stage 1, 2 or 3")
-
+        require(
+            self.precision in DTYPES,
+            "engine.precision",
+            self.precision,
+            f"expected one of {', '.join(DTYPES)}",
+        )
+        require(
+            self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", self.zero_stage, "expected 0, 1, 2 or 3"
+        )
+        require(
+            not (self.compile and self.zero_stage == 3),
+            "engine.compile",
+            self.compile,
+            "ZeRO 3 gathers weights by hooks: use stage 0 to 2",
+        )
+        require(
+            not (self.offload_optimizer and self.zero_stage == 0),
+            "engine.offload_optimizer",
+            True,
+            "needs zero_stage 1, 2 or 3",
+        )
 
     def copies(self, ranks: int) -> float:
-        """fp32 copies of the weights that the optimiser adds on one rank: two moments, and from stage 1 on weights of its own."""
+        """fp32 copies of the weights that the optimiser adds on one rank: two moments, and from stage 1 on
+        weights of its own."""
         return 2.0 if self.zero_stage == 0 else 3.0 / ranks
 
 
@@ -77,21 +94,44 @@ class _Cast(nn.Module):
 class Engine:
     """Wraps `model` (on the CPU or the rank's device); every rank must call every method alike."""
 
-    def __init__(self, model: nn.Module, settings: EngineSettings, optim: Optim, world: World, accumulation: int):
-        self.model, self.settings, self.optim, self.world, self.accumulation = model, settings, optim, world, accumulation
+    def __init__(
+        self, model: nn.Module, settings: EngineSettings, optim: Optim, world: World, accumulation: int
+    ):
+        self.model, self.settings, self.optim, self.world, self.accumulation = (
+            model,
+            settings,
+            optim,
+            world,
+            accumulation,
+        )
         model.to(world.device)
         if settings.compile:
             compiler = os.environ.get("CXX", "g++")  # torch's inductor looks there
-            require(shutil.which(compiler) is not None, "engine.compile", True, f"needs a C++ compiler, and {compiler} is not on PATH: "
-                    f"install one, or set engine.compile to false")
+            require(
+                shutil.which(compiler) is not None,
+                "engine.compile",
+                True,
+                f"needs a C++ compiler, and {compiler} is not on PATH: "
+                f"install one, or set engine.compile to false",
+            )
             model.compile()
         self.scale = DynamicScale(settings.precision == "fp16")
         self.adam = Adam(model.named_parameters(), optim)
-        self._deepspeed = _initialize(_Cast(model, DTYPES[settings.precision]), self.adam, settings, optim, world, accumulation)
+        self._deepspeed = _initialize(
+            _Cast(model, DTYPES[settings.precision]), self.adam, settings, optim, world, accumulation
+        )
         self.stage = settings.zero_stage
         self._prime()
 
-    def update(self, batches: Iterable[tuple[Batch, dict[str, Tensor]]], frames: int, rate: float, drawn: tuple, judge, flags=()) -> Updated:
+    def update(
+        self,
+        batches: Iterable[tuple[Batch, dict[str, Tensor]]],
+        frames: int,
+        rate: float,
+        drawn: tuple,
+        judge,
+        flags=(),
+    ) -> Updated:
         """One update from this rank's `accumulation` micro-batches, each with further sums to add up.
 
         `frames` = masked frames of the whole global batch: the loss is its sum divided by that, whatever
@@ -101,8 +141,15 @@ class Engine:
         self._begin()
         own: dict[str, Tensor] = {}
         for i, (batch, further) in enumerate(batches):
-            terms = self._deepspeed(self.world.device.type, wave_BN=batch.wave_BN, mask_BT=batch.mask_BT, codes=batch.codes,
-                                    cqt_BLF=batch.cqt_BLF, keep_layers=drawn[0], codebooks=drawn[1])
+            terms = self._deepspeed(
+                self.world.device.type,
+                wave_BN=batch.wave_BN,
+                mask_BT=batch.mask_BT,
+                codes=batch.codes,
+                cqt_BLF=batch.cqt_BLF,
+                keep_layers=drawn[0],
+                codebooks=drawn[1],
+            )
             loss = terms.pop("loss")
             for name, value in {"loss": loss.detach(), **terms, **further}.items():
                 own[name] = own.get(name, 0) + value.detach().double()
@@ -110,7 +157,8 @@ class Engine:
             if i == self.accumulation - 1:
                 sums, agreed = _summed(own, flags, self.world)
                 skip = judge(float(sums["loss"]) / frames)
-                loss = loss * float("nan") if skip else loss  # non-finite gradients are DeepSpeed's own way to skip
+                # non-finite gradients are DeepSpeed's own way to skip
+                loss = loss * float("nan") if skip else loss
             self._backward(loss)
         assert i == self.accumulation - 1, "a loader gave too few micro-batches"
         norm, applied = self._step()
@@ -119,7 +167,8 @@ class Engine:
         return Updated(sums, agreed, norm, not applied, scale)
 
     def _backward(self, loss: Tensor) -> None:
-        self._deepspeed.backward(loss * self.scale.value if self.stage == 0 else loss)  # ZeRO multiplies by its own
+        # ZeRO multiplies by its own
+        self._deepspeed.backward(loss * self.scale.value if self.stage == 0 else loss)
         if not self._deepspeed.is_gradient_accumulation_boundary():
             self._deepspeed.step()
 
@@ -129,7 +178,9 @@ class Engine:
             torch._foreach_div_(grads, self.scale.value)
             norm = float(nn.utils.get_total_norm(grads))
             self.adam.skip = norm != norm or norm == float("inf")
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.optim.clip_norm, torch.tensor(norm, device=self.world.device))
+            nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self.optim.clip_norm, torch.tensor(norm, device=self.world.device)
+            )
             self._deepspeed.step()
             return (float("inf"), False) if self.adam.skip else (norm, True)
         self._deepspeed.step()
@@ -140,7 +191,8 @@ class Engine:
         self._deepspeed.train()
         if self.stage and self.settings.precision == "fp16":
             self._deepspeed.optimizer.override_loss_scale(self.scale.value)
-        if self.stage == 3:  # a layer that is left out would keep its last gradient there, and in the offloaded copies
+        # a layer that is left out would keep its last gradient there, and in the offloaded copies
+        if self.stage == 3:
             self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
             for flat in self._deepspeed.optimizer.fp32_partitioned_groups_flat:
                 if flat.grad is not None:
@@ -151,11 +203,19 @@ class Engine:
         """The model in eval mode with whole weights, under the run's precision, without gradients."""
         import deepspeed
 
-        whole = deepspeed.zero.GatheredParameters(list(self.model.parameters())) if self.stage == 3 else contextlib.nullcontext()
+        whole = (
+            deepspeed.zero.GatheredParameters(list(self.model.parameters()))
+            if self.stage == 3
+            else contextlib.nullcontext()
+        )
         dtype = DTYPES[self.settings.precision]
         self._deepspeed.eval()
         try:
-            with whole, torch.no_grad(), torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32):
+            with (
+                whole,
+                torch.no_grad(),
+                torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32),
+            ):
                 yield self.model
         finally:
             self._deepspeed.train()
@@ -193,7 +253,8 @@ class Engine:
         return int(next(iter(self.adam.state.values()))["step"])
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Take over what `gathered` gave; every rank holds all `tensors`. Strict: names and shapes must agree."""
+        """Take over what `gathered` gave; every rank holds all `tensors`. Strict: names and shapes must
+        agree."""
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
@@ -203,7 +264,11 @@ class Engine:
             value = tensors[name].to(self.world.device)
             if self.stage:
                 safe_set_full_fp32_param(parameter, value)
-            gathered = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0) if self.stage == 3 else contextlib.nullcontext()
+            gathered = (
+                deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+                if self.stage == 3
+                else contextlib.nullcontext()
+            )
             with gathered, torch.no_grad():
                 parameter.data.copy_(value.view_as(parameter))
             for key in MOMENTS:
@@ -216,35 +281,50 @@ class Engine:
     def _prime(self) -> None:
         """Make Adam's moments exist, as zeros, before its first step: they can then be read and set.
 
-        DeepSpeed would link them after its first group's first step, when those of other groups do not exist yet."""
+        DeepSpeed would link them after its first group's first step, when those of other groups do not exist
+        yet."""
         zero = self._deepspeed.optimizer
         flats = {0: lambda: list(self.model.parameters()), 3: lambda: zero.fp32_partitioned_groups_flat}
         for flat in flats.get(self.stage, lambda: zero.single_partition_of_fp32_groups)():
             if not self.adam.state[flat]:
-                self.adam.state[flat] = {"step": torch.tensor(0.0), **{key: torch.zeros_like(flat.data) for key in MOMENTS}}
+                self.adam.state[flat] = {
+                    "step": torch.tensor(0.0),
+                    **{key: torch.zeros_like(flat.data) for key in MOMENTS},
+                }
         if self.stage in (1, 2):
             zero._lazy_init_hp_params_optimizer_state()
 
 
-def _summed(own: dict[str, Tensor], flags: Iterable[bool], world: World) -> tuple[dict[str, Tensor], list[bool]]:
+def _summed(
+    own: dict[str, Tensor], flags: Iterable[bool], world: World
+) -> tuple[dict[str, Tensor], list[bool]]:
     """Every sum and flag over all ranks, in one exchange."""
     said = torch.tensor([float(f) for f in flags], dtype=torch.float64)
     shapes = {name: value.shape for name, value in own.items()}
     flat = torch.cat([*(v.reshape(-1).double().cpu() for v in own.values()), said])
     parts = list(world.sum(flat).cpu().split([s.numel() for s in shapes.values()] + [len(said)]))
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=False)}, [bool(v) for v in parts[-1].tolist()]
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=False)}, [
+        bool(v) for v in parts[-1].tolist()
+    ]
 
 
 def deepspeed_config(settings: EngineSettings, optim: Optim, cuda: bool, accumulation: int) -> dict[str, Any]:
     """Our settings in DeepSpeed's words, explicit where its defaults changed; the user's JSON merged in."""
-    zero: dict[str, Any] = {"stage": settings.zero_stage, "contiguous_gradients": True, "reduce_scatter": True, "overlap_comm": cuda,
-                            "round_robin_gradients": False}
+    zero: dict[str, Any] = {
+        "stage": settings.zero_stage,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "overlap_comm": cuda,
+        "round_robin_gradients": False,
+    }
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
     own = {
-        "train_micro_batch_size_per_gpu": 1,  # the loss is a sum over the global batch: DeepSpeed's count of samples is not used
+        # the loss is a sum over the global batch: DeepSpeed's count of samples is not used
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": optim.clip_norm if settings.zero_stage else 0.0,  # stage 0 is clipped here, before its step
+        # stage 0 is clipped here, before its step
+        "gradient_clipping": optim.clip_norm if settings.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -271,21 +351,26 @@ def _merged(own: dict[str, Any], theirs: dict[str, Any], where: str) -> dict[str
         if isinstance(value, dict) and isinstance(own.get(key), dict):
             merged[key] = _merged(own[key], value, f"{where}{key}.")
         elif key in own and own[key] != value:
-            raise ValueError(f"{where}{key} is {value!r}, but the run's configuration makes it {own[key]!r}: "
-                             f"leave it out there, and set it under engine: or optim:")
+            raise ValueError(
+                f"{where}{key} is {value!r}, but the run's configuration makes it {own[key]!r}: "
+                f"leave it out there, and set it under engine: or optim:"
+            )
         else:
             merged[key] = value
     return merged
 
 
-def _initialize(module: nn.Module, adam: Adam, settings: EngineSettings, optim: Optim, world: World, accumulation: int):
+def _initialize(
+    module: nn.Module, adam: Adam, settings: EngineSettings, optim: Optim, world: World, accumulation: int
+):
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if world.device.type == "cuda" else "cpu")
     import logging
 
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if world.device.type == "cpu":  # its shared-memory sums need a compiler and add in another order than gloo
+    # its shared-memory sums need a compiler and add in another order than gloo
+    if world.device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config = deepspeed_config(settings, optim, world.device.type == "cuda", accumulation)
     engine, *_ = deepspeed.initialize(model=module, optimizer=adam, config=config, dist_init_required=False)

@@ -1,6 +1,6 @@
 """RUN, the folder of one training run: its lock, its configuration, its pinned data, its metrics.
 
-    RUN/config.yaml  data.json  metrics.jsonl  curves.png  checkpoints/  tensorboard/  stacks/  run.lock
+RUN/config.yaml  data.json  metrics.jsonl  curves.png  checkpoints/  tensorboard/  stacks/  run.lock
 """
 
 import fcntl
@@ -42,8 +42,10 @@ class Folder:
                 time.sleep(0.2)
                 continue
             self._lock.seek(0)
-            raise ValueError(f"another training run ({self._lock.read().strip() or 'unknown'}) works on {self.path}: "
-                             f"wait for it, stop it, or choose another run.name")
+            raise ValueError(
+                f"another training run ({self._lock.read().strip() or 'unknown'}) works on {self.path}: "
+                f"wait for it, stop it, or choose another run.name"
+            )
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
@@ -60,12 +62,19 @@ class Folder:
         if self.world.leads:
             (self.path / name).write_text("seen")
         self.world.barrier()
-        blind = [host for host, sees in self.world.gather((socket.gethostname(), (self.path / name).exists())) if not sees]
+        blind = [
+            host
+            for host, sees in self.world.gather((socket.gethostname(), (self.path / name).exists()))
+            if not sees
+        ]
         self.world.barrier()
         if self.world.leads:
             (self.path / name).unlink()
         if blind:
-            raise ValueError(f"run.dir: RUN {self.path} is not visible on {blind[0]}: it must lie on storage that every rank shares")
+            raise ValueError(
+                f"run.dir: RUN {self.path} is not visible on {blind[0]}: it must lie on storage that "
+                f"every rank shares"
+            )
 
     def previous(self) -> dict[str, Any] | None:
         """data.json of an earlier start; None for a new run. ValueError if the run was another one."""
@@ -74,17 +83,28 @@ class Folder:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{self.path / 'data.json'} cannot be read ({error}): restore it, or choose another run.name") from None
-        check_same(before["started_with"], json.loads(json.dumps(identity(self.config))), self.config.resume.allow, str(self.path))
+            raise ValueError(
+                f"{self.path / 'data.json'} cannot be read ({error}): restore it, or choose another run.name"
+            ) from None
+        check_same(
+            before["started_with"],
+            json.loads(json.dumps(identity(self.config))),
+            self.config.resume.allow,
+            str(self.path),
+        )
         return before
 
     def write_start(self, data: dict[str, Any]) -> None:
         """config.yaml and data.json, each whole or not at all."""
         _replace(self.path / "config.yaml", yaml.safe_dump(_plain(asdict(self.config)), sort_keys=False))
-        _replace(self.path / "data.json", json.dumps(data | {"started_with": identity(self.config)}, indent=1) + "\n")
+        _replace(
+            self.path / "data.json",
+            json.dumps(data | {"started_with": identity(self.config)}, indent=1) + "\n",
+        )
 
     def cut_metrics(self, update: int) -> None:
-        """Drop what was measured after the restored checkpoint (`update` updates were done), and half a line."""
+        """Drop what was measured after the restored checkpoint (`update` updates were done), and half a
+        line."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _keeps(line, update)]
@@ -111,7 +131,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     if isinstance(value, float):
-        return float(f"{value:.13g}") if value == value and abs(value) != float("inf") else None  # a time keeps its milliseconds
+        # a time keeps its milliseconds
+        return float(f"{value:.13g}") if value == value and abs(value) != float("inf") else None
     return value
 
 

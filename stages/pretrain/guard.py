@@ -1,4 +1,5 @@
-"""What happens to an update whose loss jumps or is not finite: skipped, counted, and acted upon when they come in a row."""
+"""What happens to an update whose loss jumps or is not finite: skipped, counted, and acted upon when they
+come in a row."""
 
 import math
 from collections import deque
@@ -19,7 +20,11 @@ class Judge:
         if not math.isfinite(loss):
             return True
         full = len(self.history) == self.guard.window
-        return bool(self.guard.spike) and full and loss > self.guard.spike * sum(self.history) / len(self.history)
+        return (
+            bool(self.guard.spike)
+            and full
+            and loss > self.guard.spike * sum(self.history) / len(self.history)
+        )
 
     def note(self, loss: float, skipped: bool, scaled: bool) -> bool:
         """After an update; True when `guard.in_a_row` bad ones came together.
@@ -43,5 +48,7 @@ class Judge:
 def given_up(guard: Guard, reached: int, tried: str | None, metrics: Path) -> ValueError:
     """What to say when there is nothing left to try at update `reached`."""
     tried = tried or "there is no checkpoint to go back to, or guard.then is stop"
-    return ValueError(f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update {reached}; {tried}: "
-                      f"lower optim.rate, and see {metrics}")
+    return ValueError(
+        f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update "
+        f"{reached}; {tried}: lower optim.rate, and see {metrics}"
+    )

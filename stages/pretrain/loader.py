@@ -1,8 +1,8 @@
 """The training loader: endless micro-batches from any place of the order on, read ahead by worker processes.
 
-Nothing here is drawn from a generator and nothing is communicated: each rank computes the same order and takes its
-stripe of every global batch, so the sequence of global batches is the same at any number of ranks, workers and any
-micro-batch.
+Nothing here is drawn from a generator and nothing is communicated: each rank computes the same order and
+takes its stripe of every global batch, so the sequence of global batches is the same at any number of ranks,
+workers and any micro-batch.
 
 Letters: G samples of a global batch, B of a micro-batch, V held-out crops.
 """
@@ -39,15 +39,30 @@ class TooManyBad(ValueError):
 class Loader:
     """One rank's share of the data. `frames`: model frames of a crop, which are masked."""
 
-    def __init__(self, pinned: Pinned, data: Data, masking: Masking, mixture: Mixture, frames: int, micro_batch: int,
-                 rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        pinned: Pinned,
+        data: Data,
+        masking: Masking,
+        mixture: Mixture,
+        frames: int,
+        micro_batch: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
         if micro_batch < 1:
             raise ValueError(f"micro_batch is {micro_batch}: expected at least 1 sample")
         assert 0 <= rank < world, (rank, world)
         masking.masked_frames(frames)  # too short a crop is refused here, not in a worker
         if not pinned.there:  # pinned by a rank of another node
             pinned = pin(data, pinned.to_json())
-        self.pinned, self.data, self.micro_batch, self.rank, self.world = pinned, data, micro_batch, rank, world
+        self.pinned, self.data, self.micro_batch, self.rank, self.world = (
+            pinned,
+            data,
+            micro_batch,
+            rank,
+            world,
+        )
         self._made = (pinned, data, masking, mixture, frames)
         self._places = Places(pinned, data)
         self._reader: Reader | None = None
@@ -60,18 +75,23 @@ class Loader:
         return self.pinned.samples_per_epoch
 
     def micro_batches(self, state: State) -> int:
-        """Of this rank in one update, of at most `micro_batch` samples; they differ by one sample where the global batch
-        does not divide. ValueError when it is too small for the ranks, or an epoch is shorter than it."""
+        """Of this rank in one update, of at most `micro_batch` samples; they differ by one sample where the
+        global batch does not divide. ValueError when it is too small for the ranks, or an epoch is shorter
+        than it."""
         self.pinned.require(state.global_batch)
         least, most = state.global_batch // self.world, -(-state.global_batch // self.world)
         count = -(-most // self.micro_batch)
         if least < count:
-            raise ValueError(f"global_batch is {state.global_batch}, micro_batch {self.micro_batch} on {self.world} ranks: some ranks "
-                             f"would have {least} samples for {count} micro-batches; raise the global batch, or use fewer ranks")
+            raise ValueError(
+                f"global_batch is {state.global_batch}, micro_batch {self.micro_batch} on {self.world} "
+                f"ranks: some ranks would have {least} samples for {count} micro-batches; raise the global "
+                "batch, or use fewer ranks"
+            )
         return count
 
     def sample_ids(self, state: State) -> list[str]:
-        """KEY+START of every sample of the state's global batch in order, START in samples of the segment; replacements not told."""
+        """KEY+START of every sample of the state's global batch in order, START in samples of the segment;
+        replacements not told."""
         state = state.settled(self.pinned.samples_per_epoch)
         crops = self._places.crops(state, np.arange(state.global_batch))
         return [f"{self.pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
@@ -91,15 +111,18 @@ class Loader:
             self.seen += len(batch.keys)
             self.bad += len(batch.replaced)
             if self.bad > self.data.max_bad_share * max(self.seen, FEW):
-                raise TooManyBad(f"{self.bad} of {self.seen} samples could not be read, more than data.max_bad_share "
-                                 f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names what is damaged")
+                raise TooManyBad(
+                    f"{self.bad} of {self.seen} samples could not be read, more than data.max_bad_share "
+                    f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names "
+                    f"what is damaged"
+                )
             yield batch
 
     def validation(self) -> Iterator[Batch]:
         """This rank's share of the held-out crops: the same crops and masks every time, without mixture.
 
-        Every rank gets the same number of micro-batches (ZeRO 3 needs that); at the end, rows that fill them up repeat a
-        crop with an empty mask, so that sums over masked frames leave them out.
+        Every rank gets the same number of micro-batches (ZeRO 3 needs that); at the end, rows that fill them
+        up repeat a crop with an empty mask, so that sums over masked frames leave them out.
         """
         if self._reader is None:
             self._reader = Reader(*self._made)
@@ -130,12 +153,16 @@ class Loader:
             wanted = crop_bytes * self.micro_batch * self.data.workers * (self.data.prefetch + 1)
             free = shutil.disk_usage(SHARED_MEMORY).free
             if wanted > free:
-                raise ValueError(f"data.workers is {self.data.workers} and data.prefetch {self.data.prefetch}: their micro-batches take "
-                                 f"{wanted / 2**20:.0f} MiB of {SHARED_MEMORY}, {free / 2**20:.0f} MiB are free: lower them, or enlarge it")
+                raise ValueError(
+                    f"data.workers is {self.data.workers} and data.prefetch {self.data.prefetch}: their "
+                    f"micro-batches take {wanted / 2**20:.0f} MiB of {SHARED_MEMORY}, {free / 2**20:.0f} MiB "
+                    "are free: lower them, or enlarge it"
+                )
 
 
 class _Stream(IterableDataset):
-    """Worker w of W makes every W-th micro-batch; the data loader takes them in turn, so their order is fixed."""
+    """Worker w of W makes every W-th micro-batch; the data loader takes them in turn, so their order is
+    fixed."""
 
     def __init__(self, made: tuple, count: int, rank: int, world: int, state: State):
         self.made, self.count, self.state = made, count, state
@@ -166,15 +193,30 @@ class _Stream(IterableDataset):
 
 def _loading(dataset: _Stream, data: Data) -> Iterator[Batch]:
     local = all("://" not in root for root in data.corpora)
-    options = {"prefetch_factor": data.prefetch, "multiprocessing_context": "fork" if local else "spawn"} if data.workers else {}
-    # A generator of its own: the data loader seeds itself from it, and the global one belongs to the model's dropout.
-    # The S3 client does not survive a fork: its workers are started afresh.
-    return iter(DataLoader(dataset, batch_size=None, num_workers=data.workers, collate_fn=_itself, generator=torch.Generator(),
-                           worker_init_fn=_outlive, pin_memory=torch.cuda.is_available(), **options))
+    options = (
+        {"prefetch_factor": data.prefetch, "multiprocessing_context": "fork" if local else "spawn"}
+        if data.workers
+        else {}
+    )
+    # A generator of its own: the data loader seeds itself from it, and the global one belongs to the model's
+    # dropout. The S3 client does not survive a fork: its workers are started afresh.
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=data.workers,
+            collate_fn=_itself,
+            generator=torch.Generator(),
+            worker_init_fn=_outlive,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+    )
 
 
 def _outlive(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can end its update and save."""
+    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can end its update
+    and save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -185,12 +227,15 @@ def _itself(batch: Batch) -> Batch:
 
 
 def held_out(pinned: Pinned, data: Data) -> Crops:
-    """At most data.valid_crops crops of the held-out segments, side by side in them, drawn in turn from every recording."""
+    """At most data.valid_crops crops of the held-out segments, side by side in them, drawn in turn from every
+    recording."""
     row_V = pinned.valid_V
     count_V = pinned.samples_R[row_V] // data.samples
     row = np.repeat(row_V, count_V)
     number = np.arange(len(row)) - np.repeat(np.cumsum(count_V) - count_V, count_V)
-    recording = np.unique([pinned.recording(r) for r in row_V], return_inverse=True)[1] if len(row_V) else row_V
+    recording = (
+        np.unique([pinned.recording(r) for r in row_V], return_inverse=True)[1] if len(row_V) else row_V
+    )
     chance = draws.bits(np.uint64(draws.key(draws.VALIDATION, 0)), np.arange(len(row)))
     by_recording = np.lexsort((chance, np.repeat(recording, count_V)))
     owner = np.repeat(recording, count_V)[by_recording]

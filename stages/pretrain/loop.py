@@ -2,8 +2,8 @@
 
     join the ranks → open RUN → pin the data → build the model → restore → update, validate, checkpoint, …
 
-Every rank runs this file alike. What one rank alone decides (its clock, a signal) is agreed on at the boundary
-of an update, in the same exchange that adds up the losses.
+Every rank runs this file alike. What one rank alone decides (its clock, a signal) is agreed on at the
+boundary of an update, in the same exchange that adds up the losses.
 """
 
 import contextlib
@@ -43,9 +43,11 @@ FURTHER = "for more, raise optim.updates with --set resume.allow=optim, or choos
 
 
 def train(config: Config, say: Callable[[str], None] = print) -> str:
-    """Train until the last update, or until asked to stop; the same call goes on from there. Returns done or stopped.
+    """Train until the last update, or until asked to stop; the same call goes on from there. Returns done or
+    stopped.
 
-    Raises ValueError for what a user can mend, on every rank alike; OSError when a checkpoint cannot be written.
+    Raises ValueError for what a user can mend, on every rank alike; OSError when a checkpoint cannot be
+    written.
     """
     with joined(timeout_s=60 * config.run.stall_minutes + 60) as world:
         torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // world.neighbours))
@@ -54,7 +56,9 @@ def train(config: Config, say: Callable[[str], None] = print) -> str:
         pinned = world.lead(pin, config.data, before, set(config.resume.allow))
         pinned.require(config.optim.global_batch)
         check_target(config, pinned.cqt)
-        with contextlib.closing(Training(config, world, folder, pinned, Report(config, world, folder, say))) as training:
+        with contextlib.closing(
+            Training(config, world, folder, pinned, Report(config, world, folder, say))
+        ) as training:
             training.begin()
             return training.run()
 
@@ -75,7 +79,9 @@ class Training:
         self.judge = Judge(config.guard)
         self.best: tuple[float, int] | None = None  # held-out loss, update
         self.replaced, self.restored = 0, []
-        self.checkpoints = Checkpoints(config.checkpoints.at or str(folder.path / "checkpoints"), config.checkpoints.keep, world)
+        self.checkpoints = Checkpoints(
+            config.checkpoints.at or str(folder.path / "checkpoints"), config.checkpoints.keep, world
+        )
         self.watchdog = Watchdog(folder.path / "stacks", world.rank, 60 * config.run.stall_minutes)
         self.stopping = Stopping(folder.path / "stop")
 
@@ -86,7 +92,9 @@ class Training:
 
     def _loader(self, rank: int, ranks: int, micro_batch: int, workers: int | None = None) -> Loader:
         data = self.config.data if workers is None else replace(self.config.data, workers=workers)
-        return Loader(self.pinned, data, self.config.masking, self.config.mixture, self.frames, micro_batch, rank, ranks)
+        return Loader(
+            self.pinned, data, self.config.masking, self.config.mixture, self.frames, micro_batch, rank, ranks
+        )
 
     def _own_loader(self, workers: int | None = None) -> Loader:
         return self._loader(self.world.rank, self.world.size, self.config.engine.micro_batch, workers)
@@ -101,7 +109,9 @@ class Training:
             self.report.say(str(taken))
         saved = world.lead(self.checkpoints.state, newest) if newest else None
         own = (self.pinned.fingerprint, config.run.seed, config.optim.global_batch)
-        self.state = State.from_json(saved["state"]).resumed(*own, set(config.resume.allow)) if saved else State(*own)
+        self.state = (
+            State.from_json(saved["state"]).resumed(*own, set(config.resume.allow)) if saved else State(*own)
+        )
         if self.state.update >= config.optim.updates:
             return
         self.micro_batches = self.loader.micro_batches(self.state)
@@ -124,14 +134,23 @@ class Training:
         self.best = tuple(saved["best"]) if saved["best"] else None
 
     def _first_look(self, has_head: bool) -> metrics.Baselines:
-        """Rank 0 counts code frequencies and CQT means of some training crops, and finds where a CQT head without values starts."""
+        """Rank 0 counts code frequencies and CQT means of some training crops, and finds where a CQT head
+        without values starts."""
         found = None
         if self.world.leads:
-            place = State(self.pinned.fingerprint, 0, min(self.config.watch.baseline_crops, self.pinned.samples_per_epoch))
+            place = State(
+                self.pinned.fingerprint,
+                0,
+                min(self.config.watch.baseline_crops, self.pinned.samples_per_epoch),
+            )
             how = "default" if has_head else self.config.objective.cqt_start
             with contextlib.closing(self._loader(0, 1, min(place.global_batch, 16), workers=0)) as loader:
-                batches = itertools.islice(map(self._ready, loader.stream(place)), loader.micro_batches(place))
-                found = first_look(self.model, batches, self.pinned.codes, how, DTYPES[self.config.engine.precision])
+                batches = itertools.islice(
+                    map(self._ready, loader.stream(place)), loader.micro_batches(place)
+                )
+                found = first_look(
+                    self.model, batches, self.pinned.codes, how, DTYPES[self.config.engine.precision]
+                )
         baselines, head = self.world.broadcast(found)
         if self.model.cqt_head:
             self.model.cqt_head.start(*head)
@@ -148,7 +167,9 @@ class Training:
         """Update until the end, or until asked to stop; returns which."""
         last, watch, saving = self.config.optim.updates, self.config.watch, self.config.checkpoints
         if self.state.update >= last:
-            self.report.say(f"this run is finished ({self.state.update} updates in {self.folder.path}); {FURTHER}")
+            self.report.say(
+                f"this run is finished ({self.state.update} updates in {self.folder.path}); {FURTHER}"
+            )
             return DONE
         stream, saved_at = self.loader.stream(self.state), time.monotonic()
         while self.state.update < last:
@@ -163,29 +184,48 @@ class Training:
                 self._save(wait=done or stop)
                 saved_at = time.monotonic()
             if stop and not done:
-                self.report.say(f"stopped after update {self.state.update}; the same command goes on from there")
+                self.report.say(
+                    f"stopped after update {self.state.update}; the same command goes on from there"
+                )
                 return STOPPED
         self.report.log("end", update=last)
         self.report.say(f"finished: {last} updates, in {self.folder.path}")
         return DONE
 
     def _update(self, stream: Iterator[Batch], due: bool) -> tuple[bool, bool, bool]:
-        """One update; returns whether to stop, whether a checkpoint is due, and whether bad updates came in a row."""
+        """One update; returns whether to stop, whether a checkpoint is due, and whether bad updates came in a
+        row."""
         began, epoch, rate = time.monotonic(), self.state.epoch, self.config.optim.rate_at(self.state.update)
         before, drawn = self.state, self.model.draw(self.config.run.seed, self.state.update)
         flags = (self.stopping.asked(), due and self.world.leads)
         self.waited_s, self.failed = 0.0, []
-        done = self.engine.update(self._micro_batches(stream), self.update_frames, rate, drawn, self.judge.bad, flags)
+        done = self.engine.update(
+            self._micro_batches(stream), self.update_frames, rate, drawn, self.judge.bad, flags
+        )
         loss = float(done.sums["loss"]) / self.update_frames
-        overflow = done.skipped and done.scale != 1.0 and not self.judge.bad(loss)  # fp16: halves its scale, blames nobody
+        # fp16: halves its scale, blames nobody
+        overflow = done.skipped and done.scale != 1.0 and not self.judge.bad(loss)
         trouble = self.judge.note(loss, done.skipped, overflow)
         self.state = self.state.advanced(self.pinned.samples_per_epoch)
         if done.sums["replaced"]:
             self.replaced += self.report.replaced(self.state.update, self.failed)
         if done.skipped and not overflow:
             self._blame(before, loss)
-        counters = {"skipped": self.judge.skipped, "replaced": self.replaced, "micro_batches": self.micro_batches * self.world.size}
-        self.report.update(self.state.update, epoch, done, self.update_frames, rate, time.monotonic() - began, self.waited_s, counters)
+        counters = {
+            "skipped": self.judge.skipped,
+            "replaced": self.replaced,
+            "micro_batches": self.micro_batches * self.world.size,
+        }
+        self.report.update(
+            self.state.update,
+            epoch,
+            done,
+            self.update_frames,
+            rate,
+            time.monotonic() - began,
+            self.waited_s,
+            counters,
+        )
         self.watchdog.beat()
         return *done.flags, trouble
 
@@ -198,7 +238,11 @@ class Training:
             self.failed += batch.replaced
             batch = self._ready(batch)
             further = metrics.further_sums(batch, self.pinned.codes, self.baselines, self.target)
-            yield batch, further | {"replaced": torch.tensor(len(batch.replaced)), "samples": metrics.sample_sum(batch)}
+            yield (
+                batch,
+                further
+                | {"replaced": torch.tensor(len(batch.replaced)), "samples": metrics.sample_sum(batch)},
+            )
 
     def _ready(self, batch: Batch) -> Batch:
         batch = batch.to(self.world.device)
@@ -214,13 +258,18 @@ class Training:
         self.report.skipped(self.state.update, loss, keys)
 
     def _recover(self) -> Iterator[Batch]:
-        """After too many bad updates in a row: stop, or go back to the last good weights and past the data since."""
+        """After too many bad updates in a row: stop, or go back to the last good weights and past the data
+        since."""
         self.checkpoints.finish()
         name = self.checkpoints.newest() if self.config.guard.then == "restore" else None
         self.restored.append(name)
         if name is None or self.restored.count(name) > RESTORES:
-            raise given_up(self.config.guard, self.state.update, f"{name} was gone back to {RESTORES} times" if name else None,
-                           self.folder.path / "metrics.jsonl")
+            raise given_up(
+                self.config.guard,
+                self.state.update,
+                f"{name} was gone back to {RESTORES} times" if name else None,
+                self.folder.path / "metrics.jsonl",
+            )
         behind = State.from_json(self.world.lead(self.checkpoints.state, name)["state"])
         while (behind.epoch, behind.consumed) != (self.state.epoch, self.state.consumed):
             behind = behind.skip(1, self.pinned.samples_per_epoch)
@@ -229,14 +278,23 @@ class Training:
         self.judge.in_a_row = 0
         if self.world.leads:
             self.folder.cut_metrics(self.state.update)
-        self.report.say(f"restored {name}; went past the data up to sample {self.state.consumed} of epoch {self.state.epoch}")
+        self.report.say(
+            f"restored {name}; went past the data up to sample {self.state.consumed} of epoch "
+            f"{self.state.epoch}"
+        )
         self.report.log("restored", update=self.state.update, path=name, skipped=list(self.state.skipped))
         return self.loader.stream(self.state)
 
     def _validate(self) -> None:
         with self.engine.evaluating() as model:
-            found = validate(model, map(self._ready, self.loader.validation()), self.baselines, self.world,
-                             self.config.watch.bootstrap, self.config.run.seed)
+            found = validate(
+                model,
+                map(self._ready, self.loader.validation()),
+                self.baselines,
+                self.world,
+                self.config.watch.bootstrap,
+                self.config.run.seed,
+            )
         if found is not None:
             if self.best is None or found["loss"] < self.best[0]:
                 self.best = (found["loss"], self.state.update)
@@ -244,7 +302,15 @@ class Training:
         self.watchdog.beat()
 
     def _save(self, wait: bool) -> None:
-        state = {"update": self.state.update, "state": self.state.to_json(), "judge": self.judge.to_json(), "best": self.best,
-                 "best_update": self.best[1] if self.best else None, "replaced": self.replaced}
-        self.report.log("checkpoint", update=self.state.update, path=self.checkpoints.save(self.engine, state, wait))
+        state = {
+            "update": self.state.update,
+            "state": self.state.to_json(),
+            "judge": self.judge.to_json(),
+            "best": self.best,
+            "best_update": self.best[1] if self.best else None,
+            "replaced": self.replaced,
+        }
+        self.report.log(
+            "checkpoint", update=self.state.update, path=self.checkpoints.save(self.engine, state, wait)
+        )
         self.report.draw()

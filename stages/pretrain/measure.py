@@ -32,10 +32,11 @@ def _wait(device: torch.device) -> None:
 
 
 def try_largest(model: nn.Module, batch: Batch, dtype: torch.dtype, world: World, copies: float) -> None:
-    """One forward and backward pass of a full micro-batch, before the first update; gradients are thrown away.
+    """One forward and backward pass of a full micro-batch, before the first update; gradients are thrown
+    away.
 
-    `copies`: fp32 copies of the weights that the optimiser will add on this rank. Raises ValueError that says what
-    to lower when memory does not suffice.
+    `copies`: fp32 copies of the weights that the optimiser will add on this rank. Raises ValueError that says
+    what to lower when memory does not suffice.
     """
     extra = int(copies * 4 * sum(p.numel() for p in model.parameters()))
     device = world.device
@@ -47,13 +48,17 @@ def try_largest(model: nn.Module, batch: Batch, dtype: torch.dtype, world: World
         del held
         free = psutil.virtual_memory().available if device.type == "cpu" else None
         if free is not None and free < extra:
-            raise torch.OutOfMemoryError(f"the optimiser needs {extra / 2**30:.1f} GiB more, {free / 2**30:.1f} are free")
+            raise torch.OutOfMemoryError(
+                f"the optimiser needs {extra / 2**30:.1f} GiB more, {free / 2**30:.1f} are free"
+            )
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
             raise
         clips, samples = batch.wave_BN.shape
-        raise ValueError(f"engine.micro_batch is {clips}: {clips} crops of {samples / RATE_HZ:.1f} s do not fit on {device} "
-                         f"({str(error).splitlines()[0][:200]}): lower engine.micro_batch (the global batch stays the same), set "
-                         f"model.activation_checkpointing=true, or raise engine.zero_stage") from None
+        raise ValueError(
+            f"engine.micro_batch is {clips}: {clips} crops of {samples / RATE_HZ:.1f} s do not fit on "
+            f"{device} ({str(error).splitlines()[0][:200]}): lower engine.micro_batch (the global batch "
+            "stays the same), set model.activation_checkpointing=true, or raise engine.zero_stage"
+        ) from None
     finally:
         model.zero_grad(set_to_none=True)

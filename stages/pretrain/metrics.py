@@ -2,9 +2,9 @@
 
 B clips, T model frames, L label frames, K codebooks of all columns in order, F CQT bins.
 
-Code frequencies of the training set: a code's cross entropy under them minus the model's is the *gain*, in nats,
-which stays at zero until the model uses context. For the CQT, the mean of each bin, and the straight line across
-the masked frames between their unmasked neighbours.
+Code frequencies of the training set: a code's cross entropy under them minus the model's is the *gain*, in
+nats, which stays at zero until the model uses context. For the CQT, the mean of each bin, and the straight
+line across the masked frames between their unmasked neighbours.
 """
 
 import zlib
@@ -20,7 +20,8 @@ from stages.pretrain.model.masked import interpolated
 
 @dataclass
 class Baselines:
-    """log_probabilities: fp32 (codes of that codebook,) for each of the K codebooks; cqt_mean_F as the target is compared."""
+    """log_probabilities: fp32 (codes of that codebook,) for each of the K codebooks; cqt_mean_F as the target
+    is compared."""
 
     log_probabilities: list[Tensor]
     cqt_mean_F: Tensor | None
@@ -33,13 +34,18 @@ class Baselines:
 class Counter:
     """Counts training crops into `Baselines`.
 
-    Frequencies are smoothed by a share of the uniform distribution, chosen for each codebook so that the counts of one
-    half of the recordings predict those of the other best: what a good guess without context is worth on unseen music.
+    Frequencies are smoothed by a share of the uniform distribution, chosen for each codebook so that the
+    counts of one half of the recordings predict those of the other best: what a good guess without context is
+    worth on unseen music.
     """
 
     def __init__(self, codes: tuple[CodeColumn, ...], target):
         self.codes, self.target = codes, target
-        self.counts = [torch.zeros(2, column.size, dtype=torch.float64) for column in codes for _ in range(column.codebooks)]
+        self.counts = [
+            torch.zeros(2, column.size, dtype=torch.float64)
+            for column in codes
+            for _ in range(column.codebooks)
+        ]
         self.cqt_sum: Tensor | None = None
         self.frames = 0
         self._half: dict[str, int] = {}  # recordings, by turns
@@ -71,7 +77,8 @@ def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> 
 
 
 def smoothed(counts_2C: Tensor) -> Tensor:
-    """fp32 (C,): log probabilities of counts in two halves, with the share of uniform that serves each half best on the other."""
+    """fp32 (C,): log probabilities of counts in two halves, with the share of uniform that serves each half
+    best on the other."""
     size = counts_2C.shape[1]
     share_U1 = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)[:, None]
 
@@ -106,34 +113,61 @@ def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Ten
 
 
 @torch.no_grad()
-def further_sums(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines, target) -> dict[str, Tensor]:
-    """The baselines' sums over the masked frames of one micro-batch: `frequency_ce_K`, `cqt_mean`, `cqt_line`."""
-    sums = {"frequency_ce_K": code_frequency_ce(batch, codes, baselines)[batch.mask_BT].double().sum(0)} if codes else {}
+def further_sums(
+    batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines, target
+) -> dict[str, Tensor]:
+    """The baselines' sums over the masked frames of one micro-batch: `frequency_ce_K`, `cqt_mean`,
+    `cqt_line`."""
+    sums = (
+        {"frequency_ce_K": code_frequency_ce(batch, codes, baselines)[batch.mask_BT].double().sum(0)}
+        if codes
+        else {}
+    )
     if batch.cqt_BLF is not None and baselines.cqt_mean_F is not None:
         target_BTF = target(batch.cqt_BLF[:, : batch.mask_BT.shape[1]])
         mean, line = cqt_errors(target_BTF, batch.mask_BT, baselines.cqt_mean_F)
-        sums |= {"cqt_mean": mean[batch.mask_BT].double().sum(), "cqt_line": line[batch.mask_BT].double().sum()}
+        sums |= {
+            "cqt_mean": mean[batch.mask_BT].double().sum(),
+            "cqt_line": line[batch.mask_BT].double().sum(),
+        }
     return sums
 
 
 def sample_sum(batch: Batch) -> Tensor:
-    """A number that tells one set of samples from another, whatever their order: the sum of a checksum of each.
+    """A number that tells one set of samples from another, whatever their order: the sum of a checksum of
+    each.
 
     Exact in float64 for two million samples: the `samples` of a line says which global batch it was."""
-    return torch.tensor(float(sum(zlib.crc32(f"{key}@{place}".encode()) for key, place in zip(batch.keys, batch.positions, strict=True))),
-                        dtype=torch.float64)
+    return torch.tensor(
+        float(
+            sum(
+                zlib.crc32(f"{key}@{place}".encode())
+                for key, place in zip(batch.keys, batch.positions, strict=True)
+            )
+        ),
+        dtype=torch.float64,
+    )
 
 
 def row(sums: dict[str, Tensor], frames: int) -> dict[str, object]:
-    """A line's figures from the sums of one update over `frames` masked frames; codebooks left out this time are None."""
-    figures: dict[str, object] = {"loss": float(sums["loss"]) / frames, "masked_frames": frames, "samples": int(sums["samples"])}
+    """A line's figures from the sums of one update over `frames` masked frames; codebooks left out this time
+    are None."""
+    figures: dict[str, object] = {
+        "loss": float(sums["loss"]) / frames,
+        "masked_frames": frames,
+        "samples": int(sums["samples"]),
+    }
     trained = [bool(t) for t in (sums["trained_K"] > 0).tolist()]
 
     def mean(values: Tensor) -> list[float | None]:
         return [float(v) / frames if t else None for v, t in zip(values, trained, strict=True)]
 
     if len(trained):
-        figures |= {"ce": mean(sums["ce_K"]), "accuracy": mean(sums["correct_K"]), "gain": mean(sums["frequency_ce_K"] - sums["ce_K"])}
+        figures |= {
+            "ce": mean(sums["ce_K"]),
+            "accuracy": mean(sums["correct_K"]),
+            "gain": mean(sums["frequency_ce_K"] - sums["ce_K"]),
+        }
     for name, key in (("cqt_error", "cqt"), ("cqt_mean_error", "cqt_mean"), ("cqt_line_error", "cqt_line")):
         if "cqt_mean" in sums:
             figures[name] = float(sums[key]) / frames

@@ -1,7 +1,8 @@
-"""In-batch mixture: pieces of other clips are added to what the model hears; its labels stay those of the clean clip.
+"""In-batch mixture: pieces of other clips are added to what the model hears; its labels stay those of the
+clean clip.
 
-Letters: B clips, P pieces. Everything is seeded per sample: (seed, epoch, position). Donors are other places of the
-sample's own global batch, so neither the micro-batch nor the number of ranks changes what is heard.
+Letters: B clips, P pieces. Everything is seeded per sample: (seed, epoch, position). Donors are other places
+of the sample's own global batch, so neither the micro-batch nor the number of ranks changes what is heard.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ RATE_HZ = 24_000  # M config/pretrain
 
 @dataclass(frozen=True)
 class Mixture:
-    """YAML `mixture:`. Values: M (in-batch noise mixture), 1 to 3 pieces of 0.5 to 1.0 s for 95M, to 1.5 s for 330M."""
+    """YAML `mixture:`. Values: M (in-batch noise mixture), 1 to 3 pieces of 0.5 to 1.0 s for 95M, to 1.5 s
+    for 330M."""
 
     prob: float = 0.5  # of mixing (the original's test is inverted, harmless at 0.5 only)
     min_pieces: int = 1
@@ -26,17 +28,30 @@ class Mixture:
 
     def __post_init__(self):
         require(0 <= self.prob <= 1, "mixture.prob", self.prob, "expected 0 (off) to 1")
-        require(self.min_pieces >= 1, "mixture.min_pieces", self.min_pieces, "expected at least 1; prob 0 turns mixture off")
-        require(self.min_pieces <= self.max_pieces <= 64, "mixture.max_pieces", self.max_pieces,
-                f"expected min_pieces ({self.min_pieces}) to 64")
+        require(
+            self.min_pieces >= 1,
+            "mixture.min_pieces",
+            self.min_pieces,
+            "expected at least 1; prob 0 turns mixture off",
+        )
+        require(
+            self.min_pieces <= self.max_pieces <= 64,
+            "mixture.max_pieces",
+            self.max_pieces,
+            f"expected min_pieces ({self.min_pieces}) to 64",
+        )
         proper = len(self.piece_s) == 2 and 0 < self.piece_s[0] <= self.piece_s[1]
-        require(proper, "mixture.piece_s", list(self.piece_s), "expected [shortest, longest], in seconds above 0")
+        require(
+            proper, "mixture.piece_s", list(self.piece_s), "expected [shortest, longest], in seconds above 0"
+        )
         require(self.gain >= 0, "mixture.gain", self.gain, "expected 0 or more")
 
     def draw(self, keys_B: np.ndarray, places_B: np.ndarray, global_batch: int, samples: int) -> "Pieces":
-        """The pieces for clips of `samples` samples at these places (0 … global_batch - 1) of one global batch.
+        """The pieces for clips of `samples` samples at these places (0 … global_batch - 1) of one global
+        batch.
 
-        keys_B: uint64, one for each clip, from `draws.keys`. A global batch of one clip has no donors: no pieces.
+        keys_B: uint64, one for each clip, from `draws.keys`. A global batch of one clip has no donors: no
+        pieces.
         """
         limit = self.max_pieces
         mixed_B = draws.uniform(keys_B, 0) < self.prob
@@ -55,7 +70,8 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Pieces:
-    """int64 (P,) each: `length` samples of the clean clip at place `donor`, from `start`, are added to `clip` at `to`."""
+    """int64 (P,) each: `length` samples of the clean clip at place `donor`, from `start`, are added to `clip`
+    at `to`."""
 
     clip: np.ndarray  # row of the draw
     donor: np.ndarray  # place in the global batch

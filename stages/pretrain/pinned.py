@@ -1,7 +1,8 @@
-"""The pinned data of a run: which samples there are and where their bytes lie, as flat arrays on a local disk.
+"""The pinned data of a run: which samples there are and where their bytes lie, as flat arrays on a local
+disk.
 
-Letters: R segments (rows), S shards, C code columns. The rows of a shard are neighbours in key order, so those of a
-recording are too. Rows that are not drawn (crops 0) stay: they are context for their neighbours.
+Letters: R segments (rows), S shards, C code columns. The rows of a shard are neighbours in key order, so
+those of a recording are too. Rows that are not drawn (crops 0) stay: they are context for their neighbours.
 """
 
 import json
@@ -21,11 +22,27 @@ from stages.pretrain.order import Shards
 LAYOUT = 1  # of the cached arrays: raise it when they change
 RATE_HZ = 24_000
 
-# name → dtype; each is one .npy file, read through memory maps. Besides: key_R, bytes as long as the longest key, and
-# valid_V, the rows held out. `ends_R` is the running total of `crops_R`, `packed_R` the bytes of a compressed member, else 0.
-ROWS = {"shard_R": np.int32, "start_R": np.int64, "samples_R": np.int32, "crops_R": np.uint16, "ends_R": np.int64,
-        "audio_R": np.int64, "packed_R": np.int32, "codes_RC": np.int64, "cqt_R": np.int64}
-PER_SHARD = {"row_S": np.int64, "crops_S": np.int64, "corpus_S": np.int32, "offset_S": np.float32, "scale_S": np.float32}
+# name → dtype; each is one .npy file, read through memory maps. Besides: key_R, bytes as long as the longest
+# key, and valid_V, the rows held out. `ends_R` is the running total of `crops_R`, `packed_R` the bytes of a
+# compressed member, else 0.
+ROWS = {
+    "shard_R": np.int32,
+    "start_R": np.int64,
+    "samples_R": np.int32,
+    "crops_R": np.uint16,
+    "ends_R": np.int64,
+    "audio_R": np.int64,
+    "packed_R": np.int32,
+    "codes_RC": np.int64,
+    "cqt_R": np.int64,
+}
+PER_SHARD = {
+    "row_S": np.int64,
+    "crops_S": np.int64,
+    "corpus_S": np.int32,
+    "offset_S": np.float32,
+    "scale_S": np.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +93,10 @@ class Facts:
             own["cqt"] = CqtColumn(**own["cqt"]) if own["cqt"] else None
             return Facts(**own)
         except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"the pinned data (RUN/data.json) cannot be read ({error!r}): "
-                             f"--set resume.allow=data pins it anew") from None
+            raise ValueError(
+                f"the pinned data (RUN/data.json) cannot be read ({error!r}): "
+                f"--set resume.allow=data pins it anew"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -149,8 +168,13 @@ class Pinned:
     @cached_property
     def order(self) -> Shards:
         identity = self.facts.identity
-        return Shards(self.fingerprint, self.crops_S.astype(np.int64), self.corpus_S.astype(np.int64),
-                      tuple(identity["weights"]), identity["window_shards"])
+        return Shards(
+            self.fingerprint,
+            self.crops_S.astype(np.int64),
+            self.corpus_S.astype(np.int64),
+            tuple(identity["weights"]),
+            identity["window_shards"],
+        )
 
     def to_json(self) -> dict[str, Any]:
         return self.facts.to_json()
@@ -164,21 +188,29 @@ class Pinned:
     def require(self, global_batch: int) -> None:
         """ValueError when an epoch has fewer samples than one global batch."""
         if self.samples_per_epoch < global_batch:
-            why = ", ".join(f"{n} segments: {reason}" for reason, n in self.dropped.items()) or "none was left out"
-            raise ValueError(f"global_batch is {global_batch}, an epoch has {self.samples_per_epoch} samples "
-                             f"({self.hours:.2f} h; left out: {why}): lower the global batch, raise data.crops_per_segment, "
-                             f"loosen the filters, or label more audio")
+            why = (
+                ", ".join(f"{n} segments: {reason}" for reason, n in self.dropped.items())
+                or "none was left out"
+            )
+            raise ValueError(
+                f"global_batch is {global_batch}, an epoch has {self.samples_per_epoch} samples "
+                f"({self.hours:.2f} h; left out: {why}): lower the global batch, raise "
+                "data.crops_per_segment, loosen the filters, or label more audio"
+            )
 
     def describe(self) -> list[str]:
         """Lines for people: what is trained on and what was left out."""
         train, valid = self.recordings["train"], self.recordings["valid"]
-        lines = [f"data {self.fingerprint[:12]}: {self.hours:.2f} h, {train} recordings, {self.samples_per_epoch} samples an epoch; "
-                 f"held out {self.facts.valid_hours:.2f} h, {valid} recordings"]
+        lines = [
+            f"data {self.fingerprint[:12]}: {self.hours:.2f} h, {train} recordings, {self.samples_per_epoch} "
+            f"samples an epoch; held out {self.facts.valid_hours:.2f} h, {valid} recordings"
+        ]
         return lines + [f"  left out: {n} segments, {reason}" for reason, n in self.dropped.items()]
 
 
 def store(folder: Path, facts: Facts, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays under an attempt's name, then rename: whoever is first wins, and all wrote the same."""
+    """Write the arrays under an attempt's name, then rename: whoever is first wins, and all wrote the
+    same."""
     attempt = folder.with_name(f".attempt-{uuid.uuid4().hex}")
     attempt.mkdir(parents=True)
     try:

@@ -32,33 +32,72 @@ class Report:
                 file.write(text + "\n")
             self._say(text)
 
-    def start(self, model: Mert, pinned: Pinned, update: int, micro_batches: int, peak: float, restored: str | None) -> None:
+    def start(
+        self, model: Mert, pinned: Pinned, update: int, micro_batches: int, peak: float, restored: str | None
+    ) -> None:
         """The first words of a run, and its `start` line."""
         self.peak, self.flops = peak, model.flops(self.config.data.samples)
         sizes = model.parts()
-        self.say(f"model {sum(sizes.values()) / 1e6:.2f}M parameters: " + ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in sizes.items()))
+        self.say(
+            f"model {sum(sizes.values()) / 1e6:.2f}M parameters: "
+            + ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in sizes.items())
+        )
         engine, world = self.config.engine, self.world
-        self.say(f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {engine.precision}, ZeRO {engine.zero_stage}, "
-                 f"{torch.get_num_threads()} threads, {micro_batches} micro-batches of {engine.micro_batch} crops of "
-                 f"{self.config.data.samples / RATE_HZ:.2f} s an update; peak {peak / 1e9:.0f} GFLOP/s measured")
-        self.say(f"resumed from {restored} in {self.folder.path}" if restored else f"begun in {self.folder.path}")
+        self.say(
+            f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {engine.precision}, "
+            f"ZeRO {engine.zero_stage}, {torch.get_num_threads()} threads, {micro_batches} micro-batches of "
+            f"{engine.micro_batch} crops of {self.config.data.samples / RATE_HZ:.2f} s an update; peak "
+            f"{peak / 1e9:.0f} GFLOP/s measured"
+        )
+        self.say(
+            f"resumed from {restored} in {self.folder.path}" if restored else f"begun in {self.folder.path}"
+        )
         codebooks = [f"{column.name}/{k}" for column in pinned.codes for k in range(column.codebooks)]
-        self.folder.log("start", time=time.time(), update=update, world=world.size, host=socket.gethostname(), codebooks=codebooks,
-                        peak_flops=peak, updates=self.config.optim.updates)
+        self.folder.log(
+            "start",
+            time=time.time(),
+            update=update,
+            world=world.size,
+            host=socket.gethostname(),
+            codebooks=codebooks,
+            peak_flops=peak,
+            updates=self.config.optim.updates,
+        )
         if world.leads:
-            self._boards = watch.Boards(self.folder.path, self.config.watch, self.config.run.name, asdict(self.config), update)
+            self._boards = watch.Boards(
+                self.folder.path, self.config.watch, self.config.run.name, asdict(self.config), update
+            )
 
-    def update(self, update: int, epoch: int, done: Updated, frames: int, rate: float, took_s: float, waited_s: float,
-               counters: dict[str, int]) -> None:
-        """One update's line over `frames` masked frames; `counters`: skipped, replaced, micro_batches of all ranks."""
+    def update(
+        self,
+        update: int,
+        epoch: int,
+        done: Updated,
+        frames: int,
+        rate: float,
+        took_s: float,
+        waited_s: float,
+        counters: dict[str, int],
+    ) -> None:
+        """One update's line over `frames` masked frames; `counters`: skipped, replaced, micro_batches of all
+        ranks."""
         self._took_s = took_s if not self._took_s else 0.95 * self._took_s + 0.05 * took_s
         crops, optim = self.config.optim.global_batch, self.config.optim
         row = metrics.row(done.sums, frames) | {
-            "update": update, "epoch": epoch, "time": time.time(), "penalty": float(done.sums["penalty"]) / counters["micro_batches"],
-            "grad_norm": done.grad_norm, "rate": rate, "scale": done.scale,
+            "update": update,
+            "epoch": epoch,
+            "time": time.time(),
+            "penalty": float(done.sums["penalty"]) / counters["micro_batches"],
+            "grad_norm": done.grad_norm,
+            "rate": rate,
+            "scale": done.scale,
             "audio_s_per_s": crops * self.config.data.samples / RATE_HZ / took_s,
-            "utilisation": self.flops * crops / took_s / (self.peak * self.world.size), "data_wait": waited_s / took_s,
-            "skipped": counters["skipped"], "replaced": counters["replaced"], "left_s": self._took_s * (optim.updates - update)}
+            "utilisation": self.flops * crops / took_s / (self.peak * self.world.size),
+            "data_wait": waited_s / took_s,
+            "skipped": counters["skipped"],
+            "replaced": counters["replaced"],
+            "left_s": self._took_s * (optim.updates - update),
+        }
         self._write("update", row)
 
     def valid(self, update: int, found: dict[str, Any]) -> None:
@@ -79,9 +118,13 @@ class Report:
         return len(samples)
 
     def skipped(self, update: int, loss: float, own: list[str]) -> None:
-        """Say that an update was skipped, and which samples of all ranks are not finite; `own`: this rank's keys."""
+        """Say that an update was skipped, and which samples of all ranks are not finite; `own`: this rank's
+        keys."""
         keys = [key for found in self.world.gather(own) for key in found]
-        self.say(f"update {update} skipped (loss {loss:.4g}); samples that are not finite: {', '.join(keys) or 'none'}")
+        self.say(
+            f"update {update} skipped (loss {loss:.4g}); samples that are not finite: "
+            f"{', '.join(keys) or 'none'}"
+        )
         self.log("skipped", update=update, loss=loss, keys=keys)
 
     def log(self, kind: str, **values: Any) -> None:

@@ -17,7 +17,8 @@ class DynamicScale:
             self.value = 1.0
 
     def update(self, applied: bool, judged: bool) -> None:
-        """After an update: `applied` or skipped; `judged` when it was skipped for its loss, not for an overflow."""
+        """After an update: `applied` or skipped; `judged` when it was skipped for its loss, not for an
+        overflow."""
         if not self.enabled or judged:
             return
         self.good = self.good + 1 if applied else 0

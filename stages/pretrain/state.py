@@ -1,9 +1,14 @@
-"""Where a run is in its data: a few whole numbers, saved with the weights, from which every rank knows what comes next."""
+"""Where a run is in its data: a few whole numbers, saved with the weights, from which every rank knows what
+comes next."""
 
 import json
 from dataclasses import asdict, dataclass, replace
 
-_NAMES = {"fingerprint": ("data", "the data"), "seed": ("seed", "the seed"), "global_batch": ("global_batch", "the global batch")}
+_NAMES = {
+    "fingerprint": ("data", "the data"),
+    "seed": ("seed", "the seed"),
+    "global_batch": ("global_batch", "the global batch"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,17 +38,22 @@ class State:
             fields = json.loads(text)
             return State(**fields | {"skipped": tuple(tuple(r) for r in fields["skipped"])})
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"the saved place in the data cannot be read ({error!r}): restore another checkpoint") from None
+            raise ValueError(
+                f"the saved place in the data cannot be read ({error!r}): restore another checkpoint"
+            ) from None
 
     def advanced(self, samples_per_epoch: int) -> "State":
         """The place one update further."""
         return replace(self._moved(samples_per_epoch), update=self.update + 1)
 
     def settled(self, samples_per_epoch: int) -> "State":
-        """This place, or the next epoch's begin when less than a global batch is left of this one, which is dropped."""
+        """This place, or the next epoch's begin when less than a global batch is left of this one, which is
+        dropped."""
         if samples_per_epoch < self.global_batch:
-            raise ValueError(f"global_batch is {self.global_batch}, an epoch has {samples_per_epoch} samples: lower the global batch, "
-                             f"raise data.crops_per_segment, or label more audio")
+            raise ValueError(
+                f"global_batch is {self.global_batch}, an epoch has {samples_per_epoch} samples: lower the "
+                "global batch, raise data.crops_per_segment, or label more audio"
+            )
         if self.consumed + self.global_batch > samples_per_epoch:
             return replace(self, epoch=self.epoch + 1, consumed=0)
         return self
@@ -54,7 +64,8 @@ class State:
         return replace(here, consumed=here.consumed + here.global_batch).settled(samples_per_epoch)
 
     def skip(self, updates: int, samples_per_epoch: int) -> "State":
-        """Past the data of the next `updates` updates, which are noted as skipped; the count of updates stays."""
+        """Past the data of the next `updates` updates, which are noted as skipped; the count of updates
+        stays."""
         state = self
         for _ in range(updates):
             state = state.settled(samples_per_epoch)
@@ -68,17 +79,22 @@ class State:
             state = replace(state, skipped=ranges)
         return state
 
-    def resumed(self, fingerprint: str, seed: int, global_batch: int, allow: set[str] = frozenset()) -> "State":
-        """This place, for a run with these values. ValueError when they are not those saved, unless `allow` names them
-        (data, seed, global_batch). Other data or another seed begin their order at the next epoch, for the place in the
-        old order means nothing in theirs; another global batch goes on at the sample where the old one stopped."""
+    def resumed(
+        self, fingerprint: str, seed: int, global_batch: int, allow: set[str] = frozenset()
+    ) -> "State":
+        """This place, for a run with these values. ValueError when they are not those saved, unless `allow`
+        names them (data, seed, global_batch). Other data or another seed begin their order at the next epoch,
+        for the place in the old order means nothing in theirs; another global batch goes on at the sample
+        where the old one stopped."""
         now = {"fingerprint": fingerprint, "seed": seed, "global_batch": global_batch}
         changed = {name for name, value in now.items() if getattr(self, name) != value}
         for name in sorted(changed):
             allowed, what = _NAMES[name]
             if allowed not in allow:
-                raise ValueError(f"{name} is {now[name]}, this run was begun with {getattr(self, name)}: restore {what}, start another run "
-                                 f"(run.name), or go on with --set resume.allow={allowed}")
+                raise ValueError(
+                    f"{name} is {now[name]}, this run was begun with {getattr(self, name)}: restore {what}, "
+                    f"start another run (run.name), or go on with --set resume.allow={allowed}"
+                )
         state = replace(self, **now)
         if changed & {"fingerprint", "seed"}:
             return replace(state, epoch=self.epoch + 1, consumed=0)

@@ -1,4 +1,5 @@
-"""Asked to stop: SIGTERM, Ctrl-C, Slurm's warning, or a file named `stop` in RUN. The update in hand is finished first."""
+"""Asked to stop: SIGTERM, Ctrl-C, Slurm's warning, or a file named `stop` in RUN. The update in hand is
+finished first."""
 
 import contextlib
 import signal
@@ -19,7 +20,8 @@ class Stopping:
         self._before: dict[int, Any] = {}
 
     def begin(self, world: World) -> None:
-        """Take the signals over, where this is a process's main thread; rank 0 forgets a file of an earlier run."""
+        """Take the signals over, where this is a process's main thread; rank 0 forgets a file of an earlier
+        run."""
         self._looks = world.leads
         if self._looks:
             with contextlib.suppress(FileNotFoundError):

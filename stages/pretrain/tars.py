@@ -1,4 +1,5 @@
-"""Positioned reads of the pinned columns' tars: files on a disk, or ranges of an object store through a bounded cache."""
+"""Positioned reads of the pinned columns' tars: files on a disk, or ranges of an object store through a
+bounded cache."""
 
 import contextlib
 import hashlib
@@ -29,12 +30,16 @@ class Tars:
 
     def __init__(self, pinned: Pinned, cache_folder: Path, cache_gb: float):
         facts = pinned.facts
-        labels = [c.name for c in facts.codes] + ([facts.cqt.name] if facts.cqt and facts.cqt.name != "online" else [])
+        labels = [c.name for c in facts.codes] + (
+            [facts.cqt.name] if facts.cqt and facts.cqt.name != "online" else []
+        )
         self._names = [[audio, *labels] for audio in facts.audio]
         self._shards, self._corpus_S = pinned.shard_names, pinned.corpus_S
         self._storages = [Storage(root) for root in pinned.corpora]
         folder = cache_folder / "blocks" / pinned.fingerprint[:16]
-        self._blocks = [None if s.is_local else Blocks(s, folder, int(cache_gb * 2**30)) for s in self._storages]
+        self._blocks = [
+            None if s.is_local else Blocks(s, folder, int(cache_gb * 2**30)) for s in self._storages
+        ]
         self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
 
     def _file(self, column: int, shard: int) -> tuple[int, str]:
@@ -42,7 +47,8 @@ class Tars:
         return corpus, records.file(self._names[corpus][column], self._shards[shard], "tar")
 
     def read(self, want: Want, out: memoryview) -> None:
-        """Fill `out` with the wanted bytes. Raises OSError when they cannot be read, EOFError when the file ends before."""
+        """Fill `out` with the wanted bytes. Raises OSError when they cannot be read, EOFError when the file
+        ends before."""
         column, shard, at, size = want
         for attempt in range(TRIES):
             try:
@@ -50,7 +56,10 @@ class Tars:
                 if self._blocks[corpus]:
                     self._blocks[corpus].read(self._file(column, shard)[1], at, out)
                 elif (got := os.preadv(self._descriptor(column, shard), [out], at)) != size:
-                    raise EOFError(f"{self._file(column, shard)[1]} ends after {at + got} bytes, {at + size} were expected")
+                    raise EOFError(
+                        f"{self._file(column, shard)[1]} ends after {at + got} bytes, {at + size} "
+                        f"were expected"
+                    )
                 return
             except OSError:
                 self._forget(column, shard)
@@ -91,7 +100,8 @@ class Tars:
 
 
 class Blocks:
-    """Ranges of one object store's files, in blocks of 1 MiB kept below `folder`; the oldest go when the limit is reached.
+    """Ranges of one object store's files, in blocks of 1 MiB kept below `folder`; the oldest go when the
+    limit is reached.
 
     The folder is shared by all processes of a node: a block appears whole, and may vanish between two reads.
     """

@@ -1,4 +1,5 @@
-"""Held-out recordings: the same crops and masks every time, sums by recording, a bootstrap interval for the gain.
+"""Held-out recordings: the same crops and masks every time, sums by recording, a bootstrap interval for the
+gain.
 
 B clips, T model frames, S masked frames, K codebooks, D width.
 """
@@ -17,8 +18,16 @@ from stages.pretrain.world import World
 RANK_BATCHES = 4  # micro-batches whose hidden states are looked at for their effective rank
 
 
-def validate(model: nn.Module, batches: Iterable[Batch], baselines: Baselines, world: World, resamplings: int, seed: int) -> dict | None:
-    """Figures over all ranks' held-out crops; None when there are none. `model` as `Engine.evaluating` gives it."""
+def validate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    baselines: Baselines,
+    world: World,
+    resamplings: int,
+    seed: int,
+) -> dict | None:
+    """Figures over all ranks' held-out crops; None when there are none. `model` as `Engine.evaluating` gives
+    it."""
     own: dict[str, np.ndarray] = {}
     covariances: list[Tensor] = []
     for i, batch in enumerate(batches):
@@ -37,17 +46,27 @@ def validate(model: nn.Module, batches: Iterable[Batch], baselines: Baselines, w
         return None
     sums_RV = np.stack([total[name] for name in sorted(total)])
     ranks = [effective_rank(c) for c in covariances]
-    return figures(sums_RV, model, resamplings, seed) | {"recordings": len(total), "effective_rank": world.broadcast(ranks)}
+    return figures(sums_RV, model, resamplings, seed) | {
+        "recordings": len(total),
+        "effective_rank": world.broadcast(ranks),
+    }
 
 
 def clip_sums(model: nn.Module, batch: Batch, baselines: Baselines) -> Tensor:
-    """float64 (B, 1 + 3K + 3) over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K, cqt, its mean, its line."""
+    """float64 (B, 1 + 3K + 3) over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K, cqt,
+    its mean, its line."""
     logits, cqt_BTF = model.predict(batch.wave_BN, batch.mask_BT)
     mask_BT = batch.mask_BT
     parts = [mask_BT.sum(1, keepdim=True).double()]
     if logits:
         codes = torch.cat([aligned_codes(batch, column) for column in model.codes], 2)
-        ce = torch.stack([F.cross_entropy(x.float().transpose(1, 2), codes[..., k], reduction="none") for k, x in enumerate(logits)], 2)
+        ce = torch.stack(
+            [
+                F.cross_entropy(x.float().transpose(1, 2), codes[..., k], reduction="none")
+                for k, x in enumerate(logits)
+            ],
+            2,
+        )
         hit = torch.stack([x.argmax(2) == codes[..., k] for k, x in enumerate(logits)], 2)
         for value_BTK in (ce, code_frequency_ce(batch, model.codes, baselines), hit):
             parts.append((value_BTK.double() * mask_BT[..., None]).sum(1))
@@ -77,12 +96,17 @@ def figures(sums_RV: np.ndarray, model: nn.Module, resamplings: int, seed: int) 
         found |= {"ce": ce.tolist(), "accuracy": correct.tolist(), "gain": (frequency - ce).tolist()}
         found |= {"gain_low": low.tolist(), "gain_high": high.tolist()}
     if len(cqt):
-        found |= {"cqt_error": float(cqt[0]), "cqt_mean_error": float(cqt[1]), "cqt_line_error": float(cqt[2])}
+        found |= {
+            "cqt_error": float(cqt[0]),
+            "cqt_mean_error": float(cqt[1]),
+            "cqt_line_error": float(cqt[2]),
+        }
     return found
 
 
 def _add_moments(sums: list[Tensor], hidden: list[Tensor]) -> list[Tensor]:
-    """(D + 1, D + 1) second moments of each layer's frames with a 1 appended: mean and covariance in one matrix."""
+    """(D + 1, D + 1) second moments of each layer's frames with a 1 appended: mean and covariance in one
+    matrix."""
     found = []
     for x_BTD in hidden:
         x_SD = F.pad(x_BTD.flatten(0, 1).float(), (0, 1), value=1.0).double()
@@ -91,7 +115,8 @@ def _add_moments(sums: list[Tensor], hidden: list[Tensor]) -> list[Tensor]:
 
 
 def effective_rank(moments: Tensor) -> float:
-    """exp of the entropy of the covariance's normalised eigenvalues (Roy and Vetterli 2007): 1 when collapsed, D when white."""
+    """exp of the entropy of the covariance's normalised eigenvalues (Roy and Vetterli 2007): 1 when
+    collapsed, D when white."""
     mean = moments[:-1, -1] / moments[-1, -1]
     values = torch.linalg.eigvalsh(moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)).clamp_min(0)
     share = values / values.sum().clamp_min(1e-30)

@@ -1,4 +1,5 @@
-"""A rank without progress: its stacks are written, and its process ends, so that the run does not hang for ever."""
+"""A rank without progress: its stacks are written, and its process ends, so that the run does not hang for
+ever."""
 
 import faulthandler
 import os
@@ -10,7 +11,8 @@ EXIT_CODE = 70  # of a process that its watchdog ended
 
 
 class Watchdog:
-    """Ends this process when `beat` was not called for `limit_s`. Ranks wait for each other, so all end together."""
+    """Ends this process when `beat` was not called for `limit_s`. Ranks wait for each other, so all end
+    together."""
 
     def __init__(self, folder: Path, rank: int, limit_s: float):
         self.path, self.limit_s = folder / f"rank-{rank}.txt", limit_s
@@ -28,7 +30,13 @@ class Watchdog:
             if time.monotonic() - self._last > self.limit_s:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.path, "a") as file:
-                    print(f"no progress for {self.limit_s:.0f} s; every thread of process {os.getpid()}:", file=file, flush=True)
+                    print(
+                        f"no progress for {self.limit_s:.0f} s; every thread of process {os.getpid()}:",
+                        file=file,
+                        flush=True,
+                    )
                     faulthandler.dump_traceback(file)
-                print(f"overtone: no progress for {self.limit_s:.0f} s, stacks are in {self.path}", flush=True)
+                print(
+                    f"overtone: no progress for {self.limit_s:.0f} s, stacks are in {self.path}", flush=True
+                )
                 os._exit(EXIT_CODE)

@@ -1,7 +1,8 @@
-"""Published weights as the beginning of a run: Hugging Face's layout (`m-a-p/MERT-v1-*`) and the authors' fairseq
-checkpoints (`MERT-v1-*_fairseq.pt`).
+"""Published weights as the beginning of a run: Hugging Face's layout (`m-a-p/MERT-v1-*`) and the authors'
+fairseq checkpoints (`MERT-v1-*_fairseq.pt`).
 
-The encoder is taken whole or not at all. Heads, which only fairseq files have, are taken where their shapes are ours.
+The encoder is taken whole or not at all. Heads, which only fairseq files have, are taken where their shapes
+are ours.
 
 D width, K codebooks, C codes of a codebook, E width of a code.
 """
@@ -21,7 +22,10 @@ from stages.pretrain.model.hubert import FIXED, from_hubert, model_of
 # fairseq's → HuBERT's (M scripts/convert_MERT_HF.py).
 FAIRSEQ = (
     (r"feature_extractor\.conv_layers\.(\d+)\.0\.weight", r"feature_extractor.conv_layers.\1.conv.weight"),
-    (r"feature_extractor\.conv_layers\.0\.2\.(weight|bias)", r"feature_extractor.conv_layers.0.layer_norm.\1"),
+    (
+        r"feature_extractor\.conv_layers\.0\.2\.(weight|bias)",
+        r"feature_extractor.conv_layers.0.layer_norm.\1",
+    ),
     (r"layer_norm\.(weight|bias)", r"feature_projection.layer_norm.\1"),
     (r"post_extract_proj\.(weight|bias)", r"feature_projection.projection.\1"),
     (r"mask_emb", r"masked_spec_embed"),
@@ -32,7 +36,9 @@ FAIRSEQ = (
     (r"encoder\.layers\.(\d+)\.fc2\.(.+)", r"encoder.layers.\1.feed_forward.output_dense.\2"),
     (r"(encoder\.layers\.\d+\.final_layer_norm\..+|encoder\.layer_norm\..+)", r"\1"),
 )
-HEADS = re.compile(r"(final_projs?|label_embs_concat|logit_temp_list|encoder_cqt_model|encoder_mel_model)\b.*")
+HEADS = re.compile(
+    r"(final_projs?|label_embs_concat|logit_temp_list|encoder_cqt_model|encoder_mel_model)\b.*"
+)
 CQT_HEAD = "CQT head"
 SPECIALS = 4  # a fairseq dictionary's <s>, <pad>, </s>, <unk> precede the codes
 
@@ -49,13 +55,17 @@ class Imported:
 
 
 def load_into(net: Mert, place: str | Path) -> Imported:
-    """Give `net` the weights at `place`; ValueError where the encoder is another one, naming the tensor or the setting."""
+    """Give `net` the weights at `place`; ValueError where the encoder is another one, naming the tensor or
+    the setting."""
     found, config = read(place)
     if isinstance(found.get("model"), dict):
         _same_choices(net, _fairseq_choices(found))
         given = tensors(found["model"])
         heads = {name: value for name, value in given.items() if HEADS.fullmatch(name)}
-        encoder, layout = {_hubert_name(name): value for name, value in given.items() if name not in heads}, "fairseq"
+        encoder, layout = (
+            {_hubert_name(name): value for name, value in given.items() if name not in heads},
+            "fairseq",
+        )
     else:
         if config is not None:
             _same_choices(net, {"norm": model_of(config).norm, "heads": model_of(config).heads})
@@ -80,14 +90,17 @@ def _hubert_name(name: str) -> str:
 
 
 def _fairseq_choices(found: dict[str, Any]) -> dict[str, Any]:
-    """What tensors alone do not tell: the norm style and the number of heads; ValueError for layers we do not have."""
+    """What tensors alone do not tell: the norm style and the number of heads; ValueError for layers we do not
+    have."""
     config = found.get("cfg")
     config = config.get("model") if isinstance(config, dict) else None
     if not isinstance(config, dict):
         return {}
     for key in ("deepnorm", "subln", "feature_extractor_cqt", "conv_bias", "do_cnn_feat_stable_layernorm"):
         if config.get(key):
-            raise ValueError(f"weights: cfg.model.{key} is {config[key]!r}, this model has {FIXED.get(key, False)!r} only")
+            raise ValueError(
+                f"weights: cfg.model.{key} is {config[key]!r}, this model has {FIXED.get(key, False)!r} only"
+            )
     norm = {True: "pre", False: "post"}.get(config.get("layer_norm_first"))
     return {"norm": norm, "heads": config.get("encoder_attention_heads")}
 
@@ -95,7 +108,10 @@ def _fairseq_choices(found: dict[str, Any]) -> dict[str, Any]:
 def _same_choices(net: Mert, theirs: dict[str, Any]) -> None:
     for name, value in theirs.items():
         if value is not None and getattr(net.model, name) != value:
-            raise ValueError(f"model.{name} is {getattr(net.model, name)!r}, the weights were trained with {value!r}: set model.{name}={value}")
+            raise ValueError(
+                f"model.{name} is {getattr(net.model, name)!r}, the weights were trained with "
+                f"{value!r}: set model.{name}={value}"
+            )
 
 
 def _code_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], str]:
@@ -109,12 +125,25 @@ def _code_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tens
     table = heads["label_embs_concat"]
     weight, bias = _projection(heads)
     rows = len(table) // books
-    fits = (len(net.codes) == 1 and len(table) % books == 0 and rows in (codes, codes + SPECIALS) and table.shape[1] == width
-            and weight is not None and weight.shape == head.projection.weight.shape)
+    fits = (
+        len(net.codes) == 1
+        and len(table) % books == 0
+        and rows in (codes, codes + SPECIALS)
+        and table.shape[1] == width
+        and weight is not None
+        and weight.shape == head.projection.weight.shape
+    )
     if not fits:
         return "code head", {}, f"theirs is {tuple(table.shape)}"
-    own = {"projection.weight": weight, "projection.bias": bias, "table_KCE": table.view(books, rows, width)[:, rows - codes :]}
-    if head.log_scale_K is not None and heads.get("logit_temp_list", torch.empty(0)).shape == head.log_scale_K.shape:
+    own = {
+        "projection.weight": weight,
+        "projection.bias": bias,
+        "table_KCE": table.view(books, rows, width)[:, rows - codes :],
+    }
+    if (
+        head.log_scale_K is not None
+        and heads.get("logit_temp_list", torch.empty(0)).shape == head.log_scale_K.shape
+    ):
         own["log_scale_K"] = heads["logit_temp_list"]
     return "code head", {f"code_heads.0.{name}": value for name, value in own.items()}, ""
 

@@ -56,7 +56,8 @@ class World:
         return found
 
     def lead(self, action: Any, *arguments: Any) -> Any:
-        """Run `action` on rank 0 and hand its value to all; its ValueError or OSError is raised on all ranks."""
+        """Run `action` on rank 0 and hand its value to all; its ValueError or OSError is raised on all
+        ranks."""
         outcome: tuple[str, Any] = ("value", None)
         if self.leads:
             try:
@@ -78,7 +79,11 @@ def joined(timeout_s: float) -> Iterator[World]:
     """Join the process group named by the environment; leave it at the end."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", local % torch.cuda.device_count())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -86,8 +91,13 @@ def joined(timeout_s: float) -> Iterator[World]:
         os.environ["MASTER_PORT"] = str(free_port())
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local))
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s),
-                            device_id=device if device.type == "cuda" else None)
+    dist.init_process_group(
+        backend,
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:

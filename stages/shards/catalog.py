@@ -174,5 +174,7 @@ def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterato
 def read_shard(storage: Storage, shard: str) -> list[Planned]:
     """The live recordings of one shard, by id, from OUT/plan.parquet; reads only the rows it needs."""
     wanted = (ds.field("shard") == shard) & ds.field("tombstone").is_null()
-    table = pq.read_table(storage.path("plan.parquet"), filesystem=storage.fs, filters=wanted, partitioning=None)
+    table = pq.read_table(
+        storage.path("plan.parquet"), filesystem=storage.fs, filters=wanted, partitioning=None
+    )
     return sorted((Planned(**row) for row in table.to_pylist()), key=lambda p: p.recording)

@@ -55,8 +55,14 @@ class ColumnWriter:
         self._mark = (0, 0)  # file position and rows at the end of the last kept recording
         self._last_key = ""
 
-    def add(self, key: str, members: dict[str, bytes], row: dict[str, Any], stats: dict[str, Any],
-            added: dict[str, np.ndarray] | None = None) -> None:
+    def add(
+        self,
+        key: str,
+        members: dict[str, bytes],
+        row: dict[str, Any],
+        stats: dict[str, Any],
+        added: dict[str, np.ndarray] | None = None,
+    ) -> None:
         """`stats`: to the segment's row. `added`: arrays (levels, values) to add to the shard's sums."""
         assert key > self._last_key, f"keys must ascend: {key} after {self._last_key}"
         self._last_key = key
@@ -123,7 +129,9 @@ class ColumnWriter:
 
     @property
     def stats(self) -> pa.Table:
-        return pa.Table.from_pylist(self._stats) if self._stats else pa.table({"key": pa.array([], pa.string())})
+        return (
+            pa.Table.from_pylist(self._stats) if self._stats else pa.table({"key": pa.array([], pa.string())})
+        )
 
 
 def data_offset(extension: str, data: bytes) -> int | None:
@@ -198,15 +206,21 @@ def audit(storage: Storage, column: str, shard: str) -> records.Record:
     where, kind, data = f"{column}/{shard}", "json", {}
     try:
         record = records.read(storage, column, shard)
-        for kind in sorted({"index.parquet", "stats.parquet", *record.beside_sha256}):  # parquet itself does not notice every flipped bit
+        # parquet itself does not notice every flipped bit
+        for kind in sorted({"index.parquet", "stats.parquet", *record.beside_sha256}):
             data[kind] = storage.read(records.file(column, shard, kind))
             seen = hashlib.sha256(data[kind]).hexdigest()
             noted = record.beside_sha256.get(kind, "none")
             if seen != noted:
-                raise ValueError(f"{where}.{kind} is damaged: its sha256 is {seen[:12]}…, its record says {noted[:12]}…")
+                raise ValueError(
+                    f"{where}.{kind} is damaged: its sha256 is {seen[:12]}…, its record says {noted[:12]}…"
+                )
     except FileNotFoundError:
         raise ValueError(f"{where}.{kind} is missing") from None
-    index, stats = pq.read_table(io.BytesIO(data["index.parquet"])), pq.read_table(io.BytesIO(data["stats.parquet"]), columns=["key"])
+    index, stats = (
+        pq.read_table(io.BytesIO(data["index.parquet"])),
+        pq.read_table(io.BytesIO(data["stats.parquet"]), columns=["key"]),
+    )
     _check_counts(record, index, where)
     if not stats["key"].equals(index["key"]):
         raise ValueError(f"{where}: its statistics are of other segments than its index")
@@ -221,18 +235,31 @@ def audit(storage: Storage, column: str, shard: str) -> records.Record:
 def _check_counts(record: records.Record, index: pa.Table, where: str) -> None:
     """Kept and rejected are all inputs, and the index holds the kept ones and no others."""
     if record.kept + len(record.rejects) != record.inputs:
-        raise ValueError(f"{where}: its record says {record.kept} kept + {len(record.rejects)} rejected of {record.inputs} inputs")
-    counts = {"segments": index.num_rows, "samples": pc.sum(index["samples"], min_count=0).as_py(),
-              "frames": pc.sum(index["frames"], min_count=0).as_py()}
+        raise ValueError(
+            f"{where}: its record says {record.kept} kept + {len(record.rejects)} rejected of "
+            f"{record.inputs} inputs"
+        )
+    counts = {
+        "segments": index.num_rows,
+        "samples": pc.sum(index["samples"], min_count=0).as_py(),
+        "frames": pc.sum(index["frames"], min_count=0).as_py(),
+    }
     for name, count in counts.items():
         if count != getattr(record, name):
-            raise ValueError(f"{where}: its index has {count} {name}, its record says {getattr(record, name)}")
+            raise ValueError(
+                f"{where}: its index has {count} {name}, its record says {getattr(record, name)}"
+            )
     recordings = set(index["recording"].to_pylist())
     rejected = sorted(recordings.intersection(reject["recording"] for reject in record.rejects))
     if rejected:
-        raise ValueError(f"{where}: its index holds segments of {len(rejected)} rejected recordings, first {rejected[0]}")
+        raise ValueError(
+            f"{where}: its index holds segments of {len(rejected)} rejected recordings, first {rejected[0]}"
+        )
     if len(recordings) != record.kept:
-        raise ValueError(f"{where}: its index holds segments of {len(recordings)} recordings, its record says {record.kept} kept")
+        raise ValueError(
+            f"{where}: its index holds segments of {len(recordings)} recordings, its record says "
+            f"{record.kept} kept"
+        )
 
 
 def _check_tar(path: Path, record: records.Record, rows: list[dict], where: str) -> None:
@@ -267,7 +294,10 @@ def _check_tar(path: Path, record: records.Record, rows: list[dict], where: str)
 def _check_place(row: dict, last: dict, where: str) -> None:
     """Segments come by key; a recording's lie one behind the other and begin at its first sample."""
     if not last["key"] < row["key"] or row["key"].rpartition("-")[0] != row["recording"]:
-        raise ValueError(f"{where}: its index has {row['key']} of recording {row['recording']} after {last['key'] or 'nothing'}")
+        raise ValueError(
+            f"{where}: its index has {row['key']} of recording {row['recording']} after "
+            f"{last['key'] or 'nothing'}"
+        )
     start = last["start"] + last["samples"] if row["recording"] == last["recording"] else 0
     if row["start"] != start:
         raise ValueError(f"{where}: {row['key']} starts at sample {row['start']}, expected {start}")
@@ -287,7 +317,9 @@ def _check_member(head: bytes, row: dict, where: str) -> None:
             raise ValueError(f"{where}: {name} has shape {shape}, expected {row['frames']} frames")
     data_offset = -1 if header is None else row["offset"] + header
     if row["data_offset"] != data_offset:
-        raise ValueError(f"{where}: the data of {name} begin at byte {data_offset}, its index says {row['data_offset']}")
+        raise ValueError(
+            f"{where}: the data of {name} begin at byte {data_offset}, its index says {row['data_offset']}"
+        )
 
 
 def _check_identity(data: bytes, row: dict, where: str) -> None:
@@ -295,4 +327,6 @@ def _check_identity(data: bytes, row: dict, where: str) -> None:
     said = json.loads(data)
     for name in ("recording", "start", "samples"):
         if said.get(name) != row[name]:
-            raise ValueError(f"{where}: {row['key']}.json says {name} {said.get(name)}, its index {row[name]}")
+            raise ValueError(
+                f"{where}: {row['key']}.json says {name} {said.get(name)}, its index {row[name]}"
+            )

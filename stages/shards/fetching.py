@@ -33,7 +33,8 @@ class Arrival:
         self._left = True
 
     def wait(self, end: int) -> None:
-        """Raises OSError when they do not come: what went wrong with the copy, or that the file is shorter."""
+        """Raises OSError when they do not come: what went wrong with the copy, or that the file is
+        shorter."""
         with self._moved:
             self._moved.wait_for(lambda: self._there >= end or self._over)
             if self._there >= end:
@@ -42,7 +43,10 @@ class Arrival:
             self._copying.result()
         except pa.ArrowInvalid as error:  # a ValueError would reject the recording, not fail the shard
             raise OSError(f"{self.name}: {error}") from error
-        raise OSError(f"{self.name} has {self._there} bytes, {end} are needed: `overtone verify OUT --repair` sends a damaged shard back")
+        raise OSError(
+            f"{self.name} has {self._there} bytes, {end} are needed: `overtone verify OUT --repair` "
+            f"sends a damaged shard back"
+        )
 
     def _copy(self, source: Any, copy: BinaryIO) -> None:
         try:
@@ -71,12 +75,14 @@ def arriving(name: str, source: Any) -> Iterator[Arrival]:
 
 
 class OneAhead:
-    """`fetch`, one address ahead: while one local copy is worked on, the next one's bytes are on their way."""
+    """`fetch`, one address ahead: while one local copy is worked on, the next one's bytes are on their
+    way."""
 
     def __init__(self, fetch: Fetch):
         self._fetch = fetch
         self._next: dict[str, str] = {}
-        self._coming: dict[str, tuple[contextlib.ExitStack, Future]] = {}  # at most one, and the one being asked for
+        # at most one, and the one being asked for
+        self._coming: dict[str, tuple[contextlib.ExitStack, Future]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def __reduce__(self):

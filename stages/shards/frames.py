@@ -32,9 +32,13 @@ def describe_codes(facts: dict[str, Any], recipe: dict[str, Any]) -> CodesDescri
     said = said | facts
     try:
         hop = int(said.get("hop_samples", HOP_SAMPLES))
-        return CodesDescribed(int(said["codebooks"]), int(said["codebook_size"]), hop, int(said.get("teacher_hop_samples", hop)))
+        return CodesDescribed(
+            int(said["codebooks"]), int(said["codebook_size"]), hop, int(said.get("teacher_hop_samples", hop))
+        )
     except KeyError as error:
-        raise ValueError(f"facts.{error.args[0]} is missing from the record of a codes column: label it again") from None
+        raise ValueError(
+            f"facts.{error.args[0]} is missing from the record of a codes column: label it again"
+        ) from None
 
 
 def encode_uint8(frames_TF: np.ndarray, offset: float, scale: float) -> np.ndarray:
@@ -53,9 +57,13 @@ def decode_cqt(stored: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
     if stored.dtype == np.float16 or stored.dtype == np.float32:
         return stored.astype(np.float32)
     if stored.dtype != np.uint8:
-        raise ValueError(f"stored CQT frames are {stored.dtype}: expected float16 or uint8; label this column again")
+        raise ValueError(
+            f"stored CQT frames are {stored.dtype}: expected float16 or uint8; label this column again"
+        )
     try:
         scale, offset = facts["uint8"]["scale"], facts["uint8"]["offset"]
     except KeyError as error:
-        raise ValueError(f"facts.uint8 lacks {error}: 8-bit CQT frames cannot be read without the record of their shard") from None
+        raise ValueError(
+            f"facts.uint8 lacks {error}: 8-bit CQT frames cannot be read without the record of their shard"
+        ) from None
     return stored.astype(np.float32) * np.float32(scale) + np.float32(offset)

@@ -31,7 +31,8 @@ class Record:
     source_sha256: str | None  # of the audio tar the labels were made from
     software: dict[str, str]
     device: str
-    beside_sha256: dict[str, str] = field(default_factory=dict)  # of the index, the statistics and the sums beside the tar
+    # of the index, the statistics and the sums beside the tar
+    beside_sha256: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)  # e.g. the storage error of a float16 column
     run: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -56,7 +57,9 @@ def parse(data: bytes, name: str) -> Record:
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is not a record ({error})") from None
     if noted != _digest(fields):
-        raise ValueError(f"{name} is damaged: its fields have sha256 {_digest(fields)[:12]}…, it says {str(noted)[:12]}…")
+        raise ValueError(
+            f"{name} is damaged: its fields have sha256 {_digest(fields)[:12]}…, it says {str(noted)[:12]}…"
+        )
     if record.format != FORMAT:
         raise ValueError(f"{name} has format {record.format}; this version reads {FORMAT}")
     return record

@@ -52,7 +52,9 @@ class Storage:
             self.fs = s3_filesystem()
             self.base = self.root[len("s3://") :]
         else:
-            raise ValueError(f"OUT is {self.root!r}: only a local folder or s3://bucket/prefix can be written")
+            raise ValueError(
+                f"OUT is {self.root!r}: only a local folder or s3://bucket/prefix can be written"
+            )
 
     def __reduce__(self):
         return Storage, (self.root, self.standing)
@@ -162,7 +164,8 @@ class Storage:
 
     @contextlib.contextmanager
     def arriving(self, name: str) -> Iterator[tuple[Path, Callable[[int], None]]]:
-        """As `fetched`, without waiting for the bytes: call what comes second with the end of those that are to be read."""
+        """As `fetched`, without waiting for the bytes: call what comes second with the end of those that are
+        to be read."""
         if self.is_local:
             yield self.local(name), lambda end: None
             return

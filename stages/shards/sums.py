@@ -1,4 +1,5 @@
-"""Sums over a shard's segments, too long for a row a segment: how often each code is used, magnitude by pitch.
+"""Sums over a shard's segments, too long for a row a segment: how often each code is used, magnitude by
+pitch.
 
 Beside a tar lies SHARD.sums.parquet with a row per name and level; OUT/sums.parquet holds the same,
 added up over blocks of shards, so that a corpus of any size is shown from a few thousand rows.
@@ -39,13 +40,22 @@ def add(total: Sums, more: Sums) -> None:
 
 
 def table(sums: Sums) -> pa.Table:
-    rows = [{"name": name, "level": level, "values": row} for name in sorted(sums) for level, row in enumerate(sums[name])]
+    rows = [
+        {"name": name, "level": level, "values": row}
+        for name in sorted(sums)
+        for level, row in enumerate(sums[name])
+    ]
     return pa.Table.from_pylist(rows, SHARD)
 
 
 def _arrays(rows: list[dict]) -> Sums:
     names = dict.fromkeys(row["name"] for row in rows)
-    return {name: np.array([row["values"] for row in sorted(rows, key=lambda r: r["level"]) if row["name"] == name]) for name in names}
+    return {
+        name: np.array(
+            [row["values"] for row in sorted(rows, key=lambda r: r["level"]) if row["name"] == name]
+        )
+        for name in names
+    }
 
 
 def read_shard(storage: Storage, column: str, shard: str) -> Sums:
@@ -75,8 +85,15 @@ def _rows(table: pa.Table) -> list[dict]:
     """Rows as dicts, `values` as arrays: as Python's own numbers they would take seconds."""
     values: list[np.ndarray] = []
     for chunk in table["values"].chunks:
-        values += np.split(chunk.flatten().to_numpy(), np.cumsum(pc.list_value_length(chunk))[:-1]) if len(chunk) else []
-    return [row | {"values": own} for row, own in zip(table.drop_columns("values").to_pylist(), values, strict=True)]
+        values += (
+            np.split(chunk.flatten().to_numpy(), np.cumsum(pc.list_value_length(chunk))[:-1])
+            if len(chunk)
+            else []
+        )
+    return [
+        row | {"values": own}
+        for row, own in zip(table.drop_columns("values").to_pylist(), values, strict=True)
+    ]
 
 
 def gather(storage: Storage, columns: Iterable[str], shards: Iterable[str]) -> None:

@@ -24,7 +24,8 @@ class ShardWave:
     path: Path
     recording: str
     segments: list[dict]  # index rows of the recording, ascending
-    arrived: Callable[[int], None] = lambda end: None  # waits for the tar's first `end` bytes, where they still come
+    # waits for the tar's first `end` bytes, where they still come
+    arrived: Callable[[int], None] = lambda end: None
     samples: int = field(init=False)
     rate_hz: int = RATE_HZ
     _cached: tuple[int, np.ndarray] | None = field(default=None, init=False)
@@ -34,7 +35,8 @@ class ShardWave:
         self.samples = last["start"] + last["samples"]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """float32 (stop - start,), full scale ±1, zero outside the recording. ValueError unless stored as 24 kHz mono, 16 bits."""
+        """float32 (stop - start,), full scale ±1, zero outside the recording. ValueError unless stored as 24
+        kHz mono, 16 bits."""
         out = np.zeros(stop - start, dtype=np.float32)
         for number, segment in enumerate(self.segments):
             first = max(start, segment["start"])
@@ -62,18 +64,29 @@ class ShardWave:
                 f.seek(segment["offset"])
                 data = io.BytesIO(f.read(segment["size"]))
             with soundfile.SoundFile(data) as sound:
-                self._check(number, sound.samplerate, sound.channels, "16 bits" if sound.subtype == "PCM_16" else sound.subtype)
+                self._check(
+                    number,
+                    sound.samplerate,
+                    sound.channels,
+                    "16 bits" if sound.subtype == "PCM_16" else sound.subtype,
+                )
                 self._cached = (number, sound.read(dtype="int16"))
         return self._cached[1][first:last]
 
     def _check(self, number: int, rate_hz: int, channels: int, depth: str) -> None:
-        """Refuse a segment that no decode stage wrote: read as if it had, it would give labels of other sounds."""
+        """Refuse a segment that no decode stage wrote: read as if it had, it would give labels of other
+        sounds."""
         if (rate_hz, channels, depth) != (RATE_HZ, 1, "16 bits"):
-            raise ValueError(f"{self.segments[number]['key']} is stored at {rate_hz} Hz, {channels} channels, {depth}: "
-                             f"labels are of {RATE_HZ} Hz, 1 channel, 16 bits; decode it again")
+            raise ValueError(
+                f"{self.segments[number]['key']} is stored at {rate_hz} Hz, {channels} channels, {depth}: "
+                f"labels are of {RATE_HZ} Hz, 1 channel, 16 bits; decode it again"
+            )
 
 
-def waves(path: Path, index: pa.Table, arrived: Callable[[int], None] = lambda end: None) -> Iterator[ShardWave]:
-    """The recordings of an audio tar in key order; `path` is a local copy of the tar, or becomes one (`Storage.arriving`)."""
+def waves(
+    path: Path, index: pa.Table, arrived: Callable[[int], None] = lambda end: None
+) -> Iterator[ShardWave]:
+    """The recordings of an audio tar in key order; `path` is a local copy of the tar, or becomes one
+    (`Storage.arriving`)."""
     for recording, rows in groupby(index.to_pylist(), key=itemgetter("recording")):
         yield ShardWave(path, recording, list(rows), arrived)

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from stages.signal import tables
 
-TAIL = 5e-7  # reading of a full-scale sine below which a bin's leakage is dropped (a loud bin reads 10 to 112)
+# reading of a full-scale sine below which a bin's leakage is dropped (a loud bin reads 10 to 112)
+TAIL = 5e-7
 _LAYOUT = 1  # of the cached tables: raise it when they change
 _GROUP_BINS = 24  # neighbours share one matrix product, over the union of their rows
 _BLOCKS_AT_ONCE = 8  # columns enough for the matrix product, few enough for memory
@@ -57,7 +58,9 @@ class CqtSpec:
             raise ValueError(f"hop_samples: {self.hop_samples} is odd; choose an even hop")
         top_hz = self.frequencies_hz[-1]
         if top_hz >= self.rate_hz / 2:
-            raise ValueError(f"bins: {self.bins} reach {top_hz:.0f} Hz, rate_hz / 2 or more; lower bins or fmin_hz")
+            raise ValueError(
+                f"bins: {self.bins} reach {top_hz:.0f} Hz, rate_hz / 2 or more; lower bins or fmin_hz"
+            )
 
     @cached_property
     def frequencies_hz(self) -> np.ndarray:
@@ -105,14 +108,19 @@ class _Table:
 
 
 class Cqt:
-    """The tables on a device, and `frames`. Built once in seconds; `cache_dir` keeps them (59 MB) by parameters."""
+    """The tables on a device, and `frames`. Built once in seconds; `cache_dir` keeps them (59 MB) by
+    parameters."""
 
-    def __init__(self, spec: CqtSpec = CqtSpec(), cache_dir: Path | None = None, device: str | torch.device = "cpu"):
+    def __init__(
+        self, spec: CqtSpec = CqtSpec(), cache_dir: Path | None = None, device: str | torch.device = "cpu"
+    ):
         self.spec = spec
         self._tables = _load_or_build(spec, cache_dir)
         self._low = -min(0, min(t.rows.start for t in self._tables))  # rows of negative frequencies
         self._high = max(t.rows.stop for t in self._tables)
-        label = torch.arange(-self._low * spec.block_frames, self._high * spec.block_frames, dtype=torch.float64)
+        label = torch.arange(
+            -self._low * spec.block_frames, self._high * spec.block_frames, dtype=torch.float64
+        )
         phase = _half_sample(label / (spec.hop_samples * spec.block_frames)).to(torch.complex64)
         self._delay = phase.view(-1, spec.block_frames).T.contiguous()[..., None]  # (M, R, 1)
         self.to(device)
@@ -121,7 +129,9 @@ class Cqt:
         """Move the tables; returns self."""
         self.device = torch.device(device)
         self._delay = self._delay.to(self.device)
-        self._tables = [replace(t, bins=t.bins.to(device), weights=t.weights.to(device)) for t in self._tables]
+        self._tables = [
+            replace(t, bins=t.bins.to(device), weights=t.weights.to(device)) for t in self._tables
+        ]
         return self
 
     @torch.no_grad()
@@ -131,7 +141,8 @@ class Cqt:
         Frame i is centred on wave position first_sample + hop·i; outside the wave is zero. Exact where
         `spec.context_samples` of the recording (or its end) surround the frame's centre. Error against
         nnAudio in float64: 1e-6 for a full-scale wave, plus float32 rounding of the frame itself,
-        whatever the autocast state. ValueError unless wave_BN is float32 (B, N); NaN is the caller's to refuse.
+        whatever the autocast state. ValueError unless wave_BN is float32 (B, N); NaN is the caller's to
+        refuse.
         """
         if wave_BN.dtype != torch.float32:
             raise ValueError(f"wave_BN: dtype {wave_BN.dtype}, need torch.float32; convert it with .float()")
@@ -182,7 +193,8 @@ class Cqt:
             out.copy_(by_frame[:, block, : out.shape[1]])
 
     def _rows(self, spectrum_CL: Tensor) -> tuple[Tensor, Tensor]:
-        """The spectrum as float32 (M, R, columns·2), for even kernels, and half a sample later, for odd ones."""
+        """The spectrum as float32 (M, R, columns·2), for even kernels, and half a sample later, for odd
+        ones."""
         M, low, high, columns = self.spec.block_frames, self._low, self._high, len(spectrum_CL)
         rows = torch.empty((M, low + high, columns), dtype=torch.complex64, device=spectrum_CL.device)
         rows[:, low:] = spectrum_CL[:, : high * M].view(columns, high, M).permute(2, 1, 0)
@@ -226,10 +238,17 @@ def _groups(spec: CqtSpec) -> list[tuple[int, np.ndarray]]:
 def _load_or_build(spec: CqtSpec, cache_dir: Path | None) -> list[_Table]:
     if cache_dir is None:
         return _pack(spec, _build(spec))
-    identity = {"layout": _LAYOUT, "tail": TAIL, "group": _GROUP_BINS, "nnAudio": version("nnAudio"), **asdict(spec)}
+    identity = {
+        "layout": _LAYOUT,
+        "tail": TAIL,
+        "group": _GROUP_BINS,
+        "nnAudio": version("nnAudio"),
+        **asdict(spec),
+    }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path, arrays = Path(cache_dir) / f"cqt-{digest[:16]}", None
-    with contextlib.suppress(OSError):  # a home that cannot be read or written costs some seconds, not the run
+    # a home that cannot be read or written costs some seconds, not the run
+    with contextlib.suppress(OSError):
         arrays = tables.read(path)
     if arrays is None:
         arrays = _build(spec)
@@ -263,7 +282,9 @@ def _build(spec: CqtSpec) -> dict[str, np.ndarray]:
     return arrays | {"first_rows": np.asarray(first_rows)}
 
 
-def _weights(spec: CqtSpec, kernels: np.ndarray, width: int, bins: np.ndarray, parity: int) -> tuple[np.ndarray, int]:
+def _weights(
+    spec: CqtSpec, kernels: np.ndarray, width: int, bins: np.ndarray, parity: int
+) -> tuple[np.ndarray, int]:
     """float32 (bins, rows, M) of one group, and its first row."""
     M, hop = spec.block_frames, spec.hop_samples
     centred = torch.zeros(len(bins), hop * M, dtype=torch.complex128)
@@ -276,6 +297,7 @@ def _weights(spec: CqtSpec, kernels: np.ndarray, width: int, bins: np.ndarray, p
         spectrum *= torch.polar(torch.ones_like(gain), carrier)
         spectrum *= _half_sample(torch.fft.fftfreq(hop * M, dtype=torch.float64))
     rows_KRM = (spectrum.real * gain).view(len(bins), hop, M).roll(hop // 2, dims=1)
-    heard = torch.nonzero(rows_KRM.abs().amax(dim=(0, 2)) / 2 > TAIL).flatten()  # a unit sine reads half the gain
+    # a unit sine reads half the gain
+    heard = torch.nonzero(rows_KRM.abs().amax(dim=(0, 2)) / 2 > TAIL).flatten()
     first, last = int(heard[0]), int(heard[-1])
     return (rows_KRM[:, first : last + 1] / hop).to(torch.float32).numpy(), first - hop // 2

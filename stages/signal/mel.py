@@ -56,7 +56,8 @@ def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarra
     empty = np.flatnonzero(filters.sum(axis=0) == 0)
     if empty.size:
         raise ValueError(
-            f"mels: {mels} leaves {empty.size} of them without any FFT bin at n_fft {n_fft}; lower mels or raise n_fft"
+            f"mels: {mels} leaves {empty.size} of them without any FFT bin at n_fft {n_fft}; lower "
+            f"mels or raise n_fft"
         )
     return filters.astype(np.float32)
 
@@ -68,8 +69,15 @@ class LogMel:
     depend on the rest of its block.
     """
 
-    def __init__(self, rate_hz: int, hop_samples: int, mels: int = MELS, n_fft: int = N_FFT, device: str = "cpu",
-                 filters: np.ndarray | None = None):
+    def __init__(
+        self,
+        rate_hz: int,
+        hop_samples: int,
+        mels: int = MELS,
+        n_fft: int = N_FFT,
+        device: str = "cpu",
+        filters: np.ndarray | None = None,
+    ):
         """filters: float32 (n_fft // 2 + 1, F), other bands of power than the mel filters."""
         import torch
 

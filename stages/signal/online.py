@@ -19,10 +19,16 @@ MERT = CqtSpec()
 
 
 class OnlineCqt:
-    """Tables on one device, made once and kept in `cache_dir` (default: `table_cache()`), 59 MB; call it with each batch's context."""
+    """Tables on one device, made once and kept in `cache_dir` (default: `table_cache()`), 59 MB; call it with
+    each batch's context."""
 
-    def __init__(self, spec: CqtSpec = MERT, magnitude: str = "linear", device: str | torch.device = "cpu",
-                 cache_dir: Path | None = None):
+    def __init__(
+        self,
+        spec: CqtSpec = MERT,
+        magnitude: str = "linear",
+        device: str | torch.device = "cpu",
+        cache_dir: Path | None = None,
+    ):
         """magnitude: "linear" as MERT, or "log" (natural, floored at 1e-6). ValueError for another."""
         if magnitude not in ("linear", "log"):
             raise ValueError(f"magnitude is {magnitude!r}: expected linear or log")
@@ -41,16 +47,25 @@ class OnlineCqt:
 
     @torch.no_grad()
     def __call__(self, context_BN: Tensor) -> Tensor:
-        """float32 (B, N) → float32 (B, L, F), L = floor((N − 2·context_samples) / hop), whatever the autocast state.
+        """float32 (B, N) → float32 (B, L, F), L = floor((N − 2·context_samples) / hop), whatever the autocast
+        state.
 
         Frame i is centred on sample hop·i of the crop, which begins at context_samples. On the
         tensor's device, which must be that of the tables. ValueError: another dtype, device or shape,
         or fewer samples than the context alone.
         """
         if context_BN.device.type != self._transform.device.type:
-            raise ValueError(f"context_BN is on {context_BN.device}, the tables on {self._transform.device}: move one of them with .to()")
+            raise ValueError(
+                f"context_BN is on {context_BN.device}, the tables on {self._transform.device}: move "
+                f"one of them with .to()"
+            )
         crop_samples = context_BN.shape[-1] - 2 * self.context_samples
         if crop_samples < 0:
-            raise ValueError(f"context_BN has {context_BN.shape[-1]} samples: expected a crop and {self.context_samples} more on either side")
-        frames_BLF = self._transform.frames(context_BN, self.context_samples, crop_samples // self.spec.hop_samples)
+            raise ValueError(
+                f"context_BN has {context_BN.shape[-1]} samples: expected a crop and "
+                f"{self.context_samples} more on either side"
+            )
+        frames_BLF = self._transform.frames(
+            context_BN, self.context_samples, crop_samples // self.spec.hop_samples
+        )
         return log_magnitude(frames_BLF) if self.magnitude == "log" else frames_BLF

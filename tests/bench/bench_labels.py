@@ -24,14 +24,21 @@ GIB_LIMIT, PLAN_LIMIT_S = 4.0, 300.0
 
 
 def planning(recordings: int) -> list[Row]:
-    done = subprocess.run([sys.executable, "tests/bench/bench_plan.py", str(recordings)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "tests/bench/bench_plan.py", str(recordings)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     found = re.findall(r"([\d.]+) s +([\d.]+) GiB", done.stdout)
     if done.returncode or len(found) != 2:
         raise RuntimeError(f"bench_plan: {done.stderr[-2000:]}{done.stdout}")
     rows = []
     for what, (seconds, gib) in zip(("planned anew", "planned again with 1 % more"), found, strict=True):
         holds = float(seconds) < PLAN_LIMIT_S and float(gib) < GIB_LIMIT
-        rows.append(Row(f"{recordings:,} recordings {what}", f"{seconds} s, {gib} GiB", "< 5 min, < 4 GiB", holds))
+        rows.append(
+            Row(f"{recordings:,} recordings {what}", f"{seconds} s, {gib} GiB", "< 5 min, < 4 GiB", holds)
+        )
     return rows
 
 
@@ -42,7 +49,9 @@ def parts(asked: argparse.Namespace, folder: Path) -> dict[str, Callable[[], lis
         "decode": lambda: part_decode.measure(folder, asked.minutes, asked.rounds),
         "scheduling": lambda: part_scheduling.measure(asked.shards),
         "resume": lambda: part_resume.measure(folder, asked.finished, asked.recordings),
-        "whole": lambda: part_whole.against_stages(asked.music, folder, asked.hours, asked.shard_minutes, asked.teacher),
+        "whole": lambda: part_whole.against_stages(
+            asked.music, folder, asked.hours, asked.shard_minutes, asked.teacher
+        ),
         "today": lambda: part_whole.against_today(folder, asked.minutes),
         "plan": lambda: planning(asked.plan),
     }
@@ -54,23 +63,38 @@ def measured(asked: argparse.Namespace) -> Iterator[Row]:
         with tempfile.TemporaryDirectory(prefix=f"overtone-bench-{name}-", dir=asked.scratch) as folder:
             try:
                 yield from parts(asked, Path(folder))[name]()
-            except (ValueError, RuntimeError, OSError) as error:  # one part's failure is a row, the others go on
+            # one part's failure is a row, the others go on
+            except (ValueError, RuntimeError, OSError) as error:
                 yield Row(name, f"not measured: {error}", "to be measured", None)
         print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
 
 
 NAMES = ("decode", "scheduling", "resume", "whole", "today", "plan")
-SMALL = {"shards": 400, "finished": 2_000, "hours": 0.25, "shard_minutes": 2.0, "minutes": 2.0, "rounds": 2, "plan": 50_000}
+SMALL = {
+    "shards": 400,
+    "finished": 2_000,
+    "hours": 0.25,
+    "shard_minutes": 2.0,
+    "minutes": 2.0,
+    "rounds": 2,
+    "plan": 50_000,
+}
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    top = argparse.ArgumentParser(prog="python -m tests.bench.bench_labels", description=__doc__.split("\n")[0])
+    top = argparse.ArgumentParser(
+        prog="python -m tests.bench.bench_labels", description=__doc__.split("\n")[0]
+    )
     top.add_argument("--part", nargs="+", choices=NAMES, default=list(NAMES))
-    top.add_argument("--music", type=Path, default=ROOT / "music", help="the larger corpus, as `make music` lays it out")
+    top.add_argument(
+        "--music", type=Path, default=ROOT / "music", help="the larger corpus, as `make music` lays it out"
+    )
     top.add_argument("--hours", type=float, default=2.0, help="of it, for `whole`")
     top.add_argument("--shard-minutes", type=float, default=5.0, help="for `whole`")
     top.add_argument("--teacher", choices=("mel_rvq", "encodec"), default="mel_rvq", help="for `whole`")
-    top.add_argument("--minutes", type=float, default=5.0, help="of audio, for `decode` (a format) and `today`")
+    top.add_argument(
+        "--minutes", type=float, default=5.0, help="of audio, for `decode` (a format) and `today`"
+    )
     top.add_argument("--rounds", type=int, default=5, help="for `decode`")
     top.add_argument("--shards", type=int, default=10_000, help="for `scheduling`")
     top.add_argument("--finished", type=int, default=50_000, help="shards, for `resume`")
@@ -91,7 +115,12 @@ def main(argv: list[str] | None = None) -> int:
     missed = 0
     for row in measured(asked):
         missed += bool(row.target) and row.holds is not True
-        table.add_row(row.claim, row.measured, row.target, {True: "holds", False: "MISSED", None: "?" if row.target else ""}[row.holds])
+        table.add_row(
+            row.claim,
+            row.measured,
+            row.target,
+            {True: "holds", False: "MISSED", None: "?" if row.target else ""}[row.holds],
+        )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 1 if missed else 0
 

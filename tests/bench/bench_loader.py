@@ -1,10 +1,12 @@
-"""`make bench-loader`: crops a second of one core against whole files and stock webdataset, and the order of ten million samples.
+"""`make bench-loader`: crops a second of one core against whole files and stock webdataset, and the order of
+ten million samples.
 
     python -m tests.bench.bench_loader [--rounds 5] [--seconds 4] [--shards 6]
 
-One process on one core makes micro-batches of 8 crops of 5 s (audio, 8 codes, 336 float16 CQT bins) in each of the
-ways in turn; crops are counted against the process's own CPU seconds, so that what else the machine does hardly shows, and
-figures are medians of the rounds. The files lie in memory: what is compared is the work for a crop, not the disk.
+One process on one core makes micro-batches of 8 crops of 5 s (audio, 8 codes, 336 float16 CQT bins) in each
+of the ways in turn; crops are counted against the process's own CPU seconds, so that what else the machine
+does hardly shows, and figures are medians of the rounds. The files lie in memory: what is compared is the
+work for a crop, not the disk.
 """
 
 import argparse
@@ -35,10 +37,13 @@ def rates(folder: Path, rounds: int, seconds: float) -> dict[str, float]:
     from pipeline.merge import merge
 
     merge(str(folder / "out"), str(folder / "tars"))
-    ways = {"files": loader_readers.whole_files(folder / "files"), "webdataset": loader_readers.stock_webdataset(folder / "tars"),
-            "webdataset, 6 crops of each segment": loader_readers.stock_webdataset(folder / "tars", 6),
-            "ours": loader_readers.ours(folder / "out", folder / "cache", mixture=0.0),
-            "ours with mixture": loader_readers.ours(folder / "out", folder / "cache2")}
+    ways = {
+        "files": loader_readers.whole_files(folder / "files"),
+        "webdataset": loader_readers.stock_webdataset(folder / "tars"),
+        "webdataset, 6 crops of each segment": loader_readers.stock_webdataset(folder / "tars", 6),
+        "ours": loader_readers.ours(folder / "out", folder / "cache", mixture=0.0),
+        "ours with mixture": loader_readers.ours(folder / "out", folder / "cache2"),
+    }
     seen: dict[str, list[float]] = {name: [] for name in ways}
     for name in ways:
         next(ways[name])
@@ -56,13 +61,23 @@ def compared(folder: Path, rounds: int, seconds: float) -> Iterator[Row]:
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     found = rates(folder, rounds, seconds)
-    others = (("files", FILES_RATIO, "a"), ("webdataset", WEBDATASET_RATIO, "b"), ("webdataset, 6 crops of each segment", None, "b'"))
+    others = (
+        ("files", FILES_RATIO, "a"),
+        ("webdataset", WEBDATASET_RATIO, "b"),
+        ("webdataset, 6 crops of each segment", None, "b'"),
+    )
     for name, ratio, letter in others:
         times = found["ours"] / found[name]
         target = f"≥ {ratio}×" if ratio else ""
-        yield Row(f"loader against ({letter}) {name}", f"{times:.1f}× ({found['ours']:.0f} against {found[name]:.0f} crops/s a core)", target,
-                  times >= ratio if ratio else None)
-    yield Row("the same with the in-batch mixture", f"{found['ours with mixture']:.0f} crops/s a core", "", None)
+        yield Row(
+            f"loader against ({letter}) {name}",
+            f"{times:.1f}× ({found['ours']:.0f} against {found[name]:.0f} crops/s a core)",
+            target,
+            times >= ratio if ratio else None,
+        )
+    yield Row(
+        "the same with the in-batch mixture", f"{found['ours with mixture']:.0f} crops/s a core", "", None
+    )
 
 
 def first_batch(folder: str, at: float, workers: int) -> dict[str, float]:
@@ -81,7 +96,11 @@ def first_batch(folder: str, at: float, workers: int) -> dict[str, float]:
     consumed = int(pinned.samples_per_epoch * at) // 64 * 64
     loader = Loader(pinned, data, Masking(), Mixture(), 374, loader_readers.MICRO)
     batch = next(loader.stream(State(pinned.fingerprint, 0, 64, consumed=consumed)))
-    found = {"seconds": time.perf_counter() - begun, "samples": pinned.samples_per_epoch, "replaced": len(batch.replaced)}
+    found = {
+        "seconds": time.perf_counter() - begun,
+        "samples": pinned.samples_per_epoch,
+        "replaced": len(batch.replaced),
+    }
     loader.close()
     return found
 
@@ -95,16 +114,28 @@ def widen(folder: Path) -> None:
     real = pin(Data(corpora=(str(folder / "out"),), cache=str(folder / "cache")))
     times = -(-SAMPLES // real.samples_per_epoch)
     shards = len(real.shard_names)
-    arrays = {name: np.concatenate([np.asarray(getattr(real, name))] * times) for name in [*store.ROWS, "key_R"]}
-    arrays["shard_R"] = arrays["shard_R"] + np.repeat(np.arange(times) * shards, len(real.shard_R)).astype(np.int32)
+    arrays = {
+        name: np.concatenate([np.asarray(getattr(real, name))] * times) for name in [*store.ROWS, "key_R"]
+    }
+    arrays["shard_R"] = arrays["shard_R"] + np.repeat(np.arange(times) * shards, len(real.shard_R)).astype(
+        np.int32
+    )
     arrays["ends_R"] = np.cumsum(arrays["crops_R"], dtype=np.int64)
-    arrays |= {name: np.concatenate([getattr(real, name)] * times) for name in store.PER_SHARD if name != "row_S"}
-    arrays |= {"row_S": np.searchsorted(arrays["shard_R"], np.arange(times * shards + 1)), "valid_V": np.zeros(0, dtype=np.int64)}
+    arrays |= {
+        name: np.concatenate([getattr(real, name)] * times) for name in store.PER_SHARD if name != "row_S"
+    }
+    arrays |= {
+        "row_S": np.searchsorted(arrays["shard_R"], np.arange(times * shards + 1)),
+        "valid_V": np.zeros(0, dtype=np.int64),
+    }
     names = [f"{name}x{i:05d}" for i in range(times) for name in real.shard_names]
     for column in [p.name for p in (folder / "out" / "columns").iterdir()]:
         (folder / "wide" / "columns" / column).mkdir(parents=True)
         for name in names:
-            os.symlink(folder / "out" / "columns" / column / f"{name.split('x')[0]}.tar", folder / "wide" / "columns" / column / f"{name}.tar")
+            os.symlink(
+                folder / "out" / "columns" / column / f"{name.split('x')[0]}.tar",
+                folder / "wide" / "columns" / column / f"{name}.tar",
+            )
     fingerprint = "f" * 64
     facts = store.Facts(**vars(real.facts) | {"fingerprint": fingerprint, "shards": [names]})
     store.store(folder / "index" / fingerprint, facts, arrays)
@@ -117,8 +148,12 @@ def alone(folder: Path, at: float, workers: int) -> dict[str, float]:
 
 def ordered(folder: Path) -> Iterator[Row]:
     found = json.loads(run("tests.bench.order_alone", SAMPLES, SHARD_SAMPLES))
-    yield Row(f"order of an epoch of {found['samples']:,} samples", f"{found['mib']:.0f} MiB, Python and numpy included; {found['seconds']:.1f} s",
-              f"< {ORDER_MIB} MiB", found["mib"] < ORDER_MIB)
+    yield Row(
+        f"order of an epoch of {found['samples']:,} samples",
+        f"{found['mib']:.0f} MiB, Python and numpy included; {found['seconds']:.1f} s",
+        f"< {ORDER_MIB} MiB",
+        found["mib"] < ORDER_MIB,
+    )
     widen(folder)
     for workers in (0, 2):
         seen = [alone(folder, at, workers) for at in (0.0, 0.37, 0.999)]
@@ -132,7 +167,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of one way in one round")
-    parser.add_argument("--shards", type=int, default=6, help="of 4 recordings of 3 minutes, 143 MB each with labels, twice on disk")
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=6,
+        help="of 4 recordings of 3 minutes, 143 MB each with labels, twice on disk",
+    )
     parser.add_argument("--scratch", help="folder for what is written; unset: the system's")
     parser.add_argument("--first", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -144,7 +184,9 @@ def main() -> int:
         loader_readers.write_corpus(Path(folder), asked.shards, 4, 6)
         rows = [*ordered(Path(folder)), *compared(Path(folder), asked.rounds, asked.seconds)]
     for row in rows:
-        table.add_row(row.claim, row.measured, row.target, {True: "holds", False: "missed", None: ""}[row.holds])
+        table.add_row(
+            row.claim, row.measured, row.target, {True: "holds", False: "missed", None: ""}[row.holds]
+        )
     Console(width=160).print(table)
     return 0
 

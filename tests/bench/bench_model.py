@@ -1,9 +1,10 @@
-"""`make bench-model`: a training step of the 95M model against transformers.HubertModel with the direct loss, here and now.
+"""`make bench-model`: a training step of the 95M model against transformers.HubertModel with the direct loss,
+here and now.
 
     python -m tests.bench.bench_model [--rounds N] [--clips N] [--size 95m|330m|tiny] [--no-gpu]
 
-Each side runs in processes of its own, turn by turn; its best round counts, and memory is the process's own peak.
-With a GPU a second table sets the model's FLOPs against the card's measured bf16 matrix peak.
+Each side runs in processes of its own, turn by turn; its best round counts, and memory is the process's own
+peak. With a GPU a second table sets the model's FLOPs against the card's measured bf16 matrix peak.
 """
 
 import argparse
@@ -40,8 +41,10 @@ def against_reference(asked: argparse.Namespace) -> list[Row]:
     what = f"{asked.size}, {asked.clips} clips, bf16 autocast, AdamW, CPU"
     speeds = f"{speed['ours']:.2f} against {speed['theirs']:.2f} audio-s/s: {faster:.2f}×"
     memories = f"{memory['ours']:.2f} against {memory['theirs']:.2f} GiB: {share:.2f}×"
-    return [Row(f"training step, {what}", speeds, f"≥ {FASTER}×", faster >= FASTER),
-            Row(f"peak memory, {what}", memories, f"≤ {LEANER}×", share <= LEANER)]
+    return [
+        Row(f"training step, {what}", speeds, f"≥ {FASTER}×", faster >= FASTER),
+        Row(f"peak memory, {what}", memories, f"≤ {LEANER}×", share <= LEANER),
+    ]
 
 
 def matrix_peak(side: int = 8192, rounds: int = 30) -> float:
@@ -61,7 +64,9 @@ def matrix_peak(side: int = 8192, rounds: int = 30) -> float:
 def on_gpu(asked: argparse.Namespace) -> list[Row]:
     """Model FLOPs against the card's own peak, compiled and not, and the reference."""
     peak = matrix_peak()
-    rows = [Row(f"bf16 matrix peak of {torch.cuda.get_device_name()}", f"{peak / 1e12:.0f} TFLOP/s", "", True)]
+    rows = [
+        Row(f"bf16 matrix peak of {torch.cuda.get_device_name()}", f"{peak / 1e12:.0f} TFLOP/s", "", True)
+    ]
     torch.cuda.empty_cache()
     for size, wanted in OF_PEAK.items():
         options = ("--device", "cuda", "--size", size, "--clips", asked.gpu_clips, "--steps", 20, "--warm", 6)
@@ -69,14 +74,18 @@ def on_gpu(asked: argparse.Namespace) -> list[Row]:
             try:
                 found = one("ours", *options, *compiled)
             except RuntimeError as error:
-                rows.append(Row(f"{size} {' '.join(compiled)}", f"not measured: {str(error)[-200:]}", "", None))
+                rows.append(
+                    Row(f"{size} {' '.join(compiled)}", f"not measured: {str(error)[-200:]}", "", None)
+                )
                 continue
             share = found["flops_per_s"] / peak
             text = f"{_speed(found)}; {found['flops_per_s'] / 1e12:.0f} TFLOP/s: {100 * share:.1f} %"
             what = f"{size}, {asked.gpu_clips} clips{', torch.compile' if compiled else ''}"
             rows.append(Row(what, text, f"≥ {100 * wanted:.0f} %", share >= wanted))
         theirs = one("theirs", *options[:5], min(8, asked.gpu_clips), *options[6:])
-        rows.append(Row(f"{size}, HubertModel with the direct loss, at most 8 clips", _speed(theirs), "", True))
+        rows.append(
+            Row(f"{size}, HubertModel with the direct loss, at most 8 clips", _speed(theirs), "", True)
+        )
     return rows
 
 
@@ -85,7 +94,9 @@ def _speed(found: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    top = argparse.ArgumentParser(prog="python -m tests.bench.bench_model", description=__doc__.split("\n")[0])
+    top = argparse.ArgumentParser(
+        prog="python -m tests.bench.bench_model", description=__doc__.split("\n")[0]
+    )
     top.add_argument("--size", choices=("95m", "330m", "tiny"), default="95m")
     top.add_argument("--clips", type=int, default=4)
     top.add_argument("--steps", type=int, default=3, help="after one to warm up; their median counts")
@@ -100,7 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     for title in ("promise", "measured", "target", ""):
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(row.claim, row.measured, row.target, {True: "holds", False: "MISSED", None: "?"}[row.holds])
+        table.add_row(
+            row.claim, row.measured, row.target, {True: "holds", False: "MISSED", None: "?"}[row.holds]
+        )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 1 if any(row.holds is not True for row in rows) else 0
 

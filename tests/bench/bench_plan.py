@@ -29,7 +29,9 @@ def batches(count: int) -> Iterator[pa.RecordBatch]:
     for start in range(0, count, BATCH):
         numbers = range(start, min(count, start + BATCH))
         rng = np.random.default_rng(start)
-        names = [f"artist {n // 100:06d}/album {n // 10:07d}/{n:08d} a title of some length.mp3" for n in numbers]
+        names = [
+            f"artist {n // 100:06d}/album {n // 10:07d}/{n:08d} a title of some length.mp3" for n in numbers
+        ]
         paths = ["/mnt/music/library/" + name for name in names]
         hashes = [hashlib.sha256(name.encode()).hexdigest() for name in names]
         rows = len(names)

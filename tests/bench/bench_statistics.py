@@ -1,4 +1,5 @@
-"""What gathering statistics costs while labelling: milliseconds a second of audio, one core. `python -m tests.bench.bench_statistics`.
+"""What gathering statistics costs while labelling: milliseconds a second of audio, one core. `python -m
+tests.bench.bench_statistics`.
 
 For comparison, what the stages themselves cost: decoding a stereo Vorbis file, and the constant-Q frames.
 """

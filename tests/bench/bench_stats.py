@@ -1,4 +1,5 @@
-"""How long `overtone stats` takes on a large OUT, and how much memory: `python -m tests.bench.bench_stats [SHARDS]`.
+"""How long `overtone stats` takes on a large OUT, and how much memory: `python -m tests.bench.bench_stats
+[SHARDS]`.
 
 The OUT is synthetic, its tables as large as those of 50,000 shards of an hour: six million segments. The
 page is made without the listening table, whose tars are not there; that costs the same at any size.
@@ -21,7 +22,9 @@ def main() -> None:
         out = Path(folder) / "out"
         # In a process of its own: a child's peak memory is never reported below its parent's at the fork.
         sizes = {"per_shard": 120, "codes": 1024, "levels": 8}
-        maker = multiprocessing.get_context("spawn").Process(target=synthetic.out, args=(out, shards), kwargs=sizes)
+        maker = multiprocessing.get_context("spawn").Process(
+            target=synthetic.out, args=(out, shards), kwargs=sizes
+        )
         maker.start()
         maker.join()
         size = sum(p.stat().st_size for p in out.glob("*.parquet"))
@@ -33,14 +36,18 @@ def main() -> None:
 def measured(out: Path, arguments: list[str]) -> str:
     """One run: until it says its first word, until it ends, and its own peak memory."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "pipeline", "stats", str(out), *arguments], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "stats", str(out), *arguments], stdout=subprocess.PIPE
+    )
     process.stdout.read(1)
     answered = time.monotonic() - started
     process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, status
-    return (f"stats OUT {' '.join(arguments):32} answers after {answered:5.1f} s, ends after {time.monotonic() - started:5.1f} s; "
-            f"peak {usage.ru_maxrss / 2**20:.2f} GiB")
+    return (
+        f"stats OUT {' '.join(arguments):32} answers after {answered:5.1f} s, ends after "
+        f"{time.monotonic() - started:5.1f} s; peak {usage.ru_maxrss / 2**20:.2f} GiB"
+    )
 
 
 if __name__ == "__main__":

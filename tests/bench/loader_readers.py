@@ -1,4 +1,5 @@
-"""The three ways to a crop that `bench_loader` compares: the whole file, stock webdataset, ours. Letters: B clips, N samples."""
+"""The three ways to a crop that `bench_loader` compares: the whole file, stock webdataset, ours. Letters: B
+clips, N samples."""
 
 import io
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ SHUFFLE = 200  # segments in webdataset's buffer
 
 
 def write_corpus(root: Path, shards: int, recordings: int, segments: int) -> None:
-    """A labelled OUT of the real sizes, and its recordings as whole files: wav, codes.npy, cqt.npy. Noise: bytes cost the same."""
+    """A labelled OUT of the real sizes, and its recordings as whole files: wav, codes.npy, cqt.npy. Noise:
+    bytes cost the same."""
     import pyarrow as pa
     import yaml
 
@@ -33,15 +35,23 @@ def write_corpus(root: Path, shards: int, recordings: int, segments: int) -> Non
     from stages.shards.catalog import PLAN
 
     rng, storage, plan = np.random.default_rng(0), Storage(root / "out"), []
-    recipes = {"audio": {"stage": "decode", "format": "wav"}, "codes": {"stage": "codes", "teacher": {"codebooks": K, "codebook_size": SIZE}},
-               "cqt": {"stage": "cqt", "bins": BINS, "fmin_hz": 32.7, "bins_per_octave": 48}}
+    recipes = {
+        "audio": {"stage": "decode", "format": "wav"},
+        "codes": {"stage": "codes", "teacher": {"codebooks": K, "codebook_size": SIZE}},
+        "cqt": {"stage": "cqt", "bins": BINS, "fmin_hz": 32.7, "bins_per_octave": 48},
+    }
     names = {"audio": "audio"} | {k: f"{k}-{recipe8(recipes[k])}" for k in ("codes", "cqt")}
     (root / "files").mkdir(parents=True)
     for s in range(shards):
         shard, own = f"s{s:012x}", [f"{s:08x}{r:08x}" for r in range(recordings)]
-        whole = {r: {"audio": rng.integers(-9000, 9000, segments * SEGMENT).astype(np.int16),
-                     "codes": rng.integers(0, SIZE, (segments * SEGMENT // HOP, K)).astype(np.uint16),
-                     "cqt": rng.random((segments * SEGMENT // HOP, BINS), np.float32).astype(np.float16)} for r in own}
+        whole = {
+            r: {
+                "audio": rng.integers(-9000, 9000, segments * SEGMENT).astype(np.int16),
+                "codes": rng.integers(0, SIZE, (segments * SEGMENT // HOP, K)).astype(np.uint16),
+                "cqt": rng.random((segments * SEGMENT // HOP, BINS), np.float32).astype(np.float16),
+            }
+            for r in own
+        }
         for r, fields in whole.items():
             soundfile.write(root / "files" / f"{r}.wav", fields["audio"], 24_000, "PCM_16")
             np.save(root / "files" / f"{r}.codes.npy", fields["codes"])
@@ -53,16 +63,48 @@ def write_corpus(root: Path, shards: int, recordings: int, segments: int) -> Non
                     for i in range(segments):
                         step = SEGMENT if kind == "audio" else SEGMENT // HOP
                         part = whole[r][kind][i * step : (i + 1) * step]
-                        member = {"wav": wav_bytes(part), "json": b"{}"} if kind == "audio" else {f"{kind}.npy": column.npy_bytes(part)}
-                        row = {"recording": r, "start": i * SEGMENT, "samples": SEGMENT, "frames": SEGMENT // HOP}
+                        member = (
+                            {"wav": wav_bytes(part), "json": b"{}"}
+                            if kind == "audio"
+                            else {f"{kind}.npy": column.npy_bytes(part)}
+                        )
+                        row = {
+                            "recording": r,
+                            "start": i * SEGMENT,
+                            "samples": SEGMENT,
+                            "frames": SEGMENT // HOP,
+                        }
                         publication.writer.add(f"{r}-{i:05d}", member, row, {})
                     publication.writer.keep({})
-                publication.record = Record(shard=shard, column=name, recipe=recipes[kind], inputs=len(own), kept=len(own), rejects=[],
-                                            source_sha256=sha, software={}, device="cpu", **publication.writer.finish())
+                publication.record = Record(
+                    shard=shard,
+                    column=name,
+                    recipe=recipes[kind],
+                    inputs=len(own),
+                    kept=len(own),
+                    rejects=[],
+                    source_sha256=sha,
+                    software={},
+                    device="cpu",
+                    **publication.writer.finish(),
+                )
             sha = sha or publication.record.sha256
         plan += [{"recording": r, "shard": shard, "split": "train"} for r in own]
-    rows = [{f.name: None for f in PLAN} | {"order": i, "attempt": 0, "path": "x", "path_bytes": b"x", "size": 1, "mtime_ns": 1, "quick": "q",
-                                            "duration_s": 1.0} | row for i, row in enumerate(plan)]
+    rows = [
+        {f.name: None for f in PLAN}
+        | {
+            "order": i,
+            "attempt": 0,
+            "path": "x",
+            "path_bytes": b"x",
+            "size": 1,
+            "mtime_ns": 1,
+            "quick": "q",
+            "duration_s": 1.0,
+        }
+        | row
+        for i, row in enumerate(plan)
+    ]
     storage.write_table("plan.parquet", pa.Table.from_pylist(rows, schema=PLAN))
     known = {names[k]: recipe for k, recipe in recipes.items()}
     storage.write("recipe.yaml", yaml.safe_dump({"plan": {}, "columns": known, "current": names}).encode())
@@ -86,7 +128,8 @@ def whole_files(folder: Path) -> Iterator[int]:
 
 
 def stock_webdataset(tars: Path, crops_per_segment: int = 1) -> Iterator[int]:
-    """Merged tars through the package's own shuffle, decoders and batching; crops are cut from each decoded segment."""
+    """Merged tars through the package's own shuffle, decoders and batching; crops are cut from each decoded
+    segment."""
     import webdataset as wds
 
     rng = np.random.default_rng(0)
@@ -97,15 +140,22 @@ def stock_webdataset(tars: Path, crops_per_segment: int = 1) -> Iterator[int]:
                 wave, code, cqt = sample["wav"], sample["codes.npy"], sample["cqt.npy"]
                 first = int(rng.integers((len(wave) - CROP) // HOP + 1))
                 frames = slice(first, first + CROP // HOP)
-                yield (torch.from_numpy(wave[first * HOP :][:CROP]), torch.from_numpy(code[frames].astype(np.int64)),
-                       torch.from_numpy(cqt[frames].astype(np.float32)))
+                yield (
+                    torch.from_numpy(wave[first * HOP :][:CROP]),
+                    torch.from_numpy(code[frames].astype(np.int64)),
+                    torch.from_numpy(cqt[frames].astype(np.float32)),
+                )
 
     def wav(key: str, data: bytes):
         return soundfile.read(io.BytesIO(data), dtype="float32")[0] if key.endswith("wav") else None
 
     paths = sorted(map(str, tars.glob("*.tar")))
-    dataset = wds.WebDataset(paths, shardshuffle=len(paths)).repeat().shuffle(SHUFFLE).decode(wav).compose(cut)
-    for batch in dataset.batched(MICRO, collation_fn=lambda samples: [torch.stack(part) for part in zip(*samples, strict=True)]):
+    dataset = (
+        wds.WebDataset(paths, shardshuffle=len(paths)).repeat().shuffle(SHUFFLE).decode(wav).compose(cut)
+    )
+    for batch in dataset.batched(
+        MICRO, collation_fn=lambda samples: [torch.stack(part) for part in zip(*samples, strict=True)]
+    ):
         yield len(batch[0])
 
 

@@ -1,4 +1,5 @@
-"""What benchmarks share: CPU time of whole process trees, what others took meanwhile, and the machine's name."""
+"""What benchmarks share: CPU time of whole process trees, what others took meanwhile, and the machine's
+name."""
 
 import importlib.metadata
 import os
@@ -29,7 +30,8 @@ class Row:
 
 
 def tree_cpu_by_process(root: int | None = None) -> dict[tuple[int, int], float]:
-    """CPU seconds of a process and of its living descendants, with what each has waited for, by (pid, start)."""
+    """CPU seconds of a process and of its living descendants, with what each has waited for, by (pid,
+    start)."""
     children, cpu = defaultdict(list), {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -63,7 +65,9 @@ def _clock_s(pid: int) -> float:
 
 def machine_cpu_s() -> float:
     """CPU seconds that all cores have been busy since the start, whoever had them (stolen time too)."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    user, nice, system, _, _, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+    )
     return (user + nice + system + irq + softirq + steal) * TICK_S
 
 
@@ -74,7 +78,10 @@ class Span:
     others_s: float = 0.0  # CPU seconds of everyone else on this machine
 
     def text(self) -> str:
-        return f"{self.wall_s:.1f} s wall, {self.cpu_s:.1f} s CPU, others took {self.others_s / max(self.wall_s, 1e-9):.2f} cores"
+        return (
+            f"{self.wall_s:.1f} s wall, {self.cpu_s:.1f} s CPU, others took "
+            f"{self.others_s / max(self.wall_s, 1e-9):.2f} cores"
+        )
 
 
 @contextmanager
@@ -105,18 +112,33 @@ def span(sampled: bool = False) -> Iterator[Span]:
 
 
 def run(module: str, *arguments: object, cores: set[int] | None = None) -> str:
-    """Run `python -m module …` from the root; its stdout. Raises RuntimeError with what it said when it fails."""
+    """Run `python -m module …` from the root; its stdout. Raises RuntimeError with what it said when it
+    fails."""
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True,
-                          preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+    )
     if done.returncode:
-        raise RuntimeError(f"{module} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}")
+        raise RuntimeError(
+            f"{module} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}"
+        )
     return done.stdout
 
 
 def machine() -> str:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.processor())
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
     names = ("torch", "ray", "av", "soundfile", "soxr", "numpy", "pyarrow", "encodec", "nnAudio")
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

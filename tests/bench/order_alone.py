@@ -1,6 +1,7 @@
-"""A process of its own for `bench_loader`: the whole order of one epoch, window by window; prints seconds, samples, peak MiB.
+"""A process of its own for `bench_loader`: the whole order of one epoch, window by window; prints seconds,
+samples, peak MiB.
 
-    python -m tests.bench.order_alone SAMPLES SAMPLES_OF_A_SHARD
+python -m tests.bench.order_alone SAMPLES SAMPLES_OF_A_SHARD
 """
 
 import json
@@ -23,7 +24,9 @@ def peak_mib() -> float:
 
 def main(samples: int, shard_samples: int) -> None:
     shards = -(-samples // shard_samples)
-    made = Shards("0123456789abcdef" * 4, np.full(shards, shard_samples), np.zeros(shards, dtype=np.int64), (1.0,), 64)
+    made = Shards(
+        "0123456789abcdef" * 4, np.full(shards, shard_samples), np.zeros(shards, dtype=np.int64), (1.0,), 64
+    )
     begun, order, seen = time.perf_counter(), Epoch(made, 0, 0), 0
     while seen < len(order):
         seen += len(order.take(seen, min(STRETCH, len(order) - seen))[0])

@@ -1,7 +1,9 @@
-"""Decode + resample: the stage against the best bare loop of soundfile or PyAV with soxr, on the same files and one core.
+"""Decode + resample: the stage against the best bare loop of soundfile or PyAV with soxr, on the same files
+and one core.
 
-The loops are as fast as one gets: no checks, no statistics, nothing kept. The stage also checks, hashes, packs wav files
-and measures; its child process is on the same core. CPU seconds are compared, interleaved, the best of some rounds each.
+The loops are as fast as one gets: no checks, no statistics, nothing kept. The stage also checks, hashes,
+packs wav files and measures; its child process is on the same core. CPU seconds are compared, interleaved,
+the best of some rounds each.
 """
 
 import os
@@ -34,21 +36,29 @@ def make_files(folder: Path, minutes: float = MINUTES) -> dict[str, Path]:
         if need <= 0:
             break
     wave = np.clip(np.concatenate(parts)[: int(minutes * 60 * 44_100)], -1, 1)
-    writers = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "vorbis": ("OGG", "VORBIS"), "mp3": ("MP3", None),
-               "opus": ("OGG", "OPUS")}
+    writers = {
+        "wav": ("WAV", "PCM_16"),
+        "flac": ("FLAC", "PCM_16"),
+        "vorbis": ("OGG", "VORBIS"),
+        "mp3": ("MP3", None),
+        "opus": ("OGG", "OPUS"),
+    }
     found = {}
     for name, (form, subtype) in writers.items():
         found[name] = folder / f"music.{name}"
         rate = 48_000 if name == "opus" else 44_100
         data = soxr.resample(wave, 44_100, rate) if name == "opus" else wave
         with soundfile.SoundFile(found[name], "w", rate, 2, subtype=subtype, format=form) as file:
-            for start in range(0, len(data), BLOCK):  # in one piece, libsndfile's Vorbis overflows the stack
+            # in one piece, libsndfile's Vorbis overflows the stack
+            for start in range(0, len(data), BLOCK):
                 file.write(data[start : start + BLOCK])
     found["m4a"] = folder / "music.m4a"
     with av.open(str(found["m4a"]), "w") as out:
         stream = out.add_stream("aac", rate=44_100, layout="stereo", bit_rate=192_000)
         for start in range(0, len(wave), 1024):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[start : start + 1024].T), "fltp", "stereo")
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(wave[start : start + 1024].T), "fltp", "stereo"
+            )
             frame.sample_rate, frame.pts = 44_100, start
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
@@ -71,7 +81,9 @@ def with_pyav(path: Path) -> int:
         stream = container.streams.audio[0]
         stream.thread_count = 1
         for frame in container.decode(stream):
-            resampler = resampler or soxr.ResampleStream(frame.sample_rate, RATE_HZ, 1, dtype="float32", quality="HQ")
+            resampler = resampler or soxr.ResampleStream(
+                frame.sample_rate, RATE_HZ, 1, dtype="float32", quality="HQ"
+            )
             held += [f.to_ndarray()[0] for f in mono.resample(frame)]
             if len(held) >= 200:
                 samples += len(resampler.resample_chunk(np.concatenate(held)))
@@ -94,7 +106,9 @@ def with_pyav_whole_blocks(path: Path) -> int:
         stream = container.streams.audio[0]
         stream.thread_count = 1
         for frame in container.decode(stream):
-            resampler = resampler or soxr.ResampleStream(frame.sample_rate, RATE_HZ, 1, dtype="float32", quality="HQ")
+            resampler = resampler or soxr.ResampleStream(
+                frame.sample_rate, RATE_HZ, 1, dtype="float32", quality="HQ"
+            )
             frame.pts = None
             fifo.write(frame)
             if fifo.samples >= 5 * frame.sample_rate:
@@ -103,7 +117,10 @@ def with_pyav_whole_blocks(path: Path) -> int:
 
 
 BARE: dict[str, Callable[[Path], int]] = {
-    "soundfile": with_soundfile, "PyAV": with_pyav, "PyAV in blocks": with_pyav_whole_blocks}
+    "soundfile": with_soundfile,
+    "PyAV": with_pyav,
+    "PyAV in blocks": with_pyav_whole_blocks,
+}
 
 
 def measure(folder: Path, minutes: float, rounds: int) -> list[Row]:
@@ -137,7 +154,9 @@ def _format(decoder, name: str, path: Path, rounds: int) -> Row:
         file = File(os.fsencode(path))
         decoding = Decoding(file, 1e9)
         try:
-            return sum(len(to_int16(b)) for b in resampled(decoding.blocks(lambda facts: None), RATE_HZ, "HQ"))
+            return sum(
+                len(to_int16(b)) for b in resampled(decoding.blocks(lambda facts: None), RATE_HZ, "HQ")
+            )
         finally:
             decoding.close()
             file.close()
@@ -156,5 +175,7 @@ def _format(decoder, name: str, path: Path, rounds: int) -> Row:
     winner = min((label for label in ways if label in BARE), key=best.__getitem__)
     share = best[winner] / best["stage"]
     speeds = f"{audio_s / best['stage']:.0f}× real time with hashing, checks and statistics; "
-    speeds += f"its decoder alone {audio_s / best['its decoder']:.0f}×, {winner} {audio_s / best[winner]:.0f}×"
+    speeds += (
+        f"its decoder alone {audio_s / best['its decoder']:.0f}×, {winner} {audio_s / best[winner]:.0f}×"
+    )
     return Row(f"decode + resample, {name}", f"{share:.0%} ({speeds})", "≥ 90 %", share >= 0.9)

@@ -1,4 +1,5 @@
-"""One training step, ours or the reference's, alone in a process: `python -m tests.bench.part_model ours|theirs …` prints JSON.
+"""One training step, ours or the reference's, alone in a process: `python -m tests.bench.part_model
+ours|theirs …` prints JSON.
 
 B clips, N samples, T frames, S masked frames, D width, K codebooks of C codes of width E, F CQT bins.
 """
@@ -21,8 +22,22 @@ from stages.pretrain.objective import Objective
 # Layers are never dropped, so that every step does the same work on both sides.
 SIZES = {
     "95m": (Model(layer_drop=0.0), Objective(), 120_000),
-    "330m": (Model(layers=24, width=1024, ffn=4096, heads=16, norm="pre", input_dropout=0.0, hidden_dropout=0.0, attention_dropout=0.0,
-                   layer_drop=0.0, gradient_scale=1.0), Objective(head_width=128), 122_880),
+    "330m": (
+        Model(
+            layers=24,
+            width=1024,
+            ffn=4096,
+            heads=16,
+            norm="pre",
+            input_dropout=0.0,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            layer_drop=0.0,
+            gradient_scale=1.0,
+        ),
+        Objective(head_width=128),
+        122_880,
+    ),
     "tiny": (Model(layers=2, width=64, ffn=128, heads=4, layer_drop=0.0), Objective(), 24_000),
 }
 CODES, BINS = (CodeColumn("codes", 8, 1024),), 336
@@ -30,7 +45,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Reference(nn.Module):
-    """transformers.HubertModel, and the loss as the authors write it: cosine similarity of every frame with every code."""
+    """transformers.HubertModel, and the loss as the authors write it: cosine similarity of every frame with
+    every code."""
 
     def __init__(self, model: Model, objective: Objective):
         from transformers import HubertConfig, HubertModel
@@ -49,11 +65,15 @@ class Reference(nn.Module):
         self.penalty = scaled.float().square().mean()
         return scaled
 
-    def forward(self, wave_BN: Tensor, mask_BT: Tensor, codes: dict[str, Tensor], cqt_BLF: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, wave_BN: Tensor, mask_BT: Tensor, codes: dict[str, Tensor], cqt_BLF: Tensor
+    ) -> dict[str, Tensor]:
         x_SD = self.hubert(wave_BN, mask_time_indices=mask_BT).last_hidden_state[mask_BT]
         codes_SK, loss = codes["codes"][mask_BT], 0.0
         for k, x_SE in enumerate(self.project(x_SD).chunk(8, -1)):
-            similarity_CS = torch.cosine_similarity(x_SE.float()[None], self.tables[k].float()[:, None], dim=-1)
+            similarity_CS = torch.cosine_similarity(
+                x_SE.float()[None], self.tables[k].float()[:, None], dim=-1
+            )
             loss = loss + F.cross_entropy(similarity_CS.T / 0.1, codes_SK[:, k], reduction="sum")
         cqt = (self.cqt(x_SD).float() - cqt_BLF[mask_BT]).square().mean()
         return {"loss": loss + len(x_SD) * (10 * self.penalty + cqt)}
@@ -67,13 +87,22 @@ def batch(model: Model, samples: int, clips: int, device: str) -> dict:
     codes_BTK = torch.randint(1024, (clips, frames, 8), generator=draw)
     wave_BN = torch.randn(clips, samples, generator=draw) * 0.1
     cqt_BLF = torch.rand(clips, frames, BINS, generator=draw)
-    return {"wave_BN": wave_BN.to(device), "mask_BT": mask_BT.to(device), "codes": {"codes": codes_BTK.to(device)}, "cqt_BLF": cqt_BLF.to(device)}
+    return {
+        "wave_BN": wave_BN.to(device),
+        "mask_BT": mask_BT.to(device),
+        "codes": {"codes": codes_BTK.to(device)},
+        "cqt_BLF": cqt_BLF.to(device),
+    }
 
 
 def measure(asked: argparse.Namespace) -> dict:
     torch.manual_seed(0)
     model, objective, samples = SIZES[asked.size]
-    net = (Mert(model, objective, CODES, BINS) if asked.side == "ours" else Reference(model, objective)).to(asked.device).train()
+    net = (
+        (Mert(model, objective, CODES, BINS) if asked.side == "ours" else Reference(model, objective))
+        .to(asked.device)
+        .train()
+    )
     if asked.compile:
         net.compile()
     inputs = batch(model, samples, asked.clips, asked.device)
@@ -91,10 +120,19 @@ def measure(asked: argparse.Namespace) -> dict:
         losses.append(loss.item())
         times.append(time.perf_counter() - begun)
     audio_s, step_s = asked.clips * samples / 24_000, sorted(times[asked.warm :])[asked.steps // 2]
-    peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if cuda
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     flops = Mert.flops(net, samples) * asked.clips if asked.side == "ours" else None
-    return {"audio_s_per_s": audio_s / step_s, "step_s": step_s, "peak_gib": peak / 2**30, "loss": [losses[0], losses[-1]],
-            "flops_per_s": flops and flops / step_s}
+    return {
+        "audio_s_per_s": audio_s / step_s,
+        "step_s": step_s,
+        "peak_gib": peak / 2**30,
+        "loss": [losses[0], losses[-1]],
+        "flops_per_s": flops and flops / step_s,
+    }
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

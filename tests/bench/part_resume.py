@@ -1,7 +1,9 @@
-"""How soon a run with many finished shards starts working: from the command's start to the first shard's begin.
+"""How soon a run with many finished shards starts working: from the command's start to the first shard's
+begin.
 
-A small run is made for real; then OUT is grown by synthetic finished shards: rows copied in every table, empty files of the
-right names in every column, and one tiny audio file a recording, which the scan has to find unchanged.
+A small run is made for real; then OUT is grown by synthetic finished shards: rows copied in every table,
+empty files of the right names in every column, and one tiny audio file a recording, which the scan has to
+find unchanged.
 """
 
 import json
@@ -43,17 +45,26 @@ def grow(out: Path, music: Path, shards: int, each: int) -> None:
             folder.mkdir(parents=True)
         paths.append(str(folder / f"{n:07d} a title of some length.wav"))
         Path(paths[-1]).write_bytes(b"RIFF")
-    changed = {"recording": ids, "path": paths, "path_bytes": [p.encode() for p in paths],
-               "name_bytes": [os.path.relpath(p, music).encode() for p in paths], "size": [4] * len(ids),
-               "mtime_ns": [os.stat(p).st_mtime_ns for p in paths], "quick": [i * 4 for i in ids],
-               "duration_s": [3600 / each] * len(ids), "split": ["train"] * len(ids),
-               "shard": [n for n in names for _ in range(each)]}
+    changed = {
+        "recording": ids,
+        "path": paths,
+        "path_bytes": [p.encode() for p in paths],
+        "name_bytes": [os.path.relpath(p, music).encode() for p in paths],
+        "size": [4] * len(ids),
+        "mtime_ns": [os.stat(p).st_mtime_ns for p in paths],
+        "quick": [i * 4 for i in ids],
+        "duration_s": [3600 / each] * len(ids),
+        "split": ["train"] * len(ids),
+        "shard": [n for n in names for _ in range(each)],
+    }
     known = pq.read_table(out / "catalog.parquet")
     grown = pa.concat_tables([known, repeated(known, len(ids), changed)])
     write_parquet(out / "catalog.parquet", CATALOG, grown.sort_by("path_bytes").to_batches())
     known = pq.read_table(out / "plan.parquet")
     changed["order"] = [pc.max(known["order"]).as_py() + 1 + n for n in range(len(ids))]
-    write_parquet(out / "plan.parquet", PLAN, pa.concat_tables([known, repeated(known, len(ids), changed)]).to_batches())
+    write_parquet(
+        out / "plan.parquet", PLAN, pa.concat_tables([known, repeated(known, len(ids), changed)]).to_batches()
+    )
     columns = sorted(os.listdir(out / "columns"))
     for name in columns:
         for shard in names:
@@ -70,8 +81,12 @@ def grow(out: Path, music: Path, shards: int, each: int) -> None:
 
 def repeated(table: pa.Table, times: int, changed: dict[str, list]) -> pa.Table:
     """The table's first row, many times, with some columns changed."""
-    columns = [pa.array(changed[f.name], f.type) if f.name in changed else
-               pa.repeat(pa.scalar(table[f.name][0].as_py(), f.type), times) for f in table.schema]
+    columns = [
+        pa.array(changed[f.name], f.type)
+        if f.name in changed
+        else pa.repeat(pa.scalar(table[f.name][0].as_py(), f.type), times)
+        for f in table.schema
+    ]
     return pa.Table.from_arrays(columns, schema=table.schema)
 
 
@@ -93,6 +108,16 @@ def measure(folder: Path, shards: int, each: int) -> list[Row]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_bytes()[seen:].splitlines()]
     first = next(line for line in lines if line["event"] == "shard-begin")
     first_s = first.get("started", first["time"]) - begun
-    shown = " → ".join(f"{line['event']} {line['time'] - begun:.1f}" for line in lines if not line["event"].startswith("shard-"))
-    return [Row(f"resume, {shards:,} finished shards of {each} recordings",
-                f"first shard begins after {first_s:.1f} s ({shown}; {whole.text()})", "< 15 s", first_s < 15)]
+    shown = " → ".join(
+        f"{line['event']} {line['time'] - begun:.1f}"
+        for line in lines
+        if not line["event"].startswith("shard-")
+    )
+    return [
+        Row(
+            f"resume, {shards:,} finished shards of {each} recordings",
+            f"first shard begins after {first_s:.1f} s ({shown}; {whole.text()})",
+            "< 15 s",
+            first_s < 15,
+        )
+    ]

@@ -38,7 +38,13 @@ def measure(shards: int) -> list[Row]:
         took_ms = whole.wall_s / shards * 1000
     assert events == 6 * shards, events
     idle_ms = (whole.wall_s - whole.others_s / CORES) / shards * 1000
-    return [Row(f"three stages that do nothing, {shards:,} shards",
-                f"{took_ms:.1f} ms a shard, without what others took {idle_ms:.1f} ms (first row after {first_s:.1f} s, then "
-                f"{(whole.wall_s - first_s) / shards * 1000:.1f} ms; {whole.cpu_s / shards * 1000:.1f} ms CPU; {whole.text()})",
-                "< 25 ms a shard", took_ms < 25)]
+    return [
+        Row(
+            f"three stages that do nothing, {shards:,} shards",
+            f"{took_ms:.1f} ms a shard, without what others took {idle_ms:.1f} ms (first row after "
+            f"{first_s:.1f} s, then {(whole.wall_s - first_s) / shards * 1000:.1f} ms; "
+            f"{whole.cpu_s / shards * 1000:.1f} ms CPU; {whole.text()})",
+            "< 25 ms a shard",
+            took_ms < 25,
+        )
+    ]

@@ -57,16 +57,25 @@ def body(name: str, who: str, device: str, folder: Path, threads: int) -> refere
     if name.startswith("cqt"):
         return references.cqt(device) if who == "reference" else our_cqt(device)
     teacher, _, dtype = name.partition("-")
-    made: dict[str, Callable] = {"encodec": lambda: Encodec(dtype=dtype or "fp32"), "mel_rvq": MelRvq, "best_rq": BestRq, "kmeans": KMeans}
+    made: dict[str, Callable] = {
+        "encodec": lambda: Encodec(dtype=dtype or "fp32"),
+        "mel_rvq": MelRvq,
+        "best_rq": BestRq,
+        "kmeans": KMeans,
+    }
     recipe = made[teacher]()
-    weights = {"encodec": lambda: recipe.locate(str(cached_weights())), "best_rq": lambda: None}.get(teacher, lambda: fitted(folder)[teacher])()
+    weights = {"encodec": lambda: recipe.locate(str(cached_weights())), "best_rq": lambda: None}.get(
+        teacher, lambda: fitted(folder)[teacher]
+    )()
     if who == "ours":
         label = recipe.open(weights, device, threads)
         return lambda wave_N: np.concatenate(list(label(ArrayWave(wave_N))))
-    return {"encodec": lambda: references.encodec(cached_weights(), device),
-            "mel_rvq": lambda: references.mel_rvq(recipe, load(weights), device),
-            "best_rq": lambda: references.random_projection(recipe, device),
-            "kmeans": lambda: references.kmeans(recipe, load(weights), device)}[teacher]()
+    return {
+        "encodec": lambda: references.encodec(cached_weights(), device),
+        "mel_rvq": lambda: references.mel_rvq(recipe, load(weights), device),
+        "best_rq": lambda: references.random_projection(recipe, device),
+        "kmeans": lambda: references.kmeans(recipe, load(weights), device),
+    }[teacher]()
 
 
 def our_cqt(device: str) -> references.Body:
@@ -74,7 +83,9 @@ def our_cqt(device: str) -> references.Body:
     from stages.signal.tables import table_cache
 
     transform = Cqt(CqtSpec(), table_cache(), device)
-    return lambda wave_N: transform.frames(torch.from_numpy(wave_N)[None].to(device), 0, len(wave_N) // 320)[0].cpu().numpy()
+    return lambda wave_N: (
+        transform.frames(torch.from_numpy(wave_N)[None].to(device), 0, len(wave_N) // 320)[0].cpu().numpy()
+    )
 
 
 def main() -> None:
@@ -100,9 +111,16 @@ def main() -> None:
             walls.append(time.perf_counter() - begun)
     np.save(given.folder / f"{given.name}-{given.who}.npy", np.concatenate(frames))
     on_gpu = given.device.startswith("cuda")
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     audio_s = sum(map(len, sounds)) / RATE_HZ
-    json.dump({"audio_s": audio_s, "wall_s": min(walls), "peak_gib": peak / 2**30, "warm_gib": before / 2**20}, sys.stdout)
+    json.dump(
+        {"audio_s": audio_s, "wall_s": min(walls), "peak_gib": peak / 2**30, "warm_gib": before / 2**20},
+        sys.stdout,
+    )
 
 
 if __name__ == "__main__":

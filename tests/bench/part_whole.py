@@ -1,4 +1,5 @@
-"""The whole chain: against its own stages alone, one process or one a core, and against today's two scripts (EnCodec)."""
+"""The whole chain: against its own stages alone, one process or one a core, and against today's two scripts
+(EnCodec)."""
 
 import json
 import os
@@ -47,14 +48,25 @@ def corpus(music: Path, folder: Path, seconds: float) -> float:
     return total
 
 
-def write_config(path: Path, audio: Path, out: Path, codes: str, shard_minutes: float, weights: Path | None = None) -> Path:
-    path.write_text(CONFIG.format(audio=json.dumps(str(audio)), out=json.dumps(str(out)), codes=codes, cores=CORES,
-                                  shard_minutes=shard_minutes, weights=json.dumps(str(weights) if weights else None)))
+def write_config(
+    path: Path, audio: Path, out: Path, codes: str, shard_minutes: float, weights: Path | None = None
+) -> Path:
+    path.write_text(
+        CONFIG.format(
+            audio=json.dumps(str(audio)),
+            out=json.dumps(str(out)),
+            codes=codes,
+            cores=CORES,
+            shard_minutes=shard_minutes,
+            weights=json.dumps(str(weights) if weights else None),
+        )
+    )
     return path
 
 
 def alone(config: Path, number: int, of: int) -> None:
-    """Every stage over each `of`-th shard in this process, one after the other, without Ray; prints CPU seconds by stage."""
+    """Every stage over each `of`-th shard in this process, one after the other, without Ray; prints CPU
+    seconds by stage."""
     from pipeline.catalogs import Catalogs
     from pipeline.label_run import LabelRun
     from pipeline.labels import open_out
@@ -83,7 +95,8 @@ def alone(config: Path, number: int, of: int) -> None:
 
 
 def chain(config: Path) -> None:
-    """A whole `labels` run; prints what passed from Ray being up to the chain's end, and from first begin to last end."""
+    """A whole `labels` run; prints what passed from Ray being up to the chain's end, and from first begin to
+    last end."""
     import cluster.session
     from pipeline import labels, progress
     from stages.label import recipe
@@ -117,30 +130,54 @@ def against_stages(music: Path, folder: Path, hours: float, shard_minutes: float
     seconds = corpus(music.resolve(), folder / "music", hours * 3600)
     codes, weights = (MEL_RVQ, None) if teacher == "mel_rvq" else (ENCODEC, cached_weights())
     if weights is None:
-        run("pipeline", "fit-codes", write_config(folder / "fit.yaml", folder / "music", folder / "fit", codes, shard_minutes))
+        run(
+            "pipeline",
+            "fit-codes",
+            write_config(folder / "fit.yaml", folder / "music", folder / "fit", codes, shard_minutes),
+        )
 
     def configured(name: str) -> Path:
         if weights is None:
             shutil.copytree(folder / "fit" / "teachers", folder / name / "teachers")
-        return write_config(folder / f"{name}.yaml", folder / "music", folder / name, codes, shard_minutes, weights)
+        return write_config(
+            folder / f"{name}.yaml", folder / "music", folder / name, codes, shard_minutes, weights
+        )
 
     stages = last_json(run("tests.bench.part_whole", "alone", configured("alone"), 0, 1))
     halves = [configured(f"beside{number}") for number in range(CORES)]
     with ThreadPoolExecutor(CORES) as pool:
-        parts = list(pool.map(lambda n: last_json(run("tests.bench.part_whole", "alone", halves[n], n, CORES)), range(CORES)))
+        parts = list(
+            pool.map(
+                lambda n: last_json(run("tests.bench.part_whole", "alone", halves[n], n, CORES)), range(CORES)
+            )
+        )
     up = last_json(run("tests.bench.part_whole", "chain", configured("chain")))
     assert up["code"] == 0, up
-    inside_s = sum(json.loads(record.read_text())["run"]["busy_s"] for record in (folder / "chain" / "columns").glob("*/*.json"))
+    inside_s = sum(
+        json.loads(record.read_text())["run"]["busy_s"]
+        for record in (folder / "chain" / "columns").glob("*/*.json")
+    )
     cpu_s, beside_s = sum(stages.values()), sum(sum(part.values()) for part in parts)
     ratio, clean = up["wall_s"] * CORES / cpu_s, (up["wall_s"] * CORES - up["others_s"]) / cpu_s
     shown = ", ".join(f"{name} {s:.1f}" for name, s in stages.items())
     taken = Span(up["wall_s"], up["cpu_s"], up["others_s"]).text()
-    return [Row(f"wall × cores against the CPU time of the stages alone, {teacher}, {seconds / 3600:.2f} h in shards of {shard_minutes:g} min",
-                f"{ratio:.2f}, without what others took {clean:.2f} (from Ray up: {taken}; first begin to last end "
-                f"{up['work_s']:.1f} s; alone {cpu_s:.1f} s CPU: {shown})", "≤ 1.10", ratio <= 1.10),
-            Row("the same against those stages in one bare process a core, all at once, which slow each other",
-                f"{ratio * cpu_s / beside_s:.2f} ({beside_s:.1f} s CPU; in the run these stages took {inside_s:.1f}, the rest is Ray, "
-                f"the driver and the start of workers)", "", None)]
+    return [
+        Row(
+            f"wall × cores against the CPU time of the stages alone, {teacher}, {seconds / 3600:.2f} "
+            f"h in shards of {shard_minutes:g} min",
+            f"{ratio:.2f}, without what others took {clean:.2f} (from Ray up: {taken}; first begin to last "
+            f"end {up['work_s']:.1f} s; alone {cpu_s:.1f} s CPU: {shown})",
+            "≤ 1.10",
+            ratio <= 1.10,
+        ),
+        Row(
+            "the same against those stages in one bare process a core, all at once, which slow each other",
+            f"{ratio * cpu_s / beside_s:.2f} ({beside_s:.1f} s CPU; in the run these stages took "
+            f"{inside_s:.1f}, the rest is Ray, the driver and the start of workers)",
+            "",
+            None,
+        ),
+    ]
 
 
 def against_today(folder: Path, minutes: float) -> list[Row]:
@@ -162,12 +199,18 @@ def against_today(folder: Path, minutes: float) -> list[Row]:
     cqt = last_json(run("tests.bench.today", "cqt", *files))
     today_s, today_cpu_s = codes["wall_s"] + cqt["wall_s"], codes["cpu_s"] + cqt["cpu_s"]
     ratio = today_s / ours["work_s"]
-    return [Row(f"whole chain with EnCodec against today's two scripts, {total / 60:.1f} min",
-                f"{ratio:.2f}× ({total / ours['work_s']:.1f} against {total / today_s:.1f} audio-s/s; from Ray up "
-                f"{today_s / ours['wall_s']:.2f}×; in CPU seconds {today_cpu_s / own_cpu_s:.2f}×: stages alone "
-                f"{own_cpu_s:.1f}, encodec {codes['cpu_s']:.1f} + nnAudio {cqt['cpu_s']:.1f}; others took "
-                f"{ours['others_s'] / ours['wall_s']:.2f} and {(codes['others_s'] + cqt['others_s']) / today_s:.2f} cores)",
-                "≥ 2.5×", ratio >= 2.5)]
+    return [
+        Row(
+            f"whole chain with EnCodec against today's two scripts, {total / 60:.1f} min",
+            f"{ratio:.2f}× ({total / ours['work_s']:.1f} against {total / today_s:.1f} audio-s/s; from Ray "
+            f"up {today_s / ours['wall_s']:.2f}×; in CPU seconds {today_cpu_s / own_cpu_s:.2f}×: stages "
+            f"alone {own_cpu_s:.1f}, encodec {codes['cpu_s']:.1f} + nnAudio {cqt['cpu_s']:.1f}; others took "
+            f"{ours['others_s'] / ours['wall_s']:.2f} and "
+            f"{(codes['others_s'] + cqt['others_s']) / today_s:.2f} cores)",
+            "≥ 2.5×",
+            ratio >= 2.5,
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def blocks(threads: int) -> str:
     weights = Encodec().locate(str(cached_weights()))
     for number in range(4):
         wave = ArrayWave(excerpt(number, 5.0, 60.0))
-        short, long = (np.concatenate(list(Encodec(block_s=s).open(weights, "cpu", threads)(wave))) for s in (1.0, 60.0))
+        short, long = (
+            np.concatenate(list(Encodec(block_s=s).open(weights, "cpu", threads)(wave))) for s in (1.0, 60.0)
+        )
         changed, total = changed + int((short != long).sum()), total + short.size
     return f"encodec: blocks of 1 s instead of 60 s change {changed} of {total:,} tokens"
 
@@ -48,7 +50,10 @@ def half(threads: int) -> Iterator[str]:
     exact = codes("fp32")
     for dtype in ("bf16", "fp16"):
         share = (codes(dtype) == exact).mean(0)
-        yield f"encodec in {dtype}: {share.mean():.2%} of tokens as in fp32; first codebook {share[0]:.2%}, last {share[-1]:.2%}"
+        yield (
+            f"encodec in {dtype}: {share.mean():.2%} of tokens as in fp32; first codebook "
+            f"{share[0]:.2%}, last {share[-1]:.2%}"
+        )
 
 
 def storage() -> Iterator[str]:
@@ -69,8 +74,11 @@ def storage() -> Iterator[str]:
                 pass
             facts = run.facts()[kind]
             speed = sum(w.samples for w in waves) / RATE_HZ / (time.perf_counter() - begun)
-            yield (f"cqt stored as {kind}, {magnitude}: error {facts['max_abs_error']:.3g} at most, {facts['relative_rms_error']:.2e} "
-                   f"of the RMS; {speed:.0f} × real time; {75 * 336 * (2 if kind == 'float16' else 1)} bytes a second of audio")
+            yield (
+                f"cqt stored as {kind}, {magnitude}: error {facts['max_abs_error']:.3g} at most, "
+                f"{facts['relative_rms_error']:.2e} of the RMS; {speed:.0f} × real time; "
+                f"{75 * 336 * (2 if kind == 'float16' else 1)} bytes a second of audio"
+            )
 
 
 def tables() -> str:
@@ -82,7 +90,10 @@ def tables() -> str:
         built = time.perf_counter() - begun
         begun = time.perf_counter()
         Cqt(CqtSpec(), Path(folder))
-        return f"cqt tables: built and cached in {built:.1f} s, read again in {time.perf_counter() - begun:.2f} s"
+        return (
+            f"cqt tables: built and cached in {built:.1f} s, read again in "
+            f"{time.perf_counter() - begun:.2f} s"
+        )
 
 
 def online() -> str:
@@ -94,11 +105,16 @@ def online() -> str:
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         cqt = OnlineCqt(device=device, cache_dir=table_cache())
         span = 120_000 + 2 * cqt.context_samples
-        context_BN = torch.from_numpy(np.stack([excerpt(n % 4, 5.0 + n, 10.0)[:span] for n in range(8)])).to(device)
+        context_BN = torch.from_numpy(np.stack([excerpt(n % 4, 5.0 + n, 10.0)[:span] for n in range(8)])).to(
+            device
+        )
         walls = []
         for _ in range(6):
             begun = time.perf_counter()
             cqt(context_BN)[0, 0, 0].item()
             walls.append(time.perf_counter() - begun)
         found.append(f"{8 * 5 / min(walls):.0f} × real time on {device}")
-    return f"cqt online, 8 crops of 5 s: {', '.join(found)}; it spares the column's 50,400 bytes a second of audio on disk"
+    return (
+        f"cqt online, 8 crops of 5 s: {', '.join(found)}; it spares the column's 50,400 bytes a "
+        f"second of audio on disk"
+    )

@@ -37,7 +37,15 @@ def cqt(device: str) -> Body:
     """nnAudio's own layer with MERT's settings."""
     from nnAudio.features.cqt import CQT
 
-    layer = CQT(sr=24_000, hop_length=320, fmin=32.7, n_bins=336, bins_per_octave=48, pad_mode="constant", verbose=False).to(device)
+    layer = CQT(
+        sr=24_000,
+        hop_length=320,
+        fmin=32.7,
+        n_bins=336,
+        bins_per_octave=48,
+        pad_mode="constant",
+        verbose=False,
+    ).to(device)
 
     def body(wave_N: np.ndarray) -> np.ndarray:
         frames_FT = layer(torch.from_numpy(wave_N)[None].to(device))[0]
@@ -82,7 +90,10 @@ def random_projection(teacher: BestRq, device: str) -> Body:
     (project_DE, codes_CE), *_ = ((torch.from_numpy(a).to(device) for a in pair) for pair in teacher.tables())
     filters = torch.from_numpy(mel_filters(24_000, 2048, teacher.mels)).to(device)
     u = np.linspace(0, 1, teacher.mels)
-    mean_F, std_F = (torch.tensor(np.polyval(c, u), dtype=torch.float32, device=device) for c in (best_rq.MEAN_DB, best_rq.STD_DB))
+    mean_F, std_F = (
+        torch.tensor(np.polyval(c, u), dtype=torch.float32, device=device)
+        for c in (best_rq.MEAN_DB, best_rq.STD_DB)
+    )
 
     def body(wave_N: np.ndarray) -> np.ndarray:
         # An even stack lies between label frames: the mel frames it holds begin half a hop earlier.
@@ -100,8 +111,12 @@ def kmeans(teacher: KMeans, weights: dict[str, np.ndarray], device: str) -> Body
 
     from stages.signal.chroma import chroma_filters
 
-    model = Reference(len(weights["codes"]), n_init=1, max_iter=1, init=weights["codes"]).fit(weights["codes"])
-    both = np.concatenate([mel_filters(24_000, teacher.n_fft, teacher.mels), chroma_filters(24_000, teacher.n_fft)], 1)
+    model = Reference(len(weights["codes"]), n_init=1, max_iter=1, init=weights["codes"]).fit(
+        weights["codes"]
+    )
+    both = np.concatenate(
+        [mel_filters(24_000, teacher.n_fft, teacher.mels), chroma_filters(24_000, teacher.n_fft)], 1
+    )
     filters = torch.from_numpy(both).to(device)
 
     def body(wave_N: np.ndarray) -> np.ndarray:

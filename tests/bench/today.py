@@ -1,7 +1,8 @@
 """Today's two scripts, as people run them: `python -m tests.bench.today encodec|cqt [WEIGHTS] FILE…`.
 
-File by file: read, resample, the published `encodec` package at 6 kbps or nnAudio's CQT layer over the whole file, save npy.
-torch has all cores. Prints JSON: audio seconds, wall and CPU seconds of the loop, models loaded before.
+File by file: read, resample, the published `encodec` package at 6 kbps or nnAudio's CQT layer over the whole
+file, save npy. torch has all cores. Prints JSON: audio seconds, wall and CPU seconds of the loop, models
+loaded before.
 """
 
 import json
@@ -43,7 +44,11 @@ def main(what: str, *arguments: str) -> None:
             wave = soxr.resample(wave.mean(1), rate, RATE_HZ)
             np.save(Path(folder) / f"{number}.npy", label(torch.from_numpy(wave)))
             audio_s += len(wave) / RATE_HZ
-    print(json.dumps({"audio_s": audio_s, "wall_s": taken.wall_s, "cpu_s": taken.cpu_s, "others_s": taken.others_s}))
+    print(
+        json.dumps(
+            {"audio_s": audio_s, "wall_s": taken.wall_s, "cpu_s": taken.cpu_s, "others_s": taken.others_s}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ def config(tmp_path_factory, excerpts):
 
 def start(config: Path, **environment: str) -> subprocess.Popen:
     argv, options = command("labels", str(config), **environment)
-    return subprocess.Popen(argv, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    return subprocess.Popen(
+        argv, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
 
 
 def finish(process: subprocess.Popen, timeout: float = 240) -> None:
@@ -66,8 +68,11 @@ def happened(out: Path, event: str, **facts) -> bool:
 def test_the_driver_killed_while_fitting_and_while_labelling(config, undisturbed):
     path, out = config("driver")
     kills = 0
-    for seen in (lambda: happened(out, "fit", phase="train"), lambda: happened(out, "shard-begin", stage="codes"),
-                 lambda: list(out.glob("columns/cqt-*/*.json"))):
+    for seen in (
+        lambda: happened(out, "fit", phase="train"),
+        lambda: happened(out, "shard-begin", stage="codes"),
+        lambda: list(out.glob("columns/cqt-*/*.json")),
+    ):
         process = start(path)
         if wait(seen, process):
             kills += kill(process.pid)
@@ -81,7 +86,10 @@ def test_the_driver_killed_while_fitting_and_while_labelling(config, undisturbed
 def test_workers_killed_while_they_work(config, undisturbed):
     path, out = config("worker")
     process, kills = start(path), 0
-    for seen in (lambda: happened(out, "shard-begin", stage="decode"), lambda: happened(out, "shard-begin", stage="cqt")):
+    for seen in (
+        lambda: happened(out, "shard-begin", stage="decode"),
+        lambda: happened(out, "shard-begin", stage="cqt"),
+    ):
         if wait(seen, process):
             workers = [pid for pid, name in descendants(process.pid).items() if "MapWorker" in name]
             kills += sum(kill(pid) for pid in workers[:2])

@@ -1,4 +1,5 @@
-"""Labels out of all proportion, met while training: the update is skipped, the run goes back and past the data, or stops."""
+"""Labels out of all proportion, met while training: the update is skipped, the run goes back and past the
+data, or stops."""
 
 import json
 
@@ -23,7 +24,9 @@ class Loud(Corpus):
 @pytest.mark.parametrize("then", ["stop", "restore"])
 def test_a_loss_that_jumps(tmp_path, then):
     Loud(str(tmp_path / "corpus")).write(shards=4, recordings=3, segments=4, valid=2).gather()
-    config = configured(tmp_path, updates=10, more=f"guard: {{window: 1, spike: 10, in_a_row: 1, then: {then}}}\n")
+    config = configured(
+        tmp_path, updates=10, more=f"guard: {{window: 1, spike: 10, in_a_row: 1, then: {then}}}\n"
+    )
     # A fit over the loud recording would begin with errors as large as the jump.
     with Ranks(config, 1, "checkpoints.every_updates=1", "objective.cqt_start=default") as ranks:
         code = ranks.wait()
@@ -31,7 +34,9 @@ def test_a_loss_that_jumps(tmp_path, then):
     assert skipped and all(row["loss"] > 1000 for row in skipped), ranks.text()
     assert "Traceback" not in ranks.text()
     if then == "stop":
-        assert code == 2 and "1 updates in a row had a loss that jumped or was not finite" in ranks.text(), ranks.text()
+        assert code == 2 and "1 updates in a row had a loss that jumped or was not finite" in ranks.text(), (
+            ranks.text()
+        )
         return
     assert code == 0, ranks.text()
     restored = rows(tmp_path, "restored")

@@ -1,4 +1,5 @@
-"""Training killed at any moment, stopped, or resumed on another number of ranks: the curve is the undisturbed one."""
+"""Training killed at any moment, stopped, or resumed on another number of ranks: the curve is the undisturbed
+one."""
 
 import random
 import re
@@ -17,7 +18,8 @@ def undisturbed(folder, size: int = 1, **options):
 
 
 def killed(folder, size: int, kills: int, seed: int, **options) -> int:
-    """Kill a rank at random updates and start the same command again, then let it finish; returns the kills."""
+    """Kill a rank at random updates and start the same command again, then let it finish; returns the
+    kills."""
     folder.mkdir()
     config, chance, happened = configured(folder, **options), random.Random(seed), 0
     while happened < kills:
@@ -37,7 +39,8 @@ def expected(tmp_path_factory):
 
 
 def test_one_rank_killed_twice_gives_the_same_curve(tmp_path, expected):
-    assert killed(tmp_path / "killed", 1, 2, 1, precision="bf16", workers=1) == 2  # another process reads: the same samples
+    # another process reads: the same samples
+    assert killed(tmp_path / "killed", 1, 2, 1, precision="bf16", workers=1) == 2
     assert curve(tmp_path / "killed") == expected[0] and len(expected[0]) == 12
     assert weights(tmp_path / "killed") == expected[1]
     assert len(rows(tmp_path / "killed", "start")) == 3
@@ -72,7 +75,9 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on(tmp_path, expected):
         assert ranks.wait() == 0 and "this run is finished" in ranks.text()
     with Ranks(config, 1, "run.seed=5") as ranks:
         assert ranks.wait() == 2 and "Traceback" not in ranks.text()
-        assert re.search("seed is 5, the run at .* was started with 0.*--set resume.allow=seed", ranks.text()), ranks.text()
+        assert re.search(
+            "seed is 5, the run at .* was started with 0.*--set resume.allow=seed", ranks.text()
+        ), ranks.text()
 
 
 @pytest.mark.slow

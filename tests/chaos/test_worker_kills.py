@@ -34,17 +34,27 @@ def jobs(out: Path) -> list[Job]:
     recipe = recipes.Recipe()
     audio = recipes.audio_recipe(recipe)
     own = recipes.cqt_recipe(recipe, records.recipe8(audio))
-    return [Job(recipe.decode, "audio", "audio", audio, str(out)), Job(recipe.cqt, "cqt-test", "audio", own, str(out))]
+    return [
+        Job(recipe.decode, "audio", "audio", audio, str(out)),
+        Job(recipe.cqt, "cqt-test", "audio", own, str(out)),
+    ]
 
 
 def digests(out: Path) -> dict[str, str]:
-    return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted((out / "columns").rglob("*")) if p.is_file() and not p.name.endswith(".json")}
+    return {
+        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted((out / "columns").rglob("*"))
+        if p.is_file() and not p.name.endswith(".json")
+    }
 
 
 def die(job: Path, shard: str, step: int) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "tests.chaos.dying_worker", str(job), shard, str(step)],
-                          cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "tests.chaos.dying_worker", str(job), shard, str(step)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")

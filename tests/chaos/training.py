@@ -13,8 +13,10 @@ from tests.stages.pretrain.corpus import Corpus
 
 CONFIG = """
 run: {{name: toy, dir: {folder}, threads: 1}}
-data: {{corpora: [{folder}/corpus], crop_samples: 16000, workers: {workers}, valid_crops: 8, cache: {folder}/cache}}
-model: {{conv: {{channels: [16, 16, 16, 16, 16, 16, 16]}}, layers: 2, width: 32, ffn: 64, heads: 4, position_kernel: 16,
+data: {{corpora: [{folder}/corpus], crop_samples: 16000, workers: {workers},
+  valid_crops: 8, cache: {folder}/cache}}
+model: {{conv: {{channels: [16, 16, 16, 16, 16, 16, 16]}}, 
+  layers: 2, width: 32, ffn: 64, heads: 4, position_kernel: 16,
         position_groups: 4, layer_drop: 0.2}}
 objective: {{head_width: 8, cqt_start: fit}}
 optim: {{updates: {updates}, warmup_updates: 2, global_batch: 8, rate: 1.0e-3, cqt_head_rate: 0.3}}
@@ -24,12 +26,17 @@ watch: {{validate_every: 6, baseline_crops: 16, tensorboard: false}}
 """
 
 
-def configured(folder: Path, updates: int = 12, precision: str = "fp32", stage: int = 1, workers: int = 0, more: str = "") -> Path:
+def configured(
+    folder: Path, updates: int = 12, precision: str = "fp32", stage: int = 1, workers: int = 0, more: str = ""
+) -> Path:
     """A configuration of a run in `folder`, over a corpus that is the same in every folder."""
     if not (folder / "corpus").exists():
         Corpus(str(folder / "corpus")).write(shards=4, recordings=3, segments=4, valid=2).gather()
     path = folder / "toy.yaml"
-    path.write_text(CONFIG.format(folder=folder, updates=updates, precision=precision, stage=stage, workers=workers) + more)
+    path.write_text(
+        CONFIG.format(folder=folder, updates=updates, precision=precision, stage=stage, workers=workers)
+        + more
+    )
     return path
 
 
@@ -38,10 +45,19 @@ class Ranks:
 
     def __init__(self, config: Path, size: int = 1, *overrides: str):
         port = free_port()
-        argv = [sys.executable, "-m", "stages.pretrain", str(config), *(a for o in overrides for a in ("--set", o))]
+        argv = [
+            sys.executable,
+            "-m",
+            "stages.pretrain",
+            str(config),
+            *(a for o in overrides for a in ("--set", o)),
+        ]
         self.output = config.parent / "output.txt"
         with open(self.output, "w") as out:
-            self.processes = [subprocess.Popen(argv, cwd=ROOT, env=environment(r, size, port), stdout=out, stderr=out) for r in range(size)]
+            self.processes = [
+                subprocess.Popen(argv, cwd=ROOT, env=environment(r, size, port), stdout=out, stderr=out)
+                for r in range(size)
+            ]
 
     def wait(self, timeout_s: float = 240) -> int:
         """The exit code of rank 0 when all have ended."""
@@ -89,7 +105,8 @@ def curve(folder: Path) -> list[dict]:
 
 
 def reach(ranks: Ranks, folder: Path, update: int, timeout_s: float = 120, starts: int = 1) -> None:
-    """Wait until the run has begun `starts` times and that update is written down, or the ranks have ended."""
+    """Wait until the run has begun `starts` times and that update is written down, or the ranks have
+    ended."""
     deadline = time.monotonic() + timeout_s
 
     def reached() -> bool:
@@ -104,5 +121,3 @@ def weights(folder: Path) -> bytes:
     """The last checkpoint's weights."""
     place = folder / "toy" / "checkpoints"
     return (place / (place / "latest").read_text().strip() / "model.safetensors").read_bytes()
-
-

@@ -1,4 +1,5 @@
-"""Ray without its processes: remote calls that run at once, failures as `ray.get` raises them, hand-made clocks and nodes."""
+"""Ray without its processes: remote calls that run at once, failures as `ray.get` raises them, hand-made
+clocks and nodes."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from ray.exceptions import RayTaskError
 
 
 class Local:
-    """Stands for an actor's handle: `handle.method.remote(…)` calls the method of `instance` here and gives its value."""
+    """Stands for an actor's handle: `handle.method.remote(…)` calls the method of `instance` here and gives
+    its value."""
 
     def __init__(self, instance: Any):
         self._instance = instance

@@ -1,4 +1,5 @@
-"""On real Ray: a chain whose worker dies, a function that reports, the look at nodes, the check of an address."""
+"""On real Ray: a chain whose worker dies, a function that reports, the look at nodes, the check of an
+address."""
 
 import os
 import platform
@@ -42,14 +43,17 @@ class Work:
 def test_a_shard_that_kills_its_worker_is_given_up(ray_session):
     events = []
     links = [Link("one", Work("one", deadly="s2")), Link("two", Work("two"))]
-    rows = {row["shard"]: row for row in run_chain(links, ["s0", "s1", "s2", "s3"], ray_session, 1, events.append)}
+    rows = {
+        row["shard"]: row for row in run_chain(links, ["s0", "s1", "s2", "s3"], ray_session, 1, events.append)
+    }
     assert rows.keys() == {"s0", "s1", "s2", "s3"}
     assert rows["s2"]["failed"] == "one" and "died 1 times" in rows["s2"]["error"]
     assert all("failed" not in rows[s] and rows[s]["two"] == "finished" for s in ("s0", "s1", "s3"))
     begun = [e for e in events if e["event"] == "begin" and e["stage"] == "one" and e["shard"] == "s2"]
     ended = sorted((e["stage"], e["shard"], e["status"]) for e in events if e["event"] == "end")
     assert ended == [("one", s, "failed" if s == "s2" else "finished") for s in ("s0", "s1", "s2", "s3")] + [
-        ("two", s, "finished") for s in ("s0", "s1", "s3")]
+        ("two", s, "finished") for s in ("s0", "s1", "s3")
+    ]
     assert len(begun) == 2  # one that died, one that was given up
     assert not [e for e in events if e["stage"] == "two" and e["shard"] == "s2"]
 
@@ -76,13 +80,16 @@ def test_the_nodes_of_a_cluster_are_looked_at(ray_session, tmp_path, monkeypatch
     assert ray_session.cpus == ray_session.node_cpus == 2 and ray_session.memory_bytes > 0
     out = Storage(tmp_path / "out")
     check_nodes(out, [str(tmp_path)])
-    with pytest.raises(ValueError, match=f"node {platform.node()} .* does not see the audio at {tmp_path}/none"):
+    with pytest.raises(
+        ValueError, match=f"node {platform.node()} .* does not see the audio at {tmp_path}/none"
+    ):
         check_nodes(out, [str(tmp_path / "none")])
     assert out.names("") == set()
 
 
 def test_the_address_of_a_cluster_is_taken(ray_session, monkeypatch):
-    monkeypatch.setattr(sessions, "HEALTH_S", 120.0)  # where other processes hold the cores, the start alone takes long
+    # where other processes hold the cores, the start alone takes long
+    monkeypatch.setattr(sessions, "HEALTH_S", 120.0)
     address = ray.get_runtime_context().gcs_address
     assert reachable(address) is None, "a real head is healthy"
     host, _, _ = address.rpartition(":")

@@ -46,7 +46,9 @@ def health(monkeypatch):
 def test_addresses_that_are_none(address):
     with pytest.raises(ValueError) as error:
         reachable(address)
-    assert str(error.value).startswith(f"RAY_ADDRESS is {address!r}: expected HOST:PORT of the head node, or auto")
+    assert str(error.value).startswith(
+        f"RAY_ADDRESS is {address!r}: expected HOST:PORT of the head node, or auto"
+    )
 
 
 def test_a_dead_address_is_refused_in_seconds():
@@ -54,7 +56,9 @@ def test_a_dead_address_is_refused_in_seconds():
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     started = time.monotonic()
-    with pytest.raises(ValueError, match=rf"no Ray cluster answers at 127.0.0.1:{port} \(Connection refused\): start it"):
+    with pytest.raises(
+        ValueError, match=rf"no Ray cluster answers at 127.0.0.1:{port} \(Connection refused\): start it"
+    ):
         reachable(f"127.0.0.1:{port}")
     assert time.monotonic() - started < 10
 
@@ -75,11 +79,20 @@ def test_an_address_that_does_not_answer_is_given_up(monkeypatch):
 def test_a_healthy_cluster_is_taken(listening, health):
     reachable(listening)
     [(command, options)] = health.calls
-    assert command[1:] == ["-m", "ray.scripts.scripts", "health-check", "--address", listening, "--skip-version-check"]
+    assert command[1:] == [
+        "-m",
+        "ray.scripts.scripts",
+        "health-check",
+        "--address",
+        listening,
+        "--skip-version-check",
+    ]
     assert options == {"capture_output": True, "timeout": session.HEALTH_S} and 5 < session.HEALTH_S < 60
 
 
-@pytest.mark.parametrize("ends", [1, -9, subprocess.TimeoutExpired("ray", 20)], ids=["refused", "killed", "silent"])
+@pytest.mark.parametrize(
+    "ends", [1, -9, subprocess.TimeoutExpired("ray", 20)], ids=["refused", "killed", "silent"]
+)
 def test_something_else_that_listens_is_no_cluster(listening, health, ends):
     health.ends = ends
     with pytest.raises(ValueError, match=f"what listens at {listening} is no healthy Ray cluster"):
@@ -104,6 +117,7 @@ def test_auto_without_a_cluster_on_this_machine_is_refused(monkeypatch):
 
 # Before the scan.
 
+
 @pytest.fixture
 def asked(monkeypatch):
     """Addresses that were tried."""
@@ -120,7 +134,9 @@ def test_on_this_machine_gpus_are_looked_for_only_where_they_are_wanted(asked, m
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     preflight(0)
-    with pytest.raises(ValueError, match="run.pools asks for a GPU, this machine has none that torch can use"):
+    with pytest.raises(
+        ValueError, match="run.pools asks for a GPU, this machine has none that torch can use"
+    ):
         preflight(0.5)
     cuda.is_available = lambda: True
     preflight(0.5)
@@ -129,13 +145,16 @@ def test_on_this_machine_gpus_are_looked_for_only_where_they_are_wanted(asked, m
 
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_a_cluster_is_tried_and_has_gpus_of_its_own(asked, monkeypatch, gpus):
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)))
+    monkeypatch.setitem(
+        sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))
+    )
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     preflight(gpus)
     assert asked == ["head:6379"]
 
 
 # The session itself.
+
 
 @pytest.fixture(autouse=True)
 def on_term():
@@ -155,7 +174,9 @@ class Ray:
         monkeypatch.setattr(session.ray, "shutdown", self.shutdown)
         monkeypatch.setattr(session.ray, "nodes", lambda: list(nodes))
         total = {name: sum(n["Resources"].get(name, 0) for n in nodes) for name in ("CPU", "GPU")}
-        monkeypatch.setattr(session.ray, "cluster_resources", lambda: {k: v for k, v in total.items() if v} | {"memory": 7.0})
+        monkeypatch.setattr(
+            session.ray, "cluster_resources", lambda: {k: v for k, v in total.items() if v} | {"memory": 7.0}
+        )
 
     def init(self, **options):
         os.write(2, b"native noise")
@@ -178,7 +199,13 @@ def test_on_this_machine_ray_is_started_and_ended(monkeypatch, capfd, on_term):
         os.write(2, b"our own")
     assert len(os.listdir("/proc/self/fd")) == files
     [options] = ray.began
-    assert options == {"log_to_driver": False, "logging_level": 40, "address": "local", "num_cpus": 3, "include_dashboard": False}
+    assert options == {
+        "log_to_driver": False,
+        "logging_level": 40,
+        "address": "local",
+        "num_cpus": 3,
+        "include_dashboard": False,
+    }
     assert ray.ended == 1 and capfd.readouterr().err == "our own"
 
 
@@ -193,17 +220,31 @@ def test_without_a_number_all_cpus_of_this_process_are_taken(monkeypatch):
 
 def test_a_cluster_is_given_the_packages_of_this_one(asked, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    ray = Ray(monkeypatch, node(4, gpus=2), node(16, name="n2"), node(64, name="dead", alive=False), node(0, gpus=8, name="empty"))
+    ray = Ray(
+        monkeypatch,
+        node(4, gpus=2),
+        node(16, name="n2"),
+        node(64, name="dead", alive=False),
+        node(0, gpus=8, name="empty"),
+    )
     with pytest.raises(KeyError), session.session(3) as found:
         assert (found.gpus, found.node_cpus) == (10, 16)
         raise KeyError
     [options] = ray.began
     modules = [str(ROOT / name) for name in ("pipeline", "stages", "cluster")]
-    assert options == {"log_to_driver": False, "logging_level": 40, "address": "head:6379", "runtime_env": {"py_modules": modules}}
+    assert options == {
+        "log_to_driver": False,
+        "logging_level": 40,
+        "address": "head:6379",
+        "runtime_env": {"py_modules": modules},
+    }
     assert all(Path(m).is_dir() for m in modules) and asked == ["head:6379"] and ray.ended == 1
 
 
-@pytest.mark.parametrize("fails", [ConnectionError("lost\nlong story"), RuntimeError("lost\nlong story"), TimeoutError("lost\nlong story")])
+@pytest.mark.parametrize(
+    "fails",
+    [ConnectionError("lost\nlong story"), RuntimeError("lost\nlong story"), TimeoutError("lost\nlong story")],
+)
 def test_a_ray_that_does_not_start_is_said_in_one_line(monkeypatch, capfd, fails):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     Ray(monkeypatch, node(1), fails=fails)
@@ -215,7 +256,9 @@ def test_a_ray_that_does_not_start_is_said_in_one_line(monkeypatch, capfd, fails
 
 
 def test_cpus_are_those_this_process_may_use(monkeypatch):
-    monkeypatch.setattr(session.os, "sched_getaffinity", lambda process: {0, 3, 7} if process == 0 else set(), raising=False)
+    monkeypatch.setattr(
+        session.os, "sched_getaffinity", lambda process: {0, 3, 7} if process == 0 else set(), raising=False
+    )
     assert session.available_cpus() == 3
     monkeypatch.delattr(session.os, "sched_getaffinity")
     monkeypatch.setattr(session.os, "cpu_count", lambda: 6)

@@ -1,4 +1,5 @@
-"""Every node of a cluster is looked at before the work: does it see OUT and the audio, has it the same software."""
+"""Every node of a cluster is looked at before the work: does it see OUT and the audio, has it the same
+software."""
 
 import os
 from types import SimpleNamespace
@@ -27,7 +28,8 @@ def test_a_bad_node_is_named_with_what_it_lacks(tmp_path):
     for changes, said in [
         (
             {"sees": False},
-            f"node n2 (10.0.0.2) does not see {tmp_path}: OUT must be on storage that every node shares, or s3://",
+            f"node n2 (10.0.0.2) does not see {tmp_path}: OUT must be on storage that every node "
+            f"shares, or s3://",
         ),
         (
             {"missing": ["/music", "/more"]},

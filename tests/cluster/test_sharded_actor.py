@@ -1,4 +1,5 @@
-"""One actor in this process: what it makes of a row, of a shard that fails and of a worker that cannot be opened."""
+"""One actor in this process: what it makes of a row, of a shard that fails and of a worker that cannot be
+opened."""
 
 import json
 import platform

@@ -1,4 +1,5 @@
-"""A chain in this process, with Ray Data's place taken by a loop: what its workers do, and what Ray is asked for."""
+"""A chain in this process, with Ray Data's place taken by a loop: what its workers do, and what Ray is asked
+for."""
 
 import logging
 import platform
@@ -38,7 +39,8 @@ class Rows:
 
 @pytest.fixture
 def data(ledger, monkeypatch):
-    """What `run_chain` asks of Ray Data: `made` datasets, with their blocks; the next one fails with `fails`."""
+    """What `run_chain` asks of Ray Data: `made` datasets, with their blocks; the next one fails with
+    `fails`."""
     found = SimpleNamespace(
         made=[], blocks=[], fails=None, context=SimpleNamespace(execution_options=SimpleNamespace())
     )

@@ -57,7 +57,9 @@ class Script:
         self.looks += 1
 
     def train(self, max_restarts: int = 10) -> str:
-        return trainer.train(configured(max_restarts=max_restarts), self.look, self.checkpoint, self.said.append)
+        return trainer.train(
+            configured(max_restarts=max_restarts), self.look, self.checkpoint, self.said.append
+        )
 
 
 DEATH = ActorDiedError()
@@ -73,8 +75,10 @@ def test_the_outcome_of_the_ranks_is_returned_and_nothing_is_said(monkeypatch):
 def test_after_a_death_all_start_again_from_the_newest_checkpoint_patiently(monkeypatch):
     script = Script(monkeypatch, DEATH, DEATH, "done", checkpoints=(None, None, "u4"))
     assert script.train(3) == "done"
-    assert script.said == [f"a rank died ({SAID}); starting again from the beginning (1 of at most 3)",
-                           f"a rank died ({SAID}); starting again from u4 (1 of at most 3)"]
+    assert script.said == [
+        f"a rank died ({SAID}); starting again from the beginning (1 of at most 3)",
+        f"a rank died ({SAID}); starting again from u4 (1 of at most 3)",
+    ]
     assert script.patience == [False, True, True] and script.looks == 3
 
 
@@ -84,10 +88,13 @@ def test_after_so_many_restarts_without_a_new_checkpoint_it_ends(monkeypatch, mo
     script = Script(monkeypatch, *[DEATH] * (most + 1), "done", checkpoints=(newest,))
     with pytest.raises(RuntimeError) as error:
         script.train(most)
-    assert str(error.value) == f"a rank died {most + 1} times without a new checkpoint ({SAID}); see RUN/stacks and the Ray logs"
+    assert (
+        str(error.value)
+        == f"a rank died {most + 1} times without a new checkpoint ({SAID}); see RUN/stacks and the Ray logs"
+    )
     assert error.value.__suppress_context__
     counts = [f"({n} of at most {most})" for n in range(1, most + 1)]
-    assert [text[text.index("(", text.index(";")):] for text in script.said] == counts
+    assert [text[text.index("(", text.index(";")) :] for text in script.said] == counts
     assert len(script.patience) == most + 1 and not script.open
 
 
@@ -101,7 +108,9 @@ def test_a_new_checkpoint_starts_the_count_anew(monkeypatch):
     script = Script(monkeypatch, *[DEATH] * 6, "done", checkpoints=("u2", "u2", "u2", "u4", "u4", "u6", "u6"))
     assert script.train(2) == "done"
     assert [text.split("from ")[1] for text in script.said] == [
-        f"{name} ({n} of at most 2)" for name, n in (("u2", 1), ("u2", 2), ("u4", 1), ("u4", 2), ("u6", 1), ("u6", 2))]
+        f"{name} ({n} of at most 2)"
+        for name, n in (("u2", 1), ("u2", 2), ("u4", 1), ("u4", 2), ("u6", 1), ("u6", 2))
+    ]
 
 
 def test_only_deaths_since_the_newest_checkpoint_count_to_the_end(monkeypatch):
@@ -136,28 +145,37 @@ def test_what_ray_says_of_itself_is_not_taken_for_a_death(monkeypatch):
 
 
 def test_a_broken_exchange_with_a_dead_rank_is_a_death(monkeypatch):
-    script = Script(monkeypatch, raised_in_task(RuntimeError("[gloo] Connection closed by peer")), "done", checkpoints=("u2",))
+    script = Script(
+        monkeypatch,
+        raised_in_task(RuntimeError("[gloo] Connection closed by peer")),
+        "done",
+        checkpoints=("u2",),
+    )
     assert script.train() == "done"
     assert script.said == ["a rank died (ray::Rank.train()); starting again from u2 (1 of at most 10)"]
 
 
-@pytest.mark.parametrize(("error", "died"), [
-    (RayActorError(), True),
-    (ActorDiedError(), True),
-    (ActorUnavailableError("away", None), True),
-    (raised_in_task(RuntimeError("... gloo/transport/tcp/pair.cc:534] ...")), True),
-    (raised_in_task(RuntimeError("NCCL error: remote process exited")), True),
-    (raised_in_task(RuntimeError("Connection closed by peer [127.0.0.1]:1")), True),
-    (raised_in_task(RuntimeError("recv: Connection reset by peer")), True),
-    (raised_in_task(RuntimeError("CUDA out of memory")), False),
-    (raised_in_task(ValueError("gloo is no backend of this machine")), False),
-    (raised_in_task(OSError("Connection reset by peer")), False),
-])
+@pytest.mark.parametrize(
+    ("error", "died"),
+    [
+        (RayActorError(), True),
+        (ActorDiedError(), True),
+        (ActorUnavailableError("away", None), True),
+        (raised_in_task(RuntimeError("... gloo/transport/tcp/pair.cc:534] ...")), True),
+        (raised_in_task(RuntimeError("NCCL error: remote process exited")), True),
+        (raised_in_task(RuntimeError("Connection closed by peer [127.0.0.1]:1")), True),
+        (raised_in_task(RuntimeError("recv: Connection reset by peer")), True),
+        (raised_in_task(RuntimeError("CUDA out of memory")), False),
+        (raised_in_task(ValueError("gloo is no backend of this machine")), False),
+        (raised_in_task(OSError("Connection reset by peer")), False),
+    ],
+)
 def test_who_died(error, died):
     assert trainer._another_died(error) is died
 
 
 # Watching the ranks.
+
 
 class Tasks:
     """Ray's `wait` and `get` over tasks that end in a given order; None is a look at which none has ended."""
@@ -197,31 +215,42 @@ def test_what_one_rank_raises_is_raised_while_the_others_still_work(monkeypatch)
 
 # Layout.
 
-@pytest.mark.parametrize(("nodes", "ranks", "expected"), [
-    ([node(8)], None, Layout(1, 8, 0.0)),
-    ([node(8)], 3, Layout(3, 2, 0.0)),
-    ([node(8)], 8, Layout(8, 1, 0.0)),
-    ([node(8), node(4)], None, Layout(2, 4, 0.0)),  # one a node; as many CPUs as the smallest has
-    ([node(8), node(4)], 1, Layout(1, 4, 0.0)),
-    ([node(8), node(8), node(8)], 4, Layout(4, 6, 0.0)),
-    ([node(16, gpus=2)], None, Layout(2, 8, 1.0)),  # one a GPU
-    ([node(16, gpus=2), node(8, gpus=4)], None, Layout(6, 4, 1.0)),
-    ([node(16, gpus=2), node(8)], None, Layout(2, 8, 1.0)),
-    ([node(16, gpus=4)], 2, Layout(2, 8, 1.0)),
-    ([node(16, gpus=4)], 4, Layout(4, 4, 1.0)),
-    ([node(4), node(0.5)], 4, Layout(4, 1, 0.0)),  # never less than one
-])
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "expected"),
+    [
+        ([node(8)], None, Layout(1, 8, 0.0)),
+        ([node(8)], 3, Layout(3, 2, 0.0)),
+        ([node(8)], 8, Layout(8, 1, 0.0)),
+        ([node(8), node(4)], None, Layout(2, 4, 0.0)),  # one a node; as many CPUs as the smallest has
+        ([node(8), node(4)], 1, Layout(1, 4, 0.0)),
+        ([node(8), node(8), node(8)], 4, Layout(4, 6, 0.0)),
+        ([node(16, gpus=2)], None, Layout(2, 8, 1.0)),  # one a GPU
+        ([node(16, gpus=2), node(8, gpus=4)], None, Layout(6, 4, 1.0)),
+        ([node(16, gpus=2), node(8)], None, Layout(2, 8, 1.0)),
+        ([node(16, gpus=4)], 2, Layout(2, 8, 1.0)),
+        ([node(16, gpus=4)], 4, Layout(4, 4, 1.0)),
+        ([node(4), node(0.5)], 4, Layout(4, 1, 0.0)),  # never less than one
+    ],
+)
 def test_one_rank_a_gpu_or_one_a_node_and_the_cpus_shared(monkeypatch, nodes, ranks, expected):
     monkeypatch.setattr(trainer, "alive", lambda: nodes)
     assert layout(configured(ranks=ranks)) == expected
 
 
-@pytest.mark.parametrize(("nodes", "ranks", "said"), [
-    ([node(16, gpus=2), node(16, gpus=1)], 4, "run.ranks is 4, the cluster has 3 GPUs: lower it, or leave it out"),
-    ([node(2), node(2)], 5, "run.ranks is 5, the cluster has 4 CPUs: lower it, or leave it out"),
-    ([node(1.5)], 2, "run.ranks is 2, the cluster has 1.5 CPUs: lower it, or leave it out"),
-    ([node(2, gpus=4)], None, "run.ranks is 4, the cluster has 2 CPUs: lower it, or leave it out"),
-])
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "said"),
+    [
+        (
+            [node(16, gpus=2), node(16, gpus=1)],
+            4,
+            "run.ranks is 4, the cluster has 3 GPUs: lower it, or leave it out",
+        ),
+        ([node(2), node(2)], 5, "run.ranks is 5, the cluster has 4 CPUs: lower it, or leave it out"),
+        ([node(1.5)], 2, "run.ranks is 2, the cluster has 1.5 CPUs: lower it, or leave it out"),
+        ([node(2, gpus=4)], None, "run.ranks is 4, the cluster has 2 CPUs: lower it, or leave it out"),
+    ],
+)
 def test_more_ranks_than_there_is_room_for_are_refused_with_both_numbers(monkeypatch, nodes, ranks, said):
     monkeypatch.setattr(trainer, "alive", lambda: nodes)
     with pytest.raises(ValueError) as error:
@@ -236,15 +265,22 @@ def test_each_rank_has_a_bundle():
 
 # Room for them.
 
+
 class Placing:
     """A cluster whose room is written beforehand, on a clock of its own."""
 
     def __init__(self, monkeypatch, nodes, fits=lambda: True):
         self.clock, self.groups, self.nodes = Clock(), [], nodes
         monkeypatch.setattr(trainer, "time", self.clock)
-        monkeypatch.setattr(trainer, "alive", lambda: self.nodes(self.clock.now - 1000) if callable(self.nodes) else self.nodes)
+        monkeypatch.setattr(
+            trainer,
+            "alive",
+            lambda: self.nodes(self.clock.now - 1000) if callable(self.nodes) else self.nodes,
+        )
         monkeypatch.setattr(trainer, "placement_group", self.group)
-        monkeypatch.setattr(trainer, "remove_placement_group", lambda group: setattr(group, "removed", group.removed + 1))
+        monkeypatch.setattr(
+            trainer, "remove_placement_group", lambda group: setattr(group, "removed", group.removed + 1)
+        )
         self.fits = fits
 
     def group(self, bundles, strategy):
@@ -291,6 +327,8 @@ def test_room_that_others_hold_for_a_minute_is_refused_with_what_was_asked_for(m
     placing = Placing(monkeypatch, [node(8, gpus=2)], lambda: False)
     with pytest.raises(ValueError) as error:
         trainer._placed(configured(), False)
-    assert str(error.value) == ("the cluster has no room for 2 ranks of 4 CPUs and 1 GPUs within 60 s: "
-                                "other jobs hold them; wait, or lower run.ranks")
+    assert str(error.value) == (
+        "the cluster has no room for 2 ranks of 4 CPUs and 1 GPUs within 60 s: "
+        "other jobs hold them; wait, or lower run.ranks"
+    )
     assert all(group.removed == 1 for group in placing.groups) and len(placing.groups) == 7

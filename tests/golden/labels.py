@@ -1,7 +1,8 @@
 """Facts of the quickstart's ten minutes, labelled by the real command with a teacher that is not fitted.
 
 A fitted teacher's weights differ between kinds of CPU, and so do the last bits of a Fourier transform:
-digests are kept by CPU. `shards` is the same everywhere, `means` and `values` within what is said beside their tolerances.
+digests are kept by CPU. `shards` is the same everywhere, `means` and `values` within what is said beside
+their tolerances.
 """
 
 import hashlib

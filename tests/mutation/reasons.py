@@ -1,7 +1,7 @@
 """Survivors that are known, with the reason of each: `tests/mutants.md`.
 
-A line there is "- OPERATOR in `the line of code`: reason", below a heading with the module's path. It speaks of
-every defect of that operator in that line.
+A line there is "- OPERATOR in `the line of code`: reason", below a heading with the module's path. It speaks
+of every defect of that operator in that line.
 """
 
 import re

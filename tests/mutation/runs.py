@@ -1,8 +1,8 @@
 """One mutant: its module is changed in a copy of the repository, its tests run there in a process of its own.
 
-Processes are forked from a server that has imported torch, deepspeed, ray and pytest once: that is most of a short
-test. Modules of the project are imported in the fork alone. No byte code is written or read: a changed file
-may have the size and the time of the original.
+Processes are forked from a server that has imported torch, deepspeed, ray and pytest once: that is most of a
+short test. Modules of the project are imported in the fork alone. No byte code is written or read: a changed
+file may have the size and the time of the original.
 """
 
 import contextlib

@@ -36,29 +36,34 @@ def refused(overtone):
     return run
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("recipe.plan.shard_minuts=1", "unknown key recipe.plan.shard_minuts: did you mean 'shard_minutes'?"),
-    ("run.pools.decode.cpu=1", "did you mean 'cpus'?"),
-    ("recipe.codes.teacher=mel-rvq", "did you mean 'mel_rvq'?"),
-    ("recipe.plan.shard_minutes=long", "recipe.plan.shard_minutes is 'long' (str): expected a number"),
-    ("recipe.plan.shard_minutes=-1", "recipe.plan.shard_minutes is -1.0: expected above 0"),
-    ("recipe.decode.segment_s=0.05", "recipe.decode.segment_s"),
-    ("recipe.codes.codebooks=0", "recipe.codes.codebooks"),
-    ("recipe.cqt.bins=0", "recipe.cqt.bins is 0"),
-    ("run.stall_s=0", "run.stall_s is 0"),
-    ("run.pools.decode.cpus=-1", "run.pools.decode.cpus is -1.0"),
-    ("run.pools.codes.gpus=-1", "run.pools.codes.gpus is -1.0"),
-    ("run.scan_workers=0", "run.scan_workers is 0"),
-    ("run.max_rejected_share=5", "run.max_rejected_share is 5.0: expected 0 to 1"),
-    ("run.out=''", "run.out is '': an empty path"),
-])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("recipe.plan.shard_minuts=1", "unknown key recipe.plan.shard_minuts: did you mean 'shard_minutes'?"),
+        ("run.pools.decode.cpu=1", "did you mean 'cpus'?"),
+        ("recipe.codes.teacher=mel-rvq", "did you mean 'mel_rvq'?"),
+        ("recipe.plan.shard_minutes=long", "recipe.plan.shard_minutes is 'long' (str): expected a number"),
+        ("recipe.plan.shard_minutes=-1", "recipe.plan.shard_minutes is -1.0: expected above 0"),
+        ("recipe.decode.segment_s=0.05", "recipe.decode.segment_s"),
+        ("recipe.codes.codebooks=0", "recipe.codes.codebooks"),
+        ("recipe.cqt.bins=0", "recipe.cqt.bins is 0"),
+        ("run.stall_s=0", "run.stall_s is 0"),
+        ("run.pools.decode.cpus=-1", "run.pools.decode.cpus is -1.0"),
+        ("run.pools.codes.gpus=-1", "run.pools.codes.gpus is -1.0"),
+        ("run.scan_workers=0", "run.scan_workers is 0"),
+        ("run.max_rejected_share=5", "run.max_rejected_share is 5.0: expected 0 to 1"),
+        ("run.out=''", "run.out is '': an empty path"),
+    ],
+)
 def test_a_config_that_cannot_be(small_config, refused, tmp_path, override, said):
     assert said in refused("labels", small_config, "--set", override)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_config_that_is_not_there(refused, tmp_path):
-    assert "none.yaml cannot be read: No such file" in refused("labels", tmp_path / "none.yaml", "--out", tmp_path / "out")
+    assert "none.yaml cannot be read: No such file" in refused(
+        "labels", tmp_path / "none.yaml", "--out", tmp_path / "out"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -76,12 +81,16 @@ def test_an_empty_path_is_not_this_folder(small_config, refused, tmp_path, optio
 
 @pytest.mark.parametrize("command", ["labels", "fit-codes"])
 def test_nothing_is_written_for_audio_that_is_not_there(small_config, refused, tmp_path, command):
-    assert "'/no/such' cannot be read" in refused(command, small_config, "--audio", "/no/such", "--out", tmp_path / "new" / "out")
+    assert "'/no/such' cannot be read" in refused(
+        command, small_config, "--audio", "/no/such", "--out", tmp_path / "new" / "out"
+    )
     assert list(tmp_path.iterdir()) == [small_config]
 
 
 def test_audio_that_is_not_there(small_config, refused, tmp_path):
-    assert "'/music/none' cannot be read: No such file" in refused("labels", small_config, "--audio", "/music/none")
+    assert "'/music/none' cannot be read: No such file" in refused(
+        "labels", small_config, "--audio", "/music/none"
+    )
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "cover.jpg").touch()
     said = refused("labels", small_config, "--audio", tmp_path / "texts")
@@ -95,8 +104,12 @@ def test_an_out_that_cannot_be_written(small_config, refused, tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below", "/proc/overtone"):
         assert f"OUT {out} cannot be written" in refused("labels", small_config, "--out", out)
-    assert {p.name for p in tmp_path.iterdir()} == {"file", small_config.name} and (tmp_path / "file").is_file()
-    assert "only a local folder or s3://bucket/prefix" in refused("labels", small_config, "--out", "gs://bucket/x")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", small_config.name} and (
+        tmp_path / "file"
+    ).is_file()
+    assert "only a local folder or s3://bucket/prefix" in refused(
+        "labels", small_config, "--out", "gs://bucket/x"
+    )
 
 
 def test_a_ray_that_is_not_there(small_config, refused, tmp_path):
@@ -119,20 +132,28 @@ def test_a_gpu_that_is_not_there(small_config, refused, stage):
 
 def test_encodec_without_weights_names_three_ways(refused, excerpts, tmp_path):
     """No internet here, or none by this proxy; and no other teacher steps in."""
-    nowhere = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "hub")}
+    nowhere = {
+        "https_proxy": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "TORCH_HOME": str(tmp_path / "hub"),
+    }
     said = refused("labels", ENCODEC, "--audio", excerpts, "--out", tmp_path / "out", **nowhere)
     assert "run.weights=PATH" in said and str(tmp_path / "hub") in said and "download" in said
     assert not (tmp_path / "out").exists()
     junk = tmp_path / "weights.th"
     junk.write_bytes(b"not weights")
-    said = refused("labels", ENCODEC, "--audio", excerpts, "--out", tmp_path / "out", "--set", f"run.weights={junk}")
+    said = refused(
+        "labels", ENCODEC, "--audio", excerpts, "--out", tmp_path / "out", "--set", f"run.weights={junk}"
+    )
     assert str(junk) in said and "saw 11 bytes" in said
 
 
 def test_too_little_space(small_config, refused, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", small], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", small], capture_output=True
+    ).returncode:
         pytest.skip("this user cannot mount")
     try:
         said = refused("labels", small_config, "--out", small / "out")
@@ -146,7 +167,17 @@ def test_a_dry_run_writes_nothing(small_config, overtone, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     done = overtone("labels", small_config, "--dry-run")
     assert done.returncode == 0, done.stderr
-    for words in ("found       10", "recordings  10", "shards", "audio", "codes", "cqt", "free", "resources", "nothing is written"):
+    for words in (
+        "found       10",
+        "recordings  10",
+        "shards",
+        "audio",
+        "codes",
+        "cqt",
+        "free",
+        "resources",
+        "nothing is written",
+    ):
         assert words in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -219,7 +250,9 @@ def test_one_run_at_a_time_and_ctrl_c(small_config, labelled, overtone, refused,
     out = tmp_path / "out"
     argv, options = command("labels", str(small_config))
     with open(tmp_path / "said", "w+") as said:
-        first = subprocess.Popen(argv, **options, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        first = subprocess.Popen(
+            argv, **options, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
         while not list(out.glob("columns/*/*.json")):
             assert first.poll() is None, (tmp_path / "said").read_text()
             time.sleep(0.05)
@@ -268,5 +301,8 @@ def test_an_out_that_is_deleted_while_a_run_works_on_it(small_config, tmp_path):
     finally:
         run.kill()
     assert run.returncode == 1
-    assert said.strip().startswith(f"overtone: OUT {out} was deleted or moved") and len(said.strip().splitlines()) == 1, said
+    assert (
+        said.strip().startswith(f"overtone: OUT {out} was deleted or moved")
+        and len(said.strip().splitlines()) == 1
+    ), said
     assert not out.exists()

@@ -42,7 +42,8 @@ def build(shelf, name: str, tracks: dict[str, float]) -> Package:
     (tree / "usr" / "share" / "doc" / name / "copyright").write_text(f"licence of {name}")
     (tree / "DEBIAN").mkdir()
     (tree / "DEBIAN" / "control").write_text(
-        f"Package: {name}\nVersion: 1-1\nArchitecture: all\nMaintainer: a <a@b>\nDescription: noise\n")
+        f"Package: {name}\nVersion: 1-1\nArchitecture: all\nMaintainer: a <a@b>\nDescription: noise\n"
+    )
     deb = shelf / f"{name}.deb"
     subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, deb], check=True, capture_output=True)
     package = Package(name, "1-1", deb.stat().st_size, hashlib.sha256(deb.read_bytes()).hexdigest(), "free")
@@ -53,7 +54,8 @@ def build(shelf, name: str, tracks: dict[str, float]) -> Package:
 def index(shelf, package: Package) -> None:
     (shelf / f"{package.name}.index").write_text(
         f"Package: {package.name}\nVersion: {package.version}\nDescription-en: noise\n Size: of no matter\n"
-        f"Size: {package.bytes}\nSHA256: {package.sha256}\n\n")
+        f"Size: {package.bytes}\nSHA256: {package.sha256}\n\n"
+    )
 
 
 @pytest.fixture
@@ -72,7 +74,10 @@ def shelf(tmp_path, monkeypatch):
 
 @pytest.fixture
 def packages(shelf):
-    return (build(shelf, "a-music", {"win/long one.wav": 21, "effect.wav": 2}), build(shelf, "b-music", {"track.wav": 20.5}))
+    return (
+        build(shelf, "a-music", {"win/long one.wav": 21, "effect.wav": 2}),
+        build(shelf, "b-music", {"track.wav": 20.5}),
+    )
 
 
 def downloads(shelf) -> list[str]:
@@ -82,10 +87,16 @@ def downloads(shelf) -> list[str]:
 
 def test_music_and_copyright_of_each_package_lie_in_its_folder(tmp_path, shelf, packages, capsys):
     music.fetch(tmp_path / "music", packages)
-    found = {str(p.relative_to(tmp_path / "music")) for p in (tmp_path / "music").rglob("*") if p.is_file()} - {"run.lock"}
+    found = {
+        str(p.relative_to(tmp_path / "music")) for p in (tmp_path / "music").rglob("*") if p.is_file()
+    } - {"run.lock"}
     assert found == {
-        "a-music/games/a-music/win/long one.wav", "a-music/copyright", "a-music/package.json",
-        "b-music/games/b-music/track.wav", "b-music/copyright", "b-music/package.json",
+        "a-music/games/a-music/win/long one.wav",
+        "a-music/copyright",
+        "a-music/package.json",
+        "b-music/games/b-music/track.wav",
+        "b-music/copyright",
+        "b-music/package.json",
     }
     assert (tmp_path / "music/a-music/copyright").read_text() == "licence of a-music"
     assert "[2/2] b-music: 1 tracks, 0.01 h, free" in capsys.readouterr().out

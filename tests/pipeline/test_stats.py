@@ -55,7 +55,9 @@ class TestOnAnObjectStore:
         assert there.pop("out") == REMOTE and here.pop("out") == str(labelled)
         assert rounded(there) == rounded(here)
         shard = here["slowest_files"][0]["shard"]
-        assert rounded(as_json(capsys, REMOTE, "--shard", shard)) == rounded(as_json(capsys, str(labelled), "--shard", shard))
+        assert rounded(as_json(capsys, REMOTE, "--shard", shard)) == rounded(
+            as_json(capsys, str(labelled), "--shard", shard)
+        )
 
     def test_the_page_is_written_there(self, remote, labelled, capsys):
         assert main(["stats", REMOTE]) == 0
@@ -74,11 +76,14 @@ class TestOnAnObjectStore:
         assert_one_sentence(capsys.readouterr().err, place, "holds no labels")
 
     def test_many_duplicates_are_named_in_the_condition(self, store, tmp_path, capsys):
-        same = "UPDATE segments SET fingerprint = printf('%048x', \"index\" + 7) WHERE \"index\" < 4"
+        same = 'UPDATE segments SET fingerprint = printf(\'%048x\', "index" + 7) WHERE "index" < 4'
         local = synthetic.out(tmp_path, 20, changes=[same])
         put(local, "s3://labels/twins")
         odd = {o["what"]: o for o in as_json(capsys, "s3://labels/twins")["worth_a_look"]}
-        assert odd["near-duplicates"]["recordings"] == 20 * 3 - 1 and "read_csv" not in odd["near-duplicates"]["where"]
+        assert (
+            odd["near-duplicates"]["recordings"] == 20 * 3 - 1
+            and "read_csv" not in odd["near-duplicates"]["where"]
+        )
 
 
 def assert_one_sentence(said: str, *words: str) -> None:
@@ -93,25 +98,35 @@ class TestWhatIsNoOut:
     @pytest.fixture(params=["alone", "first", "second"])
     def ask(self, request, labelled, capsys):
         def ask(place) -> str:
-            places = {"alone": [place], "first": [place, labelled], "second": [labelled, place]}[request.param]
+            places = {"alone": [place], "first": [place, labelled], "second": [labelled, place]}[
+                request.param
+            ]
             assert main(["stats", *map(str, places), "--no-page"]) == 2
             return capsys.readouterr().err
 
         return ask
 
     def test_a_wrong_path(self, ask, tmp_path):
-        assert_one_sentence(ask(tmp_path / "nowhere"), f"{tmp_path}/nowhere is not there", "give the OUT of a `labels` run")
+        assert_one_sentence(
+            ask(tmp_path / "nowhere"), f"{tmp_path}/nowhere is not there", "give the OUT of a `labels` run"
+        )
 
     def test_an_empty_folder(self, ask, tmp_path):
         assert_one_sentence(ask(tmp_path), f"{tmp_path} holds no labels", "give the OUT of a `labels` run")
 
     def test_a_file(self, ask, tmp_path):
         (tmp_path / "x.yaml").write_text("recipe: {}")
-        assert_one_sentence(ask(tmp_path / "x.yaml"), f"{tmp_path}/x.yaml is a file", "give the OUT of a `labels` run")
+        assert_one_sentence(
+            ask(tmp_path / "x.yaml"), f"{tmp_path}/x.yaml is a file", "give the OUT of a `labels` run"
+        )
 
     def test_an_out_that_was_never_audited(self, ask, labelled, tmp_path):
         out = tmp_path / "out"
-        shutil.copytree(labelled, out, ignore=shutil.ignore_patterns("segments.parquet", "shards.parquet", "sums.parquet", "*.tar"))
+        shutil.copytree(
+            labelled,
+            out,
+            ignore=shutil.ignore_patterns("segments.parquet", "shards.parquet", "sums.parquet", "*.tar"),
+        )
         assert_one_sentence(ask(out), f"{out} holds no segments.parquet", f"overtone status {out}")
 
     def test_a_damaged_table(self, ask, labelled, tmp_path):

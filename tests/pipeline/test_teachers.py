@@ -1,4 +1,5 @@
-"""Fitted weights in OUT/teachers: found by what they were fitted for, and fitted again when their file is lost."""
+"""Fitted weights in OUT/teachers: found by what they were fitted for, and fitted again when their file is
+lost."""
 
 import pytest
 
@@ -38,5 +39,9 @@ def test_a_damaged_file_is_refused_with_its_path_and_both_checksums(stored):
     out, weights = stored
     out.write(weights.name, b"weight")
     job = Job(Codes(RECIPE.codes), "codes-x", "audio", {}, out.base, weights.name, weights.sha256)
-    with pytest.raises(ValueError, match=rf"{weights.name} has sha256 [0-9a-f]{{12}}…, expected {weights.sha256[:12]}….*remove it and run again"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{weights.name} has sha256 [0-9a-f]{{12}}…, expected {weights.sha256[:12]}….*remove "
+        rf"it and run again",
+    ):
         ShardWorker(job)

@@ -20,7 +20,8 @@ REJECTED = {
 }
 KEPT = {
     b"truncated.flac", b"truncated.wav", b"really ogg.mp3", b"eight channels.wav", b"fast.wav", b"a.b..c.wav",
-    b" two  spaces .wav", b"new\nline.wav", b"\xff\xfe bytes.wav", b"stem a.wav", b"stem b.wav", b"x.mp3/inside.wav",
+    b" two  spaces .wav", b"new\nline.wav", b"\xff\xfe bytes.wav",
+            b"stem a.wav", b"stem b.wav", b"x.mp3/inside.wav",
 }  # fmt: skip
 DUPLICATES = {b"same again.ogg"}
 
@@ -39,7 +40,9 @@ def write(path: bytes, wave_NC: np.ndarray, rate_hz: int, subtype: str = "PCM_16
 def make(folder: Path, excerpts: Path, music: list[Path]) -> None:
     """Copies of the excerpts, and every odd file beside them."""
     shutil.copytree(excerpts, folder)
-    wave, rate = soundfile.read(music[0], start=44_100 * 60, frames=44_100 * 15, dtype="float32", always_2d=True)
+    wave, rate = soundfile.read(
+        music[0], start=44_100 * 60, frames=44_100 * 15, dtype="float32", always_2d=True
+    )
 
     def path(name: bytes) -> bytes:
         return os.path.join(os.fsencode(folder), name)

@@ -1,4 +1,5 @@
-"""The full configuration, `configs/labels/encodec.yaml`, on real music: its codes are the encodec package's."""
+"""The full configuration, `configs/labels/encodec.yaml`, on real music: its codes are the encodec
+package's."""
 
 import numpy as np
 import pytest
@@ -17,8 +18,18 @@ def test_codes_of_a_run_equal_the_package_on_the_stored_audio(tmp_path, excerpts
     audio.mkdir()
     for path in sorted(excerpts.iterdir())[2:5]:
         (audio / path.name).symlink_to(path)
-    done = overtone("labels", "configs/labels/encodec.yaml", "--audio", audio, "--out", out,
-                    "--set", f"run.weights={weights}", "--set", "recipe.decode.segment_s=8")
+    done = overtone(
+        "labels",
+        "configs/labels/encodec.yaml",
+        "--audio",
+        audio,
+        "--out",
+        out,
+        "--set",
+        f"run.weights={weights}",
+        "--set",
+        "recipe.decode.segment_s=8",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert list((out / "teachers").glob("encodec-*.safetensors"))
     [shard] = [p.stem for p in out.glob("columns/audio/*.tar")]

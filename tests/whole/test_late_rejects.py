@@ -1,4 +1,5 @@
-"""Recordings that are rejected long after their first segment, through whole runs: nothing of them is left anywhere."""
+"""Recordings that are rejected long after their first segment, through whole runs: nothing of them is left
+anywhere."""
 
 import json
 import os
@@ -22,7 +23,8 @@ LATE = {"late nan.wav": (late_nan, "NaN"), "late damage.flac": (late_damage, "pa
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, excerpts, run_overtone) -> tuple[Path, set[str]]:
-    """(OUT, ids of the odd files): the excerpts and two files of 70 s, broken at 60 s and at 68 s. The shards hold segments of 8 s."""
+    """(OUT, ids of the odd files): the excerpts and two files of 70 s, broken at 60 s and at 68 s. The shards
+    hold segments of 8 s."""
     folder = tmp_path_factory.mktemp("late")
     music = folder / excerpts.name
     music.mkdir()
@@ -33,7 +35,8 @@ def run(tmp_path_factory, excerpts, run_overtone) -> tuple[Path, set[str]]:
         spoil(music / name, wave_N)
     config, out = folder / "small.yaml", folder / "out"
     config.write_text(SMALL.format(audio=json.dumps(str(music)), out=json.dumps(str(out))))
-    # No codes: the teacher is fitted to all files that are found, so that their bytes follow from the odd ones too.
+    # No codes: the teacher is fitted to all files that are found, so that their bytes follow from the odd
+    # ones too.
     done = run_overtone("labels", config, "--set", "run.max_rejected_share=1", "--set", "recipe.codes=null")
     assert done.returncode == 0, done.stdout + done.stderr
     plan = pq.read_table(out / "plan.parquet").to_pylist()

@@ -47,7 +47,9 @@ def jobs(out: Path) -> tuple[Job, Job]:
     recipe = recipes.Recipe()
     audio = recipes.audio_recipe(recipe)
     own = recipes.cqt_recipe(recipe, records.recipe8(audio))
-    return Job(recipe.decode, "audio", "audio", audio, str(out)), Job(recipe.cqt, "cqt-x", "audio", own, str(out))
+    return Job(recipe.decode, "audio", "audio", audio, str(out)), Job(
+        recipe.cqt, "cqt-x", "audio", own, str(out)
+    )
 
 
 def member(out: Path, column_name: str, row: dict) -> np.ndarray:
@@ -70,7 +72,9 @@ def long_out(tmp_path_factory, music) -> Path:
 
 
 def test_segments_cover_the_recording_and_only_the_last_leaves_a_remainder(long_out):
-    rows = column.read_index(Storage(long_out), "audio", next(long_out.glob("columns/audio/*.tar")).stem).to_pylist()
+    rows = column.read_index(
+        Storage(long_out), "audio", next(long_out.glob("columns/audio/*.tar")).stem
+    ).to_pylist()
     samples = [r["samples"] for r in rows]
     assert samples[:-1] == [720_000] * (len(rows) - 1) and samples[-1] == 720_000 + int(1.237 * 24_000)
     assert [r["start"] for r in rows] == [720_000 * i for i in range(len(rows))]
@@ -141,7 +145,9 @@ def peak(job: Job, shard: str, folder: Path) -> dict:
     import pickle
 
     (folder / "job").write_bytes(pickle.dumps(job))
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(folder / "job"), shard], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder / "job"), shard], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -159,7 +165,9 @@ def test_memory_is_bounded_by_the_block_not_by_the_recording(tmp_path, music):
         peaks[name, "decode"] = peak(decode, shard, folder)
         peaks[name, "cqt"] = peak(cqt, shard, folder)
         if name == "short":
-            [wave] = waves(out / f"columns/audio/{shard}.tar", column.read_index(Storage(out), "audio", shard))
+            [wave] = waves(
+                out / f"columns/audio/{shard}.tar", column.read_index(Storage(out), "audio", shard)
+            )
             weights, _ = SMALL.fit([wave], "cpu", 1, lambda event: None)
         from pipeline import teachers
         from stages.label.codes import Codes

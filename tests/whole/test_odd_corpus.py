@@ -51,7 +51,11 @@ def run(corpus, run_overtone):
     config.write_text(SMALL.format(audio=json.dumps(str(corpus)), out=json.dumps(str(corpus.parent / "out"))))
 
     def label(*arguments: str, crashes: bool = True):
-        hook = {"OVERTONE_TEST_DECODER": "overtone_odd_hook:by_name", "PYTHONPATH": str(corpus.parent)} if crashes else {}
+        hook = (
+            {"OVERTONE_TEST_DECODER": "overtone_odd_hook:by_name", "PYTHONPATH": str(corpus.parent)}
+            if crashes
+            else {}
+        )
         return run_overtone("labels", config, "--set", NO_CODES, *arguments, **hook)
 
     return label
@@ -111,12 +115,20 @@ def test_what_is_kept_is_whole(first, corpus):
             seconds[key.rsplit("-", 1)[0]] += samples / 24_000
             frames_TF = np.load(io.BytesIO(cqt[key.removesuffix(".wav") + ".cqt.npy"]))
             assert frames_TF.shape == (samples // 320, 336) and np.isfinite(frames_TF).all()
-    expected = {b"eight channels.wav": 2 * 44.1 / 8, b"fast.wav": 8 * 44.1 / 384, b"truncated.wav": 2.0, b"stem a.wav": 14.0,
-                b"a.b..c.wav": 2.0, b"\xff\xfe bytes.wav": 2.0}
+    expected = {
+        b"eight channels.wav": 2 * 44.1 / 8,
+        b"fast.wav": 8 * 44.1 / 384,
+        b"truncated.wav": 2.0,
+        b"stem a.wav": 14.0,
+        b"a.b..c.wav": 2.0,
+        b"\xff\xfe bytes.wav": 2.0,
+    }
     for name, length in expected.items():
         assert seconds[by_name[name]] == pytest.approx(length, abs=0.02), name
-    stems = [[v for k, v in sorted(audio.items()) if k.startswith(by_name[name]) and k.endswith("wav")]
-             for name in (b"stem a.wav", b"stem b.wav")]
+    stems = [
+        [v for k, v in sorted(audio.items()) if k.startswith(by_name[name]) and k.endswith("wav")]
+        for name in (b"stem a.wav", b"stem b.wav")
+    ]
     assert len(stems[0]) == len(stems[1]) and stems[0] != stems[1]
 
 
@@ -174,4 +186,6 @@ def test_retry_rejected_tries_again_what_is_named(run, corpus, first):
     assert set(before) - set(after) == {crash}
     assert shas == {k: v for k, v in tars(out).items() if k in shas}
     assert before[crash]["recording"] in {k.rsplit("-", 1)[0] for k in members(out, "audio")}
-    assert {p: r["shard"] for p, r in after.items()} == {p: r["shard"] for p, r in before.items() if p != crash}
+    assert {p: r["shard"] for p, r in after.items()} == {
+        p: r["shard"] for p, r in before.items() if p != crash
+    }

@@ -1,4 +1,5 @@
-"""A teacher from outside the package labels end to end: a module on PYTHONPATH, named in the configuration."""
+"""A teacher from outside the package labels end to end: a module on PYTHONPATH, named in the
+configuration."""
 
 import json
 import os
@@ -53,11 +54,16 @@ recipe:
   cqt: {{magnitude: log, storage: uint8}}
 run: {{audio: {json.dumps(str(audio))}, out: {json.dumps(str(folder / "out"))}, scan_workers: 1}}
 """)
-    path = os.pathsep.join([str(folder / "modules"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
+    path = os.pathsep.join(
+        [str(folder / "modules"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    ).rstrip(os.pathsep)
     done = run_overtone("labels", config, PYTHONPATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     unknown = run_overtone("labels", config, PYTHONPATH="")
-    assert unknown.returncode == 2 and "recipe.codes.teacher 'ours:Loudness' cannot be imported" in unknown.stderr
+    assert (
+        unknown.returncode == 2
+        and "recipe.codes.teacher 'ours:Loudness' cannot be imported" in unknown.stderr
+    )
     return Storage(folder / "out")
 
 
@@ -101,15 +107,33 @@ def test_an_eight_bit_log_column_is_read_back_by_its_record(out):
 
 
 def test_a_model_is_trained_with_its_labels_where_there_is_no_compiler(out, tmp_path):
-    """The trainer takes codebooks and their sizes from the records: the teacher's module is not even on its path."""
+    """The trainer takes codebooks and their sizes from the records: the teacher's module is not even on its
+    path."""
     bare = str(Path(sys.executable).parent)
     assert not any(shutil.which(name, path=bare) for name in ("cc", "gcc", "c++", "g++", "clang++"))
-    settings = {"data.corpora": f"[{out.base}]", "data.workers": 0, "data.crop_s": 3, "run.dir": tmp_path, "optim.updates": 2,
-                "optim.warmup_updates": 1, "optim.global_batch": 4, "engine.micro_batch": 2, "objective.cqt_start": "fit",
-                "watch.baseline_crops": 4, "watch.validate_every": 2}
+    settings = {
+        "data.corpora": f"[{out.base}]",
+        "data.workers": 0,
+        "data.crop_s": 3,
+        "run.dir": tmp_path,
+        "optim.updates": 2,
+        "optim.warmup_updates": 1,
+        "optim.global_batch": 4,
+        "engine.micro_batch": 2,
+        "objective.cqt_start": "fit",
+        "watch.baseline_crops": 4,
+        "watch.validate_every": 2,
+    }
     overrides = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     argv = [sys.executable, "-m", "stages.pretrain", "configs/pretrain/tiny.yaml", *overrides]
-    done = subprocess.run(argv, cwd=ROOT, env=environment(0, 1, free_port()) | {"PATH": bare}, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        argv,
+        cwd=ROOT,
+        env=environment(0, 1, free_port()) | {"PATH": bare},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "tiny" / "metrics.jsonl").read_text().splitlines()]
     start, *updates = [row for row in rows if row["kind"] in ("start", "update")]
@@ -117,13 +141,17 @@ def test_a_model_is_trained_with_its_labels_where_there_is_no_compiler(out, tmp_
     assert start["codebooks"] == [f"{codes}/0"] and [row["update"] for row in updates] == [1, 2]
     for row in updates:
         assert 0 < row["ce"][0] < 10 and row["cqt_error"] > 0
-    assert updates[0]["cqt_error"] < 2 * updates[0]["cqt_mean_error"]  # torch's own values stand near 0, the logarithms far below it
+    # torch's own values stand near 0, the logarithms far below it
+    assert updates[0]["cqt_error"] < 2 * updates[0]["cqt_mean_error"]
 
 
-@pytest.mark.parametrize("teacher, described", [
-    (KMeans(codebook_size=64, steps=10, batch=512, fit_minutes=1.0), CodesDescribed(1, 64, 320, 320)),
-    (BestRq(codebooks=2, codebook_size=256), CodesDescribed(2, 256, 320, 320)),
-])
+@pytest.mark.parametrize(
+    "teacher, described",
+    [
+        (KMeans(codebook_size=64, steps=10, batch=512, fit_minutes=1.0), CodesDescribed(1, 64, 320, 320)),
+        (BestRq(codebooks=2, codebook_size=256), CodesDescribed(2, 256, 320, 320)),
+    ],
+)
 def test_k_means_and_best_rq_label_through_the_same_contract(out, teacher, described):
     """Worker by worker, without a cluster: fit where there is one, label a shard, read its record."""
     recipe, shards = Recipe(codes=teacher), sorted(records.finished(out, "audio"))
@@ -137,10 +165,15 @@ def test_k_means_and_best_rq_label_through_the_same_contract(out, teacher, descr
     row = worker(shards[0])
     assert row["status"] == "finished", row["error"]
     record = column.audit(out, name, shards[0])
-    assert describe_codes(record.facts, record.recipe) == described and record.recipe["weights_sha256"] == weights.sha256
+    assert (
+        describe_codes(record.facts, record.recipe) == described
+        and record.recipe["weights_sha256"] == weights.sha256
+    )
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "labels").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "configs" / "labels").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_configuration_can_be_loaded_and_hashed(config):
     recipe = load(str(config)).recipe
     assert len(records.recipe8(codes_recipe(recipe, "audio8", None))) == 8

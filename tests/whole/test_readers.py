@@ -90,14 +90,19 @@ def test_the_index_gives_the_place_of_every_frame(labelled):
             tar.seek(row["offset"])
             data = tar.read(row["size"])
         if row["member"] == "wav":
-            assert data[row["data_offset"] - row["offset"] :] == soundfile.read(io.BytesIO(data), dtype="int16")[0].tobytes()
+            assert (
+                data[row["data_offset"] - row["offset"] :]
+                == soundfile.read(io.BytesIO(data), dtype="int16")[0].tobytes()
+            )
         else:
             assert data[row["data_offset"] - row["offset"] :] == array(data).tobytes()
 
 
 def test_the_tar_program_reads_columns_and_merged_tars(labelled, merged, tmp_path):
     for path in [paths[0] for paths in columns(labelled).values()] + sorted(merged.iterdir())[:1]:
-        listed = subprocess.run(["tar", "-tvf", path], capture_output=True, text=True, check=True).stdout.splitlines()
+        listed = subprocess.run(
+            ["tar", "-tvf", path], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         names = [line.split()[-1] for line in listed]
         keys = [name.split(".")[0] for name in names]
         assert keys == sorted(keys) and len(set(names)) == len(names) > 0
@@ -113,21 +118,32 @@ def test_merged_tars_hold_all_columns_of_each_segment(labelled, merged):
     for key, sample in whole.items():
         assert {"wav", "json", "codes.npy", "cqt.npy"} <= set(sample)
         assert sample["wav"] == parts["audio"][key]["wav"] and sample["json"] == parts["audio"][key]["json"]
-        assert sample["codes.npy"] == parts["codes"][key]["codes.npy"] and sample["cqt.npy"] == parts["cqt"][key]["cqt.npy"]
+        assert (
+            sample["codes.npy"] == parts["codes"][key]["codes.npy"]
+            and sample["cqt.npy"] == parts["cqt"][key]["cqt.npy"]
+        )
 
 
 def test_merge_by_split(labelled, tmp_path, run_overtone):
     keys = {}
     for split in ("train", "valid"):
-        done = run_overtone("merge", labelled, "--to", tmp_path / split, "--split", split, "--columns", "audio")
+        done = run_overtone(
+            "merge", labelled, "--to", tmp_path / split, "--split", split, "--columns", "audio"
+        )
         assert done.returncode == 0, done.stderr
         keys[split] = {k.rsplit("-", 1)[0] for k in samples(sorted((tmp_path / split).iterdir()))}
-    assert len(keys["valid"]) >= 1 and len(keys["train"]) + len(keys["valid"]) == 10 and not keys["train"] & keys["valid"]
+    assert (
+        len(keys["valid"]) >= 1
+        and len(keys["train"]) + len(keys["valid"]) == 10
+        and not keys["train"] & keys["valid"]
+    )
 
 
 def test_status_counts(labelled, run_overtone):
     found = json.loads(run_overtone("status", labelled, "--json").stdout)
-    assert (found["recordings"], found["tombstoned"], found["rejected"]) == (10, 0, {}) and found["validation"] >= 1
+    assert (found["recordings"], found["tombstoned"], found["rejected"]) == (10, 0, {}) and found[
+        "validation"
+    ] >= 1
     assert found["finished"] and {c["shards"] for c in found["columns"].values()} == {found["shards"]}
     assert "finished" in run_overtone("status", labelled).stdout
 
@@ -143,8 +159,13 @@ def test_verify_finds_damage_and_repair_gives_the_same_bytes(labelled, excerpts,
     shutil.copytree(labelled, out)
     assert run_overtone("verify", out).returncode == 0
     audio, codes, cqt = columns(out).values()
-    damage = {cqt[0]: "sha256", codes[1]: "bytes, its record says", codes[2]: "json is missing", cqt[3]: "index.parquet is damaged",
-              audio[4]: "tar is missing"}
+    damage = {
+        cqt[0]: "sha256",
+        codes[1]: "bytes, its record says",
+        codes[2]: "json is missing",
+        cqt[3]: "index.parquet is damaged",
+        audio[4]: "tar is missing",
+    }
     flip(cqt[0])
     codes[1].write_bytes(codes[1].read_bytes()[:-700])
     codes[2].with_suffix(".json").unlink()
@@ -154,11 +175,19 @@ def test_verify_finds_damage_and_repair_gives_the_same_bytes(labelled, excerpts,
     for repair in ([], ["--repair"]):
         done = run_overtone("verify", out, *repair)
         assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
-        named = {line.split()[1].rstrip(":"): line for line in done.stdout.splitlines() if line.startswith("damaged")}
+        named = {
+            line.split()[1].rstrip(":"): line
+            for line in done.stdout.splitlines()
+            if line.startswith("damaged")
+        }
         for path, words in damage.items():
             assert words in named[f"{path.parent.name}/{path.stem}"], named
         assert len(named) <= len(damage) + 2, "only what hangs on the lost audio may be named besides"
-    untouched = {p: p.stat().st_mtime_ns for p in out.glob("columns/*/*.tar") if p not in damage and p.stem != audio[4].stem}
+    untouched = {
+        p: p.stat().st_mtime_ns
+        for p in out.glob("columns/*/*.tar")
+        if p not in damage and p.stem != audio[4].stem
+    }
     assert len(untouched) >= 3 * len(audio) - len(damage) - 3
 
     config = tmp_path / "small.yaml"

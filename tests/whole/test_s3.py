@@ -37,7 +37,11 @@ def config(store, excerpts, tmp_path_factory) -> Path:
 def objects(storage: Storage) -> dict[str, int]:
     """Name → time of writing, of every object below OUT but the log."""
     infos = storage.fs.get_file_info(pafs.FileSelector(storage.base, recursive=True))
-    return {i.path[len(storage.base) + 1 :]: i.mtime_ns for i in infos if i.is_file and not i.path.endswith("log.jsonl")}
+    return {
+        i.path[len(storage.base) + 1 :]: i.mtime_ns
+        for i in infos
+        if i.is_file and not i.path.endswith("log.jsonl")
+    }
 
 
 def test_labels_on_s3(store, config, labelled, run_overtone, tmp_path):
@@ -50,7 +54,9 @@ def test_labels_on_s3(store, config, labelled, run_overtone, tmp_path):
             time.sleep(0.2)
         time.sleep(3)  # it looks again after two seconds, whether the lock is its own
         second = run_overtone("labels", config)
-        assert first.poll() is None, "the first ended before the second could be refused: " + (tmp_path / "said").read_text()
+        assert first.poll() is None, (
+            "the first ended before the second could be refused: " + (tmp_path / "said").read_text()
+        )
         assert second.returncode == 2 and f"process {first.pid} on {os.uname().nodename}" in second.stderr
         assert first.wait(300) == 0, (tmp_path / "said").read_text()
 
@@ -58,8 +64,15 @@ def test_labels_on_s3(store, config, labelled, run_overtone, tmp_path):
     assert "run.lock" not in written, "the lock must be given back"
     found = {n: hashlib.sha256(out.read(n)).hexdigest() for n in written if n.endswith(".tar")}
     assert found == tars(labelled)
-    assert {"catalog.parquet", "plan.parquet", "rejected.parquet", "recipe.yaml", "index.parquet", "segments.parquet",
-            "shards.parquet"} <= set(written)
+    assert {
+        "catalog.parquet",
+        "plan.parquet",
+        "rejected.parquet",
+        "recipe.yaml",
+        "index.parquet",
+        "segments.parquet",
+        "shards.parquet",
+    } <= set(written)
     events = [json.loads(line)["event"] for line in out.read("log.jsonl").decode().splitlines()]
     assert events[0] == "start" and events[-1] == "end"
 
@@ -67,19 +80,31 @@ def test_labels_on_s3(store, config, labelled, run_overtone, tmp_path):
     assert again.returncode == 0, again.stderr
     after = objects(out)
     assert {n: t for n, t in after.items() if n.startswith(("columns/", "teachers/"))} == {
-        n: t for n, t in written.items() if n.startswith(("columns/", "teachers/"))}
+        n: t for n, t in written.items() if n.startswith(("columns/", "teachers/"))
+    }
     assert run_overtone("verify", "s3://labels/out").returncode == 0
     assert json.loads(run_overtone("status", "s3://labels/out", "--json").stdout)["finished"]
     merged = run_overtone("merge", "s3://labels/out", "--to", "s3://labels/merged")
     assert merged.returncode == 0 and len(objects(Storage("s3://labels/merged"))) == len(tars(labelled)) // 3
 
 
-@pytest.mark.parametrize(("root", "said"), [("s3://nobody", "no such bucket"), ("s3://music/nothing", "no such bucket or prefix")])
+@pytest.mark.parametrize(
+    ("root", "said"), [("s3://nobody", "no such bucket"), ("s3://music/nothing", "no such bucket or prefix")]
+)
 def test_a_bucket_that_is_not_there(store, config, run_overtone, tmp_path, root, said):
     done = run_overtone("labels", config, "--audio", root, "--out", tmp_path / "out")
-    assert done.returncode == 2 and said in done.stderr.lower() and root in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and said in done.stderr.lower()
+        and root in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_an_out_whose_bucket_is_not_there(store, config, run_overtone):
     done = run_overtone("labels", config, "--out", "s3://nowhere/out")
-    assert done.returncode == 2 and "s3://nowhere/out cannot be written" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "s3://nowhere/out cannot be written" in done.stderr
+        and "Traceback" not in done.stderr
+    )

@@ -15,7 +15,9 @@ def test_the_third_stage_begins_before_the_first_ends(tmp_path, music, overtone,
     import soundfile
 
     for number in range(36):
-        wave, rate = soundfile.read(music[number % len(music)], start=number * 44_100, frames=20 * 44_100, dtype="float32")
+        wave, rate = soundfile.read(
+            music[number % len(music)], start=number * 44_100, frames=20 * 44_100, dtype="float32"
+        )
         soundfile.write(audio / f"{number:02d}.flac", wave, rate)
     config = tmp_path / "c.yaml"
     config.write_text(SMALL.format(audio=json.dumps(str(audio)), out=json.dumps(str(tmp_path / "out"))))
@@ -30,8 +32,14 @@ def test_the_third_stage_begins_before_the_first_ends(tmp_path, music, overtone,
 
 
 def begins(events: list[dict], stage: str) -> list[dict]:
-    return [e | {"time_s": e["started"]} for e in events if e["event"] == "shard-begin" and e["stage"] == stage]
+    return [
+        e | {"time_s": e["started"]} for e in events if e["event"] == "shard-begin" and e["stage"] == stage
+    ]
 
 
 def ends(events: list[dict], stage: str) -> list[dict]:
-    return [e | {"time_s": e["started"] + e["wall_s"]} for e in events if e["event"] == "shard-end" and e["stage"] == stage]
+    return [
+        e | {"time_s": e["started"] + e["wall_s"]}
+        for e in events
+        if e["event"] == "shard-end" and e["stage"] == stage
+    ]

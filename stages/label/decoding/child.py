@@ -53,12 +53,17 @@ def answer(request: dict, send: Callable[[bytes, bytes], None]) -> None:
         file.close()
         if file.error is not None:  # whatever libav made of it
             raise file.error
-    end = {"decoded_s": round(decoding.decoded_s, 6), "damaged_packets": decoding.damaged, "changes": decoding.changes}
+    end = {
+        "decoded_s": round(decoding.decoded_s, 6),
+        "damaged_packets": decoding.damaged,
+        "changes": decoding.changes,
+    }
     send(b"E", json.dumps(end).encode())
 
 
 def serve(send: Callable[[bytes, bytes], None]) -> None:
-    """Answer requests until stdin ends. Any other exception is a bug: it ends the process, and the guard tells."""
+    """Answer requests until stdin ends. Any other exception is a bug: it ends the process, and the guard
+    tells."""
     hook = os.environ.get("OVERTONE_TEST_DECODER")  # tests: module:function, called with each path
     if hook:
         module, _, function = hook.partition(":")
@@ -94,7 +99,9 @@ def main() -> None:
     os.dup2(2, 1)  # a library that prints must not speak the protocol
 
     def send(kind: bytes, payload: bytes | memoryview) -> None:
-        out.write(struct.pack("<cI", kind, payload.nbytes if isinstance(payload, memoryview) else len(payload)))
+        out.write(
+            struct.pack("<cI", kind, payload.nbytes if isinstance(payload, memoryview) else len(payload))
+        )
         out.write(payload)
         out.flush()
 

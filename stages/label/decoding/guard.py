@@ -33,7 +33,15 @@ HEADER = struct.Struct("<cI")
 PIPE_BYTES = 1 << 20  # four blocks: the child decodes on while the parent works
 # What a broken decoder dies of. Any other signal (SIGKILL, SIGTERM, ...) was sent by someone: the
 # kernel short of memory, an operator, a scheduler. It says nothing about the recording.
-CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
+CRASHES = {
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGABRT,
+    signal.SIGILL,
+    signal.SIGFPE,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -138,8 +146,14 @@ class Guard:
         # A child dies with the thread that started it, and the caller's may last one shard only.
         self._starter = ThreadPoolExecutor(1, "decoder-starter")
 
-    def decode(self, source: Source, path: bytes, request: dict, facts: dict,
-               channels: Callable[..., None] = lambda *sums: None) -> Iterator[np.ndarray]:
+    def decode(
+        self,
+        source: Source,
+        path: bytes,
+        request: dict,
+        facts: dict,
+        channels: Callable[..., None] = lambda *sums: None,
+    ) -> Iterator[np.ndarray]:
         """Blocks of int16 (N,) at request["rate_hz"], as the child gives them.
 
         request: rate_hz, resampler, max_s. facts: filled with the source's rate, channels and codec
@@ -169,7 +183,9 @@ class Guard:
             self._child.end()
             self._child = None
 
-    def _attempts(self, source: Source, request: dict, facts: dict, channels: Callable[..., None]) -> Iterator[np.ndarray]:
+    def _attempts(
+        self, source: Source, request: dict, facts: dict, channels: Callable[..., None]
+    ) -> Iterator[np.ndarray]:
         passed: list[int] = []  # checksums of the blocks already handed on
         deaths: list[bool] = []
         while True:
@@ -192,8 +208,9 @@ class Guard:
                 if not whole:  # dead, or left alone in mid-recording: nothing to go on with
                     self.close()
 
-    def _attempt(self, source: Source, request: dict, facts: dict, channels: Callable[..., None],
-                 passed: list[int]) -> Iterator[np.ndarray]:
+    def _attempt(
+        self, source: Source, request: dict, facts: dict, channels: Callable[..., None], passed: list[int]
+    ) -> Iterator[np.ndarray]:
         self.ready()
         child, samples, waited_s, index = self._child, 0, 0.0, 0
         child.send(request)
@@ -204,7 +221,9 @@ class Guard:
             if kind == b"B":
                 samples += len(payload) // 2
                 if waited_s > self.stall_s + samples / request["rate_hz"]:
-                    raise Death(f"decoder too slow: {samples / request['rate_hz']:.0f} s of audio in {waited_s:.0f} s")
+                    raise Death(
+                        f"decoder too slow: {samples / request['rate_hz']:.0f} s of audio in {waited_s:.0f} s"
+                    )
                 yield from self._fresh(source, payload, index, passed)
                 index += 1
             elif kind == b"C":
@@ -216,7 +235,9 @@ class Guard:
             else:
                 self._refuse(source, kind, payload)
 
-    def _fresh(self, source: Source, payload: bytearray, index: int, passed: list[int]) -> Iterator[np.ndarray]:
+    def _fresh(
+        self, source: Source, payload: bytearray, index: int, passed: list[int]
+    ) -> Iterator[np.ndarray]:
         """The block, unless an earlier attempt has already handed it on: then it must be the same."""
         checksum = zlib.crc32(payload)
         if index < len(passed):

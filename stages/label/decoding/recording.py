@@ -61,7 +61,8 @@ class Decoding:
         self.decoded_s, self.packets, self.damaged, self.changes = 0.0, 0, 0, 0
         self.words, self._last_bad, self._good_bytes = "", 0, 0
         self._lost_s, self._zero_s = 0.0, None
-        self.channels: list[tuple[float, ...]] = []  # begin s, end s, sums of products; for the caller to take away
+        # begin s, end s, sums of products; for the caller to take away
+        self.channels: list[tuple[float, ...]] = []
         self._logged = av.logging.get_last_error()[0]
         try:
             self._container = av.open(
@@ -125,7 +126,9 @@ class Decoding:
                 held = 0
         if held:
             if pts is not None:  # what is missing from the last block, or from a recording of one block
-                self._look_for_a_gap(float(pts * frame.time_base), self.decoded_s + (held - frame.samples) / kind[0])
+                self._look_for_a_gap(
+                    float(pts * frame.time_base), self.decoded_s + (held - frame.samples) / kind[0]
+                )
             yield self._block(fifo, held, kind)
         self._judge()
 
@@ -222,7 +225,8 @@ def float_planes(values: np.ndarray, channels: int, name: str) -> np.ndarray:
 
 
 def downmix(planes: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """The mean of the channels, full scale +-1: float32 (N,) of the planes (C, N) of the sample format `name`.
+    """The mean of the channels, full scale +-1: float32 (N,) of the planes (C, N) of the sample format
+    `name`.
 
     Raises `Refused` for samples that are no numbers."""
     scale = SCALE[name.removesuffix("p")]

@@ -8,10 +8,14 @@ def of_codes(codes_TK: np.ndarray, size: int) -> tuple[dict[str, list], np.ndarr
 
     code_entropy_bits: of the segment's own frequencies, at most log2 C. codes_used: distinct ones."""
     counts_KC = np.stack([np.bincount(codes_T, minlength=size) for codes_T in codes_TK.T])
-    return {"code_entropy_bits": entropy_bits(counts_KC).tolist(), "codes_used": np.count_nonzero(counts_KC, axis=1).tolist()}, counts_KC
+    return {
+        "code_entropy_bits": entropy_bits(counts_KC).tolist(),
+        "codes_used": np.count_nonzero(counts_KC, axis=1).tolist(),
+    }, counts_KC
 
 
 def entropy_bits(counts_KC: np.ndarray) -> np.ndarray:
-    """Entropy of each row's frequencies in bits, (K,); 0 for an empty row. 2 to its power is the perplexity."""
+    """Entropy of each row's frequencies in bits, (K,); 0 for an empty row. 2 to its power is the
+    perplexity."""
     share = counts_KC / np.maximum(counts_KC.sum(-1, keepdims=True), 1)
     return -(share * np.log2(np.where(share > 0, share, 1))).sum(-1) + 0.0

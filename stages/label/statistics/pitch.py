@@ -13,15 +13,21 @@ FINGERPRINTED = 4  # segments of a recording, from its start: enough to know it 
 QUIET = 1e-6  # mean square magnitude; below it there is no music to know again
 
 
-def of_cqt(frames_TF: np.ndarray, linear_TF: np.ndarray, fmin_hz: float, bins_per_octave: int, number: int) -> tuple[dict, np.ndarray]:
+def of_cqt(
+    frames_TF: np.ndarray, linear_TF: np.ndarray, fmin_hz: float, bins_per_octave: int, number: int
+) -> tuple[dict, np.ndarray]:
     """(statistics, sums (2, F) float64: a column's values and their squares over time).
 
     frames_TF: float32, as the column means them, linear or log; linear_TF: their linear magnitude.
     cqt_max, cqt_mean: over all the column's values. cqt_octaves: mean square linear magnitude of each
     octave from fmin up. tuning_cents: how far the music lies from A4 = 440 Hz, -50 … 50; tuning_strength:
     0 … 1, how much it agrees on that. fingerprint: hex, of the first four segments (`number` from 0)."""
-    sums = np.stack([frames_TF.sum(0, dtype=np.float64), np.einsum("tf,tf->f", frames_TF, frames_TF, dtype=np.float64)])
-    energy_F = sums[1] if linear_TF is frames_TF else np.einsum("tf,tf->f", linear_TF, linear_TF, dtype=np.float64)
+    sums = np.stack(
+        [frames_TF.sum(0, dtype=np.float64), np.einsum("tf,tf->f", frames_TF, frames_TF, dtype=np.float64)]
+    )
+    energy_F = (
+        sums[1] if linear_TF is frames_TF else np.einsum("tf,tf->f", linear_TF, linear_TF, dtype=np.float64)
+    )
     mean_F = energy_F / max(len(frames_TF), 1)
     octaves = np.split(mean_F, range(bins_per_octave, len(mean_F), bins_per_octave))
     cents, strength = tuning(energy_F, fmin_hz, bins_per_octave)
@@ -48,7 +54,8 @@ def tuning(energy_F: np.ndarray, fmin_hz: float, bins_per_octave: int) -> tuple[
 
 
 def fingerprint(frames_TF: np.ndarray, bins_per_octave: int) -> str | None:
-    """192 bits as 48 hex digits: for each pitch class, does it rise against its neighbour from slice to slice?
+    """192 bits as 48 hex digits: for each pitch class, does it rise against its neighbour from slice to
+    slice?
 
     Differences in time and pitch of log energies survive another codec and another loudness, as in
     Haitsma and Kalker's audio fingerprint (2002); here of chroma, in slices of 1/17 segment. None for

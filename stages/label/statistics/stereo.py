@@ -12,8 +12,11 @@ import numpy as np
 def products(planes_CN: np.ndarray) -> tuple[float, float, float]:
     """Σ left², Σ right² and Σ left·right of a block's first two channels."""
     left, right = planes_CN[0], planes_CN[1]
-    with np.errstate(over="ignore", invalid="ignore"):  # samples that are no numbers are refused right after
-        return tuple(float(np.einsum("i,i->", a, b)) for a, b in ((left, left), (right, right), (left, right)))
+    # samples that are no numbers are refused right after
+    with np.errstate(over="ignore", invalid="ignore"):
+        return tuple(
+            float(np.einsum("i,i->", a, b)) for a, b in ((left, left), (right, right), (left, right))
+        )
 
 
 @dataclass
@@ -29,7 +32,8 @@ class Stereo:
     def correlation(self, begin_s: float, end_s: float) -> float | None:
         """-1 … 1 over this stretch, to three digits: 1 is mono, 0 unrelated, below 0 the downmix cancels.
 
-        None for a mono source, or when a channel is silent. Forgets blocks that end before the stretch does."""
+        None for a mono source, or when a channel is silent. Forgets blocks that end before the stretch
+        does."""
         total = np.zeros(3)
         for first, (last, *sums) in list(self.blocks.items()):
             shared = min(last, end_s) - max(first, begin_s)

@@ -24,7 +24,8 @@ BLOCK_STEPS = 4
 
 WINDOW = 2048  # 11.7 Hz a bin
 WINDOW_BETA = 14.0  # Kaiser's: skirts 100 dB down after 5 bins; Hann's are there after 15 (D)
-ROUNDING_POWER = (1 / FULL_SCALE) ** 2 / 12  # of rounding to 16 bits, full scale 1, spread over all bins (D)
+# of rounding to 16 bits, full scale 1, spread over all bins (D)
+ROUNDING_POWER = (1 / FULL_SCALE) ** 2 / 12
 ABOVE_ROUNDING_DB = 12.0  # a bin's mean power so far above the rounding noise is something (D)
 BELOW_LOUDEST_DB = -90.0  # and not so far below the loudest bin, where a window's own skirts lie (D)
 
@@ -82,7 +83,9 @@ def loudness(segment_N: np.ndarray) -> float | None:
         return None
     if not segment_N.any():
         return GATE_LUFS
-    heard = sosfilt(_k_weighting(), segment_N[: steps * STEP_SAMPLES] / FULL_SCALE).reshape(steps, STEP_SAMPLES)
+    heard = sosfilt(_k_weighting(), segment_N[: steps * STEP_SAMPLES] / FULL_SCALE).reshape(
+        steps, STEP_SAMPLES
+    )
     summed = np.concatenate([[0.0], np.cumsum(np.einsum("ij,ij->i", heard, heard))])
     power = np.maximum(summed[BLOCK_STEPS:] - summed[:-BLOCK_STEPS], 0) / (BLOCK_STEPS * STEP_SAMPLES)
     passed = power[_lufs(power) >= GATE_LUFS]
@@ -105,7 +108,8 @@ def bandwidth(segment_N: np.ndarray) -> float | None:
     if not frames:
         return None
     window = np.kaiser(WINDOW, WINDOW_BETA).astype(np.float32)
-    wave = segment_N[: frames * WINDOW].reshape(frames, WINDOW)[::2].astype(np.float32)  # every second one says as much
+    # every second one says as much
+    wave = segment_N[: frames * WINDOW].reshape(frames, WINDOW)[::2].astype(np.float32)
     wave -= wave.mean(1, keepdims=True)  # a constant offset is no sound
     wave *= window / FULL_SCALE
     parts = np.fft.rfft(wave).view(np.float32)  # real and imaginary in turn

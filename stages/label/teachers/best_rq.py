@@ -49,7 +49,9 @@ class BestRq:
         between("seed", self.seed, 0, 2**32 - 1)
         mel_filters(RATE_HZ, N_FFT, self.mels)  # refuses bins without any frequency
 
-    def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Wave], Iterator[np.ndarray]]:
+    def open(
+        self, weights: bytes | None, device: str, threads: int
+    ) -> Callable[[Wave], Iterator[np.ndarray]]:
         """The labeller yields uint16 (t, K) blocks of about a minute: floor(samples / 320) frames in all.
 
         A wave shorter than one frame yields nothing; ValueError for one that cannot be heard. `weights`
@@ -58,16 +60,28 @@ class BestRq:
         import torch
 
         if weights is not None:
-            raise ValueError(f"{self.name}: {len(weights)} bytes of weights were given, it has none; leave run.weights away")
+            raise ValueError(
+                f"{self.name}: {len(weights)} bytes of weights were given, it has none; leave "
+                f"run.weights away"
+            )
         u = np.linspace(0.0, 1.0, self.mels)
-        mean_F, std_F = (torch.tensor(np.polyval(curve, u), dtype=torch.float32, device=device) for curve in (MEAN_DB, STD_DB))
+        mean_F, std_F = (
+            torch.tensor(np.polyval(curve, u), dtype=torch.float32, device=device)
+            for curve in (MEAN_DB, STD_DB)
+        )
         mean_D, std_D = mean_F.repeat(self.stack), std_F.repeat(self.stack)
-        books = [(torch.from_numpy(p).to(device), torch.from_numpy(c.T.copy()).to(device)) for p, c in self.tables()]
+        books = [
+            (torch.from_numpy(p).to(device), torch.from_numpy(c.T.copy()).to(device))
+            for p, c in self.tables()
+        ]
 
         def tile(x_TD: torch.Tensor) -> torch.Tensor:
             seen_TD = (x_TD - mean_D) / std_D
-            # Codes have length 1 and a point's own length moves no code ahead of another: nearest is largest product.
-            return torch.stack([best(seen_TD @ project_DE @ directions_EC) for project_DE, directions_EC in books], 1)
+            # Codes have length 1 and a point's own length moves no code ahead of another: nearest is largest
+            # product.
+            return torch.stack(
+                [best(seen_TD @ project_DE @ directions_EC) for project_DE, directions_EC in books], 1
+            )
 
         return labeller(Features(self.mels, N_FFT, self.stack, device), tile, threads)
 

@@ -40,8 +40,18 @@ class Encodec:
     later: ClassVar[tuple[str, ...]] = ("dtype",)
 
     def __post_init__(self) -> None:
-        require(1 <= self.codebooks <= 32, "encodec.codebooks", self.codebooks, "expected 1 to 32 (the model has 32)")
-        require(self.codebook_size == 1024, "encodec.codebook_size", self.codebook_size, "expected 1024 (fixed by the model)")
+        require(
+            1 <= self.codebooks <= 32,
+            "encodec.codebooks",
+            self.codebooks,
+            "expected 1 to 32 (the model has 32)",
+        )
+        require(
+            self.codebook_size == 1024,
+            "encodec.codebook_size",
+            self.codebook_size,
+            "expected 1024 (fixed by the model)",
+        )
         require(1.0 <= self.block_s <= 3600.0, "encodec.block_s", self.block_s, "expected 1 to 3600 seconds")
         require(self.dtype in DTYPES, "encodec.dtype", self.dtype, f"expected one of {', '.join(DTYPES)}")
 
@@ -70,7 +80,11 @@ class Encodec:
         tensors = {name: tensor.to(device) for name, tensor in load(weights).items()}
         exact = Encoder(tensors, self.codebooks)
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.dtype)
-        return Labeller(self, exact) if half is None else Labeller(self, Encoder(tensors, self.codebooks, half), exact)
+        return (
+            Labeller(self, exact)
+            if half is None
+            else Labeller(self, Encoder(tensors, self.codebooks, half), exact)
+        )
 
 
 @dataclass
@@ -111,4 +125,7 @@ class Labeller:
         if self.exact is None:
             return {}
         shares = (self.equal_K / max(self.frames, 1)).round(6).tolist()
-        return {"dtype": self.teacher.dtype, "agreement_with_fp32": {"frames": self.frames, "by_codebook": shares}}
+        return {
+            "dtype": self.teacher.dtype,
+            "agreement_with_fp32": {"frames": self.frames, "by_codebook": shares},
+        }

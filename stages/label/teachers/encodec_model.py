@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from stages.label.base import HOP_SAMPLES
 
-LEVELS = ((32, 2), (64, 4), (128, 5), (256, 8))  # channels in, stride; package: ratios [8, 5, 4, 2] reversed
+# channels in, stride; package: ratios [8, 5, 4, 2] reversed
+LEVELS = ((32, 2), (64, 4), (128, 5), (256, 8))
 WIDTH = 512  # channels of the LSTM, after four doublings
 PIECE_FRAMES = 75  # 1 s: the widest activations (3 MB) stay near the core; 0.5 to 2 s measured alike
 CHUNK_FRAMES = 256  # LSTM chunks that run side by side, see `Lstm`
@@ -136,7 +137,11 @@ class Lstm:
         while again:
             before = [chunk - 1 for chunk in again]
             start = torch.stack([h_SGC[-1, before], c_SGC[-1, before]])
-            again = [chunk + 1 for chunk in self._rerun(gates_SGC, start, h_SGC, c_SGC, again) if chunk + 1 < chunks]
+            again = [
+                chunk + 1
+                for chunk in self._rerun(gates_SGC, start, h_SGC, c_SGC, again)
+                if chunk + 1 < chunks
+            ]
         h_TC, c_TC = (state.transpose(0, 1).reshape(-1, WIDTH)[:frames] for state in (h_SGC, c_SGC))
         self.state = torch.stack([h_TC[-1], c_TC[-1]])
         return h_TC
@@ -157,7 +162,8 @@ class Lstm:
         return [chunk for chunk, unmet in zip(chunks, apart.tolist(), strict=True) if unmet]
 
     def _steps(self, gates_SGC: Tensor, start: Tensor, h_SGC: Tensor, c_SGC: Tensor) -> None:
-        """Step through (S, G, 4 WIDTH) input gates from `start` (2, G, WIDTH), filling h and c (S, G, WIDTH)."""
+        """Step through (S, G, 4 WIDTH) input gates from `start` (2, G, WIDTH), filling h and c (S, G,
+        WIDTH)."""
         h, c = start
         squashed = torch.empty_like(h)
         for gates, h_out, c_out in zip(gates_SGC, h_SGC, c_SGC, strict=True):
@@ -196,7 +202,9 @@ class Encoder:
         dtype: of the convolutions that halve the rate, most of the work; the LSTM, whose state is
         carried on, and what comes after it stay in float32.
         """
-        down = {name: tensor.to(dtype) for name, tensor in weights.items() if name.startswith(("first", "level"))}
+        down = {
+            name: tensor.to(dtype) for name, tensor in weights.items() if name.startswith(("first", "level"))
+        }
         self.first = Convolution(down["first.weight"], down["first.bias"])
         self.levels = [Level(down, f"level{n}", stride) for n, (_, stride) in enumerate(LEVELS)]
         self.lstm = [Lstm(weights, layer) for layer in range(2)]
@@ -210,9 +218,11 @@ class Encoder:
             part.restart()
 
     def encode(self, wave_N: np.ndarray) -> np.ndarray:
-        """float32 (N,) → uint16 (ceil(N / 320), K). All blocks but the recording's last: N divisible by 320."""
+        """float32 (N,) → uint16 (ceil(N / 320), K). All blocks but the recording's last: N divisible by
+        320."""
         wave = torch.tensor(wave_N, dtype=self.first.bias.dtype, device=self.first.bias.device)
-        piece = PIECE_FRAMES * HOP_SAMPLES if wave.device.type == "cpu" else len(wave)  # a GPU wants few, large kernels
+        # a GPU wants few, large kernels
+        piece = PIECE_FRAMES * HOP_SAMPLES if wave.device.type == "cpu" else len(wave)
         with torch.inference_mode():
             x_TC = torch.cat([self._convolve(part) for part in wave.split(piece)]).float()
             y_TC = self.lstm[1].run(self.lstm[0].run(x_TC))

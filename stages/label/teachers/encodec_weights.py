@@ -69,15 +69,16 @@ def locate(path: str | None, codebooks: int) -> bytes:
             _download(cached)
         except OSError as error:  # URLError, timeouts and refusals are OSErrors
             raise ValueError(
-                f"EnCodec's weights were not found: no path was given, {cached} does not exist, and {URL} could "
-                f"not be downloaded ({error}). Give `--set run.weights=PATH` ({FILE} or a folder of "
+                f"EnCodec's weights were not found: no path was given, {cached} does not exist, and {URL} "
+                f"could not be downloaded ({error}). Give `--set run.weights=PATH` ({FILE} or a folder of "
                 f"facebook/encodec_24khz), or put {FILE} at {cached}, or run where the download works."
             ) from error
     return canonical(_read(cached), codebooks, str(cached))
 
 
 def canonical(state: dict[str, Tensor], codebooks: int, source: str) -> bytes:
-    """Safetensors bytes of `shapes(codebooks)` from a state dict of either layout; `source` is for messages."""
+    """Safetensors bytes of `shapes(codebooks)` from a state dict of either layout; `source` is for
+    messages."""
     transformers = any(name.startswith("encoder.layers.") for name in state)
     root, inner = ("encoder.layers", ".conv") if transformers else ("encoder.model", ".conv.conv")
     books = "quantizer.layers.{}.codebook.embed" if transformers else "quantizer.vq.layers.{}._codebook.embed"
@@ -93,8 +94,8 @@ def canonical(state: dict[str, Tensor], codebooks: int, source: str) -> bytes:
             found[name] = _take(state, [books.format(name.removeprefix("codebook"))], shape, source)
             if (found[name] == found[name][0]).all():
                 raise ValueError(
-                    f"{source}: expected trained codebooks, saw {CODES} equal codes in {name}: an EncodecModel made "
-                    f"with pretrained=False holds no codes. Use the published weights."
+                    f"{source}: expected trained codebooks, saw {CODES} equal codes in {name}: an "
+                    "EncodecModel made with pretrained=False holds no codes. Use the published weights."
                 )
     return save(found)
 
@@ -125,12 +126,14 @@ def _take(state: dict[str, Tensor], names: list[str], shape: tuple[int, ...], so
                 raise ValueError(f"{source}: {name}: expected finite numbers, saw NaN or infinity.")
             return tensor.detach().to("cpu", torch.float32).contiguous()
     raise ValueError(
-        f"{source}: expected a tensor named {' or '.join(names)} (EnCodec 24 kHz), saw {len(state)} tensors without it."
+        f"{source}: expected a tensor named {' or '.join(names)} (EnCodec 24 kHz), saw {len(state)} "
+        f"tensors without it."
     )
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict of either layout; raises `ValueError` if the file is missing, damaged or something else."""
+    """A state dict of either layout; raises `ValueError` if the file is missing, damaged or something
+    else."""
     if path.is_dir():
         path /= "model.safetensors"
     if not path.is_file():
@@ -145,10 +148,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         size = path.stat().st_size
-        raise ValueError(f"{path}: expected EnCodec's weights as a torch or safetensors file, saw {size} bytes that are "
-                         f"neither, or cut short (the reader says: {reason})") from error
+        raise ValueError(
+            f"{path}: expected EnCodec's weights as a torch or safetensors file, saw {size} bytes that are "
+            f"neither, or cut short (the reader says: {reason})"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a state dict (names → tensors), saw a {type(state).__name__} of others.")
+        raise ValueError(
+            f"{path}: expected a state dict (names → tensors), saw a {type(state).__name__} of others."
+        )
     return state
 
 
@@ -156,7 +163,9 @@ def _check(seen: str, source: object) -> None:
     """Compare a sha256 with the digits in the published name."""
     expected = Path(FILE).stem.split("-")[1]
     if not seen.startswith(expected):
-        raise ValueError(f"{source}: expected a sha256 beginning {expected}, saw {seen[:16]}…: a damaged or other file.")
+        raise ValueError(
+            f"{source}: expected a sha256 beginning {expected}, saw {seen[:16]}…: a damaged or other file."
+        )
 
 
 def _download(target: Path) -> None:

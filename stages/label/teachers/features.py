@@ -1,4 +1,5 @@
-"""What the mel teachers share: the frames they look at, and how they look codes up and name them alike in any block.
+"""What the mel teachers share: the frames they look at, and how they look codes up and name them alike in any
+block.
 
 T frames, D = stack · bands input width, C codes. A frame is a window of `n_fft` samples centred on the
 middle of label frame [320 i, 320 (i + 1)); stacked frames are neighbours, centred on it together.
@@ -52,8 +53,11 @@ class Features:
         return iter(torch.nn.functional.pad(x_TD, (0, 0, 0, -count % TILE_FRAMES)).split(TILE_FRAMES))
 
 
-def labeller(features: Features, tile: "Callable[[torch.Tensor], torch.Tensor]", threads: int) -> Callable[..., Iterator[np.ndarray]]:
-    """Of `tile`, (T, D) → int64 (T, K), make what `Teacher.open` returns: uint16 (t, K) blocks of about a minute."""
+def labeller(
+    features: Features, tile: "Callable[[torch.Tensor], torch.Tensor]", threads: int
+) -> Callable[..., Iterator[np.ndarray]]:
+    """Of `tile`, (T, D) → int64 (T, K), make what `Teacher.open` returns: uint16 (t, K) blocks of about a
+    minute."""
 
     def codes(wave: Wave, first: int, count: int) -> np.ndarray:
         import torch
@@ -120,5 +124,7 @@ def check_fitted(recipe: Any) -> None:
     mel_filters(RATE_HZ, recipe.n_fft, recipe.mels)  # refuses bins without any frequency
     needed = FRAMES_PER_CODE * recipe.codebook_size
     if not (math.isfinite(recipe.fit_minutes) and recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES >= needed):
-        raise ValueError(f"fit_minutes: {recipe.fit_minutes} is too little for codebook_size {recipe.codebook_size}; give a finite "
-                         f"number of at least {needed * HOP_SAMPLES / RATE_HZ / 60:.2f} or lower codebook_size")
+        raise ValueError(
+            f"fit_minutes: {recipe.fit_minutes} is too little for codebook_size {recipe.codebook_size}; give "
+            f"a finite number of at least {needed * HOP_SAMPLES / RATE_HZ / 60:.2f} or lower codebook_size"
+        )

@@ -1,4 +1,5 @@
-"""The one form in which fitted teachers are kept: canonical safetensors bytes with one note, and their refusal.
+"""The one form in which fitted teachers are kept: canonical safetensors bytes with one note, and their
+refusal.
 
 The note is the part of the recipe that the weights depend on. Where the bytes come from a file, the
 worker that reads it has compared its sha256 before (`stages/label/shard.py`, which names the path).
@@ -39,7 +40,8 @@ def unpack(teacher: str, identity: str, weights: bytes | None, shapes: Shapes) -
     found = json.loads(weights[8 : 8 + header_bytes]).get("__metadata__", {}).get(teacher)
     if found != identity:
         raise ValueError(
-            f"{teacher}: the weights were fitted for {found}, the recipe says {identity}; fit again or restore the recipe"
+            f"{teacher}: the weights were fitted for {found}, the recipe says {identity}; fit again "
+            f"or restore the recipe"
         )
     for key, shape in shapes.items():
         seen = (arrays[key].dtype.name, arrays[key].shape) if key in arrays else "missing"

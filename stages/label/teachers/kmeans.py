@@ -47,7 +47,9 @@ class KMeans:
         between("seed", self.seed, 0, 2**32 - 1)
 
     def features(self, device: str) -> Features:
-        filters = np.concatenate([mel_filters(RATE_HZ, self.n_fft, self.mels), chroma_filters(RATE_HZ, self.n_fft)], 1)
+        filters = np.concatenate(
+            [mel_filters(RATE_HZ, self.n_fft, self.mels), chroma_filters(RATE_HZ, self.n_fft)], 1
+        )
         return Features(self.mels, self.n_fft, 1, device, filters)
 
     def fit(
@@ -70,7 +72,10 @@ class KMeans:
         with threads_set(threads), threadpool_limits(threads):
             generator = torch.Generator().manual_seed(self.seed)
             bands, held = read_stretches(self, self.features(device), waves, generator, progress)
-            fit_TD, heldout_TD = (self._joined([b for b, h in zip(bands, held, strict=True) if h is part]) for part in (False, True))
+            fit_TD, heldout_TD = (
+                self._joined([b for b, h in zip(bands, held, strict=True) if h is part])
+                for part in (False, True)
+            )
             mean_D = fit_TD.mean(0, dtype=np.float64).astype(np.float32)
             spread_D = np.maximum(fit_TD.std(0, dtype=np.float64), 1e-2)  # a corpus of silence has none
             scale_D = (spread_D * np.sqrt(self._half_widths())).astype(np.float32)
@@ -81,7 +86,9 @@ class KMeans:
         arrays = {"codes": codes_CD, "mean": mean_D, "scale": scale_D}
         return pack(self.name, self._identity(), arrays, self._shapes()), report
 
-    def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Wave], Iterator[np.ndarray]]:
+    def open(
+        self, weights: bytes | None, device: str, threads: int
+    ) -> Callable[[Wave], Iterator[np.ndarray]]:
         """The labeller yields uint16 (t, 1) blocks of about a minute: floor(samples / 320) frames in all.
 
         A wave shorter than one frame yields nothing. ValueError: weights that are missing, damaged or
@@ -90,7 +97,9 @@ class KMeans:
         import torch
 
         arrays = unpack(self.name, self._identity(), weights, self._shapes())
-        codes_CD, mean_D, scale_D = (torch.from_numpy(arrays[key].copy()).to(device) for key in ("codes", "mean", "scale"))
+        codes_CD, mean_D, scale_D = (
+            torch.from_numpy(arrays[key].copy()).to(device) for key in ("codes", "mean", "scale")
+        )
         nearest = _nearest(codes_CD)
 
         def tile(bands_TD: torch.Tensor) -> torch.Tensor:
@@ -159,6 +168,11 @@ def _report(codes_CD: np.ndarray, fit_TD: np.ndarray, heldout_TD: np.ndarray) ->
         counts_C = torch.bincount(code_T, minlength=len(codes_CD))
         errors.append(float(np.square(x_TD - codes_CD[code_T.numpy()]).sum(1).mean()))
     variance = float(np.square(fit_TD).sum(1).mean()) or 1.0
-    level = {"used": int((counts_C > 0).sum()), "perplexity": round(perplexity(counts_C), 3),
-             "heldout_error": errors[0] / variance, "fit_error": errors[1] / variance}  # 1 is a constant frame's
+    level = {
+        "used": int((counts_C > 0).sum()),
+        "perplexity": round(perplexity(counts_C), 3),
+        # 1 is a constant frame's
+        "heldout_error": errors[0] / variance,
+        "fit_error": errors[1] / variance,
+    }
     return {"fit_frames": len(fit_TD), "heldout_frames": len(heldout_TD), "levels": [level]}

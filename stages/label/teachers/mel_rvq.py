@@ -68,7 +68,9 @@ class MelRvq:
         arrays = {key: value.detach().cpu().numpy() for key, value in tensors.items()}
         return pack(self.name, self._identity(), arrays, self._shapes()), report
 
-    def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Wave], Iterator[np.ndarray]]:
+    def open(
+        self, weights: bytes | None, device: str, threads: int
+    ) -> Callable[[Wave], Iterator[np.ndarray]]:
         """The labeller yields uint16 (t, K) blocks of about a minute: floor(samples / 320) frames in all.
 
         A wave shorter than one frame yields nothing. ValueError: weights that are missing, damaged
@@ -102,10 +104,14 @@ class Coder:
         self._mean, self._std = weights["mean_db"], weights["std_db"]
         self._in = list(zip(weights["in_w"], weights["in_b"], strict=True))
         # A cosine's argmax does not see the length of z, so only the codes are normalised.
-        self._directions = [torch.nn.functional.normalize(c, dim=1).T.contiguous() for c in weights["codebook"]]
+        self._directions = [
+            torch.nn.functional.normalize(c, dim=1).T.contiguous() for c in weights["codebook"]
+        ]
         self._decoded = [
             codes @ out_w.T + out_b
-            for codes, out_w, out_b in zip(weights["codebook"], weights["out_w"], weights["out_b"], strict=True)
+            for codes, out_w, out_b in zip(
+                weights["codebook"], weights["out_w"], weights["out_b"], strict=True
+            )
         ]
 
     def name(self, x_TD: "torch.Tensor") -> "torch.Tensor":
@@ -113,7 +119,9 @@ class Coder:
         import torch
 
         rest_TD, codes = (x_TD - self._mean) / self._std, []
-        for (in_w, in_b), directions_EC, decoded_CD in zip(self._in, self._directions, self._decoded, strict=True):
+        for (in_w, in_b), directions_EC, decoded_CD in zip(
+            self._in, self._directions, self._decoded, strict=True
+        ):
             code_T = best(torch.addmm(in_b, rest_TD, in_w.T) @ directions_EC)
             rest_TD = rest_TD - decoded_CD[code_T]
             codes.append(code_T)

@@ -45,15 +45,21 @@ def fit_levels(
     return tensors | {"mean_db": mean_db, "std_db": std_db}, report
 
 
-def _start(recipe: MelRvq, frames: Frames, generator: torch.Generator, progress: Callable) -> dict[str, torch.Tensor]:
+def _start(
+    recipe: MelRvq, frames: Frames, generator: torch.Generator, progress: Callable
+) -> dict[str, torch.Tensor]:
     """Trainable levels, each started from what the levels before it leave."""
-    chosen = torch.randperm(len(frames.fit_T), generator=generator)[: INIT_FRAMES_PER_CODE * recipe.codebook_size]
+    chosen = torch.randperm(len(frames.fit_T), generator=generator)[
+        : INIT_FRAMES_PER_CODE * recipe.codebook_size
+    ]
     rest_TD = frames.stacked(frames.fit_T[chosen.to(frames.fit_T.device)])
     levels, ticker = [], Ticker("init", recipe.codebooks, progress)
     for k in range(recipe.codebooks):
         level = _first_level(rest_TD, recipe.dim)
         z_TE = rest_TD @ _normed(level["in_v"], level["in_g"]).T + level["in_b"]
-        codes_CE = z_TE[torch.randperm(len(z_TE), generator=generator)[: recipe.codebook_size].to(z_TE.device)]
+        codes_CE = z_TE[
+            torch.randperm(len(z_TE), generator=generator)[: recipe.codebook_size].to(z_TE.device)
+        ]
         for _ in range(INIT_ROUNDS):
             codes_CE = _kmeans_round(z_TE, codes_CE)
         level["codebook"] = codes_CE
@@ -104,7 +110,11 @@ def _plain(levels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _train(
-    recipe: MelRvq, levels: dict[str, torch.Tensor], frames: Frames, generator: torch.Generator, progress: Callable
+    recipe: MelRvq,
+    levels: dict[str, torch.Tensor],
+    frames: Frames,
+    generator: torch.Generator,
+    progress: Callable,
 ) -> None:
     """Adam over all levels together, in place."""
     leaves = {key: value.requires_grad_() for key, value in levels.items()}
@@ -148,7 +158,9 @@ def _loss(levels: dict[str, torch.Tensor], x_BD: torch.Tensor) -> tuple[torch.Te
     return loss, z_KBE, code_KB
 
 
-def _revive(codebook, adam, dead_KC: torch.Tensor, z_KBE: list[torch.Tensor], generator: torch.Generator) -> None:
+def _revive(
+    codebook, adam, dead_KC: torch.Tensor, z_KBE: list[torch.Tensor], generator: torch.Generator
+) -> None:
     """Dead codes move onto frames of this batch, without the momentum of their past."""
     state = adam.state[codebook]
     for k, (dead_C, z_BE) in enumerate(zip(dead_KC.cpu(), z_KBE, strict=True)):

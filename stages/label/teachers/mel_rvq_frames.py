@@ -37,7 +37,12 @@ class Frames:
 
     @classmethod
     def read(
-        cls, recipe: MelRvq, waves: Sequence[Wave], device: str, generator: torch.Generator, progress: Callable
+        cls,
+        recipe: MelRvq,
+        waves: Sequence[Wave],
+        device: str,
+        generator: torch.Generator,
+        progress: Callable,
     ) -> "Frames":
         """Seeded stretches of the waves. ValueError where they are too few for the codebooks."""
         features = recipe.features(device)
@@ -90,7 +95,9 @@ def read_stretches(
     return mels, heldout
 
 
-def draw_stretches(lengths: np.ndarray, budget: int, generator: torch.Generator) -> list[tuple[int, int, int, bool]]:
+def draw_stretches(
+    lengths: np.ndarray, budget: int, generator: torch.Generator
+) -> list[tuple[int, int, int, bool]]:
     """(wave, first frame, frames, held out) pieces of the recordings laid end to end, in their order.
 
     Where they hold more than `budget` frames the line is cut into equal strata and one stretch is
@@ -106,7 +113,11 @@ def draw_stretches(lengths: np.ndarray, budget: int, generator: torch.Generator)
         slack = total / strata - size
         inside = torch.rand(strata, generator=generator, dtype=torch.float64).numpy()
         starts = np.floor(np.arange(strata) * (total / strata) + inside * slack).astype(np.int64)
-    held = set(torch.randperm(len(starts), generator=generator)[: max(1, round(len(starts) * HELDOUT_SHARE))].tolist())
+    held = set(
+        torch.randperm(len(starts), generator=generator)[
+            : max(1, round(len(starts) * HELDOUT_SHARE))
+        ].tolist()
+    )
     pieces = []
     for number, start in enumerate(starts.tolist()):
         stop = min(start + size, total)
@@ -132,4 +143,6 @@ class Ticker:
         self._last = now
         eta_s = round((now - self._began) * (self._steps - step) / step, 1)
         value = None if loss is None else float(loss)
-        self._progress({"phase": self._phase, "step": step, "steps": self._steps, "loss": value, "eta_s": eta_s})
+        self._progress(
+            {"phase": self._phase, "step": step, "steps": self._steps, "loss": value, "eta_s": eta_s}
+        )

@@ -11,11 +11,13 @@ from stages.pretrain.model.dropout import kept
 from stages.pretrain.model.layers import Linear
 
 ROTARY_BASE = 10_000.0  # arXiv 2104.09864
-UNSEEN = -1e4  # added to a masked frame's score: fp16 holds it, and a clip that is all mask still has a softmax
+# added to a masked frame's score: fp16 holds it, and a clip that is all mask still has a softmax
+UNSEEN = -1e4
 
 
 class Attention(nn.Module):
-    """Query, key and value in one product; no clip is padded. `bias`: of `attention_bias`, added to the scores."""
+    """Query, key and value in one product; no clip is padded. `bias`: of `attention_bias`, added to the
+    scores."""
 
     def __init__(self, width: int, heads: int, dropout: float, rotary: bool):
         super().__init__()
@@ -36,8 +38,8 @@ class Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
     """softmax(query · key / √E + bias) · value, each (B, H, T, E), with dropout on the softmax.
 
-    On a CPU torch's fused kernel has no dropout: it would fall back to separate steps in fp32. The same steps in the
-    working dtype, with cheaper random bits, take about half its time (D make bench-model).
+    On a CPU torch's fused kernel has no dropout: it would fall back to separate steps in fp32. The same steps
+    in the working dtype, with cheaper random bits, take about half its time (D make bench-model).
     """
     if dropout == 0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
@@ -49,8 +51,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, bias: Tens
 def attention_bias(x_BTD: Tensor, heads: int, alibi: bool, unseen_BT: Tensor | None) -> Tensor | None:
     """What every layer adds to its scores, (B or 1, H or 1, T, T) in x's dtype; None: nothing.
 
-    `alibi`: −|i − j| · 2^(−8 (h + 1) / H) for frames i, j and head h (arXiv 2108.12409, to both sides), so that the first
-    heads begin as means over a few frames and the last over seconds. `unseen_BT`: frames not attended to.
+    `alibi`: −|i − j| · 2^(−8 (h + 1) / H) for frames i, j and head h (arXiv 2108.12409, to both sides), so
+    that the first heads begin as means over a few frames and the last over seconds. `unseen_BT`: frames not
+    attended to.
     """
     bias = None
     if alibi:

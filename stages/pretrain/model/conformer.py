@@ -1,6 +1,8 @@
-"""A conformer block (arXiv 2005.08100) as MERT's successors use: half feed-forward, attention, convolution, half feed-forward.
+"""A conformer block (arXiv 2005.08100) as MERT's successors use: half feed-forward, attention, convolution,
+half feed-forward.
 
-LayerNorm stands where the paper has BatchNorm: no clip may depend on its neighbours. B clips, T frames, D width.
+LayerNorm stands where the paper has BatchNorm: no clip may depend on its neighbours. B clips, T frames, D
+width.
 """
 
 import torch.nn.functional as F
@@ -22,7 +24,9 @@ class HalfFeedForward(nn.Module):
         self.dropout = Dropout(model.hidden_dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + 0.5 * self.dropout(self.narrow(self.inner_dropout(F.silu(self.wide(self.norm(x_BTD))))))
+        return x_BTD + 0.5 * self.dropout(
+            self.narrow(self.inner_dropout(F.silu(self.wide(self.norm(x_BTD)))))
+        )
 
 
 class Depthwise(nn.Conv1d):
@@ -33,7 +37,13 @@ class Depthwise(nn.Conv1d):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         dtype = x_BTD.dtype
-        x_BDT = F.conv1d(x_BTD.transpose(1, 2), self.weight.to(dtype), self.bias.to(dtype), padding=self.padding, groups=self.groups)
+        x_BDT = F.conv1d(
+            x_BTD.transpose(1, 2),
+            self.weight.to(dtype),
+            self.bias.to(dtype),
+            padding=self.padding,
+            groups=self.groups,
+        )
         return x_BDT.transpose(1, 2)
 
 
@@ -57,7 +67,9 @@ class ConformerLayer(nn.Module):
         super().__init__()
         self.before = HalfFeedForward(model)
         self.attention_norm = LayerNorm(model.width)
-        self.attention = Attention(model.width, model.heads, model.attention_dropout, model.positions == "rotary")
+        self.attention = Attention(
+            model.width, model.heads, model.attention_dropout, model.positions == "rotary"
+        )
         self.attention_drop = Dropout(model.hidden_dropout)
         self.convolution = Convolution(model)
         self.after = HalfFeedForward(model)

@@ -2,9 +2,10 @@
 
 G groups, B clips, t frames in and T out, C and D channels in and out of a group, W taps.
 
-Frames-first memory makes a window of W frames a row of W·C neighbouring numbers, so a convolution is one copy and one
-matrix product. The library's own convolutions of long, thin signals run several times slower in bf16 on CPUs, forward
-and backward (D make bench-model), and its grouped ones of 8 channels came out wrong there (D test_convolve.py).
+Frames-first memory makes a window of W frames a row of W·C neighbouring numbers, so a convolution is one copy
+and one matrix product. The library's own convolutions of long, thin signals run several times slower in bf16
+on CPUs, forward and backward (D make bench-model), and its grouped ones of 8 channels came out wrong there (D
+test_convolve.py).
 """
 
 import torch
@@ -22,7 +23,8 @@ def windows_of(x_GBtC: Tensor, taps: int, stride: int) -> Tensor:
 
 
 def folded(windows: Tensor, shape: torch.Size, taps: int, stride: int) -> Tensor:
-    """The transpose of `windows_of`: every window's numbers added where they came from, a stride's worth at a time."""
+    """The transpose of `windows_of`: every window's numbers added where they came from, a stride's worth at a
+    time."""
     groups, clips, frames, channels = shape
     out = windows.shape[1] // clips
     windows = windows.view(groups, clips, out, taps * channels)
@@ -45,7 +47,8 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_GBtC, weight_GDK = ctx.saved_tensors  # the windows are made again: they are larger than what they are made of
+        # the windows are made again: they are larger than what they are made of
+        x_GBtC, weight_GDK = ctx.saved_tensors
         gradient = gradient.reshape(len(weight_GDK), -1, weight_GDK.shape[1])
         to_x = to_weight = None
         if ctx.needs_input_grad[1]:
@@ -56,13 +59,16 @@ class _Convolve(torch.autograd.Function):
 
 
 def convolve(x_GBtC: Tensor, weight_GDWC: Tensor, stride: int) -> Tensor:
-    """float (G, B, t, C) with weights (G, D, W, C) → (G, B, T, D), T = floor((t − W) / stride) + 1, without padding."""
+    """float (G, B, t, C) with weights (G, D, W, C) → (G, B, T, D), T = floor((t − W) / stride) + 1, without
+    padding."""
     return _Convolve.apply(x_GBtC, weight_GDWC.to(x_GBtC.dtype).flatten(2), stride)
 
 
 def in_tiles(weight_GDWC: Tensor, tile: int) -> Tensor:
-    """Weights of stride 1 as those of stride `tile` that give `tile` frames at once: (G, tile·D, W + tile − 1, C).
+    """Weights of stride 1 as those of stride `tile` that give `tile` frames at once: (G, tile·D, W + tile −
+    1, C).
 
-    A product with few channels out is slow; this one has `tile` times as many, for (tile − 1) / W more arithmetic.
+    A product with few channels out is slow; this one has `tile` times as many, for (tile − 1) / W more
+    arithmetic.
     """
     return torch.cat([pad(weight_GDWC, (0, 0, i, tile - 1 - i)) for i in range(tile)], 1)

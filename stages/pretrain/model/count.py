@@ -1,7 +1,7 @@
 """Parameters and arithmetic of a model, counted.
 
-A FLOP is a multiplication or an addition of a matrix product or a convolution; norms, activations and softmax are
-not counted, and neither is anything a backward pass computes again.
+A FLOP is a multiplication or an addition of a matrix product or a convolution; norms, activations and softmax
+are not counted, and neither is anything a backward pass computes again.
 """
 
 from math import prod
@@ -12,7 +12,8 @@ from stages.pretrain.batch import CodeColumn
 from stages.pretrain.model.config import Model
 from stages.pretrain.objective import Objective
 
-MASKED_SHARE = 0.58  # of frames, with probability 0.8 and spans of 5 (recipe D); only the heads' small part hangs on it
+# of frames, with probability 0.8 and spans of 5 (recipe D); only the heads' small part hangs on it
+MASKED_SHARE = 0.58
 
 
 def parts(model: nn.Module) -> dict[str, int]:
@@ -30,24 +31,37 @@ def _front_end(model: Model, samples: int) -> tuple[float, float]:
     if model.front_end != "conv":
         return 0.0, 0.0  # an FFT without gradient
     costs, before = [], 1
-    for channels, kernel, stride in zip(model.conv.channels, model.conv.kernels, model.conv.strides, strict=True):
+    for channels, kernel, stride in zip(
+        model.conv.channels, model.conv.kernels, model.conv.strides, strict=True
+    ):
         samples = (samples - kernel) // stride + 1
         costs.append(2.0 * samples * channels * before * kernel)
         before = channels
     return costs[0], sum(costs[1:])
 
 
-def flops(model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int, samples: int) -> float:
-    """Of forward and backward for one crop: the backward is twice the forward, less the gradient of the input itself."""
+def flops(
+    model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int, samples: int
+) -> float:
+    """Of forward and backward for one crop: the backward is twice the forward, less the gradient of the input
+    itself."""
     frames, width = model.frames(samples), model.width
     first, convolutions = _front_end(model, samples)
     project = 2.0 * frames * model.front_width * width
-    positions = 2.0 * frames * model.position_kernel * width * width / model.position_groups if model.positions == "conv" else 0.0
+    positions = (
+        2.0 * frames * model.position_kernel * width * width / model.position_groups
+        if model.positions == "conv"
+        else 0.0
+    )
     attention = 2.0 * frames * 4 * width**2 + 4.0 * frames**2 * width
     if model.block == "transformer":
         layer = attention + 4.0 * frames * width * model.ffn
     else:
-        layer = attention + 8.0 * frames * width * model.ffn + 2.0 * frames * width * (3 * width + model.conformer_kernel)
+        layer = (
+            attention
+            + 8.0 * frames * width * model.ffn
+            + 2.0 * frames * width * (3 * width + model.conformer_kernel)
+        )
     masked = MASKED_SHARE * frames
     heads = sum(2.0 * masked * prod((c.codebooks, objective.head_width)) * (width + c.size) for c in codes)
     heads += 2.0 * masked * width * cqt_bins

@@ -1,9 +1,9 @@
 """Dropout whose random bits cost little on a CPU.
 
-torch draws a CPU's masks one number at a time on one core: a sixth of a training step of the 95M model (D, stack notes).
-Here SFC64 fills a buffer with 16 bits an element, seeded from torch's generator, so that seeds, saved generator states
-and recomputed layers mean what they always do. Probabilities are rounded to multiples of 2⁻¹⁶, and the scale is that of the
-rounded one: the expectation is exact. Other devices use torch's own.
+torch draws a CPU's masks one number at a time on one core: a sixth of a training step of the 95M model (D,
+stack notes). Here SFC64 fills a buffer with 16 bits an element, seeded from torch's generator, so that seeds,
+saved generator states and recomputed layers mean what they always do. Probabilities are rounded to multiples
+of 2⁻¹⁶, and the scale is that of the rounded one: the expectation is exact. Other devices use torch's own.
 """
 
 import numpy as np
@@ -24,7 +24,9 @@ def kept(shape: torch.Size, share: float, dtype: torch.dtype) -> Tensor:
     zeros = min(round(share * STEPS), STEPS - 1)
     seed = int(torch.randint(2**62, ()))
     count = shape.numel()
-    bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)[:count]).view(shape)
+    bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)[:count]).view(
+        shape
+    )
     return (bits >= zeros - STEPS // 2).to(dtype).mul_(STEPS / (STEPS - zeros))
 
 

@@ -43,9 +43,9 @@ class FirstConv(nn.Module):
     def folded(self, wave_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Convolution and GroupNorm as one convolution of each clip's own: fp32 (B, D, W), (B, D).
 
-        A channel's mean and variance over time follow from the windows' mean m and covariance S: w·m and wᵀSw. So the
-        norm costs no pass over the frames, which are a hundred times the waveform, and nothing is kept for it. Sums are
-        in float64, for clips with a large constant part.
+        A channel's mean and variance over time follow from the windows' mean m and covariance S: w·m and
+        wᵀSw. So the norm costs no pass over the frames, which are a hundred times the waveform, and nothing
+        is kept for it. Sums are in float64, for clips with a large constant part.
         """
         weight_DW = self.weight.float()[:, 0]
         windows_BTW = wave_BN.unfold(1, weight_DW.shape[1], self.stride).double()
@@ -71,13 +71,16 @@ class StridedConv(nn.Module):
 
 
 class ConvFrontEnd(nn.Module):
-    """MERT's seven convolutions: float32 (B, N) → (B, T, D) in `dtype`; frame i is centred near sample 320 i + 200 (recipe D)."""
+    """MERT's seven convolutions: float32 (B, N) → (B, T, D) in `dtype`; frame i is centred near sample 320 i
+    + 200 (recipe D)."""
 
     def __init__(self, sizes: ConvFront):
         super().__init__()
         first, *rest = zip(sizes.channels, sizes.kernels, sizes.strides, strict=True)
         self.first = FirstConv(*first)
-        self.rest = nn.ModuleList(StridedConv(before, *size) for before, size in zip(sizes.channels, rest, strict=False))
+        self.rest = nn.ModuleList(
+            StridedConv(before, *size) for before, size in zip(sizes.channels, rest, strict=False)
+        )
 
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
         x = self.first(wave_BN, dtype)
@@ -87,7 +90,8 @@ class ConvFrontEnd(nn.Module):
 
 
 class MelFrontEnd(nn.Module):
-    """Log-mel power, roughly of mean 0 and deviation 1 on music: float32 (B, N) → (B, T, F) in `dtype`, without parameters."""
+    """Log-mel power, roughly of mean 0 and deviation 1 on music: float32 (B, N) → (B, T, F) in `dtype`,
+    without parameters."""
 
     def __init__(self, sizes: MelFront):
         super().__init__()
@@ -103,7 +107,8 @@ class MelFrontEnd(nn.Module):
 
 
 class CqtFrontEnd(nn.Module):
-    """Log constant-Q magnitudes, roughly of mean 0 and deviation 1 on music: float32 (B, N) → (B, T, F) in `dtype`, without parameters."""
+    """Log constant-Q magnitudes, roughly of mean 0 and deviation 1 on music: float32 (B, N) → (B, T, F) in
+    `dtype`, without parameters."""
 
     def __init__(self, sizes: CqtFront):
         super().__init__()
@@ -113,7 +118,9 @@ class CqtFrontEnd(nn.Module):
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
         device = str(wave_BN.device)
         if device not in self._cqt:
-            spec = CqtSpec(RATE_HZ, HOP_SAMPLES, self.sizes.fmin_hz, self.sizes.bins, self.sizes.bins_per_octave)
+            spec = CqtSpec(
+                RATE_HZ, HOP_SAMPLES, self.sizes.fmin_hz, self.sizes.bins, self.sizes.bins_per_octave
+            )
             self._cqt[device] = Cqt(spec, table_cache(), device)
         magnitude_BTF = self._cqt[device].frames(wave_BN, 0, self.sizes.frames(wave_BN.shape[1]))
         return (((magnitude_BTF + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE).to(dtype)

@@ -1,4 +1,5 @@
-"""From the encoder's frames to what the teachers said there: code and CQT predictions, and their errors in fp32.
+"""From the encoder's frames to what the teachers said there: code and CQT predictions, and their errors in
+fp32.
 
 S masked frames, D width, K codebooks of a column, C codes of a codebook, E width of a code, F CQT bins.
 """
@@ -17,23 +18,29 @@ LARGEST_SCALE = 100.0  # of a learned temperature's inverse (M learnable_temp_ma
 
 
 class CodeHead(nn.Module):
-    """Predicts one column's codes: a projection, then cosine similarity with a learned table of each codebook.
+    """Predicts one column's codes: a projection, then cosine similarity with a learned table of each
+    codebook.
 
-    Normalised vectors and one matrix product give all similarities of a codebook, (S, C); the authors' form holds
-    (C, S, E), about 0.9 GB a codebook (recipe D).
+    Normalised vectors and one matrix product give all similarities of a codebook, (S, C); the authors' form
+    holds (C, S, E), about 0.9 GB a codebook (recipe D).
     """
 
-    def __init__(self, width: int, codebooks: int, codes: int, code_width: int, temperature: float, learn: bool):
+    def __init__(
+        self, width: int, codebooks: int, codes: int, code_width: int, temperature: float, learn: bool
+    ):
         super().__init__()
         self.projection = Linear(width, codebooks * code_width)
         self.table_KCE = nn.Parameter(torch.empty(codebooks, codes, code_width))
         self.temperature = temperature
-        self.log_scale_K = nn.Parameter(torch.empty(codebooks)) if learn else None  # ln(1 / temperature), as M keeps it
+        # ln(1 / temperature), as M keeps it
+        self.log_scale_K = nn.Parameter(torch.empty(codebooks)) if learn else None
         nn.init.uniform_(self.table_KCE)
         if self.log_scale_K is not None:
             nn.init.constant_(self.log_scale_K, -log(temperature))
 
-    def forward(self, x_SD: Tensor, codes_SK: Tensor | None, wanted: tuple[int, ...]) -> tuple[Tensor, Tensor] | list[Tensor]:
+    def forward(
+        self, x_SD: Tensor, codes_SK: Tensor | None, wanted: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor] | list[Tensor]:
         """fp32 summed cross entropy and argmax hits, (K,) each, zero for codebooks not wanted.
 
         Without codes: fp32 logits (S, C) of each wanted codebook."""
@@ -57,8 +64,10 @@ class CodeHead(nn.Module):
             scale_K = self.log_scale_K.float().exp().clamp_max(LARGEST_SCALE).unbind()
         table_KCE = self.table_KCE if len(wanted) == len(self.table_KCE) else self.table_KCE[list(wanted)]
         table_KCE = F.normalize(table_KCE.float(), dim=-1, eps=COSINE_EPS)
-        return [(F.normalize(query_SKE[:, k], dim=-1, eps=COSINE_EPS) * scale_K[k]) @ table_CE.T
-                for k, table_CE in zip(wanted, table_KCE.unbind(0), strict=True)]
+        return [
+            (F.normalize(query_SKE[:, k], dim=-1, eps=COSINE_EPS) * scale_K[k]) @ table_CE.T
+            for k, table_CE in zip(wanted, table_KCE.unbind(0), strict=True)
+        ]
 
 
 class CqtHead(nn.Module):

@@ -10,11 +10,13 @@ from torch import Tensor
 def hide(x_BTD: Tensor, mask_BT: Tensor, vector_D: Tensor, line: bool) -> Tensor:
     """x with its masked frames replaced by the vector (F wav2vec2.py apply_mask).
 
-    `line`: the vector plus `interpolated`, so that what was heard on both sides of a span is where it is asked for from the
-    first update on; nothing that was masked is heard (D).
+    `line`: the vector plus `interpolated`, so that what was heard on both sides of a span is where it is
+    asked for from the first update on; nothing that was masked is heard (D).
     """
     vector_D = vector_D.to(x_BTD.dtype)
-    return torch.where(mask_BT[..., None], vector_D + interpolated(x_BTD, mask_BT) if line else vector_D, x_BTD)
+    return torch.where(
+        mask_BT[..., None], vector_D + interpolated(x_BTD, mask_BT) if line else vector_D, x_BTD
+    )
 
 
 def interpolated(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:

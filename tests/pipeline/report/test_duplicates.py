@@ -9,7 +9,8 @@ RNG = np.random.default_rng(0)
 
 
 def prints(recordings: int, twins: int, flipped: float, numbers: int = 4):
-    """Random fingerprints of R recordings; the last `twins` are copies of the first with a share of bits flipped."""
+    """Random fingerprints of R recordings; the last `twins` are copies of the first with a share of bits
+    flipped."""
     found = []
     for _ in range(numbers):
         words = RNG.integers(0, 2**64, (recordings, WORDS), dtype=np.uint64)
@@ -50,7 +51,8 @@ def test_none_at_all():
 
 @pytest.mark.slow
 def test_mp3_and_opus_of_one_piece_are_found_by_labels_and_stats(tmp_path, music, run_overtone):
-    """Four pieces as FLAC, two of them as MP3 and Opus too: two groups of three, through the real commands."""
+    """Four pieces as FLAC, two of them as MP3 and Opus too: two groups of three, through the real
+    commands."""
     import json
 
     import soundfile

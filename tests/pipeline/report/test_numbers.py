@@ -23,7 +23,9 @@ def members(out, kind: str, extension: str) -> list[np.ndarray]:
     found = []
     for path in sorted(out.glob(f"columns/{kind}*/*.tar")):
         with tarfile.open(path) as tar:
-            found += [np.load(io.BytesIO(tar.extractfile(m).read())) for m in tar if m.name.endswith(extension)]
+            found += [
+                np.load(io.BytesIO(tar.extractfile(m).read())) for m in tar if m.name.endswith(extension)
+            ]
     return found
 
 
@@ -50,16 +52,26 @@ class TestOfALabelledFolder:
         assert found["recordings"] == 10 and found["hours"] == pytest.approx(samples / 24_000 / 3600)
         assert found["bytes"] == sum(p.stat().st_size for p in labelled.glob("columns/*/*.tar"))
         assert [c["stage"] for c in found["columns"]] == ["decode", "codes", "cqt"]
-        assert all(c["retries"] == 0 and c["times_real_time"] > 0 and c["frames_per_s"] == pytest.approx(75, abs=0.1) for c in found["columns"])
+        assert all(
+            c["retries"] == 0 and c["times_real_time"] > 0 and c["frames_per_s"] == pytest.approx(75, abs=0.1)
+            for c in found["columns"]
+        )
         assert found["agreement"]["differ"] == 0 and found["not_gathered"] == []
 
     def test_slowest_files_are_those_of_the_records(self, labelled, found):
         noted = [json.loads(p.read_text())["run"] for p in labelled.glob("columns/audio/*.json")]
         expected = {r["recording"]: r["seconds"] for run in noted for r in run["slowest"]}
-        assert all(run["slowest"] and sum(r["seconds"] for r in run["slowest"]) < run["wall_s"] for run in noted)
-        assert {r["recording"]: r["seconds"] for r in found["slowest_files"]} == expected and found["timed_shards"] == len(noted)
+        assert all(
+            run["slowest"] and sum(r["seconds"] for r in run["slowest"]) < run["wall_s"] for run in noted
+        )
+        assert {r["recording"]: r["seconds"] for r in found["slowest_files"]} == expected and found[
+            "timed_shards"
+        ] == len(noted)
         paths = dict(duckdb.sql(f"SELECT recording, path FROM '{labelled}/plan.parquet'").fetchall())
-        assert all(r["path"] == paths[r["recording"]] and r["times_real_time"] > 0 and r["shard"] for r in found["slowest_files"])
+        assert all(
+            r["path"] == paths[r["recording"]] and r["times_real_time"] > 0 and r["shard"]
+            for r in found["slowest_files"]
+        )
         lost = [r["lost_s"] for r in found["slowest_files"]]
         assert lost == sorted(lost, reverse=True)
 
@@ -79,13 +91,17 @@ class TestOfALabelledFolder:
         with corpora.opened(str(labelled)) as corpus:
             own, shards = sums.read(corpus.out, corpus.registry.current["cqt"])
         assert shards == len(list(labelled.glob("columns/cqt*/*.tar")))
-        assert own["cqt"] == pytest.approx(np.stack([frames_TF.sum(0), np.square(frames_TF).sum(0)]), rel=1e-3)
+        assert own["cqt"] == pytest.approx(
+            np.stack([frames_TF.sum(0), np.square(frames_TF).sum(0)]), rel=1e-3
+        )
 
     def test_distributions_are_of_the_segments_rows(self, labelled, found):
         table = pq.read_table(labelled / "segments.parquet")
         for name in ("lufs", "rms_db", "bandwidth_hz", "clipping", "stereo"):
             values, d = table[name].drop_null().to_numpy(), found["distributions"][name]
-            assert (d["count"], sum(d["counts"])) == (len(values), len(values)) and d["mean"] == pytest.approx(values.mean())
+            assert (d["count"], sum(d["counts"])) == (len(values), len(values)) and d[
+                "mean"
+            ] == pytest.approx(values.mean())
             assert d["p50"] == pytest.approx(np.quantile(values, 0.5, method="inverted_cdf"), abs=d["width"])
 
     def test_one_recording_one_shard_and_a_condition(self, labelled, capsys):
@@ -93,7 +109,12 @@ class TestOfALabelledFolder:
         assert main(["stats", str(labelled), "--shard", shard, "--json"]) == 0
         said = json.loads(capsys.readouterr().out)
         assert {row["shard"] for row in said["rows"]} == {shard} and len(said["columns"]) == 3
-        assert main(["stats", str(labelled), "--recording", said["rows"][0]["path"].rsplit("/", 1)[-1], "--json"]) == 0
+        assert (
+            main(
+                ["stats", str(labelled), "--recording", said["rows"][0]["path"].rsplit("/", 1)[-1], "--json"]
+            )
+            == 0
+        )
         assert json.loads(capsys.readouterr().out)["recordings"] == 1
         assert main(["stats", str(labelled), "--where", "rms_db < -1000"]) == 0
         assert "0 segments" in capsys.readouterr().out
@@ -104,15 +125,33 @@ class TestOfALabelledFolder:
     def test_the_terminal_says_it(self, labelled, capsys):
         assert main(["stats", str(labelled), "--no-page"]) == 0
         said = capsys.readouterr().out
-        for words in ("10 recordings", "perplexity", "LUFS", "all shards agree", "vorbis", "slowest shards", "slowest files", "longest files",
-                      "Worth a look"):
+        for words in (
+            "10 recordings",
+            "perplexity",
+            "LUFS",
+            "all shards agree",
+            "vorbis",
+            "slowest shards",
+            "slowest files",
+            "longest files",
+            "Worth a look",
+        ):
             assert words.lower() in said.lower()
 
     def test_an_older_out_is_shown_with_what_it_has(self, labelled, tmp_path, capsys):
         old = tmp_path / "old"
         shutil.copytree(labelled, old)
         (old / "sums.parquet").unlink()
-        new = ["columns", "lufs", "bandwidth_hz", "stereo", "tuning_cents", "tuning_strength", "cqt_octaves", "fingerprint"]
+        new = [
+            "columns",
+            "lufs",
+            "bandwidth_hz",
+            "stereo",
+            "tuning_cents",
+            "tuning_strength",
+            "cqt_octaves",
+            "fingerprint",
+        ]
         pq.write_table(pq.read_table(old / "segments.parquet").drop_columns(new), old / "segments.parquet")
         fields = ["hours", "times_real_time", "attempts", "rejects", "slowest"]
         pq.write_table(pq.read_table(old / "shards.parquet").drop_columns(fields), old / "shards.parquet")
@@ -127,15 +166,20 @@ class TestOfALabelledFolder:
 
 def test_a_slow_file_is_found_among_all_shards_and_a_long_one_is_not(tmp_path):
     slow = "(SELECT arg_min(recording, recording) FROM plan WHERE shard = 's000000000007')"
-    changes = ["ALTER TABLE shards ADD COLUMN slowest STRUCT(recording VARCHAR, seconds DOUBLE, times_real_time DOUBLE)[]",
-               "UPDATE shards SET slowest = [{recording: 'long', seconds: 600, times_real_time: 40}] "
-               "WHERE shard <> 's000000000003' AND \"column\" = 'audio'",
-               f"UPDATE shards SET slowest = [{{recording: {slow}, seconds: 50, times_real_time: 2}}] "
-               "WHERE shard = 's000000000007' AND \"column\" = 'audio'"]
+    changes = [
+        "ALTER TABLE shards ADD COLUMN slowest STRUCT(recording VARCHAR, seconds DOUBLE, "
+        "times_real_time DOUBLE)[]",
+        "UPDATE shards SET slowest = [{recording: 'long', seconds: 600, times_real_time: 40}] "
+        "WHERE shard <> 's000000000003' AND \"column\" = 'audio'",
+        f"UPDATE shards SET slowest = [{{recording: {slow}, seconds: 50, times_real_time: 2}}] "
+        "WHERE shard = 's000000000007' AND \"column\" = 'audio'",
+    ]
     out = synthetic.out(tmp_path, 12, changes=changes)
     found = numbers(out)
     first, *_ = found["slowest_files"]
-    assert (first["shard"], first["seconds"], first["times_real_time"]) == ("s000000000007", 50, 2) and first["path"].startswith("/music/")
+    assert (first["shard"], first["seconds"], first["times_real_time"]) == ("s000000000007", 50, 2) and first[
+        "path"
+    ].startswith("/music/")
     assert found["slowest_files"][1]["recording"] == "long" and found["slowest_files"][1]["lost_s"] < 0
     assert "gathered for 11 of 12 shards" in terminal.slow_files(found).caption
 
@@ -145,16 +189,25 @@ class TestWorthALook:
         assert odd(synthetic.out(tmp_path, 10)) == {}
 
     CHANGES = {
-        "narrow or upsampled": "UPDATE segments SET bandwidth_hz = 5500 WHERE recording = (SELECT min(recording) FROM segments)",
-        "mostly silent": "UPDATE segments SET silence = 0.9 WHERE recording = (SELECT min(recording) FROM segments)",
-        "clipped": "UPDATE segments SET clipping = 0.05 WHERE recording = (SELECT min(recording) FROM segments)",
-        "very quiet": "UPDATE segments SET lufs = -60 WHERE recording = (SELECT min(recording) FROM segments)",
-        "channels cancel": "UPDATE segments SET stereo = -0.9 WHERE recording = (SELECT min(recording) FROM segments)",
+        "narrow or upsampled": "UPDATE segments SET bandwidth_hz = 5500 WHERE recording = (SELECT "
+            "min(recording) FROM segments)",
+        "mostly silent": "UPDATE segments SET silence = 0.9 WHERE recording = (SELECT min(recording) "
+            "FROM segments)",
+        "clipped": "UPDATE segments SET clipping = 0.05 WHERE recording = (SELECT min(recording) FROM "
+            "segments)",
+        "very quiet": "UPDATE segments SET lufs = -60 WHERE recording = (SELECT min(recording) FROM "
+            "segments)",
+        "channels cancel": "UPDATE segments SET stereo = -0.9 WHERE recording = (SELECT "
+            "min(recording) FROM segments)",
         "offset": "UPDATE segments SET dc = -0.1 WHERE recording = (SELECT min(recording) FROM segments)",
-        "few codes": "UPDATE segments SET code_entropy_bits = [0, 1.5] WHERE recording = (SELECT min(recording) FROM segments)",
-        "damaged packets": "UPDATE segments SET damaged_packets = 2 WHERE recording = (SELECT min(recording) FROM segments)",
-        "near-duplicates": "UPDATE segments SET fingerprint = (SELECT fingerprint FROM segments s WHERE s.\"index\" = segments.\"index\" AND "
-                           "s.recording = (SELECT max(recording) FROM segments)) WHERE recording = (SELECT min(recording) FROM segments)",
+        "few codes": "UPDATE segments SET code_entropy_bits = [0, 1.5] WHERE recording = (SELECT "
+            "min(recording) FROM segments)",
+        "damaged packets": "UPDATE segments SET damaged_packets = 2 WHERE recording = (SELECT "
+            "min(recording) FROM segments)",
+        "near-duplicates": "UPDATE segments SET fingerprint = (SELECT fingerprint FROM segments s "
+            "WHERE s.\"index\" = segments.\"index\" AND "
+                           "s.recording = (SELECT max(recording) FROM segments)) WHERE recording = "
+                               "(SELECT min(recording) FROM segments)",
     }  # fmt: skip
 
     @pytest.mark.parametrize("what", CHANGES)
@@ -167,24 +220,46 @@ class TestWorthALook:
         gone = {recording for recording, kept in rows if not kept}
         smallest, greatest = min(r for r, _ in rows), max(r for r, _ in rows)
         assert gone in ({smallest}, {greatest}) if what == "near-duplicates" else gone == {smallest}
-        assert all(kept is not None for _, kept in rows), "a condition that is unknown would leave everything out"
+        assert all(kept is not None for _, kept in rows), (
+            "a condition that is unknown would leave everything out"
+        )
 
     def test_where_a_statistic_was_not_gathered_nothing_is_left_out(self, tmp_path):
-        out = synthetic.out(tmp_path, 6, changes=[self.CHANGES["clipped"], "UPDATE segments SET clipping = NULL WHERE clipping < 0.05"])
+        out = synthetic.out(
+            tmp_path,
+            6,
+            changes=[self.CHANGES["clipped"], "UPDATE segments SET clipping = NULL WHERE clipping < 0.05"],
+        )
         where = odd(out)["clipped"].exclude.removeprefix('--set "data.where=').removesuffix('"')
-        assert duckdb.sql(f"SELECT count(*) FROM '{out}/segments.parquet' WHERE {where}").fetchall()[0][0] == 6 * 24 - 8
+        assert (
+            duckdb.sql(f"SELECT count(*) FROM '{out}/segments.parquet' WHERE {where}").fetchall()[0][0]
+            == 6 * 24 - 8
+        )
 
     def test_many_duplicates_go_to_a_file(self, tmp_path):
-        out = synthetic.out(tmp_path, 40, changes=["UPDATE segments SET fingerprint = printf('%048x', \"index\" + 7) WHERE \"index\" < 4"])
+        out = synthetic.out(
+            tmp_path,
+            40,
+            changes=['UPDATE segments SET fingerprint = printf(\'%048x\', "index" + 7) WHERE "index" < 4'],
+        )
         found = odd(out)["near-duplicates"]
         assert found.recordings == 40 * 3 - 1
         where = found.exclude.removeprefix('--set "data.where=').removesuffix('"')
-        assert duckdb.sql(f"SELECT count(DISTINCT recording) FROM '{out}/segments.parquet' WHERE {where}").fetchall()[0][0] == 1
+        assert (
+            duckdb.sql(
+                f"SELECT count(DISTINCT recording) FROM '{out}/segments.parquet' WHERE {where}"
+            ).fetchall()[0][0]
+            == 1
+        )
 
     def test_far_shards_poor_codebooks_differing_columns_stragglers(self, tmp_path):
-        changes = ["UPDATE segments SET rms_db = rms_db - 30 WHERE shard = (SELECT min(shard) FROM segments)",
-                   "UPDATE shards SET frames = frames - 1 WHERE shard = (SELECT max(shard) FROM shards) AND \"column\" LIKE 'cqt%'",
-                   "UPDATE shards SET wall_s = 900 WHERE shard = (SELECT max(shard) FROM shards) AND \"column\" LIKE 'codes%'"]
+        changes = [
+            "UPDATE segments SET rms_db = rms_db - 30 WHERE shard = (SELECT min(shard) FROM segments)",
+            "UPDATE shards SET frames = frames - 1 WHERE shard = (SELECT max(shard) FROM shards) AND "
+            "\"column\" LIKE 'cqt%'",
+            "UPDATE shards SET wall_s = 900 WHERE shard = (SELECT max(shard) FROM shards) AND "
+            "\"column\" LIKE 'codes%'",
+        ]
         out = synthetic.out(tmp_path, 12, changes=changes)
         table = pq.read_table(out / "sums.parquet").to_pylist()
         table[0]["values"] = [1e6] + [1.0] * 63
@@ -192,9 +267,15 @@ class TestWorthALook:
         found = odd(out)
         assert found["far shards"].segments == 24 and "s000000000000" in found["far shards"].where
         assert "perplexity 1 of 64" in found["poor codebook 0"].why and "poor codebook 1" not in found
-        assert found["columns disagree"].examples == ("s00000000000b",) and "verify" in found["columns disagree"].exclude
+        assert (
+            found["columns disagree"].examples == ("s00000000000b",)
+            and "verify" in found["columns disagree"].exclude
+        )
         assert "codes s00000000000b" in found["stragglers"].examples[0]
-        assert everything(list(found.values())) == f'--set "data.where=(({found["far shards"].where})) IS NOT TRUE"'
+        assert (
+            everything(list(found.values()))
+            == f'--set "data.where=(({found["far shards"].where})) IS NOT TRUE"'
+        )
 
 
 def table_of(rows):
@@ -209,11 +290,17 @@ def test_the_trainers_own_filter_takes_the_command(tmp_path):
     """What is said after --set is one value of a strict configuration, and comes back as it was."""
     from stages import config
 
-    out = synthetic.out(tmp_path, 6, changes=[TestWorthALook.CHANGES["near-duplicates"], TestWorthALook.CHANGES["narrow or upsampled"]])
+    out = synthetic.out(
+        tmp_path,
+        6,
+        changes=[TestWorthALook.CHANGES["near-duplicates"], TestWorthALook.CHANGES["narrow or upsampled"]],
+    )
     for found in odd(out).values():
         override = found.exclude.removeprefix('--set "').removesuffix('"')
         (tmp_path / "x.yaml").write_text("data: {}")
-        assert config.load(tmp_path / "x.yaml", [override])["data"]["where"] == override.removeprefix("data.where=")
+        assert config.load(tmp_path / "x.yaml", [override])["data"]["where"] == override.removeprefix(
+            "data.where="
+        )
 
 
 class TestTimeline:
@@ -221,8 +308,15 @@ class TestTimeline:
         rng = np.random.default_rng(0)
         begin, took, rate = rng.uniform(0, 90, 200), rng.uniform(1, 10, 200), rng.uniform(10, 50, 200)
         edges = np.linspace(0, 100, 33)
-        assert (throughput(begin, begin + took, rate, edges) * np.diff(edges)).sum() == pytest.approx((rate * took).sum())
-        two = throughput(np.array([0.0, 5.0]), np.array([10.0, 10.0]), np.array([4.0, 3.0]), np.array([0.0, 5.0, 10.0, 20.0]))
+        assert (throughput(begin, begin + took, rate, edges) * np.diff(edges)).sum() == pytest.approx(
+            (rate * took).sum()
+        )
+        two = throughput(
+            np.array([0.0, 5.0]),
+            np.array([10.0, 10.0]),
+            np.array([4.0, 3.0]),
+            np.array([0.0, 5.0, 10.0, 20.0]),
+        )
         assert two == pytest.approx([4, 7, 0])
 
     def test_a_pause_is_cut_out(self):

@@ -10,11 +10,26 @@ import pytest
 
 from pipeline.cli import main
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
 DRIVER = shutil.which("chromedriver")
-needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with chromedriver here: apt-get install chromium chromium-driver")
-ARGUMENTS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--window-size=1400,1800")
+needs_chromium = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="no Chromium with chromedriver here: apt-get install chromium chromium-driver",
+)
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1400,1800",
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +45,19 @@ def browser(tmp_path_factory):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     driver.execute_cdp_cmd("Network.enable", {})
-    driver.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0})
+    driver.execute_cdp_cmd(
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+    )
     yield driver
     driver.quit()
 
 
 def visit(browser, path: Path, scheme: str = "light") -> None:
     """Open a page and wait until its plots are drawn."""
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
     browser.get_log("browser")
     browser.get(path.as_uri())
     until(lambda: "drawn" in browser.find_element("tag name", "body").get_attribute("class"))
@@ -71,17 +91,24 @@ def test_one_file_that_asks_for_nothing_else(report):
 class TestInChromium:
     def test_every_plot_is_drawn_with_titles_and_units(self, browser, report):
         visit(browser, report)
-        plots = browser.execute_script("return [...document.querySelectorAll('.plot')].map(p => ({id: p.id, marks: p.querySelectorAll("
-                                       "'.point, .js-line, .hm image, .heatmaplayer image').length, x: p._fullLayout.xaxis.title.text, "
-                                       "y: p._fullLayout.yaxis.title.text, title: p.parentNode.querySelector('h3').textContent}))")
+        plots = browser.execute_script(
+            "return [...document.querySelectorAll('.plot')].map(p => ({id: p.id, marks: p.querySelectorAll("
+            "'.point, .js-line, .hm image, .heatmaplayer image').length, x: p._fullLayout.xaxis.title.text, "
+            "y: p._fullLayout.yaxis.title.text, title: p.parentNode.querySelector('h3').textContent}))"
+        )
         assert len(plots) >= 16
         for plot in plots:
             assert plot["marks"] and plot["x"] and plot["y"] and plot["title"], plot
-        assert {"Code use", "CQT mean by pitch", "Loudness against silence", "Throughput by stage"} <= {plot["title"] for plot in plots}
+        assert {"Code use", "CQT mean by pitch", "Loudness against silence", "Throughput by stage"} <= {
+            plot["title"] for plot in plots
+        }
 
     def test_pictures_are_there_and_differ(self, browser, report):
         visit(browser, report)
-        pictures = browser.execute_script("return [...document.images].map(i => [i.className, i.complete && i.naturalWidth, i.naturalHeight, i.src])")
+        pictures = browser.execute_script(
+            "return [...document.images].map(i => [i.className, i.complete && i.naturalWidth, "
+            "i.naturalHeight, i.src])"
+        )
         rows = browser.execute_script("return document.querySelectorAll('#listen tbody tr').length")
         for kind in ("wave", "cqt", "codes"):
             own = [p for p in pictures if p[0] == kind]
@@ -94,11 +121,15 @@ class TestInChromium:
             const done = arguments[0], row = document.querySelector('#listen tbody tr');
             fetch(row.querySelector('audio').src).then(r => r.arrayBuffer())
               .then(b => new OfflineAudioContext(1, 1, 24000).decodeAudioData(b))
-              .then(a => { const x = a.getChannelData(0); done([a.duration, Math.max(...x.slice(0, 100000)), row.cells[1].textContent]); })
+              .then(a => { const x = a.getChannelData(0);
+                done([a.duration, Math.max(...x.slice(0, 100000)), row.cells[1].textContent]); })
               .catch(e => done(String(e)))""")
         assert isinstance(found, list), found
         duration_s, peak, cell = found
-        assert duration_s == pytest.approx(float(re.search(r"([\d.]+) s$", cell.strip()).group(1)), abs=0.2) and peak > 0.01
+        assert (
+            duration_s == pytest.approx(float(re.search(r"([\d.]+) s$", cell.strip()).group(1)), abs=0.2)
+            and peak > 0.01
+        )
 
     def test_it_plays(self, browser, report):
         from selenium.webdriver import ActionChains
@@ -106,8 +137,14 @@ class TestInChromium:
         visit(browser, report)
         player = browser.find_element("css selector", "audio")
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", player)
-        ActionChains(browser).move_to_element_with_offset(player, 20 - player.size["width"] // 2, 0).click().perform()
-        until(lambda: browser.execute_script("const a = document.querySelector('audio'); return a.currentTime > 0.1 && !a.error"))
+        ActionChains(browser).move_to_element_with_offset(
+            player, 20 - player.size["width"] // 2, 0
+        ).click().perform()
+        until(
+            lambda: browser.execute_script(
+                "const a = document.querySelector('audio'); return a.currentTime > 0.1 && !a.error"
+            )
+        )
 
     def test_a_click_on_a_head_sorts_by_number_and_another_turns_it(self, browser, report):
         visit(browser, report)
@@ -115,8 +152,14 @@ class TestInChromium:
 
         def shown() -> list[float]:
             at = browser.execute_script("return arguments[0].cellIndex", head)
-            return [float(v) for v in browser.execute_script("return [...document.querySelectorAll('#listen tbody tr')].map("
-                                                             "r => r.cells[arguments[0]].dataset.sort)", at)]
+            return [
+                float(v)
+                for v in browser.execute_script(
+                    "return [...document.querySelectorAll('#listen tbody tr')].map("
+                    "r => r.cells[arguments[0]].dataset.sort)",
+                    at,
+                )
+            ]
 
         before = shown()
         head.click()
@@ -130,9 +173,12 @@ class TestInChromium:
             visit(browser, report, scheme)
             ink, paper, plot = browser.execute_script(
                 "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor, "
-                "getComputedStyle(document.querySelector('.plot .xtick text')).fill]")
+                "getComputedStyle(document.querySelector('.plot .xtick text')).fill]"
+            )
             contrasts[scheme] = (luminance(ink), luminance(paper), luminance(plot))
-            assert abs(luminance(ink) - luminance(paper)) > 150 and abs(luminance(plot) - luminance(paper)) > 150
+            assert (
+                abs(luminance(ink) - luminance(paper)) > 150 and abs(luminance(plot) - luminance(paper)) > 150
+            )
         assert contrasts["light"][1] > 200 > 60 > contrasts["dark"][1]
         picture = base64.b64decode(browser.get_screenshot_as_base64())
         assert len(picture) > 20_000, "something is on the screen"
@@ -143,7 +189,9 @@ class TestInChromium:
         run = write(tmp_path / "run", 100, restarts=(50, 80))
         assert main(["stats", str(run)]) == 0
         visit(browser, run / "report/index.html")
-        marks = browser.execute_script("return document.querySelector('.plot').querySelectorAll('.shapelayer path').length")
+        marks = browser.execute_script(
+            "return document.querySelector('.plot').querySelectorAll('.shapelayer path').length"
+        )
         lines = browser.execute_script("return document.querySelectorAll('.plot .js-line').length")
         assert marks == 2 and lines > 10
 

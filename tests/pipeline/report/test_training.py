@@ -9,22 +9,62 @@ from pipeline.report import training, training_charts
 
 
 def write(folder, updates: int, restarts=(), **missing):
-    """A run's metrics, its last line cut short; after a restart ten updates are done again, with a loss 100 lower."""
+    """A run's metrics, its last line cut short; after a restart ten updates are done again, with a loss 100
+    lower."""
     folder.mkdir(parents=True)
-    lines = [{"kind": "start", "time": 0.0, "update": 0, "world": 1, "host": "a", "codebooks": ["codes-x/0", "codes-x/1"], "updates": updates}]
+    lines = [
+        {
+            "kind": "start",
+            "time": 0.0,
+            "update": 0,
+            "world": 1,
+            "host": "a",
+            "codebooks": ["codes-x/0", "codes-x/1"],
+            "updates": updates,
+        }
+    ]
     done, time, shift = 0, 0.0, 0
     for stop in (*restarts, updates):
         while done < stop:
             done, time = done + 1, time + 1
-            lines.append({"kind": "update", "update": done, "epoch": 0, "time": time, "loss": 1000.0 - done - shift, "ce": [5.0, 6.0],
-                          "accuracy": [done / updates, None], "gain": [1.0, 0.5], "cqt_error": 0.5, "cqt_mean_error": 1.0,
-                          "cqt_line_error": 0.8, "penalty": 0.1, "grad_norm": 2.0 + 50 * (done == 7), "rate": 1e-3, "scale": 1.0,
-                          "audio_s_per_s": 40.0, "utilisation": 0.4, "data_wait": 0.05, "masked_frames": 10, "skipped": int(done == 5)})
+            lines.append(
+                {
+                    "kind": "update",
+                    "update": done,
+                    "epoch": 0,
+                    "time": time,
+                    "loss": 1000.0 - done - shift,
+                    "ce": [5.0, 6.0],
+                    "accuracy": [done / updates, None],
+                    "gain": [1.0, 0.5],
+                    "cqt_error": 0.5,
+                    "cqt_mean_error": 1.0,
+                    "cqt_line_error": 0.8,
+                    "penalty": 0.1,
+                    "grad_norm": 2.0 + 50 * (done == 7),
+                    "rate": 1e-3,
+                    "scale": 1.0,
+                    "audio_s_per_s": 40.0,
+                    "utilisation": 0.4,
+                    "data_wait": 0.05,
+                    "masked_frames": 10,
+                    "skipped": int(done == 5),
+                }
+            )
             for name in missing.get("without", ()):
                 del lines[-1][name]
             if done % 20 == 0:
-                lines.append({"kind": "valid", "update": done, "time": time, "loss": 990.0 - done, "accuracy": [0.2, 0.1], "gain": [1, 1],
-                              "effective_rank": [9.0, 8.0]})
+                lines.append(
+                    {
+                        "kind": "valid",
+                        "update": done,
+                        "time": time,
+                        "loss": 990.0 - done,
+                        "accuracy": [0.2, 0.1],
+                        "gain": [1, 1],
+                        "effective_rank": [9.0, 8.0],
+                    }
+                )
         if stop != updates:
             done, shift = stop - 10, shift + 100
             lines.append({"kind": "start", "time": time + 0.5, "update": done, "world": 1, "host": "b"})
@@ -37,7 +77,9 @@ def test_a_run_is_read_with_its_restarts_and_the_last_of_what_was_done_twice(tmp
     run = training.read(str(write(tmp_path / "run", 100, restarts=(50, 80))))
     assert run.restarts == [40, 70] and run.levels == 2 and not run.ended
     assert run.curve["update"] == list(range(1, 101))
-    assert run.curve["loss"][39] == 960 and run.curve["loss"][45] == 1000 - 46 - 100, "done again after the restart"
+    assert run.curve["loss"][39] == 960 and run.curve["loss"][45] == 1000 - 46 - 100, (
+        "done again after the restart"
+    )
     assert run.curve["accuracy/0"][-1] == 1 and set(run.curve["accuracy/1"]) == {None}
     said = training.summary(run)
     assert (said["updates"], said["loss"], said["audio_s_per_s"], said["skipped"]) == (100, 700, 40, 1)
@@ -47,7 +89,9 @@ def test_a_run_is_read_with_its_restarts_and_the_last_of_what_was_done_twice(tmp
 def test_many_updates_become_means_and_spikes_stay_to_be_seen(tmp_path):
     run = training.read(str(write(tmp_path / "run", 5000)))
     assert 300 < len(run.curve["update"]) <= training.POINTS + 1 and run.curve["update"][-1] == 5000
-    assert sum(run.curve["skipped_sum"]) == 1 and max(run.curve["grad_norm_max"]) == 52 > max(run.curve["grad_norm"])
+    assert sum(run.curve["skipped_sum"]) == 1 and max(run.curve["grad_norm_max"]) == 52 > max(
+        run.curve["grad_norm"]
+    )
 
 
 def test_every_plot_is_one_that_plotly_knows(tmp_path):
@@ -57,16 +101,32 @@ def test_every_plot_is_one_that_plotly_knows(tmp_path):
     for own in (runs[:1], runs):
         plots = [plot for section in training_charts.charts(own).values() for plot in section]
         titles = {plot["title"] for plot in plots}
-        assert {"Loss", "Gradient norm", "Throughput", "Utilisation", "Data wait", "CQT error against predictors without hearing"} <= titles
+        assert {
+            "Loss",
+            "Gradient norm",
+            "Throughput",
+            "Utilisation",
+            "Data wait",
+            "CQT error against predictors without hearing",
+        } <= titles
         for plot in plots:
-            figure = go.Figure({"data": plot["data"], "layout": plot["layout"]})  # raises on what it does not know
+            # raises on what it does not know
+            figure = go.Figure({"data": plot["data"], "layout": plot["layout"]})
             assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
-            assert plot["title"].startswith("Effective") or len(figure.layout.shapes) == len(own), "a mark at each restart"
-    assert any(plot["title"] == "Accuracy, level 1" for plot in plots) and not any("by level" in plot["title"] for plot in plots)
+            assert plot["title"].startswith("Effective") or len(figure.layout.shapes) == len(own), (
+                "a mark at each restart"
+            )
+    assert any(plot["title"] == "Accuracy, level 1" for plot in plots) and not any(
+        "by level" in plot["title"] for plot in plots
+    )
 
 
 def test_missing_keys_leave_curves_out(tmp_path, capsys):
-    run = write(tmp_path / "run", 30, without=("cqt_error", "cqt_mean_error", "cqt_line_error", "grad_norm", "gain", "skipped"))
+    run = write(
+        tmp_path / "run",
+        30,
+        without=("cqt_error", "cqt_mean_error", "cqt_line_error", "grad_norm", "gain", "skipped"),
+    )
     assert main(["stats", str(run)]) == 0
     html = (run / "report/index.html").read_text()
     assert "Throughput" in html and "Gradient norm" not in html
@@ -94,4 +154,6 @@ def test_as_json(tmp_path, capsys):
 def test_the_page_is_the_first_runs(tmp_path, at):
     runs = [str(write(tmp_path / name, 30)) for name in "ab"]
     assert main(["stats", runs[at], runs[1 - at]]) == 0
-    assert (tmp_path / "ab"[at] / "report/index.html").exists() and not (tmp_path / "ab"[1 - at] / "report").exists()
+    assert (tmp_path / "ab"[at] / "report/index.html").exists() and not (
+        tmp_path / "ab"[1 - at] / "report"
+    ).exists()

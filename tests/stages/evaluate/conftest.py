@@ -20,10 +20,21 @@ def write_run(path: Path, **choices) -> tuple[Path, object]:
         save_file(net.state_dict(), folder / "model.safetensors")
     (path / "checkpoints" / "latest").write_text("u00000002\n")
     (path / "checkpoints" / "best").write_text("u00000001\n")
-    config = {"run": {"name": "attempt"}, "model": dataclasses.asdict(net.model), "objective": dataclasses.asdict(net.objective),
-              "optim": {"rate": 0.001}, "checkpoints": {"at": None}}
+    config = {
+        "run": {"name": "attempt"},
+        "model": dataclasses.asdict(net.model),
+        "objective": dataclasses.asdict(net.objective),
+        "optim": {"rate": 0.001},
+        "checkpoints": {"at": None},
+    }
     (path / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
-    data = {"codes": [dataclasses.asdict(COLUMN)], "cqt_bins": 7, "hours": 1.5, "valid_hours": 0.25, "fingerprint": "f00d"}
+    data = {
+        "codes": [dataclasses.asdict(COLUMN)],
+        "cqt_bins": 7,
+        "hours": 1.5,
+        "valid_hours": 0.25,
+        "fingerprint": "f00d",
+    }
     (path / "data.json").write_text(json.dumps(data))
     updates = [{"kind": "update", "update": u, "loss": 50.0 - u} for u in range(1, 41)]
     rows = [{"kind": "start"}, *updates, {"kind": "valid", "update": 40, "loss": 11.5}]

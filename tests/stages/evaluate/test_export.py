@@ -35,11 +35,20 @@ def test_transformers_loads_it_strict_and_agrees(exported):
 
 def test_names_are_those_of_the_published_models(exported):
     names = set(load_file(exported[0] / "model.safetensors"))
-    assert {"masked_spec_embed", "encoder.pos_conv_embed.conv.weight_g", "encoder.pos_conv_embed.conv.weight_v",
-            "feature_extractor.conv_layers.0.layer_norm.weight", "encoder.layers.1.feed_forward.output_dense.bias"} <= names
+    assert {
+        "masked_spec_embed",
+        "encoder.pos_conv_embed.conv.weight_g",
+        "encoder.pos_conv_embed.conv.weight_v",
+        "feature_extractor.conv_layers.0.layer_norm.weight",
+        "encoder.layers.1.feed_forward.output_dense.bias",
+    } <= names
     assert not any("head" in name for name in names)
     config = json.loads((exported[0] / "config.json").read_text())
-    assert (config["sample_rate"], config["feature_extractor_cqt"], config["deepnorm"]) == (24_000, False, False)
+    assert (config["sample_rate"], config["feature_extractor_cqt"], config["deepnorm"]) == (
+        24_000,
+        False,
+        False,
+    )
     assert config["do_stable_layer_norm"] == (exported[1].model.norm == "pre")
 
 
@@ -52,19 +61,37 @@ def test_the_preprocessor_leaves_the_wave_alone(exported):
 
 def test_the_model_card_holds_recipe_data_and_curve(exported):
     text = (exported[0] / "README.md").read_text()
-    for expected in ("# attempt", "u00000002", "1.50 hours", "f00d", "codes-a", "3 × 20 codes", "| 1 | 49.0000 |  |", "| 40 | 10.0000 | 11.5000 |",
-                     "rate: 0.001", "norm: " + exported[1].model.norm):
+    for expected in (
+        "# attempt",
+        "u00000002",
+        "1.50 hours",
+        "f00d",
+        "codes-a",
+        "3 × 20 codes",
+        "| 1 | 49.0000 |  |",
+        "| 40 | 10.0000 | 11.5000 |",
+        "rate: 0.001",
+        "norm: " + exported[1].model.norm,
+    ):
         assert expected in text
 
 
 def test_an_exported_folder_is_read_back(exported):
     again = open_backbone(exported[0])
-    assert all(torch.equal(value, exported[1].state_dict()[name]) for name, value in again.state_dict().items())
+    assert all(
+        torch.equal(value, exported[1].state_dict()[name]) for name, value in again.state_dict().items()
+    )
 
 
-@pytest.mark.parametrize("choices, says", [({"front_end": "mel"}, "front_end: mel"), ({"positions": "rotary"}, "positions: rotary"),
-                                           ({"block": "conformer", "norm": "pre"}, "block: conformer"),
-                                           ({"attention_bias": "alibi"}, "attention_bias: alibi")])
+@pytest.mark.parametrize(
+    "choices, says",
+    [
+        ({"front_end": "mel"}, "front_end: mel"),
+        ({"positions": "rotary"}, "positions: rotary"),
+        ({"block": "conformer", "norm": "pre"}, "block: conformer"),
+        ({"attention_bias": "alibi"}, "attention_bias: alibi"),
+    ],
+)
 def test_what_no_hubert_layout_expresses_is_said(tmp_path, capsys, choices, says):
     run, _ = write_run(tmp_path / "run", **choices)
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2

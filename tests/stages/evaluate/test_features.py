@@ -1,4 +1,5 @@
-"""Representations of audio files: the same as the model gives for a whole recording, however long, and by the command."""
+"""Representations of audio files: the same as the model gives for a whole recording, however long, and by the
+command."""
 
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def sounds(tmp_path):
     folder = tmp_path / "music" / "inner"
     folder.mkdir(parents=True)
     time_s = np.arange(44_100 * 2) / 44_100
-    soundfile.write(folder / "a.flac", np.stack([np.sin(2000 * time_s), np.cos(3000 * time_s)], 1) * 0.3, 44_100)
+    soundfile.write(
+        folder / "a.flac", np.stack([np.sin(2000 * time_s), np.cos(3000 * time_s)], 1) * 0.3, 44_100
+    )
     soundfile.write(tmp_path / "music" / "b.wav", np.sin(1000 * time_s[:24_000]) * 0.3, 24_000)
     return tmp_path / "music"
 
@@ -79,7 +82,9 @@ def test_the_command(tmp_path, sounds, layer, shape):
     wave_N, _ = soundfile.read(sounds / "b.wav", dtype="float32")
     with torch.no_grad():
         expected = torch.stack(net.hidden(torch.from_numpy(wave_N)[None]))[:, 0]
-    torch.testing.assert_close(found[str(sounds / "b.wav")], expected if layer == "all" else expected[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        found[str(sounds / "b.wav")], expected if layer == "all" else expected[1], rtol=1e-3, atol=1e-4
+    )
     assert safe_open(out, "pt").metadata()["layer"] == layer
 
 
@@ -100,20 +105,38 @@ def test_an_exported_folder_gives_the_same(tmp_path, sounds):
     run, _ = write_run(tmp_path / "run", norm="pre")
     assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
     for place in ("run", "hf"):
-        assert main(["features", str(tmp_path / place), str(sounds / "b.wav"), "--out", str(tmp_path / f"{place}.safetensors")]) == 0
-    torch.testing.assert_close(load_file(tmp_path / "run.safetensors"), load_file(tmp_path / "hf.safetensors"))
+        assert (
+            main(
+                [
+                    "features",
+                    str(tmp_path / place),
+                    str(sounds / "b.wav"),
+                    "--out",
+                    str(tmp_path / f"{place}.safetensors"),
+                ]
+            )
+            == 0
+        )
+    torch.testing.assert_close(
+        load_file(tmp_path / "run.safetensors"), load_file(tmp_path / "hf.safetensors")
+    )
 
 
 def test_a_bad_file_is_named_and_the_others_are_done(tmp_path, sounds, capsys):
     run, _ = write_run(tmp_path / "run")
     (sounds / "c.wav").write_bytes(b"no music")
-    assert main(["features", str(run), str(sounds), "--layer", "0", "--out", str(tmp_path / "x.safetensors")]) == 1
+    assert (
+        main(["features", str(run), str(sounds), "--layer", "0", "--out", str(tmp_path / "x.safetensors")])
+        == 1
+    )
     assert len(load_file(tmp_path / "x.safetensors")) == 2
     assert "c.wav" in capsys.readouterr().err
     assert main(["features", str(run), str(sounds / "c.wav"), "--out", str(tmp_path / "y.safetensors")]) == 2
 
 
-@pytest.mark.parametrize("wrong, says", [(["--layer", "3"], "0 (the input embedding) to 2"), (["--layer", "-1"], "expected all")])
+@pytest.mark.parametrize(
+    "wrong, says", [(["--layer", "3"], "0 (the input embedding) to 2"), (["--layer", "-1"], "expected all")]
+)
 def test_mistakes_are_named(tmp_path, sounds, capsys, wrong, says):
     run, _ = write_run(tmp_path / "run")
     assert main(["features", str(run), str(sounds), "--out", str(tmp_path / "x.safetensors"), *wrong]) == 2

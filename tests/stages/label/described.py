@@ -18,7 +18,8 @@ def digest(text: str) -> str:
 
 @dataclass(frozen=True)
 class File:
-    """A file as a listing and its bytes show it: `ends` is what the quick hash sees, `middle` what it does not."""
+    """A file as a listing and its bytes show it: `ends` is what the quick hash sees, `middle` what it does
+    not."""
 
     name: str = "a"
     root: str = "/m"
@@ -61,8 +62,9 @@ class Scans:
         """(id, status) of each file's path, in the order of the arguments; `known` as in `scan`."""
         known = known or {}
         listing = [
-            {"path_bytes": f.place, "name_bytes": f.name.encode(), "root": f.root, "root_order": f.order, "size": f.size,
-             "mtime_ns": f.mtime_ns, "problem": f.problem, "excluded": f.excluded} for f in files
+            {"path_bytes": f.place, "name_bytes": f.name.encode(), "root": f.root,
+             "root_order": f.order, "size": f.size, "mtime_ns": f.mtime_ns, "problem": f.problem,
+             "excluded": f.excluded} for f in files
         ]  # fmt: skip
         by_path = {f.place: f for f in reversed(files)}
         self._write("listing", LISTING, listing)
@@ -96,7 +98,18 @@ class Scans:
 
     @staticmethod
     def _facts(file, name, size, mtime_ns, known):
-        facts = {"path_bytes": file.place, "size": size, "mtime_ns": mtime_ns, "quick": digest(file.ends), "reason": file.reason,
-                 "container": "wav", "codec": "pcm", "rate_hz": 8, "channels": 1, "duration_s": 1.0}  # fmt: skip
+        facts = {
+            "path_bytes": file.place,
+            "size": size,
+            "mtime_ns": mtime_ns,
+            "quick": digest(file.ends),
+            "reason": file.reason,
+            # fmt: skip
+            "container": "wav",
+            "codec": "pcm",
+            "rate_hz": 8,
+            "channels": 1,
+            "duration_s": 1.0,
+        }
         base = recording_id(name, size, facts["quick"])
         return facts | {"base": base, "known_sha": known.get(base)}

@@ -28,7 +28,8 @@ def audio(
     run: dict | None = None,
     live: int | None = None,
 ) -> records.Record:
-    """Publish an audio column of noise. Of the recordings, those after the first `live` are rejected after their first segment."""
+    """Publish an audio column of noise. Of the recordings, those after the first `live` are rejected after
+    their first segment."""
     rng, recordings = np.random.default_rng(seed), list(recordings)
     live = len(recordings) if live is None else live
     with column.publishing(storage, "audio", shard) as publication:
@@ -66,7 +67,8 @@ def audio(
 
 @dataclass(frozen=True)
 class Ear:
-    """A toy teacher: the code of a frame is its first sample. It refuses the recordings it is told to, after their first segment."""
+    """A toy teacher: the code of a frame is its first sample. It refuses the recordings it is told to, after
+    their first segment."""
 
     name = "ear"
     version = 1
@@ -88,5 +90,6 @@ class Ear:
         return label
 
 
-def codes_job(out: Path | str, ear: Ear = Ear(), name: str = "codes-ear", **options) -> Job:  # noqa: B008 - frozen
+# noqa: B008 - frozen
+def codes_job(out: Path | str, ear: Ear = Ear(), name: str = "codes-ear", **options) -> Job:
     return Job(Codes(ear), name, "audio", {"stage": "codes"}, str(out), **options)

@@ -25,11 +25,27 @@ LIVE = pa.array(["a", "b"])
 def publish(storage: Storage, shard: str, recording: str, run: dict) -> None:
     with publishing(storage, "audio", shard) as publication:
         row = {"recording": recording, "index": 0, "start": 0, "samples": 640, "frames": 2}
-        publication.writer.add(f"{recording}-00000", {"json": b"{}", "wav": wav_bytes(np.zeros(640, np.int16))}, row, {"loud": 1.0})
+        publication.writer.add(
+            f"{recording}-00000",
+            {"json": b"{}", "wav": wav_bytes(np.zeros(640, np.int16))},
+            row,
+            {"loud": 1.0},
+        )
         publication.writer.keep({})
         totals = publication.writer.finish()
-        publication.record = records.Record(shard=shard, column="audio", recipe={}, inputs=1, kept=1, rejects=[], source_sha256=None,
-                                            software={}, device="cpu", run=run, **totals)
+        publication.record = records.Record(
+            shard=shard,
+            column="audio",
+            recipe={},
+            inputs=1,
+            kept=1,
+            rejects=[],
+            source_sha256=None,
+            software={},
+            device="cpu",
+            run=run,
+            **totals,
+        )
 
 
 def test_slowest_recordings_are_gathered_beside_shards_of_older_versions(tmp_path):
@@ -58,7 +74,8 @@ def test_times_are_no_part_of_what_a_record_vouches_for(tmp_path):
         records.read(storage, "audio", "s1")
 
 
-def labels(storage: Storage, ear: Ear = Ear(), name: str = "codes-ear", shard: str = SHARD) -> None:  # noqa: B008 - frozen
+def labels(storage: Storage, ear: Ear | None = None, name: str = "codes-ear", shard: str = SHARD) -> None:
+    ear = ear or Ear()
     row = ShardWorker(codes_job(storage.root, ear, name))(shard)
     assert row["status"] == "finished", row
 
@@ -90,7 +107,8 @@ def test_labels_with_other_frame_counts_than_the_audio_are_refused(tmp_path):
     forge(storage, other_frames)
     column.audit(storage, "codes-ear", SHARD)  # in itself it is whole
     assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {
-        "codes-ear": f"codes-ear/{SHARD}: 1 segments differ from the audio column, first a-00001"}
+        "codes-ear": f"codes-ear/{SHARD}: 1 segments differ from the audio column, first a-00001"
+    }
 
 
 def odd_samples(rows: list[dict]) -> list[dict]:
@@ -98,17 +116,26 @@ def odd_samples(rows: list[dict]) -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize("change, changes, said", [
-    (lambda rows: rows[:-1], {}, "1 segments differ from the audio column, first c-00001"),
-    (lambda rows: rows[:-2], {"kept": 2, "inputs": 2}, "2 segments differ from the audio column, first c-00000"),
-    (odd_samples, {}, "1 segments differ from the audio column, first c-00001"),
-])
+@pytest.mark.parametrize(
+    "change, changes, said",
+    [
+        (lambda rows: rows[:-1], {}, "1 segments differ from the audio column, first c-00001"),
+        (
+            lambda rows: rows[:-2],
+            {"kept": 2, "inputs": 2},
+            "2 segments differ from the audio column, first c-00000",
+        ),
+        (odd_samples, {}, "1 segments differ from the audio column, first c-00001"),
+    ],
+)
 def test_labels_must_be_of_the_audios_segments(tmp_path, change, changes, said):
     storage = Storage(tmp_path)
     audio(storage)
     labels(storage)
     forge(storage, change, **changes)
-    assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {"codes-ear": f"codes-ear/{SHARD}: {said}"}
+    assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {
+        "codes-ear": f"codes-ear/{SHARD}: {said}"
+    }
 
 
 def test_a_recording_that_labels_reject_is_missing_by_right(tmp_path):
@@ -117,7 +144,10 @@ def test_a_recording_that_labels_reject_is_missing_by_right(tmp_path):
     labels(storage, Ear(refuses=("a",)))
     assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {}
     forge(storage, lambda rows: rows, rejects=[{"recording": "z", "path": "", "reason": ""}])
-    assert "2 segments differ from the audio column, first a-00000" in audit.damaged(storage, SHARD, ["audio", "codes-ear"])["codes-ear"]
+    assert (
+        "2 segments differ from the audio column, first a-00000"
+        in audit.damaged(storage, SHARD, ["audio", "codes-ear"])["codes-ear"]
+    )
 
 
 def test_an_index_with_rows_of_a_rejected_recording_is_refused(tmp_path):
@@ -137,12 +167,18 @@ def test_each_column_has_its_own_damage_and_labels_are_judged_without_their_audi
     names = ("audio", "codes-ear", "codes-two")
     for name in names[:2]:
         storage.delete(records.file(name, SHARD, "tar"))
-    assert audit.damaged(storage, SHARD, names) == {name: f"{name}/{SHARD}.tar is missing" for name in names[:2]}
+    assert audit.damaged(storage, SHARD, names) == {
+        name: f"{name}/{SHARD}.tar is missing" for name in names[:2]
+    }
     row = audit.AuditWorker(str(tmp_path), names)(SHARD)
     assert (row["shard"], row["column"], row["stage"], row["status"]) == (SHARD, "audit", "audit", "failed")
     assert row["error"] == f"audio/{SHARD}.tar is missing; codes-ear/{SHARD}.tar is missing"
     well = audit.AuditWorker(str(tmp_path), names[2:])(SHARD)
-    assert (well["status"], well["error"]) == ("finished", None) and 0 <= well["wall_s"] < 60 and well["started"] > 1e9
+    assert (
+        (well["status"], well["error"]) == ("finished", None)
+        and 0 <= well["wall_s"] < 60
+        and well["started"] > 1e9
+    )
 
 
 def test_bytes_that_cannot_be_read_fail_the_shard(tmp_path, monkeypatch):

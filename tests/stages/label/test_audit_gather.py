@@ -1,4 +1,5 @@
-"""What the audit gathers of finished shards: OUT/index.parquet, segments.parquet, shards.parquet, and what is left out of them."""
+"""What the audit gathers of finished shards: OUT/index.parquet, segments.parquet, shards.parquet, and what is
+left out of them."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""The decode stage: cutting, what a segment holds, its statistics, the recipe. Formats: decoding/test_recording.py."""
+"""The decode stage: cutting, what a segment holds, its statistics, the recipe. Formats:
+decoding/test_recording.py."""
 
 import contextlib
 import io
@@ -52,7 +53,15 @@ class TestSegments:
 
     @pytest.mark.parametrize(
         "seconds, expected",
-        [(2, [2]), (30, [30]), (32.5, [32.5]), (33, [30, 3]), (60, [30, 30]), (62.9, [30, 32.9]), (65, [30, 30, 5])],
+        [
+            (2, [2]),
+            (30, [30]),
+            (32.5, [32.5]),
+            (33, [30, 3]),
+            (60, [30, 30]),
+            (62.9, [30, 32.9]),
+            (65, [30, 30, 5]),
+        ],
     )
     def test_a_tail_under_three_seconds_joins_the_segment_before(self, tmp_path, decoder, seconds, expected):
         soundfile.write(tmp_path / "x.wav", np.zeros(round(seconds * 24_000), np.int16), 24_000)
@@ -104,18 +113,26 @@ class TestRecipe:
     def test_a_segment_of_an_odd_number_of_frames(self):
         assert Decode(segment_s=320 / 24_000, min_tail_s=0).segment_samples == 320
 
-
     @pytest.mark.parametrize("field, value", [
-        ("max_recording_h", float("inf")), ("max_recording_h", float("nan")), ("min_tail_s", 30.01), ("format", "WAV"), ("resampler", "hq"),
+        ("max_recording_h", float("inf")), ("max_recording_h", float("nan")),
+            ("min_tail_s", 30.01), ("format", "WAV"), ("resampler", "hq"),
     ])  # fmt: skip
     def test_just_outside_is_refused(self, field, value):
         with pytest.raises(ValueError, match=f"^{field}: "):
             Decode(**{field: value})
 
     def test_the_borders_are_allowed_and_the_defaults_are_these(self):
-        for values in ({"min_tail_s": 0}, {"min_tail_s": 30.0}, {"max_recording_h": 1e-9}, {"resampler": "VHQ"}, {"format": "flac"}):
+        for values in (
+            {"min_tail_s": 0},
+            {"min_tail_s": 30.0},
+            {"max_recording_h": 1e-9},
+            {"resampler": "VHQ"},
+            {"format": "flac"},
+        ):
             Decode(**values)
-        assert Decode() == Decode(rate_hz=24_000, segment_s=30.0, min_tail_s=3.0, format="wav", resampler="HQ", max_recording_h=12.0)
+        assert Decode() == Decode(
+            rate_hz=24_000, segment_s=30.0, min_tail_s=3.0, format="wav", resampler="HQ", max_recording_h=12.0
+        )
         assert (Decode().segment_samples, Decode().tail_samples) == (720_000, 72_000)
         assert Decode(min_tail_s=0).tail_samples == 320, "each segment has a label"
         assert (Decode.name, Decode.version, Decode.reads, Decode.writes) == ("decode", 1, (), "audio")
@@ -138,7 +155,9 @@ class TestAsked:
                 yield np.arange(500, 1_500, dtype=np.int16)
                 facts["decoded_s"] = 125.0
 
-        decoder = decode.Decoder(Decode(segment_s=0.04, min_tail_s=0.02, resampler="LQ", max_recording_h=0.5), Answering(), None)
+        decoder = decode.Decoder(
+            Decode(segment_s=0.04, min_tail_s=0.02, resampler="LQ", max_recording_h=0.5), Answering(), None
+        )
         first, last, kept = decoder([Source("r", b"/a\xff.wav", 0, 0, "")])
         assert asked == [(b"/a\xff.wav", {"rate_hz": 24_000, "resampler": "LQ", "max_s": 1800.0})]
         facts = {"source_rate_hz": 8, "source_channels": 1, "source_codec": "pcm"}
@@ -159,8 +178,16 @@ class TestAsked:
                 if source.recording == "bad":
                     raise Refused("torn")
 
-        items = list(decode.Decoder(Decode(), Refusing(), None)([Source(name, b"x", 0, 0, "") for name in ("bad", "good")]))
-        assert items[0] == Rejected("bad", "torn") and items[-1].recording == "good" and isinstance(items[-1], Kept)
+        items = list(
+            decode.Decoder(Decode(), Refusing(), None)(
+                [Source(name, b"x", 0, 0, "") for name in ("bad", "good")]
+            )
+        )
+        assert (
+            items[0] == Rejected("bad", "torn")
+            and items[-1].recording == "good"
+            and isinstance(items[-1], Kept)
+        )
 
 
 class TestFetch:
@@ -195,7 +222,8 @@ class TestFetch:
 
 
 class Slow:
-    """A guard whose recordings are named after what they are: seconds of audio, seconds to decode, and maybe a refusal."""
+    """A guard whose recordings are named after what they are: seconds of audio, seconds to decode, and maybe
+    a refusal."""
 
     def __init__(self):
         self.now = 0.0

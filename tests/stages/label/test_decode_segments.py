@@ -1,4 +1,5 @@
-"""What a decoder writes of each segment: the wav header field by field, the correlation of its own channels."""
+"""What a decoder writes of each segment: the wav header field by field, the correlation of its own
+channels."""
 
 import json
 import struct

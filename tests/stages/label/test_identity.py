@@ -1,4 +1,5 @@
-"""Which recording is a file? Every rule by itself, with files that are only described: no audio, no processes."""
+"""Which recording is a file? Every rule by itself, with files that are only described: no audio, no
+processes."""
 
 import pytest
 
@@ -246,7 +247,8 @@ class TestUnchanged:
 
     @pytest.mark.parametrize(
         "reason, retry, again",
-        [("torn", None, False), ("torn", "ear", False), ("torn", "tor", True), ("torn", "all", True), ("is torn", "torn", True),
+        [("torn", None, False), ("torn", "ear", False), ("torn", "tor", True),
+            ("torn", "all", True), ("is torn", "torn", True),
          ("unreadable: x", None, True), ("was unreadable: x", None, False)],
     )  # fmt: skip
     def test_a_rejected_file_is_tried_again_only_by_request_or_if_it_could_not_be_read(

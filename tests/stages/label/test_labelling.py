@@ -1,4 +1,5 @@
-"""The codes and cqt stages over waves in memory: facts, refusals, teachers of other rates, magnitudes and storage."""
+"""The codes and cqt stages over waves in memory: facts, refusals, teachers of other rates, magnitudes and
+storage."""
 
 import io
 import re
@@ -27,7 +28,12 @@ class Recording(ArrayWave):
     def __post_init__(self):
         half = len(self.sound) // 640 * 320
         for start, stop in ((0, half), (half, len(self.sound))):
-            row = {"recording": self.recording, "start": start, "samples": stop - start, "frames": (stop - start) // 320}
+            row = {
+                "recording": self.recording,
+                "start": start,
+                "samples": stop - start,
+                "frames": (stop - start) // 320,
+            }
             self.segments.append(row | {"key": f"{self.recording}-{start:09d}"})
 
 
@@ -85,7 +91,9 @@ def test_a_teacher_that_breaks_its_contract_fails_the_shard():
 
 
 def test_a_teachers_rate_and_codes_must_fit_the_format():
-    with pytest.raises(ValueError, match="hop_samples is 480: of teacher counting; expected a multiple of 320"):
+    with pytest.raises(
+        ValueError, match="hop_samples is 480: of teacher counting; expected a multiple of 320"
+    ):
         Recipe(codes=Counting(hop_samples=480))
 
 
@@ -96,13 +104,19 @@ def test_stored_frames_read_back_within_the_error_that_the_facts_state(magnitude
     exact = frames(run_cqt(waves)[0], "cqt.npy").astype(np.float32)
     items, facts = run_cqt(waves, magnitude=magnitude, storage=storage)
     stored_TF = frames(items, "cqt.npy")
-    assert stored_TF.dtype == np.dtype(storage) and facts["storage"] == storage and facts["magnitude"] == magnitude
+    assert (
+        stored_TF.dtype == np.dtype(storage)
+        and facts["storage"] == storage
+        and facts["magnitude"] == magnitude
+    )
     wanted = np.log(np.maximum(exact, 1e-6)) if magnitude == "log" else exact
     spread = wanted.max() - wanted.min()
     read = decode_cqt(stored_TF, facts)
     loud = exact > 1e-3  # float16, of which `exact` is made, knows nothing relative below
     assert 0 < facts[storage]["max_abs_error"] <= step * spread
-    assert np.abs(read - wanted)[loud].max() <= facts[storage]["max_abs_error"] + 2e-3 * (1 if magnitude == "log" else spread)
+    assert np.abs(read - wanted)[loud].max() <= facts[storage]["max_abs_error"] + 2e-3 * (
+        1 if magnitude == "log" else spread
+    )
 
 
 def test_a_shard_of_silence_is_stored_in_eight_bits_too():
@@ -117,15 +131,21 @@ def test_one_broken_recording_is_rejected_with_a_reason_and_the_others_are_kept(
     broken[50_000] = value
     items, facts = run_cqt([Recording(broken, "a"), Recording(tones(), "b")], storage=storage)
     outcomes = [i for i in items if not isinstance(i, Sample)]
-    assert outcomes == [Rejected("a", "samples: NaN or infinity first at sample 50000; leave this recording out or mend it"), Kept("b")]
+    assert outcomes == [
+        Rejected("a", "samples: NaN or infinity first at sample 50000; leave this recording out or mend it"),
+        Kept("b"),
+    ]
     assert np.isfinite(decode_cqt(frames(items, "cqt.npy"), facts)).all()
 
 
-@pytest.mark.parametrize("wave, reason", [
-    (Recording(tones(), rate_hz=44_100), "sample rate 44100 Hz: teachers take 24000"),
-    (Recording(np.zeros((24_000, 2), np.float32)), r"shape \(\d+, 2\): teachers take one channel"),
-    (Recording(np.zeros(24_000, np.int16)), "dtype int16: teachers take float32"),
-])
+@pytest.mark.parametrize(
+    "wave, reason",
+    [
+        (Recording(tones(), rate_hz=44_100), "sample rate 44100 Hz: teachers take 24000"),
+        (Recording(np.zeros((24_000, 2), np.float32)), r"shape \(\d+, 2\): teachers take one channel"),
+        (Recording(np.zeros(24_000, np.int16)), "dtype int16: teachers take float32"),
+    ],
+)
 def test_a_rate_channels_or_dtype_that_cannot_be_taken_is_named(wave, reason):
     items, _ = run_cqt([wave])
     [rejected] = items
@@ -138,7 +158,9 @@ def test_options_that_came_later_leave_older_columns_their_names():
     assert cqt_recipe(Recipe(cqt=Cqt(magnitude="log")), "audio8") == plain | {"magnitude": "log"}
 
 
-@pytest.mark.parametrize("wrong", [{"magnitude": "db"}, {"storage": "float32"}, {"block_s": 0.0}, {"bins": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"magnitude": "db"}, {"storage": "float32"}, {"block_s": 0.0}, {"bins": 0}]
+)
 def test_options_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError, match=f"recipe.cqt.{next(iter(wrong))} is "):
         Cqt(**wrong)

@@ -18,8 +18,18 @@ def digest(text: str, digits: int) -> str:
 
 
 def kept(name: str, duration_s: float = 200.0, **values) -> dict:
-    row = {"recording": digest(name, 16), "status": "kept", "path": f"/m/{name}", "path_bytes": f"/m/{name}".encode()}
-    row |= {"size": 1000 + len(name), "mtime_ns": 1, "quick": digest("q" + name, 64), "duration_s": duration_s}
+    row = {
+        "recording": digest(name, 16),
+        "status": "kept",
+        "path": f"/m/{name}",
+        "path_bytes": f"/m/{name}".encode(),
+    }
+    row |= {
+        "size": 1000 + len(name),
+        "mtime_ns": 1,
+        "quick": digest("q" + name, 64),
+        "duration_s": duration_s,
+    }
     return row | values
 
 
@@ -41,7 +51,9 @@ class Plans:
         assert self.table["order"].to_pylist() == sorted(set(self.table["order"].to_pylist()))
         shard_slices(self.table)  # rows of a shard are neighbours
         alive = {r for r, row in self.rows.items() if row["tombstone"] is None}
-        assert alive == {r["recording"] for r in rows if r["status"] == "kept"}, "every kept one is planned, once"
+        assert alive == {r["recording"] for r in rows if r["status"] == "kept"}, (
+            "every kept one is planned, once"
+        )
         assert self.summary.recordings == len(alive) == live(self.table).num_rows
         return self.rows
 
@@ -81,7 +93,9 @@ def test_removing_and_adding_back_restores(names, data):
         whole = plans.path.read_bytes()
         gone = data.draw(st.sets(st.sampled_from(names))) if names else set()
         rows = plans([kept(n) for n in names if n not in gone])
-        assert {r for r, row in rows.items() if row["tombstone"] == "vanished"} == {digest(n, 16) for n in gone}
+        assert {r for r, row in rows.items() if row["tombstone"] == "vanished"} == {
+            digest(n, 16) for n in gone
+        }
         assert {k: {**row, "tombstone": None} for k, row in rows.items()} == before
         plans([kept(n) for n in names])
         assert plans.path.read_bytes() == whole
@@ -126,10 +140,18 @@ def test_the_fate_of_what_is_gone(plans):
     other = kept("new bytes", path_bytes=b"/m/edited")
     copy = kept("copy") | {"status": "duplicate", "duplicate_of": digest("stays", 16)}
     out = kept("excluded") | {"status": "excluded", "recording": None, "quick": None}
-    unreadable = kept("unreadable", recording="x", reason="unreadable: Input/output error") | {"status": "rejected"}
+    unreadable = kept("unreadable", recording="x", reason="unreadable: Input/output error") | {
+        "status": "rejected"
+    }
     broken = kept("broken", recording="y", reason="End of file") | {"status": "rejected"}
     rows = plans([kept("stays"), other, copy, out, unreadable, broken])
-    fates = {"stays": None, "edited": "edited", "gone": "vanished", "excluded": "excluded", "copy": "duplicate"}
+    fates = {
+        "stays": None,
+        "edited": "edited",
+        "gone": "vanished",
+        "excluded": "excluded",
+        "copy": "duplicate",
+    }
     fates |= {"unreadable": "vanished", "broken": "edited", "new bytes": None}
     assert {name: rows[digest(name, 16)]["tombstone"] for name in fates} == fates
     assert plans.summary.tombstoned == {"duplicate": 1, "edited": 2, "excluded": 1, "vanished": 2}
@@ -156,7 +178,9 @@ def test_retry_moves_to_new_shards_and_keeps_the_rest(plans):
     assert plans.summary.replanned == 2
     moved = again & {r for r in rows if rows[r]["attempt"] == 1}
     assert moved == {digest("3", 16), digest("long", 16)}
-    assert {k: r for k, r in rows.items() if k not in again} == {k: r for k, r in first.items() if k not in again}
+    assert {k: r for k, r in rows.items() if k not in again} == {
+        k: r for k, r in first.items() if k not in again
+    }
     old_shards = {r["shard"] for r in first.values()}
     for recording in moved:
         assert rows[recording]["shard"] not in old_shards, "not even alone: its finished shard has that name"
@@ -178,7 +202,10 @@ def test_at_least_one_is_validation(plans):
     plans([kept("alone")], validation_share=1e-9)
     assert plans.summary.valid == 0
     rows = plans([kept(n) for n in ("alone", "second")], validation_share=1e-9)
-    assert {n: rows[digest(n, 16)]["split"] for n in ("alone", "second")} == {"alone": "train", "second": "valid"}
+    assert {n: rows[digest(n, 16)]["split"] for n in ("alone", "second")} == {
+        "alone": "train",
+        "second": "valid",
+    }
     plans([kept(n) for n in ("alone", "second", "third")], validation_share=1e-9)
     assert plans.summary.valid == 1
     plans([kept(n) for n in ("alone", "third")], validation_share=1e-9)
@@ -224,7 +251,9 @@ def test_a_split_is_the_share_below_which_the_hash_of_the_id_lies(plans):
     draws = {r["recording"]: draw(r["recording"]) for r in corpus}
     share = sorted(draws.values())[20]  # below the share, not at it
     rows = plans(corpus, validation_share=share)
-    assert {r for r, row in rows.items() if row["split"] == "valid"} == {r for r, d in draws.items() if d < share}
+    assert {r for r, row in rows.items() if row["split"] == "valid"} == {
+        r for r, d in draws.items() if d < share
+    }
     assert plans.summary.valid == 20
 
 
@@ -255,7 +284,12 @@ def test_a_split_is_inherited_from_the_content_before_the_place_and_from_the_fir
     moved = []
     for name, content, place in (("x", "train", "valid"), ("y", "valid", "train")):
         old = by_split[content][0]
-        moved.append((content, kept(name, size=old["size"], quick=old["quick"], path_bytes=by_split[place][0]["path_bytes"])))
+        moved.append(
+            (
+                content,
+                kept(name, size=old["size"], quick=old["quick"], path_bytes=by_split[place][0]["path_bytes"]),
+            )
+        )
     # Another size or another quick hash is other content, whatever the rest says.
     old = by_split["valid"][1]
     others = [kept(f"o{i}", size=old["size"] + 1, quick=old["quick"]) for i in range(12)]

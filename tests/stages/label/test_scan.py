@@ -13,6 +13,7 @@ from tests.stages.label.scanned import edit_middle
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
 
+
 def test_real_music(scans):
     shutil.copytree(QUICKSTART, scans.music, dirs_exist_ok=True)
     summary = scans()
@@ -193,7 +194,9 @@ def test_ids_move_with_the_corpus(scans, tmp_path):
         scans.write(f"album/{seed}.wav", seed)
     scans()
     ids = {r["name_bytes"]: r["recording"] for r in scans.rows}
-    assert ids[b"album/0.wav"] == recording_id(b"album/0.wav", scans.row("0.wav")["size"], scans.row("0.wav")["quick"])
+    assert ids[b"album/0.wav"] == recording_id(
+        b"album/0.wav", scans.row("0.wav")["size"], scans.row("0.wav")["quick"]
+    )
     scans.music.rename(tmp_path / "mount")
     scans(tmp_path / "mount", known_sha256=dict.fromkeys(ids.values(), "not read when the mtime is the same"))
     assert {r["name_bytes"]: r["recording"] for r in scans.rows} == ids

@@ -1,4 +1,5 @@
-"""The steps of a scan: what is refused before anything is listed, what is told on the way, files lost midway."""
+"""The steps of a scan: what is refused before anything is listed, what is told on the way, files lost
+midway."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""A worker of one stage: what comes next is read while the present is computed, also from an object store; bytes stay the same; CPU is counted."""
+"""A worker of one stage: what comes next is read while the present is computed, also from an object store;
+bytes stay the same; CPU is counted."""
 
 import contextlib
 import threading
@@ -78,13 +79,17 @@ def test_busy_time_counts_the_decoder(out):
     [decoder] = [child for child in psutil.Process().children() if child.pid not in before]
     decoder_s = sum(decoder.cpu_times()[:2])
     record = records.read(Storage(out), "audio", shard)
-    assert decoder_s > 0.1 and record.run["busy_s"] >= decoder_s - 0.05 and row["busy_s"] >= record.run["busy_s"], (row, decoder_s)
+    assert (
+        decoder_s > 0.1 and record.run["busy_s"] >= decoder_s - 0.05 and row["busy_s"] >= record.run["busy_s"]
+    ), (row, decoder_s)
 
 
 def test_the_next_recording_is_read_while_one_is_computed(out):
     shard = shard_of(out)
     assert ShardWorker(decode_job(out))(shard)["kept"] == 2
-    first, second = {row["recording"]: row for row in column.read_index(Storage(out), "audio", shard).to_pylist()}.values()
+    first, second = {
+        row["recording"]: row for row in column.read_index(Storage(out), "audio", shard).to_pylist()
+    }.values()
     local = Job(Codes(Patient()), "codes-local", "audio", {}, str(out))
     assert ShardWorker(local)(shard)["status"] == "finished"
 
@@ -99,7 +104,9 @@ def test_the_next_recording_is_read_while_one_is_computed(out):
     (out / "columns" / "codes-remote").mkdir()
     row = worker(shard)
     assert row["status"] == "finished" and store.reads >= 2, row
-    tars = [(out / "columns" / name / f"{shard}.tar").read_bytes() for name in ("codes-local", "codes-remote")]
+    tars = [
+        (out / "columns" / name / f"{shard}.tar").read_bytes() for name in ("codes-local", "codes-remote")
+    ]
     assert tars[0] == tars[1]
 
 
@@ -115,7 +122,9 @@ def test_a_tar_that_breaks_off_on_its_way_fails_the_shard_and_rejects_nothing(ou
     with open(out / "columns" / "audio" / f"{shard}.tar", "r+b") as tar:
         tar.truncate(first["offset"] + first["size"] + 1000)
     row = worker(shard)
-    assert row["status"] == "failed" and "are needed" in row["error"] and row["error"].startswith("OSError"), row
+    assert (
+        row["status"] == "failed" and "are needed" in row["error"] and row["error"].startswith("OSError")
+    ), row
     assert not list((out / "columns" / "codes-x").iterdir())
 
 

@@ -18,7 +18,8 @@ from tests.stages.label.made import SHARD, audio, codes_job
 
 NAME = "codes-ear"
 KINDS = ("index.parquet", "stats.parquet", "sums.parquet", "tar", "json")
-# The calls that change files when a shard is made again: the old record goes, then each file is flushed and named.
+# The calls that change files when a shard is made again: the old record goes, then each file is flushed and
+# named.
 STEPS = ["delete"] + ["fsync", "rename", "fsync"] * len(KINDS)
 
 

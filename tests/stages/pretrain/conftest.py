@@ -1,4 +1,5 @@
-"""Corpora, readers and quick runs that several test files share. What is heavy to import is imported by who asks."""
+"""Corpora, readers and quick runs that several test files share. What is heavy to import is imported by who
+asks."""
 
 import pytest
 

@@ -43,16 +43,36 @@ class Corpus:
     @property
     def recipes(self) -> dict[str, dict]:
         audio = {"stage": "decode", "format": self.format}
-        return {"audio": audio, "codes": {"stage": "codes", "teacher": {"teacher": self.teacher, "codebooks": K, "codebook_size": SIZE}},
-                "cqt": {"stage": "cqt", "bins": F, "fmin_hz": 32.7, "bins_per_octave": 48, "storage": self.storage}}
+        return {
+            "audio": audio,
+            "codes": {
+                "stage": "codes",
+                "teacher": {"teacher": self.teacher, "codebooks": K, "codebook_size": SIZE},
+            },
+            "cqt": {
+                "stage": "cqt",
+                "bins": F,
+                "fmin_hz": 32.7,
+                "bins_per_octave": 48,
+                "storage": self.storage,
+            },
+        }
 
     @property
     def names(self) -> dict[str, str]:
         return {"audio": "audio"} | {k: f"{k}-{recipe8(self.recipes[k])}" for k in ("codes", "cqt")}
 
-    def write(self, shards: int = 4, recordings: int = 2, segments: int = 3, valid: int = 1, rejects: tuple[str, ...] = (),
-              short_of: str | None = None) -> "Corpus":
-        """`rejects`: recordings the codes stage refused. `short_of`: shard whose codes lack their last key without saying why."""
+    def write(
+        self,
+        shards: int = 4,
+        recordings: int = 2,
+        segments: int = 3,
+        valid: int = 1,
+        rejects: tuple[str, ...] = (),
+        short_of: str | None = None,
+    ) -> "Corpus":
+        """`rejects`: recordings the codes stage refused. `short_of`: shard whose codes lack their last key
+        without saying why."""
         rng, storage, plan = np.random.default_rng(self.seed), Storage(self.root), []
         for s in range(shards):
             shard = f"s{self.seed:02d}{s:04d}"
@@ -65,19 +85,44 @@ class Corpus:
             sha = self._column(storage, "audio", shard, parts, None, ())
             self._column(storage, "codes", shard, parts, sha, rejects, shard == short_of)
             self._column(storage, "cqt", shard, parts, sha, ())
-            plan += [{"recording": r, "shard": shard, "split": "valid" if s * recordings + i < valid else "train"} for i, r in enumerate(own)]
-        rows = [{f.name: None for f in PLAN} | {"order": i, "attempt": 0, "path": "x", "path_bytes": b"x", "size": 1, "mtime_ns": 1,
-                                                "quick": "q", "duration_s": 1.0} | row for i, row in enumerate(plan)]
+            plan += [
+                {"recording": r, "shard": shard, "split": "valid" if s * recordings + i < valid else "train"}
+                for i, r in enumerate(own)
+            ]
+        rows = [
+            {f.name: None for f in PLAN}
+            | {
+                "order": i,
+                "attempt": 0,
+                "path": "x",
+                "path_bytes": b"x",
+                "size": 1,
+                "mtime_ns": 1,
+                "quick": "q",
+                "duration_s": 1.0,
+            }
+            | row
+            for i, row in enumerate(plan)
+        ]
         storage.write_table("plan.parquet", pa.Table.from_pylist(rows, schema=PLAN))
-        before = yaml.safe_load(storage.read("recipe.yaml"))["columns"] if storage.exists("recipe.yaml") else {}
+        before = (
+            yaml.safe_load(storage.read("recipe.yaml"))["columns"] if storage.exists("recipe.yaml") else {}
+        )
         known = before | {self.names[k]: recipe for k, recipe in self.recipes.items()}
-        storage.write("recipe.yaml", yaml.safe_dump({"plan": {}, "columns": known, "current": self.names}).encode())
+        storage.write(
+            "recipe.yaml", yaml.safe_dump({"plan": {}, "columns": known, "current": self.names}).encode()
+        )
         return self
 
     def gather(self) -> "Corpus":
         """OUT/index.parquet, segments.parquet and shards.parquet, by the labels' own audit."""
         plan = Storage(self.root).read_table("plan.parquet")
-        audit.gather(Storage(self.root), tuple(self.names.values()), sorted(self.keys), catalog.live(plan)["recording"].combine_chunks())
+        audit.gather(
+            Storage(self.root),
+            tuple(self.names.values()),
+            sorted(self.keys),
+            catalog.live(plan)["recording"].combine_chunks(),
+        )
         return self
 
     def tombstone(self, recording: str) -> None:
@@ -97,8 +142,16 @@ class Corpus:
             self.codes[recording] = SIZE - 1 - self.codes[recording]
         self.cqt[recording] = rng.gamma(1.0, 3.0, (frames, F)).astype(np.float32)
 
-    def _column(self, storage: Storage, kind: str, shard: str, parts: list, sha: str | None, rejects: tuple[str, ...],
-                short: bool = False) -> str:
+    def _column(
+        self,
+        storage: Storage,
+        kind: str,
+        shard: str,
+        parts: list,
+        sha: str | None,
+        rejects: tuple[str, ...],
+        short: bool = False,
+    ) -> str:
         kept = [(r, i) for r, i in parts if r not in rejects][: -1 if short else None]
         scale = 40.0 / 255
         with column.publishing(storage, self.names[kind], shard) as publication:
@@ -108,25 +161,48 @@ class Corpus:
                 stop = len(self.waves[recording]) if last else start + SEGMENT
                 frames = slice(start // 320, start // 320 + (stop - start) // 320)
                 members, stats = self._members(kind, recording, slice(start, stop), frames, scale)
-                row = {"recording": recording, "start": start, "samples": stop - start, "frames": (stop - start) // 320}
+                row = {
+                    "recording": recording,
+                    "start": start,
+                    "samples": stop - start,
+                    "frames": (stop - start) // 320,
+                }
                 publication.writer.add(f"{recording}-{i:05d}", members, row, stats)
                 publication.writer.keep({})
             refused = sorted({r for r, _ in parts if r in rejects})
-            facts = {"codes": {"codebooks": K, "codebook_size": SIZE, "hop_samples": 320},
-                     "cqt": {"bins": F, "magnitude": "linear", "uint8": {"scale": scale, "offset": 0.0}}}.get(kind, {})
-            publication.record = Record(shard=shard, column=self.names[kind], recipe=self.recipes[kind], inputs=len({r for r, _ in parts}),
-                                        kept=len({r for r, _ in kept}), rejects=[{"recording": r, "path": "x", "reason": "no"} for r in refused],
-                                        source_sha256=sha, software={}, device="cpu", facts=facts, **publication.writer.finish())
+            facts = {
+                "codes": {"codebooks": K, "codebook_size": SIZE, "hop_samples": 320},
+                "cqt": {"bins": F, "magnitude": "linear", "uint8": {"scale": scale, "offset": 0.0}},
+            }.get(kind, {})
+            publication.record = Record(
+                shard=shard,
+                column=self.names[kind],
+                recipe=self.recipes[kind],
+                inputs=len({r for r, _ in parts}),
+                kept=len({r for r, _ in kept}),
+                rejects=[{"recording": r, "path": "x", "reason": "no"} for r in refused],
+                source_sha256=sha,
+                software={},
+                device="cpu",
+                facts=facts,
+                **publication.writer.finish(),
+            )
         return publication.record.sha256
 
-    def _members(self, kind: str, recording: str, samples: slice, frames: slice, scale: float) -> tuple[dict, dict]:
+    def _members(
+        self, kind: str, recording: str, samples: slice, frames: slice, scale: float
+    ) -> tuple[dict, dict]:
         if kind == "codes":
             return {"codes.npy": column.npy_bytes(self.codes[recording][frames])}, {}
         if kind == "cqt":
             exact = self.cqt[recording][frames]
-            stored = exact.astype(np.float16) if self.storage == "float16" else encode_uint8(exact, 0.0, scale)
+            stored = (
+                exact.astype(np.float16) if self.storage == "float16" else encode_uint8(exact, 0.0, scale)
+            )
             # What is stored is what a loader must give back.
-            self.cqt[recording][frames] = stored.astype(np.float32) * (1 if self.storage == "float16" else np.float32(scale))
+            self.cqt[recording][frames] = stored.astype(np.float32) * (
+                1 if self.storage == "float16" else np.float32(scale)
+            )
             return {"cqt.npy": column.npy_bytes(stored)}, {}
         wave = self.waves[recording][samples]
         if self.format == "wav":

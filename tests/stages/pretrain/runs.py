@@ -1,6 +1,8 @@
-"""Runs of the real trainer in the test's own process, without what takes its time: DeepSpeed, pictures, measuring the processor.
+"""Runs of the real trainer in the test's own process, without what takes its time: DeepSpeed, pictures,
+measuring the processor.
 
-What is left out changes no figure: at ZeRO stage 0 DeepSpeed adds gradients up and calls Adam, as `Plain` does.
+What is left out changes no figure: at ZeRO stage 0 DeepSpeed adds gradients up and calls Adam, as `Plain`
+does.
 """
 
 import contextlib

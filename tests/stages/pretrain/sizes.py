@@ -15,13 +15,33 @@ BINS = 7
 
 def small(**changes) -> Model:
     """Two layers of 32, without anything random, unless asked."""
-    plain = {"conv": CONV, "mel": MelFront(mels=24, n_fft=512), "cqt": CqtFront(24, 12, 220.0),
-             "layers": 2, "width": 32, "ffn": 64, "heads": 4, "position_kernel": 8, "position_groups": 4, "conformer_kernel": 5,
-             "input_dropout": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0, "layer_drop": 0.0, "gradient_scale": 1.0}
+    plain = {
+        "conv": CONV,
+        "mel": MelFront(mels=24, n_fft=512),
+        "cqt": CqtFront(24, 12, 220.0),
+        "layers": 2,
+        "width": 32,
+        "ffn": 64,
+        "heads": 4,
+        "position_kernel": 8,
+        "position_groups": 4,
+        "conformer_kernel": 5,
+        "input_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "layer_drop": 0.0,
+        "gradient_scale": 1.0,
+    }
     return Model(**plain | changes)
 
 
-def mert(model: Model | None = None, objective: Objective | None = None, codes=(COLUMN,), bins: int | None = BINS, seed: int = 0) -> Mert:
+def mert(
+    model: Model | None = None,
+    objective: Objective | None = None,
+    codes=(COLUMN,),
+    bins: int | None = BINS,
+    seed: int = 0,
+) -> Mert:
     torch.manual_seed(seed)
     return Mert(model or small(), objective or Objective(head_width=6), codes, bins)
 
@@ -32,6 +52,9 @@ def batch(net: Mert, clips: int = 2, samples: int = 16_000, seed: int = 0) -> di
     frames = net.model.frames(samples)
     wave_BN = torch.randn(clips, samples, generator=draw) * 0.1
     mask_BT = torch.rand(clips, frames, generator=draw) < 0.5
-    codes = {c.name: torch.randint(c.size, (clips, frames * 320 // c.hop_samples + 1, c.codebooks), generator=draw) for c in net.codes}
+    codes = {
+        c.name: torch.randint(c.size, (clips, frames * 320 // c.hop_samples + 1, c.codebooks), generator=draw)
+        for c in net.codes
+    }
     cqt_BLF = torch.rand(clips, frames + 2, net.cqt_bins, generator=draw) if net.cqt_bins else None
     return {"wave_BN": wave_BN, "mask_BT": mask_BT, "codes": codes, "cqt_BLF": cqt_BLF}

@@ -23,7 +23,9 @@ OPTIM = Optim(updates=10, warmup_updates=2, rate=2e-3, global_batch=toy.GLOBAL, 
 
 def update(engine: Engine, number: int) -> float:
     batch = toy.global_batch(number)
-    done = engine.update([(batch, {})], int(batch.mask_BT.sum()), 1e-3, engine.model.draw(0, number), lambda loss: False)
+    done = engine.update(
+        [(batch, {})], int(batch.mask_BT.sum()), 1e-3, engine.model.draw(0, number), lambda loss: False
+    )
     return float(done.sums["loss"])
 
 
@@ -45,8 +47,13 @@ def at(place: str, folder: Path) -> dict:
             checkpoints.save(engine, {"update": number, "best_update": 1, "note": "kept"})
         checkpoints.finish()
         after = [update(engine, number) for number in (5, 6)]
-        found = {"names": checkpoints.names(), "newest": checkpoints.newest(), "after": after,
-                 "state": checkpoints.restore(engine, "u00000004"), "again": [update(engine, number) for number in (5, 6)]}
+        found = {
+            "names": checkpoints.names(),
+            "newest": checkpoints.newest(),
+            "after": after,
+            "state": checkpoints.restore(engine, "u00000004"),
+            "again": [update(engine, number) for number in (5, 6)],
+        }
         other = Engine(toy.model(seed=1), EngineSettings(precision="fp32", zero_stage=0), OPTIM, world, 1)
         other.model.mask_vector.data = torch.zeros(7)
         found["other"] = refused(checkpoints.restore, other, "u00000004")
@@ -73,11 +80,17 @@ def on_s3(folder: Path) -> None:
 def test_saved_kept_restored_and_checked(tmp_path, function):
     ranks.run(f"tests.stages.pretrain.test_checkpoint:{function}", tmp_path, 1)
     found = torch.load(tmp_path / "found.pt")
-    assert found["names"] == ["u00000001", "u00000003", "u00000004"] and found["newest"] == found["half"] == "u00000004"
+    assert (
+        found["names"] == ["u00000001", "u00000003", "u00000004"]
+        and found["newest"] == found["half"] == "u00000004"
+    )
     assert found["state"]["note"] == "kept" and found["state"]["steps"] == 4
     assert found["again"] == found["after"]
     assert "mask_vector is (32,), this model's is (7,): the model changed" in found["other"]
-    assert "optimizer.safetensors: its sha256 is not the one noted" in found["damaged"] and "remove the folder u00000004" in found["damaged"]
+    assert (
+        "optimizer.safetensors: its sha256 is not the one noted" in found["damaged"]
+        and "remove the folder u00000004" in found["damaged"]
+    )
     if function == "local":
         assert json.loads((tmp_path / "place" / "u00000003" / "state.json").read_text())["update"] == 3
         assert (tmp_path / "place" / "latest").read_text() == "u00000004\n"
@@ -85,9 +98,13 @@ def test_saved_kept_restored_and_checked(tmp_path, function):
 
 
 def test_a_rank_without_progress_writes_its_stacks_and_ends(tmp_path):
-    code = ("import threading, sys; from pathlib import Path; from stages.pretrain.watchdog import Watchdog\n"
-            "def stuck_in_an_exchange(): threading.Event().wait()\n"
-            "Watchdog(Path(sys.argv[1]), 3, 0.3); stuck_in_an_exchange()")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    code = (
+        "import threading, sys; from pathlib import Path; from stages.pretrain.watchdog import Watchdog\n"
+        "def stuck_in_an_exchange(): threading.Event().wait()\n"
+        "Watchdog(Path(sys.argv[1]), 3, 0.3); stuck_in_an_exchange()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == EXIT_CODE and "no progress for" in done.stdout
     assert "stuck_in_an_exchange" in (tmp_path / "rank-3.txt").read_text()

@@ -1,4 +1,5 @@
-"""Checkpoints while the disk fails or the process is killed, at every single step: the newest that is listed can always be restored."""
+"""Checkpoints while the disk fails or the process is killed, at every single step: the newest that is listed
+can always be restored."""
 
 import os
 import shutil
@@ -66,7 +67,8 @@ class Killed(BaseException):
 
 
 class Fault:
-    """Lets `after` steps happen, then raises `error` at the next: a full disk once, a kill at every step from there on."""
+    """Lets `after` steps happen, then raises `error` at the next: a full disk once, a kill at every step from
+    there on."""
 
     def __init__(self, patch: pytest.MonkeyPatch, after: int, error: type[BaseException]):
         self.left, self.error, self.happened = after, error, False
@@ -150,7 +152,8 @@ def begun(request, tmp_path_factory) -> tuple[Path, bool]:
 
 @pytest.mark.parametrize("error", [OSError, Killed])
 def test_whatever_step_fails_the_newest_checkpoint_is_whole_and_the_run_goes_on(begun, tmp_path, error):
-    """A fault at every step of three checkpoints: one is forgotten, one is kept as best, one becomes the best."""
+    """A fault at every step of three checkpoints: one is forgotten, one is kept as best, one becomes the
+    best."""
     first, local = begun
     steps = 0
     while True:

@@ -130,7 +130,8 @@ def test_a_damaged_file_is_refused_by_its_name(saved, tmp_path, part, damage):
         file.unlink()
     with pytest.raises(
         ValueError,
-        match=f"checkpoint .*/{NAME}/{part}.safetensors: .*; remove the folder {NAME} to go on from the one before",
+        match=f"checkpoint .*/{NAME}/{part}.safetensors: .*; remove the folder {NAME} to go on from "
+        f"the one before",
     ):
         saved[0].restore(Held(), NAME)
 

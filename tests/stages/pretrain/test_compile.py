@@ -12,8 +12,13 @@ from tests.stages.pretrain.sizes import batch, mert, small
 
 NEEDS_COMPILER = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")]
 BACKENDS = ("aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER))
-SIZES = ({}, {"norm": "pre"}, {"positions": "rotary", "block": "conformer", "norm": "pre"}, {"front_end": "mel", "attention_bias": "alibi"},
-         {"activation_checkpointing": True})
+SIZES = (
+    {},
+    {"norm": "pre"},
+    {"positions": "rotary", "block": "conformer", "norm": "pre"},
+    {"front_end": "mel", "attention_bias": "alibi"},
+    {"activation_checkpointing": True},
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,5 @@
-"""Training's configuration: what ships is valid, mistakes are named, a resumed run may not become another one."""
+"""Training's configuration: what ships is valid, mistakes are named, a resumed run may not become another
+one."""
 
 import json
 from pathlib import Path
@@ -12,7 +13,9 @@ from stages.pretrain.optim import Adam, Optim
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pretrain"
 
 
-SHIPPED = {  # layers, width, ffn, heads, norm, a code's width; hours of audio an update, updates, warm-up updates, rate, clip norm
+# layers, width, ffn, heads, norm, a code's width; hours of audio an update, updates, warm-up updates, rate,
+# clip norm
+SHIPPED = {
     "mert_95m": (12, 768, 3072, 12, "post", 64, 1.5, 400_000, 32_000, 5e-4, 10),
     "mert_330m": (24, 1024, 4096, 16, "pre", 128, 5.5, 400_000, 32_000, 1.5e-3, 1),
     "quickstart": (4, 192, 768, 4, "pre", 32, 8 * 5 / 3600, 300, 30, 2e-3, 1),
@@ -32,21 +35,44 @@ def test_what_ships_is_the_recipe(name):
     sizes = (model.layers, model.width, model.ffn, model.heads, model.norm, config.objective.head_width)
     hours = optim.global_batch * config.data.samples / 24_000 / 3600
     assert (config.run.name, *sizes) == (name, *SHIPPED[name][:6])
-    assert (hours, optim.updates, optim.warmup_updates, optim.rate, optim.clip_norm) == pytest.approx(SHIPPED[name][6:], rel=1e-3)
+    assert (hours, optim.updates, optim.warmup_updates, optim.rate, optim.clip_norm) == pytest.approx(
+        SHIPPED[name][6:], rel=1e-3
+    )
 
 
-@pytest.mark.parametrize(("name", "input_dropout", "dropout", "layer_drop", "gradient_scale", "relax", "piece_s"), [
-    ("mert_95m", 0.1, 0.1, 0.05, 0.1, None, (0.5, 1.0)), ("mert_330m", 0.0, 0.0, 0.0, 1.0, 32, (0.5, 1.5))])
-def test_the_recipes_models_are_merts_in_what_sizes_do_not_say(name, input_dropout, dropout, layer_drop, gradient_scale, relax, piece_s):
+@pytest.mark.parametrize(
+    ("name", "input_dropout", "dropout", "layer_drop", "gradient_scale", "relax", "piece_s"),
+    [("mert_95m", 0.1, 0.1, 0.05, 0.1, None, (0.5, 1.0)), ("mert_330m", 0.0, 0.0, 0.0, 1.0, 32, (0.5, 1.5))],
+)
+def test_the_recipes_models_are_merts_in_what_sizes_do_not_say(
+    name, input_dropout, dropout, layer_drop, gradient_scale, relax, piece_s
+):
     """M config/pretrain: convolutions, what is dropped, and what both sizes share."""
     config = load(str(CONFIGS / f"{name}.yaml"))
     model, masking = config.model, config.masking
-    assert (model.front_end, model.block, model.positions, model.position_kernel) == ("conv", "transformer", "conv", 128)
+    assert (model.front_end, model.block, model.positions, model.position_kernel) == (
+        "conv",
+        "transformer",
+        "conv",
+        128,
+    )
     assert model.conv.channels == (512,) * 7
-    assert (model.input_dropout, model.hidden_dropout, model.attention_dropout) == (input_dropout, dropout, dropout)
-    assert (model.layer_drop, model.gradient_scale, model.attention_relax) == (layer_drop, gradient_scale, relax)
+    assert (model.input_dropout, model.hidden_dropout, model.attention_dropout) == (
+        input_dropout,
+        dropout,
+        dropout,
+    )
+    assert (model.layer_drop, model.gradient_scale, model.attention_relax) == (
+        layer_drop,
+        gradient_scale,
+        relax,
+    )
     assert (masking.prob, masking.span, config.mixture.prob, config.mixture.piece_s) == (0.8, 5, 0.5, piece_s)
-    assert (config.optim.schedule, config.optim.betas, config.optim.weight_decay) == ("linear", (0.9, 0.98), 0.01)
+    assert (config.optim.schedule, config.optim.betas, config.optim.weight_decay) == (
+        "linear",
+        (0.9, 0.98),
+        0.01,
+    )
 
 
 @pytest.mark.parametrize(("share", "groups"), [(1.0, 1), (0.1, 2), (0.0, 2)])
@@ -64,22 +90,35 @@ def test_the_cqt_head_may_have_a_rate_of_its_own(share, groups):
         assert (moved[f"{part}.weight"], moved[f"{part}.bias"]) == pytest.approx((rate, rate), rel=1e-4)
 
 
-@pytest.mark.parametrize(("override", "says"), [
-    ("optim.cqt_head_rate=-1", r"optim\.cqt_head_rate is -1"),
-    ("optim.rat=1", r"optim\.rat: did you mean 'rate'"), ("engine.zero_stage=4", r"engine\.zero_stage is 4"),
-    ("engine.precision=fp8", r"engine\.precision is 'fp8'"), ("run.name=a/b", r"run\.name is 'a/b'"),
-    ("resume.allow=[dta]", r"resume\.allow is 'dta'"),
-    ("guard.spike=0.5", r"guard\.spike is 0\.5"), ("checkpoints.keep=0", r"checkpoints\.keep is 0")])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optim.cqt_head_rate=-1", r"optim\.cqt_head_rate is -1"),
+        ("optim.rat=1", r"optim\.rat: did you mean 'rate'"),
+        ("engine.zero_stage=4", r"engine\.zero_stage is 4"),
+        ("engine.precision=fp8", r"engine\.precision is 'fp8'"),
+        ("run.name=a/b", r"run\.name is 'a/b'"),
+        ("resume.allow=[dta]", r"resume\.allow is 'dta'"),
+        ("guard.spike=0.5", r"guard\.spike is 0\.5"),
+        ("checkpoints.keep=0", r"checkpoints\.keep is 0"),
+    ],
+)
 def test_mistakes_are_named(override, says):
     with pytest.raises(ValueError, match=says):
         load(str(CONFIGS / "tiny.yaml"), [override])
 
 
-@pytest.mark.parametrize(("override", "says"), [
-    ("model.width=64", r"model\.width is 64, the run at RUN was started with 128: .*resume\.allow=model"),
-    ("run.seed=5", "seed is 5, .* started with 0"),
-    ("optim.global_batch=4", "global_batch is 4, .* started with 8"), ("optim.rate=0.1", r"optim\.rate is 0\.1, .*resume\.allow=optim"),
-    ("masking.prob=0.5", r"masking\.prob is 0\.5"), ("mixture.prob=0.1", r"mixture\.prob is 0\.1")])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.width=64", r"model\.width is 64, the run at RUN was started with 128: .*resume\.allow=model"),
+        ("run.seed=5", "seed is 5, .* started with 0"),
+        ("optim.global_batch=4", "global_batch is 4, .* started with 8"),
+        ("optim.rate=0.1", r"optim\.rate is 0\.1, .*resume\.allow=optim"),
+        ("masking.prob=0.5", r"masking\.prob is 0\.5"),
+        ("mixture.prob=0.1", r"mixture\.prob is 0\.1"),
+    ],
+)
 def test_another_run_is_refused_with_both_values_unless_allowed(override, says):
     before = json.loads(json.dumps(identity(load(str(CONFIGS / "tiny.yaml")))))
     now = json.loads(json.dumps(identity(load(str(CONFIGS / "tiny.yaml"), [override]))))
@@ -90,7 +129,9 @@ def test_another_run_is_refused_with_both_values_unless_allowed(override, says):
 
 
 def test_the_rate_rises_and_falls_to_zero():
-    linear, cosine = (Optim(updates=100, warmup_updates=10, rate=1.0, schedule=s) for s in ("linear", "cosine"))
+    linear, cosine = (
+        Optim(updates=100, warmup_updates=10, rate=1.0, schedule=s) for s in ("linear", "cosine")
+    )
     assert linear.rate_at(0) == 0.1 and linear.rate_at(9) == linear.rate_at(10) == 1.0
     assert linear.rate_at(55) == 0.5 and cosine.rate_at(55) == pytest.approx(0.5)
     assert linear.rate_at(99) == pytest.approx(1 / 90) and cosine.rate_at(30) > linear.rate_at(30)
@@ -99,8 +140,15 @@ def test_the_rate_rises_and_falls_to_zero():
 def test_a_choice_that_came_later_has_its_default_in_a_run_begun_before():
     now = json.loads(json.dumps(identity(load(str(CONFIGS / "tiny.yaml")))))
     before = json.loads(json.dumps(now))
-    del before["optim"]["cqt_head_rate"], before["model"]["masked_input"], before["model"]["conv"]["kernels"], before["seed"]
+    del (
+        before["optim"]["cqt_head_rate"],
+        before["model"]["masked_input"],
+        before["model"]["conv"]["kernels"],
+        before["seed"],
+    )
     check_same(before, now, (), "RUN")
     now["optim"]["cqt_head_rate"] = 0.1
-    with pytest.raises(ValueError, match=r"optim\.cqt_head_rate is 0\.1, the run at RUN was started with 1\.0"):
+    with pytest.raises(
+        ValueError, match=r"optim\.cqt_head_rate is 0\.1, the run at RUN was started with 1\.0"
+    ):
         check_same(before, now, (), "RUN")

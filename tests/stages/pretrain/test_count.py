@@ -14,7 +14,9 @@ from stages.pretrain.objective import Objective
 from tests.stages.pretrain.sizes import COLUMN, SLOW, mert, small
 
 
-@pytest.mark.parametrize("model", [Model(position_groups=1), small(position_groups=1), small(norm="pre", position_groups=1)])
+@pytest.mark.parametrize(
+    "model", [Model(position_groups=1), small(position_groups=1), small(norm="pre", position_groups=1)]
+)
 def test_encoder_flops_are_those_of_the_reference(model):
     """torch's own counter over HubertModel, forward and backward, on tensors without memory.
 
@@ -28,7 +30,8 @@ def test_encoder_flops_are_those_of_the_reference(model):
     with FlopCounterMode(display=False) as counter:
         theirs(wave_BN).last_hidden_state.sum().backward()
     head = 3 * 2 * 0.58 * model.frames(samples) * model.width
-    assert net.flops(samples) - head == pytest.approx(counter.get_total_flops(), rel=0.01)  # theirs makes a 75th frame of positions
+    # theirs makes a 75th frame of positions
+    assert net.flops(samples) - head == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_groups_divide_the_arithmetic_of_positions():
@@ -68,5 +71,7 @@ def test_code_loss_never_holds_frames_times_codes_times_width():
     assert largest.elements <= frames * codes
     with Largest() as direct:
         table_CE = head.table_KCE[0]
-        torch.cosine_similarity(head.projection(x_SD)[None, :, :width], table_CE[:, None], dim=-1).sum().backward()
+        torch.cosine_similarity(
+            head.projection(x_SD)[None, :, :width], table_CE[:, None], dim=-1
+        ).sum().backward()
     assert direct.elements >= frames * codes * width

@@ -40,5 +40,7 @@ def test_attention_with_dropout_is_right_on_average():
     torch.testing.assert_close(attend(query, key, value, 1e-9), exact)
     found = torch.stack([attend(query, key, value, 0.2) for _ in range(3000)])
     assert (found.mean(0) - exact).abs().max() < 6 * found.std(0).max() / sqrt(3000)
-    theirs = torch.stack([F.scaled_dot_product_attention(query, key, value, dropout_p=0.2) for _ in range(3000)])
+    theirs = torch.stack(
+        [F.scaled_dot_product_attention(query, key, value, dropout_p=0.2) for _ in range(3000)]
+    )
     torch.testing.assert_close(found.std(0), theirs.std(0), rtol=0.15, atol=0.01)

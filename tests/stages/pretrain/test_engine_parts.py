@@ -1,4 +1,5 @@
-"""One update step by step at ZeRO stage 0, with plain PyTorch in DeepSpeed's place; settings, and what DeepSpeed is told."""
+"""One update step by step at ZeRO stage 0, with plain PyTorch in DeepSpeed's place; settings, and what
+DeepSpeed is told."""
 
 import json
 import math

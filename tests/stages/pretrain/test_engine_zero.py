@@ -1,4 +1,5 @@
-"""What the engine asks of DeepSpeed at each ZeRO stage: a small stand-in takes DeepSpeed's place, and a model of two weights Mert's."""
+"""What the engine asks of DeepSpeed at each ZeRO stage: a small stand-in takes DeepSpeed's place, and a model
+of two weights Mert's."""
 
 import logging
 import math

@@ -37,7 +37,9 @@ def test_constant_q_frames_tell_low_semitones_apart_where_mels_do_not():
     assert loudest["cqt"][1] - loudest["cqt"][0] == 2  # bins, of 24 an octave
 
 
-@pytest.mark.parametrize("field, value", [("bins", 0), ("bins_per_octave", 0), ("fmin_hz", 0.0), ("bins", 300)])
+@pytest.mark.parametrize(
+    "field, value", [("bins", 0), ("bins_per_octave", 0), ("fmin_hz", 0.0), ("bins", 300)]
+)
 def test_impossible_sizes_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"model\.cqt\.{field} is {value}"):
         CqtFront(**{field: value})

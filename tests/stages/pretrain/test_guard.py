@@ -106,7 +106,7 @@ def test_a_new_judge_has_seen_nothing():
 def test_giving_up_says_what_was_seen_what_was_tried_and_what_to_do():
     said = str(given_up(Guard(in_a_row=7), 120, None, Path("runs/a/metrics.jsonl")))
     assert said == (
-        "7 updates in a row had a loss that jumped or was not finite, up to update 120; there is no checkpoint to go back to, "
-        "or guard.then is stop: lower optim.rate, and see runs/a/metrics.jsonl"
+        "7 updates in a row had a loss that jumped or was not finite, up to update 120; there is no "
+        "checkpoint to go back to, or guard.then is stop: lower optim.rate, and see runs/a/metrics.jsonl"
     )
     assert "; u1 was gone back to: lower" in str(given_up(Guard(), 1, "u1 was gone back to", Path("m")))

@@ -35,9 +35,15 @@ def test_it_is_the_ridge_regression_of_numpy():
     centred, width = x - x.mean(0), x.shape[1]
     ridge = RIDGE * centred.var(0).mean()
     below = np.sqrt(len(x) * ridge) * np.eye(width)
-    expected, *_ = np.linalg.lstsq(np.concatenate([centred, below]), np.concatenate([y - y.mean(0), np.zeros((width, y.shape[1]))]), rcond=None)
+    expected, *_ = np.linalg.lstsq(
+        np.concatenate([centred, below]),
+        np.concatenate([y - y.mean(0), np.zeros((width, y.shape[1]))]),
+        rcond=None,
+    )
     assert np.abs(weight.numpy().T - expected).max() <= 1e-4 * np.abs(expected).max()
-    assert np.abs(bias.numpy() - (y.mean(0) - x.mean(0) @ expected)).max() <= 1e-4 * np.abs(bias.numpy()).max()
+    assert (
+        np.abs(bias.numpy() - (y.mean(0) - x.mean(0) @ expected)).max() <= 1e-4 * np.abs(bias.numpy()).max()
+    )
 
 
 def test_it_tells_more_than_the_mean_of_each_bin():

@@ -13,7 +13,9 @@ def twin(net) -> HubertModel:
     """A HubertModel with the weights of `net`, strict."""
     theirs = HubertModel(HubertConfig(**hubert_config(net.model))).eval()
     names = {newer(name): name for name in theirs.state_dict()}
-    theirs.load_state_dict({names[name]: value for name, value in to_hubert(net.state_dict()).items()}, strict=True)
+    theirs.load_state_dict(
+        {names[name]: value for name, value in to_hubert(net.state_dict()).items()}, strict=True
+    )
     return theirs
 
 
@@ -39,7 +41,9 @@ def test_every_hidden_state_equals(norm, seconds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [Model(), Model(layers=24, width=1024, ffn=4096, heads=16, norm="pre")], ids=["95m", "330m"])
+@pytest.mark.parametrize(
+    "model", [Model(), Model(layers=24, width=1024, ffn=4096, heads=16, norm="pre")], ids=["95m", "330m"]
+)
 def test_every_hidden_state_equals_at_full_size(model):
     compare(mert(model).eval(), 1)
     compare(mert(model, seed=1).eval(), 30)
@@ -56,19 +60,29 @@ def test_masked_frames_and_gradients_equal(norm):
     (net.encode(wave_BN, mask_BT)[1] * direction_BTD).sum().backward()
     (theirs(wave_BN, mask_time_indices=mask_BT).last_hidden_state * direction_BTD).sum().backward()
     gradients = {newer(name): p.grad for name, p in theirs.named_parameters()}
-    encoder = {name: p.grad for name, p in net.named_parameters() if not name.startswith(("code_heads", "cqt_head"))}
+    encoder = {
+        name: p.grad for name, p in net.named_parameters() if not name.startswith(("code_heads", "cqt_head"))
+    }
     for name, gradient in to_hubert(encoder).items():
-        assert (gradient - gradients[name]).norm() <= 1e-4 * gradients[name].norm() + 1e-4, name  # a key's bias has none but rounding
+        # a key's bias has none but rounding
+        assert (gradient - gradients[name]).norm() <= 1e-4 * gradients[name].norm() + 1e-4, name
 
 
 def test_weights_come_back_bit_for_bit():
     net, other = mert(), mert(seed=1)
     given = from_hubert(twin(net).state_dict(), other.state_dict())
     other.load_state_dict(other.state_dict() | given, strict=True)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in net.state_dict().items() if "head" not in name)
+    assert all(
+        torch.equal(value, other.state_dict()[name])
+        for name, value in net.state_dict().items()
+        if "head" not in name
+    )
 
 
-@pytest.mark.parametrize("damage, says", [("missing", "is missing"), ("extra", "has no place in this model"), ("shape", "this model has")])
+@pytest.mark.parametrize(
+    "damage, says",
+    [("missing", "is missing"), ("extra", "has no place in this model"), ("shape", "this model has")],
+)
 def test_import_is_strict(damage, says):
     net = mert()
     tensors = to_hubert(net.state_dict())
@@ -83,9 +97,15 @@ def test_import_is_strict(damage, says):
         from_hubert(tensors, net.state_dict())
 
 
-@pytest.mark.parametrize("choice, says", [({"front_end": "mel"}, "front_end: mel"), ({"positions": "rotary"}, "positions: rotary"),
-                                          ({"block": "conformer", "norm": "pre"}, "block: conformer"),
-                                          ({"attention_bias": "alibi"}, "attention_bias: alibi")])
+@pytest.mark.parametrize(
+    "choice, says",
+    [
+        ({"front_end": "mel"}, "front_end: mel"),
+        ({"positions": "rotary"}, "positions: rotary"),
+        ({"block": "conformer", "norm": "pre"}, "block: conformer"),
+        ({"attention_bias": "alibi"}, "attention_bias: alibi"),
+    ],
+)
 def test_what_hubert_cannot_express_is_refused_by_name(choice, says):
     with pytest.raises(ValueError, match=says):
         hubert_config(small(**choice))

@@ -40,11 +40,17 @@ def test_moments(net):
     for layer in net.front_end.rest:
         normal(layer.weight, sqrt(2 / (64 * layer.weight.shape[2])))
     normal(net.encoder.positions.weight_v, sqrt(4 / (32 * WIDTH)))
-    torch.testing.assert_close(net.encoder.positions.weight_g, net.encoder.positions.weight_v.norm(dim=(0, 1), keepdim=True))
+    torch.testing.assert_close(
+        net.encoder.positions.weight_g, net.encoder.positions.weight_v.norm(dim=(0, 1), keepdim=True)
+    )
     assert not net.encoder.positions.bias.any()
     uniform(net.mask_vector, 0, 1)
     uniform(net.code_heads[0].table_KCE, 0, 1)
-    for linear, inputs in ((net.input_projection, 64), (net.code_heads[0].projection, WIDTH), (net.cqt_head, WIDTH)):
+    for linear, inputs in (
+        (net.input_projection, 64),
+        (net.code_heads[0].projection, WIDTH),
+        (net.cqt_head, WIDTH),
+    ):
         uniform(linear.weight, -1 / sqrt(inputs), 1 / sqrt(inputs))
         uniform(linear.bias, -1 / sqrt(inputs), 1 / sqrt(inputs))
     torch.testing.assert_close(net.code_heads[0].log_scale_K.exp(), torch.full((4,), 10.0))

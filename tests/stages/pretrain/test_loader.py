@@ -45,7 +45,9 @@ def data(made, folder) -> Data:
     return Data(corpora=(made.root,), crop_samples=CROP, cache=str(folder / "cache"), workers=0)
 
 
-def loader(data: Data, micro_batch: int = 4, rank: int = 0, world: int = 1, mixture: Mixture = MIXED) -> Loader:
+def loader(
+    data: Data, micro_batch: int = 4, rank: int = 0, world: int = 1, mixture: Mixture = MIXED
+) -> Loader:
     return Loader(pinned_once(data), data, Masking(), mixture, FRAMES, micro_batch, rank, world)
 
 
@@ -53,7 +55,9 @@ def start(data: Data, **fields) -> State:
     return State(pinned_once(data).fingerprint, **{"seed": 5, "global_batch": G} | fields)
 
 
-def update(data: Data, state: State, micro_batch: int = 4, world: int = 1, updates: int = 1, **options) -> list[dict[int, tuple]]:
+def update(
+    data: Data, state: State, micro_batch: int = 4, world: int = 1, updates: int = 1, **options
+) -> list[dict[int, tuple]]:
     """For each update, position → everything a sample is, over all ranks and micro-batches."""
     found: list[dict[int, tuple]] = [{} for _ in range(updates)]
     for rank in range(world):
@@ -70,7 +74,8 @@ def update(data: Data, state: State, micro_batch: int = 4, world: int = 1, updat
     return found
 
 
-SPLITS = [(1, 12), (1, 1), (2, 3), (3, 4), (3, 2), (4, 3), (6, 1), (12, 1), (1, 5), (5, 2), (7, 3)]  # ranks, micro-batch
+# ranks, micro-batch
+SPLITS = [(1, 12), (1, 1), (2, 3), (3, 4), (3, 2), (4, 3), (6, 1), (12, 1), (1, 5), (5, 2), (7, 3)]
 
 
 @given(split=st.sampled_from(SPLITS), consumed=st.sampled_from([0, 12, 24, 55]), epoch=st.integers(0, 3))
@@ -82,7 +87,11 @@ def test_the_global_batch_is_the_same_at_any_number_of_ranks_and_micro_batch(dat
 
 
 def test_crops_are_cut_from_the_whole_columns_to_the_frame(made, data):
-    for corpus in (made, Corpus(made.root + "-flac", format="flac").write(), Corpus(made.root + "-8bit", storage="uint8").write()):
+    for corpus in (
+        made,
+        Corpus(made.root + "-flac", format="flac").write(),
+        Corpus(made.root + "-8bit", storage="uint8").write(),
+    ):
         own = replace(data, corpora=(corpus.root,))
         state, run = start(own), loader(own, mixture=CLEAN)
         for ids, batch in zip(_ids(run, state, 12), run.stream(state), strict=False):
@@ -117,7 +126,11 @@ def test_two_teachers_columns_are_cut_to_the_same_frames(data, tmp_path):
     one, two = (Corpus(str(tmp_path / "out"), teacher=t).write(shards=1) for t in "ab")
     own = replace(data, corpora=(one.root,), codes=(one.names["codes"], two.names["codes"]))
     batch = next(loader(own).stream(start(own, global_batch=4)))
-    assert list(batch.codes) == [one.names["codes"], two.names["codes"]] == [c.name for c in pinned_once(own).codes]
+    assert (
+        list(batch.codes)
+        == [one.names["codes"], two.names["codes"]]
+        == [c.name for c in pinned_once(own).codes]
+    )
     first, second = batch.codes.values()
     assert torch.equal(second, 49 - first) and len(first.unique()) > 40
 
@@ -141,7 +154,9 @@ def test_an_epoch_draws_every_segment_and_the_next_one_other_crops(data):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing_but_who_reads(data, workers):
     state = start(data)
-    assert update(replace(data, workers=workers, prefetch=2), state, 2, updates=9) == update(data, state, 2, updates=9)
+    assert update(replace(data, workers=workers, prefetch=2), state, 2, updates=9) == update(
+        data, state, 2, updates=9
+    )
 
 
 def test_a_stream_goes_on_from_any_state(data):
@@ -155,7 +170,9 @@ def test_a_stream_goes_on_from_any_state(data):
 def test_a_stream_leaves_the_global_generators_alone(data):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     update(replace(data, workers=1), start(data))
-    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])
+    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(
+        before[1], np.random.get_state()[1]
+    )
 
 
 def test_workers_outlive_the_signals_that_ask_the_trainer_to_stop(data):
@@ -180,9 +197,15 @@ def test_mixture_adds_pieces_of_the_same_global_batch_to_the_wave_alone(data):
     keys = draws.keys(draws.key(draws.MIXTURE, state.seed, state.epoch), np.arange(G))
     pieces = mixture.draw(keys, np.arange(G), G, CROP)
     expected = clean.wave_BN.clone()
-    for clip, donor, first, to, length in zip(pieces.clip, pieces.donor, pieces.start, pieces.to, pieces.length, strict=True):
+    for clip, donor, first, to, length in zip(
+        pieces.clip, pieces.donor, pieces.start, pieces.to, pieces.length, strict=True
+    ):
         expected[clip, to : to + length] += 0.5 * clean.wave_BN[donor, first : first + length]
-    assert len(pieces) > 5 and torch.allclose(mixed.wave_BN, expected, atol=1e-6) and not torch.equal(mixed.wave_BN, clean.wave_BN)
+    assert (
+        len(pieces) > 5
+        and torch.allclose(mixed.wave_BN, expected, atol=1e-6)
+        and not torch.equal(mixed.wave_BN, clean.wave_BN)
+    )
     assert torch.equal(mixed.cqt_BLF, clean.cqt_BLF) and torch.equal(mixed.mask_BT, clean.mask_BT)
     assert all(torch.equal(mixed.codes[n], clean.codes[n]) for n in clean.codes)
     run.close()
@@ -220,7 +243,11 @@ def test_held_out_crops_are_the_same_every_time_and_for_every_split(made, data):
                 for b, position in enumerate(batch.positions):
                     if batch.mask_BT[b].any():
                         assert position not in found
-                        found[position] = (batch.keys[b], batch.wave_BN[b].numpy().tobytes(), batch.mask_BT[b].numpy().tobytes())
+                        found[position] = (
+                            batch.keys[b],
+                            batch.wave_BN[b].numpy().tobytes(),
+                            batch.mask_BT[b].numpy().tobytes(),
+                        )
         assert len(set(batches)) == 1, "every rank makes as many steps"
         return found
 
@@ -234,12 +261,16 @@ def test_held_out_crops_are_the_same_every_time_and_for_every_split(made, data):
 def test_a_held_out_crop_that_fails_counts_for_nothing(made, data, tmp_path):
     """Whatever the micro-batch, a crop alone in it too: what fills its place has an empty mask."""
     shutil.copytree(made.root, tmp_path / "bad")
-    copy, own = replace(made, root=str(tmp_path / "bad")), replace(data, corpora=(str(tmp_path / "bad"),), cache=str(tmp_path / "cache"))
+    copy, own = (
+        replace(made, root=str(tmp_path / "bad")),
+        replace(data, corpora=(str(tmp_path / "bad"),), cache=str(tmp_path / "cache")),
+    )
     pinned = pinned_once(own)
     row = int(pinned.valid_V[1])
     tar = copy.tar("codes", pinned.shard_names[0])
     spoilt = bytearray(tar.read_bytes())
-    spoilt[pinned.codes_RC[row, 0] : pinned.codes_RC[row, 0] + 2] = b"\xff\xff"  # in the segment's first crop alone
+    # in the segment's first crop alone
+    spoilt[pinned.codes_RC[row, 0] : pinned.codes_RC[row, 0] + 2] = b"\xff\xff"
     tar.write_bytes(spoilt)
     whole = sum(b.mask_BT.any(1).sum() for b in loader(data, 4).validation())
     for micro_batch in (1, 4, 5):
@@ -250,7 +281,8 @@ def test_a_held_out_crop_that_fails_counts_for_nothing(made, data, tmp_path):
 
 
 def damaged(made: Corpus, data: Data, to: str) -> Data:
-    """A copy, damaged after it was pinned: one shard's codes cut off in the middle, one audio tar gone, a code beyond the codebook."""
+    """A copy, damaged after it was pinned: one shard's codes cut off in the middle, one audio tar gone, a
+    code beyond the codebook."""
     shutil.copytree(made.root, to)
     copy, own = replace(made, root=to), replace(data, corpora=(to,), cache=f"{to}-cache")
     pinned_once(own)
@@ -272,7 +304,9 @@ def test_a_sample_that_fails_is_replaced_by_the_same_one_everywhere_and_told(mad
     run = loader(own)
     reasons = [r for batch in islice(run.stream(state), 12) for r in batch.replaced]
     assert run.seen == 48 and run.bad == len(reasons) > 5
-    assert any("FileNotFoundError" in r for r in reasons) and any("EOFError" in r and "ends after" in r for r in reasons)
+    assert any("FileNotFoundError" in r for r in reasons) and any(
+        "EOFError" in r and "ends after" in r for r in reasons
+    )
     assert any("holds the code 65535, its codebooks have 50" in r for r in reasons)
     assert {r.split(":")[0] for r in reasons} <= {key for keys in made.keys.values() for key in keys}
     asked = [i.split("+")[0] for i in run.sample_ids(state)]
@@ -283,7 +317,11 @@ def test_a_sample_that_fails_is_replaced_by_the_same_one_everywhere_and_told(mad
 
 def test_too_many_bad_samples_stop_the_run(made, data, tmp_path):
     own = damaged(made, replace(data, max_bad_share=0.005), str(tmp_path / "bad"))
-    with pytest.raises(TooManyBad, match=r"\d+ of \d+ samples could not be read, more than data.max_bad_share 0.005; last [0-9a-f]{16}-0000"):
+    with pytest.raises(
+        TooManyBad,
+        match=r"\d+ of \d+ samples could not be read, more than data.max_bad_share 0.005; last "
+        r"[0-9a-f]{16}-0000",
+    ):
         list(islice(loader(own).stream(start(own)), 200))
     shutil.rmtree(tmp_path / "bad" / "columns")
     with pytest.raises(ValueError, match="16 samples in a row could not be read"):
@@ -291,7 +329,10 @@ def test_too_many_bad_samples_stop_the_run(made, data, tmp_path):
 
 
 def test_what_cannot_be_divided_is_refused_before_it_starts(data):
-    with pytest.raises(ValueError, match="global_batch is 12, micro_batch 1 on 5 ranks: some ranks would have 2 samples for 3"):
+    with pytest.raises(
+        ValueError,
+        match="global_batch is 12, micro_batch 1 on 5 ranks: some ranks would have 2 samples for 3",
+    ):
         loader(data, 1, 0, 5).micro_batches(start(data))
     with pytest.raises(ValueError, match="global_batch is 5000, an epoch has"):
         loader(data).stream(start(data, global_batch=5000))
@@ -311,8 +352,14 @@ def test_a_rank_on_another_node_makes_its_own_index(data, tmp_path):
 
 def test_batches_can_be_handed_on(data):
     batch = next(loader(data).stream(start(data)))
-    assert isinstance(batch, Batch) and batch.mask_BT.sum(1).unique().tolist() == [Masking().masked_frames(FRAMES)]
-    assert json.dumps(batch.positions) == "[0, 1, 2, 3]" and batch.wave_BN.is_contiguous() and batch.wave_BN.dtype == torch.float32
+    assert isinstance(batch, Batch) and batch.mask_BT.sum(1).unique().tolist() == [
+        Masking().masked_frames(FRAMES)
+    ]
+    assert (
+        json.dumps(batch.positions) == "[0, 1, 2, 3]"
+        and batch.wave_BN.is_contiguous()
+        and batch.wave_BN.dtype == torch.float32
+    )
 
 
 def unshared_bytes(run_by: psutil.Process) -> int:

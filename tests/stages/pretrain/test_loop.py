@@ -12,12 +12,19 @@ from tests.chaos.training import Ranks, configured, rows
 from tests.stages.pretrain.corpus import SIZE, F, K
 from tests.stages.pretrain.test_weights import save_fairseq
 
-STILL = ("optim.updates=1", "optim.warmup_updates=1", "optim.rate=1.0e-20", "optim.weight_decay=0", "model.layer_drop=0")
+STILL = (
+    "optim.updates=1",
+    "optim.warmup_updates=1",
+    "optim.rate=1.0e-20",
+    "optim.weight_decay=0",
+    "model.layer_drop=0",
+)
 
 
 @pytest.mark.parametrize("layout", ["fairseq", pytest.param("hugging face", marks=pytest.mark.slow)])
 def test_a_run_begins_with_the_weights_of_others(tmp_path, layout):
-    """After one update at no rate: the encoder is the file's. So is a fairseq file's CQT head; the other file has none, which is fitted."""
+    """After one update at no rate: the encoder is the file's. So is a fairseq file's CQT head; the other file
+    has none, which is fitted."""
     config = configured(tmp_path)
     asked = load(str(config))
     torch.manual_seed(5)
@@ -31,6 +38,11 @@ def test_a_run_begins_with_the_weights_of_others(tmp_path, layout):
         assert ranks.wait() == 0, ranks.text()
     assert f"weights of {layout} layout" in ranks.text() and len(rows(tmp_path)) == 1
     found = load_file(tmp_path / "toy" / "checkpoints" / "u00000001" / "model.safetensors")
-    same = {name: torch.allclose(value, found[name], rtol=0, atol=1e-12) for name, value in source.state_dict().items()}
+    same = {
+        name: torch.allclose(value, found[name], rtol=0, atol=1e-12)
+        for name, value in source.state_dict().items()
+    }
     assert all(kept for name, kept in same.items() if not name.startswith(("code_heads", "cqt_head")))
-    assert {same["cqt_head.weight"], same["cqt_head.bias"], same["code_heads.0.table_KCE"]} == {layout == "fairseq"}
+    assert {same["cqt_head.weight"], same["cqt_head.bias"], same["code_heads.0.table_KCE"]} == {
+        layout == "fairseq"
+    }

@@ -43,7 +43,8 @@ _look = loop.first_look
 
 
 def test_the_best_is_the_lowest_held_out_loss_wherever_it_lies(quick):
-    """A rate that grows far beyond what trains well: the loss falls, then rises, so the best lies in the middle."""
+    """A rate that grows far beyond what trains well: the loss falls, then rises, so the best lies in the
+    middle."""
     quick.train(
         "optim.updates=12",
         "optim.warmup_updates=12",

@@ -1,4 +1,5 @@
-"""Bad updates: skipped and blamed, gone back from, or the end of the run; and fp16's overflows, which are neither."""
+"""Bad updates: skipped and blamed, gone back from, or the end of the run; and fp16's overflows, which are
+neither."""
 
 import itertools
 import math
@@ -48,7 +49,8 @@ def test_bad_updates_in_a_row_end_the_run(quick):
     quick.losses = {3: NAN, 4: NAN}
     with pytest.raises(
         ValueError,
-        match="^2 updates in a row had a loss that jumped or was not finite, up to update 4; there is no checkpoint "
+        match="^2 updates in a row had a loss that jumped or was not finite, up to update 4; there is "
+        "no checkpoint "
         "to go back to, or guard.then is stop: lower optim.rate, and see .*/toy/metrics.jsonl$",
     ):
         quick.train("guard.in_a_row=2", "checkpoints.every_updates=2")
@@ -86,7 +88,8 @@ def test_the_run_goes_back_to_the_last_checkpoint_and_past_the_data_since(quick)
 
 
 def test_the_restored_judge_is_the_checkpoints_without_its_stretch(quick):
-    """The checkpoint was written inside a stretch: gone back to, the stretch begins anew, the history does not."""
+    """The checkpoint was written inside a stretch: gone back to, the stretch begins anew, the history does
+    not."""
     quick.losses = {4: NAN, 5: NAN, 6: NAN}
     assert quick.train("guard.in_a_row=2", *RESTORE) == loop.DONE
     assert [row["path"] for row in quick.rows("restored")] == ["u00000004"] and quick.checkpoint(4)["judge"][

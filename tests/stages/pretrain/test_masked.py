@@ -44,5 +44,10 @@ def test_nothing_that_was_masked_is_heard(line):
     features_BTC, _ = net._features(inputs["wave_BN"], torch.float32)
     other_BTC = torch.where(inputs["mask_BT"][..., None], torch.randn_like(features_BTC), features_BTC)
     with torch.no_grad():
-        assert torch.equal(net._encode(features_BTC, inputs["mask_BT"], None)[1], net._encode(other_BTC, inputs["mask_BT"], None)[1])
-        assert not torch.equal(net._encode(features_BTC, None, None)[1], net._encode(other_BTC, None, None)[1])
+        assert torch.equal(
+            net._encode(features_BTC, inputs["mask_BT"], None)[1],
+            net._encode(other_BTC, inputs["mask_BT"], None)[1],
+        )
+        assert not torch.equal(
+            net._encode(features_BTC, None, None)[1], net._encode(other_BTC, None, None)[1]
+        )

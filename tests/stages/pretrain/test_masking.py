@@ -18,7 +18,8 @@ def keys(count: int, seed: int = 0) -> np.ndarray:
 
 
 def described(rng: np.random.Generator, frames: int, masking: Masking) -> np.ndarray:
-    """One clip's mask as the recipe describes it, alone in its batch: so many spans of distinct starts, laid over each other."""
+    """One clip's mask as the recipe describes it, alone in its batch: so many spans of distinct starts, laid
+    over each other."""
     spans = max(masking.min_spans, int(masking.prob * frames / masking.span + rng.random()))
     mask = np.zeros(frames, dtype=bool)
     for start in rng.choice(frames - masking.span, spans, replace=False):
@@ -41,14 +42,21 @@ def test_masks_are_distributed_as_described():
     assert fast_BT.sum(axis=1).std() == 0 and abs(fast_BT.mean() - slow_BT.mean()) < 0.002
     assert 0.57 < fast_BT.mean() < 0.60  # D: about 58 %
     spread = np.sqrt(2 * 0.25 / clips)
-    assert np.abs(fast_BT.mean(axis=0) - slow_BT.mean(axis=0)).max() < 5 * spread  # each frame, the thin ends included
+    # each frame, the thin ends included
+    assert np.abs(fast_BT.mean(axis=0) - slow_BT.mean(axis=0)).max() < 5 * spread
     assert not fast_BT[:, -1].any() and not slow_BT[:, -1].any()
     assert np.abs(runs(fast_BT) - runs(slow_BT)).max() < 0.01
-    pairs_fast, pairs_slow = ((m[:, :-7] & m[:, 7:]).mean() for m in (fast_BT, slow_BT))  # farther apart than a span
+    # farther apart than a span
+    pairs_fast, pairs_slow = ((m[:, :-7] & m[:, 7:]).mean() for m in (fast_BT, slow_BT))
     assert abs(pairs_fast - pairs_slow) < 0.005
 
 
-@given(frames=st.integers(20, 2000), clips=st.integers(1, 6), seed=st.integers(0, 2**40), prob=st.floats(0.05, 1.0))
+@given(
+    frames=st.integers(20, 2000),
+    clips=st.integers(1, 6),
+    seed=st.integers(0, 2**40),
+    prob=st.floats(0.05, 1.0),
+)
 @settings(max_examples=60, deadline=None)
 def test_the_count_depends_on_the_length_alone_and_a_mask_on_no_neighbour(frames, clips, seed, prob):
     masking = Masking(prob=prob)
@@ -142,9 +150,16 @@ def test_the_shortest_clip_has_a_start_for_one_span_more(masking, least):
         masking.masked_frames(least - 1)
 
 
-@pytest.mark.parametrize(("fields", "said"), [
-    ({"prob": 0.0}, "masking.prob"), ({"prob": -0.1}, "masking.prob"), ({"prob": 5.001}, "masking.prob"),
-    ({"span": 0}, "masking.span"), ({"min_spans": 0}, "masking.min_spans")])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prob": 0.0}, "masking.prob"),
+        ({"prob": -0.1}, "masking.prob"),
+        ({"prob": 5.001}, "masking.prob"),
+        ({"span": 0}, "masking.span"),
+        ({"min_spans": 0}, "masking.min_spans"),
+    ],
+)
 def test_impossible_masks_are_refused(fields, said):
     with pytest.raises(ValueError, match=f"{said} is"):
         Masking(**fields)

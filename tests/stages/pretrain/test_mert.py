@@ -15,20 +15,41 @@ from tests.stages.pretrain.sizes import COLUMN, SLOW, batch, mert, small
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pretrain"
 ENCODEC = (CodeColumn("codes-e", 8, 1024),)
-CHOICES = {"pre": {"norm": "pre"}, "mel": {"front_end": "mel"}, "cqt": {"front_end": "cqt"}, "rotary": {"positions": "rotary"},
-           "alibi": {"attention_bias": "alibi"}, "unseen": {"attend_masked": False},
-           "line": {"masked_input": "line"},
-           "alibi-unseen": {"attention_bias": "alibi", "attend_masked": False, "norm": "pre", "attention_dropout": 0.1},
-           "conformer": {"block": "conformer", "norm": "pre"}, "conformer-rotary": {"block": "conformer", "norm": "pre", "positions": "rotary"}}
+CHOICES = {
+    "pre": {"norm": "pre"},
+    "mel": {"front_end": "mel"},
+    "cqt": {"front_end": "cqt"},
+    "rotary": {"positions": "rotary"},
+    "alibi": {"attention_bias": "alibi"},
+    "unseen": {"attend_masked": False},
+    "line": {"masked_input": "line"},
+    "alibi-unseen": {
+        "attention_bias": "alibi",
+        "attend_masked": False,
+        "norm": "pre",
+        "attention_dropout": 0.1,
+    },
+    "conformer": {"block": "conformer", "norm": "pre"},
+    "conformer-rotary": {"block": "conformer", "norm": "pre", "positions": "rotary"},
+}
 
 
 def sections(name: str) -> tuple[Model, Objective]:
     data = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    return config.build(Model, data["model"], "model"), config.build(Objective, data["objective"], "objective")
+    return config.build(Model, data["model"], "model"), config.build(
+        Objective, data["objective"], "objective"
+    )
 
 
-@pytest.mark.parametrize("name, heads, encoder", [("mert_95m", None, 94_371_712), ("mert_330m", None, 315_428_992),
-                                                  ("tiny", (0.8e6, 1.2e6), None), ("small", (6e6, 10e6), None)])
+@pytest.mark.parametrize(
+    "name, heads, encoder",
+    [
+        ("mert_95m", None, 94_371_712),
+        ("mert_330m", None, 315_428_992),
+        ("tiny", (0.8e6, 1.2e6), None),
+        ("small", (6e6, 10e6), None),
+    ],
+)
 def test_parameter_counts(name, heads, encoder):
     """The encoders as transformers counts them: 94.4M and 315.4M."""
     with torch.device("meta"):
@@ -41,7 +62,9 @@ def test_parameter_counts(name, heads, encoder):
         assert heads[0] <= sum(parts.values()) <= heads[1], parts
 
 
-@pytest.mark.parametrize("samples, conv, mel", [(120_000, 374, 375), (24_000, 74, 75), (122_880, 383, 384), (399, 0, 1)])
+@pytest.mark.parametrize(
+    "samples, conv, mel", [(120_000, 374, 375), (24_000, 74, 75), (122_880, 383, 384), (399, 0, 1)]
+)
 def test_frames_of_a_crop(samples, conv, mel):
     assert Model().frames(samples) == conv
     assert Model(front_end="mel").frames(samples) == Model(front_end="cqt").frames(samples) == mel
@@ -77,14 +100,18 @@ def test_rotary_positions_depend_on_distance_alone():
 def test_a_bias_is_added_to_the_scores_and_falls_with_distance():
     """Against the formula written out: one softmax for each head and frame."""
     heads, frames, width = 4, 9, 6
-    query, key, value = torch.randn(3, 2, heads, frames, width, generator=torch.Generator().manual_seed(3)).unbind()
+    query, key, value = torch.randn(
+        3, 2, heads, frames, width, generator=torch.Generator().manual_seed(3)
+    ).unbind()
     bias = attention_bias(torch.zeros(2, frames, 1), heads, True, None)
     for dropout in (0.0, 1e-9):  # both ways of a CPU
         found = attend(query, key, value, dropout, bias)
         for h in range(heads):
             for t in range(frames):
                 far = torch.tensor([float(abs(t - s)) for s in range(frames)])
-                share = (key[1, h] @ query[1, h, t] / width**0.5 - far * 2.0 ** (-8 * (h + 1) / heads)).softmax(0)
+                share = (
+                    key[1, h] @ query[1, h, t] / width**0.5 - far * 2.0 ** (-8 * (h + 1) / heads)
+                ).softmax(0)
                 torch.testing.assert_close(found[1, h, t], share @ value[1, h], rtol=1e-4, atol=1e-5)
 
 
@@ -93,7 +120,9 @@ def test_a_bias_is_added_to_the_scores_and_falls_with_distance():
 def test_masked_frames_are_not_attended_to(alibi, dtype):
     """As if the clip had only the others; a clip that is all mask stays finite."""
     mask = torch.tensor([[False, True, True, False, True], [True] * 5])
-    query, key, value = torch.randn(3, 2, 2, 5, 4, generator=torch.Generator().manual_seed(4)).to(dtype).unbind()
+    query, key, value = (
+        torch.randn(3, 2, 2, 5, 4, generator=torch.Generator().manual_seed(4)).to(dtype).unbind()
+    )
     bias = attention_bias(torch.zeros(2, 5, 1, dtype=dtype), 2, alibi, mask)
     found, other = attend(query, key, value, 0.0, bias), value.clone()
     other[0, :, mask[0]] = 100.0
@@ -103,7 +132,8 @@ def test_masked_frames_are_not_attended_to(alibi, dtype):
 
 @pytest.mark.parametrize("unseen", [False, True])
 def test_what_masked_frames_say_to_others(unseen):
-    """With attend_masked: false the mask vector changes only the frames it stands in, where there are no convolutional positions."""
+    """With attend_masked: false the mask vector changes only the frames it stands in, where there are no
+    convolutional positions."""
     net = mert(small(norm="pre", positions="rotary", attend_masked=not unseen)).eval()
     inputs = batch(net)
     before = net.predict(inputs["wave_BN"], inputs["mask_BT"])[1]
@@ -113,10 +143,13 @@ def test_what_masked_frames_say_to_others(unseen):
     assert changed[inputs["mask_BT"]].all() and bool(changed[~inputs["mask_BT"]].any()) != unseen
 
 
-@pytest.mark.parametrize("model", [small(), small(norm="pre"), small(front_end="mel"), small(front_end="cqt")])
+@pytest.mark.parametrize(
+    "model", [small(), small(norm="pre"), small(front_end="mel"), small(front_end="cqt")]
+)
 @pytest.mark.parametrize("way", ["bf16 weights", "fp16 weights", "autocast"])
 def test_low_precision_stays_near_fp32(model, way):
-    """Weights cast, or fp32 weights under autocast: the loss and what it is made of are fp32 and near the fp32 run's."""
+    """Weights cast, or fp32 weights under autocast: the loss and what it is made of are fp32 and near the
+    fp32 run's."""
     net = mert(model)
     inputs = batch(net)
     exact = net(**inputs)
@@ -131,10 +164,13 @@ def test_low_precision_stays_near_fp32(model, way):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("model", [small(), small(norm="pre"), small(front_end="cqt", masked_input="line", attention_bias="alibi")])
+@pytest.mark.parametrize(
+    "model", [small(), small(norm="pre"), small(front_end="cqt", masked_input="line", attention_bias="alibi")]
+)
 @pytest.mark.parametrize("dtype, scale, far", [(torch.bfloat16, 1.0, 0.02), (torch.float16, 2.0**12, 0.003)])
 def test_gradients_under_autocast_stay_near_fp32(model, dtype, scale, far):
-    """As the engine runs it: fp32 weights, the loss over its masked frames, scaled in fp16. bf16 keeps 8 bits, fp16 11."""
+    """As the engine runs it: fp32 weights, the loss over its masked frames, scaled in fp16. bf16 keeps 8
+    bits, fp16 11."""
     net, found = mert(model), []
     inputs = batch(net)
     for enabled in (False, True):
@@ -149,7 +185,8 @@ def test_gradients_under_autocast_stay_near_fp32(model, dtype, scale, far):
 
 
 def test_islands_are_fp32_under_bf16():
-    """What bf16 would round away (8 bits) survives: predictions' errors, the penalty and GroupNorm's statistics."""
+    """What bf16 would round away (8 bits) survives: predictions' errors, the penalty and GroupNorm's
+    statistics."""
     net = mert().to(torch.bfloat16)
     inputs = batch(net)
     steps = []
@@ -172,13 +209,19 @@ def test_finite_at_every_level_and_loss_scale(kind, dtype):
     net = mert().to(dtype)
     inputs = batch(net)
     wave = inputs["wave_BN"]
-    inputs["wave_BN"] = {"silence": wave * 0, "constant": wave * 0 + 1, "full scale": wave.sign(), "quiet": wave * 1e-6,
-                         "click": torch.eye(*wave.shape)}[kind]
+    inputs["wave_BN"] = {
+        "silence": wave * 0,
+        "constant": wave * 0 + 1,
+        "full scale": wave.sign(),
+        "quiet": wave * 1e-6,
+        "click": torch.eye(*wave.shape),
+    }[kind]
     found = net(**inputs)
     assert found["loss"].isfinite()
     # An engine divides by the masked frames before it scales.
     (found["loss"] / found["frames"] * 2.0**16).backward()
-    if dtype != torch.float16:  # fp16's own range ends at 65,504: its engine skips such steps and lowers the scale
+    # fp16's own range ends at 65,504: its engine skips such steps and lowers the scale
+    if dtype != torch.float16:
         assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
@@ -218,7 +261,9 @@ def test_activation_checkpointing_changes_nothing_but_memory():
     for checkpointing in (False, True):
         net = mert(small(activation_checkpointing=checkpointing, **dropout))
         kept: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
+        ):
             torch.manual_seed(5)
             loss = net(**batch(net))["loss"]
         loss.backward()
@@ -228,7 +273,9 @@ def test_activation_checkpointing_changes_nothing_but_memory():
     assert found[1][2] < 0.8 * found[0][2]
 
 
-@pytest.mark.parametrize("share", ["input_dropout", "hidden_dropout", "attention_dropout", "activation_dropout"])
+@pytest.mark.parametrize(
+    "share", ["input_dropout", "hidden_dropout", "attention_dropout", "activation_dropout"]
+)
 def test_each_dropout_acts_while_training_only(share):
     net = mert(small(**{share: 0.3}))
     wave_BN = batch(net)["wave_BN"]
@@ -247,12 +294,22 @@ def test_no_clip_depends_on_its_neighbours():
     for choice in ({}, *CHOICES.values()):
         net = mert(small(**choice)).eval()
         wave_BN = batch(net, clips=3)["wave_BN"]
-        torch.testing.assert_close(net.hidden(wave_BN)[-1][1:2], net.hidden(wave_BN[1:2])[-1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            net.hidden(wave_BN)[-1][1:2], net.hidden(wave_BN[1:2])[-1], rtol=1e-4, atol=1e-5
+        )
 
 
-@pytest.mark.parametrize("wrong, says", [
-    ({"heads": 7}, "model.heads is 7: expected a divisor"), ({"norm": "middle"}, "post or pre"), ({"layer_drop": 1.0}, "below 1"),
-    ({"block": "conformer"}, "expected pre"), ({"positions": "rotary", "heads": 256}, "even width"), ({"attention_relax": 0.5}, "1 or more")])
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"heads": 7}, "model.heads is 7: expected a divisor"),
+        ({"norm": "middle"}, "post or pre"),
+        ({"layer_drop": 1.0}, "below 1"),
+        ({"block": "conformer"}, "expected pre"),
+        ({"positions": "rotary", "heads": 256}, "even width"),
+        ({"attention_relax": 0.5}, "1 or more"),
+    ],
+)
 def test_impossible_models_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         Model(**wrong)

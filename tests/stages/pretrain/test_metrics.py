@@ -1,4 +1,5 @@
-"""What a loss is compared with: frequencies, the mean of each bin, the line across the mask; held-out figures."""
+"""What a loss is compared with: frequencies, the mean of each bin, the line across the mask; held-out
+figures."""
 
 import math
 
@@ -17,8 +18,14 @@ from tests.stages.pretrain import toy
 def batch(codes_BL: np.ndarray, recordings: list[str]) -> Batch:
     rows, frames = codes_BL.shape
     mask = torch.ones(rows, frames, dtype=torch.bool)
-    return Batch(torch.zeros(rows, 320 * frames), mask, {"codes-a": torch.from_numpy(codes_BL)[..., None]}, recordings=recordings,
-                 keys=recordings, positions=list(range(rows)))
+    return Batch(
+        torch.zeros(rows, 320 * frames),
+        mask,
+        {"codes-a": torch.from_numpy(codes_BL)[..., None]},
+        recordings=recordings,
+        keys=recordings,
+        positions=list(range(rows)),
+    )
 
 
 def counted(codes_BL: np.ndarray, recordings: list[str], size: int) -> metrics.Baselines:
@@ -32,7 +39,11 @@ def test_frequencies_of_one_source_are_learned_and_none_is_impossible():
     probability = np.array([0.7, 0.2, 0.1, 0.0])
     baselines = counted(rng.choice(4, (8, 4000), p=probability), list("abcdefgh"), 4)
     found = baselines.log_probabilities[0].exp().numpy()
-    assert np.abs(found - probability).max() < 0.02 and found[3] > 0 and found.sum() == pytest.approx(1, abs=1e-6)
+    assert (
+        np.abs(found - probability).max() < 0.02
+        and found[3] > 0
+        and found.sum() == pytest.approx(1, abs=1e-6)
+    )
 
 
 def test_frequencies_that_do_not_carry_over_are_smoothed_to_uniform():
@@ -67,12 +78,18 @@ def test_sums_by_clip_are_the_objectives_sums():
     assert torch.allclose(sums[:, 1 + k : 1 + 2 * k].sum(0), further["frequency_ce_K"], rtol=1e-5)
     assert float(sums[:, -1].sum()) == pytest.approx(float(further["cqt_line"]), rel=1e-5)
     found = figures(sums.numpy(), model, 200, 0)
-    assert found["gain_low"][0] <= found["gain"][0] <= found["gain_high"][0] and found["gain_low"] != found["gain_high"]
+    assert (
+        found["gain_low"][0] <= found["gain"][0] <= found["gain_high"][0]
+        and found["gain_low"] != found["gain_high"]
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_effective_rank_counts_directions(rank):
-    x = torch.randn(20_000, rank, generator=torch.Generator().manual_seed(0)).double() @ torch.linalg.qr(torch.randn(8, 8).double())[0][:rank]
+    x = (
+        torch.randn(20_000, rank, generator=torch.Generator().manual_seed(0)).double()
+        @ torch.linalg.qr(torch.randn(8, 8).double())[0][:rank]
+    )
     x = torch.nn.functional.pad(x + 5, (0, 1), value=1.0)
     assert effective_rank(x.T @ x) == pytest.approx(rank, rel=0.02)
 

@@ -20,15 +20,21 @@ def direct(net, inputs) -> dict:
     features = net.front_end(inputs["wave_BN"], torch.float32)
     penalty = features.pow(2).mean()
     x_BTD = net.encode(inputs["wave_BN"], inputs["mask_BT"])[1]
-    places = [(b, t) for b, row in enumerate(inputs["mask_BT"].tolist()) for t, masked in enumerate(row) if masked]
+    places = [
+        (b, t) for b, row in enumerate(inputs["mask_BT"].tolist()) for t, masked in enumerate(row) if masked
+    ]
     errors, hits = [], []
     for column, head in zip(net.codes, net.code_heads, strict=True):
         for k in range(column.codebooks):
             error, hit = torch.zeros(()), 0
             width = head.table_KCE.shape[2]
             for b, t in places:
-                x_E = (head.projection.weight @ x_BTD[b, t] + head.projection.bias)[k * width : (k + 1) * width]
-                cosines = torch.stack([F.cosine_similarity(x_E, code_E, dim=0) for code_E in head.table_KCE[k]])
+                x_E = (head.projection.weight @ x_BTD[b, t] + head.projection.bias)[
+                    k * width : (k + 1) * width
+                ]
+                cosines = torch.stack(
+                    [F.cosine_similarity(x_E, code_E, dim=0) for code_E in head.table_KCE[k]]
+                )
                 target = inputs["codes"][column.name][b, t * 320 // column.hop_samples, k]
                 logits = cosines / net.objective.temperature
                 error = error + torch.logsumexp(logits, 0) - logits[target]
@@ -41,12 +47,23 @@ def direct(net, inputs) -> dict:
         cqt = cqt + (predicted_F - inputs["cqt_BLF"][b, t]).pow(2).mean()
     o = net.objective
     loss = o.codes_weight * sum(errors) + len(places) * o.penalty_weight * penalty + o.cqt_weight * cqt
-    return {"loss": loss, "ce_K": torch.stack(errors).detach(), "correct_K": hits, "cqt": cqt, "penalty": penalty, "frames": len(places)}
+    return {
+        "loss": loss,
+        "ce_K": torch.stack(errors).detach(),
+        "correct_K": hits,
+        "cqt": cqt,
+        "penalty": penalty,
+        "frames": len(places),
+    }
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_value_and_gradients_equal_the_direct_form(norm):
-    net = mert(small(norm=norm), Objective(head_width=6, codes_weight=0.7, cqt_weight=1.3, penalty_weight=9.0), (COLUMN, SLOW))
+    net = mert(
+        small(norm=norm),
+        Objective(head_width=6, codes_weight=0.7, cqt_weight=1.3, penalty_weight=9.0),
+        (COLUMN, SLOW),
+    )
     inputs = batch(net, samples=8_000)
     ours, theirs = net(**inputs), direct(net, inputs)
     assert ours["frames"] == theirs["frames"]
@@ -62,9 +79,18 @@ def test_value_and_gradients_equal_the_direct_form(norm):
 def test_the_sum_does_not_depend_on_how_clips_are_grouped():
     net = mert()
     inputs = batch(net, clips=3)
-    inputs["mask_BT"][1:] = inputs["mask_BT"][0]  # every clip has as many masked frames, as the loader sees to
+    # every clip has as many masked frames, as the loader sees to
+    inputs["mask_BT"][1:] = inputs["mask_BT"][0]
     whole = net(**inputs)
-    alone = [net(**{k: {n: c[i : i + 1] for n, c in v.items()} if k == "codes" else v[i : i + 1] for k, v in inputs.items()}) for i in range(3)]
+    alone = [
+        net(
+            **{
+                k: {n: c[i : i + 1] for n, c in v.items()} if k == "codes" else v[i : i + 1]
+                for k, v in inputs.items()
+            }
+        )
+        for i in range(3)
+    ]
     torch.testing.assert_close(whole["loss"], sum(a["loss"] for a in alone), rtol=1e-5, atol=0)
     torch.testing.assert_close(whole["ce_K"], sum(a["ce_K"] for a in alone), rtol=1e-5, atol=0)
 
@@ -82,12 +108,20 @@ def test_codebook_sampling_trains_some_and_gives_the_others_gradients_of_zero():
 
 
 def test_draws_are_pure_and_spread():
-    net = mert(small(layers=12, layer_drop=0.25), Objective(head_width=6, codebooks_per_update=2), (COLUMN, SLOW))
+    net = mert(
+        small(layers=12, layer_drop=0.25), Objective(head_width=6, codebooks_per_update=2), (COLUMN, SLOW)
+    )
     draws = [net.draw(7, update) for update in range(400)]
-    assert draws == [net.draw(7, update) for update in range(400)] != [net.draw(8, update) for update in range(400)]
+    assert (
+        draws
+        == [net.draw(7, update) for update in range(400)]
+        != [net.draw(8, update) for update in range(400)]
+    )
     dropped = 1 - sum(sum(keep) for keep, _ in draws) / (400 * 12)
     assert dropped == pytest.approx(0.25, abs=0.03)
-    assert all(len(set(books)) == 2 for _, books in draws) and {k for _, books in draws for k in books} == set(range(5))
+    assert all(len(set(books)) == 2 for _, books in draws) and {
+        k for _, books in draws for k in books
+    } == set(range(5))
     assert mert().draw(7, 1) == ((True, True), (0, 1, 2))
 
 
@@ -113,9 +147,14 @@ def test_log_targets_are_compared_as_logarithms():
 def test_each_weight_counts(weight):
     inputs, objective = batch(mert()), Objective(head_width=6)
     plain = mert(objective=objective)(**inputs)
-    heavier = mert(objective=dataclasses.replace(objective, **{weight: 3 * getattr(objective, weight)}))(**inputs)
-    part = {"codes_weight": plain["ce_K"].sum(), "cqt_weight": plain["cqt"],
-            "penalty_weight": 10 * plain["frames"] * plain["penalty"]}[weight]
+    heavier = mert(objective=dataclasses.replace(objective, **{weight: 3 * getattr(objective, weight)}))(
+        **inputs
+    )
+    part = {
+        "codes_weight": plain["ce_K"].sum(),
+        "cqt_weight": plain["cqt"],
+        "penalty_weight": 10 * plain["frames"] * plain["penalty"],
+    }[weight]
     torch.testing.assert_close(heavier["loss"] - plain["loss"], 2 * part, rtol=1e-4, atol=1e-4)
 
 
@@ -136,28 +175,60 @@ def test_labels_too_short_or_missing_are_refused():
         net(**inputs | {"cqt_BLF": None})
 
 
-@pytest.mark.parametrize("wrong, says", [({"temperature": 0.0}, "0.01 to 10"), ({"codes_weight": 0.0, "cqt_weight": 0.0}, "nothing to learn"),
-                                         ({"cqt_target": "db"}, "linear or log"), ({"codebooks_per_update": 0}, "1 or more"),
-                                         ({"temperature": 0.0099}, "0.01 to 10"), ({"temperature": 10.1}, "0.01 to 10"),
-                                         ({"head_width": 0}, "1 or more"), ({"cqt_start": "zero"}, "default, mean or fit"),
-                                         ({"codes_weight": -0.1}, "objective.codes_weight"), ({"cqt_weight": -0.1}, "objective.cqt_weight"),
-                                         ({"penalty_weight": -0.1}, "objective.penalty_weight")])
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"temperature": 0.0}, "0.01 to 10"),
+        ({"codes_weight": 0.0, "cqt_weight": 0.0}, "nothing to learn"),
+        ({"cqt_target": "db"}, "linear or log"),
+        ({"codebooks_per_update": 0}, "1 or more"),
+        ({"temperature": 0.0099}, "0.01 to 10"),
+        ({"temperature": 10.1}, "0.01 to 10"),
+        ({"head_width": 0}, "1 or more"),
+        ({"cqt_start": "zero"}, "default, mean or fit"),
+        ({"codes_weight": -0.1}, "objective.codes_weight"),
+        ({"cqt_weight": -0.1}, "objective.cqt_weight"),
+        ({"penalty_weight": -0.1}, "objective.penalty_weight"),
+    ],
+)
 def test_impossible_objectives_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         Objective(**wrong)
 
 
-@pytest.mark.parametrize("right", [{"temperature": 0.01}, {"temperature": 10}, {"codes_weight": 0}, {"cqt_weight": 0}, {"penalty_weight": 0},
-                                   {"codes_weight": 0.5, "cqt_weight": 0}, {"cqt_weight": 0.5, "codes_weight": 0}, {"head_width": 1},
-                                   {"codebooks_per_update": 1}, {"cqt_start": "mean"}, {"cqt_start": "fit"}, {"cqt_target": "log"}])
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"temperature": 0.01},
+        {"temperature": 10},
+        {"codes_weight": 0},
+        {"cqt_weight": 0},
+        {"penalty_weight": 0},
+        {"codes_weight": 0.5, "cqt_weight": 0},
+        {"cqt_weight": 0.5, "codes_weight": 0},
+        {"head_width": 1},
+        {"codebooks_per_update": 1},
+        {"cqt_start": "mean"},
+        {"cqt_start": "fit"},
+        {"cqt_target": "log"},
+    ],
+)
 def test_the_limits_themselves_are_allowed(right):
     assert all(getattr(Objective(**right), name) == value for name, value in right.items())
 
 
 def test_the_defaults_are_the_recipes():
     assert dataclasses.asdict(Objective()) == {
-        "codes_weight": 1.0, "cqt_weight": 1.0, "penalty_weight": 10.0, "temperature": 0.1, "learn_temperature": False, "head_width": 64,
-        "codebooks_per_update": None, "cqt_start": "default", "cqt_target": "linear"}
+        "codes_weight": 1.0,
+        "cqt_weight": 1.0,
+        "penalty_weight": 10.0,
+        "temperature": 0.1,
+        "learn_temperature": False,
+        "head_width": 64,
+        "codebooks_per_update": None,
+        "cqt_start": "default",
+        "cqt_target": "linear",
+    }
 
 
 def test_more_codebooks_than_there_are_cannot_be_drawn():

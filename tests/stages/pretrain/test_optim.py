@@ -1,4 +1,5 @@
-"""The rate of every update, by hand; which parameters share it; a step that is left out; settings that are refused."""
+"""The rate of every update, by hand; which parameters share it; a step that is left out; settings that are
+refused."""
 
 import math
 from dataclasses import replace

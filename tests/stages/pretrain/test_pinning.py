@@ -35,7 +35,10 @@ def of(corpus: Corpus, data: Data) -> Data:
 
 def test_what_is_pinned(made, data):
     pinned = pin(data)
-    assert [c.name for c in pinned.codes] == [made.names["codes"]] and (pinned.codes[0].codebooks, pinned.codes[0].size) == (K, 50)
+    assert [c.name for c in pinned.codes] == [made.names["codes"]] and (
+        pinned.codes[0].codebooks,
+        pinned.codes[0].size,
+    ) == (K, 50)
     assert pinned.cqt_bins == 12 and pinned.cqt.name == made.names["cqt"]
     assert pinned.recordings == {"train": 7, "valid": 1} and not pinned.dropped
     train = [k for shard in made.keys.values() for k in shard if not k.startswith(next(iter(made.waves)))]
@@ -44,7 +47,10 @@ def test_what_is_pinned(made, data):
     assert pinned.samples_per_epoch == sum(int(n) // CROP for n in pinned.samples_R[pinned.crops_R > 0])
     assert pinned.hours == pytest.approx(sum(len(w) for w in list(made.waves.values())[1:]) / 24_000 / 3600)
     said = json.loads(json.dumps(pinned.to_json()))
-    assert said["codes"] == [{"name": made.names["codes"], "codebooks": K, "size": 50, "hop_samples": 320}] and said["cqt_bins"] == 12
+    assert (
+        said["codes"] == [{"name": made.names["codes"], "codebooks": K, "size": 50, "hop_samples": 320}]
+        and said["cqt_bins"] == 12
+    )
 
 
 def test_places_in_the_arrays_are_where_the_bytes_are(made, data):
@@ -53,9 +59,13 @@ def test_places_in_the_arrays_are_where_the_bytes_are(made, data):
         recording, shard = pinned.recording(row), pinned.shard_names[pinned.shard_R[row]]
         first = int(pinned.start_R[row])
         wave = made.tar("audio", shard).read_bytes()[pinned.audio_R[row] :][: 2 * pinned.samples_R[row]]
-        assert np.array_equal(np.frombuffer(wave, "<i2"), made.waves[recording][first : first + pinned.samples_R[row]])
+        assert np.array_equal(
+            np.frombuffer(wave, "<i2"), made.waves[recording][first : first + pinned.samples_R[row]]
+        )
         codes = made.tar("codes", shard).read_bytes()[pinned.codes_RC[row, 0] :][: 2 * K * 10]
-        assert np.array_equal(np.frombuffer(codes, "<u2").reshape(10, K), made.codes[recording][first // 320 :][:10])
+        assert np.array_equal(
+            np.frombuffer(codes, "<u2").reshape(10, K), made.codes[recording][first // 320 :][:10]
+        )
 
 
 def test_a_run_keeps_its_shards_and_settings(copied, data):
@@ -70,10 +80,16 @@ def test_a_run_keeps_its_shards_and_settings(copied, data):
         rows = [Storage(c.root).read_table("plan.parquet") for c in (copied, more)]
         Storage(copied.root).write_table("plan.parquet", pa.concat_tables(rows))
     assert pin(own, again).fingerprint == pinned.fingerprint  # from the cache
-    assert pin(replace(own, cache=own.cache + "2"), again).fingerprint == pinned.fingerprint  # from the shards
+    # from the shards
+    assert pin(replace(own, cache=own.cache + "2"), again).fingerprint == pinned.fingerprint
     wider = pin(own, again, {"data"})
-    assert wider.fingerprint != pinned.fingerprint and wider.recordings["train"] == pinned.recordings["train"] + 2
-    with pytest.raises(ValueError, match=r"data.crop_samples is 8000, this run was begun with 16000.*resume.allow=data"):
+    assert (
+        wider.fingerprint != pinned.fingerprint
+        and wider.recordings["train"] == pinned.recordings["train"] + 2
+    )
+    with pytest.raises(
+        ValueError, match=r"data.crop_samples is 8000, this run was begun with 16000.*resume.allow=data"
+    ):
         pin(replace(own, crop_samples=8000), again)
     assert pin(replace(own, workers=7, prefetch=9), again).fingerprint == pinned.fingerprint, "circumstance"
 
@@ -93,7 +109,10 @@ def test_tombstones_leave_and_are_other_data(copied, data):
     gone = sorted(copied.waves)[-1]
     copied.tombstone(gone)
     after = pin(own)
-    assert after.dropped == {"tombstone: edited": 3} and after.recordings["train"] == before.recordings["train"] - 1
+    assert (
+        after.dropped == {"tombstone: edited": 3}
+        and after.recordings["train"] == before.recordings["train"] - 1
+    )
     for cache in (own.cache, own.cache + "2"):
         with pytest.raises(ValueError, match="(edited|vanished).*resume.allow=data"):
             pin(replace(own, cache=cache), before.to_json())
@@ -109,7 +128,9 @@ def test_filters_count_what_they_leave_out(made, data):
     pinned = pin(replace(data, min_rms_db=middle))
     assert pinned.dropped == {"data.min_rms_db": quiet} and quiet == 12
     left = pin(replace(data, where=f"samples > {SEGMENT} or recording = '{held}'"))
-    assert left.dropped == {"data.where": sum(r["samples"] <= SEGMENT and r["recording"] != held for r in stats)}
+    assert left.dropped == {
+        "data.where": sum(r["samples"] <= SEGMENT and r["recording"] != held for r in stats)
+    }
     assert pin(replace(data, crop_samples=SEGMENT)).dropped["shorter than a crop"] > 0
     assert pin(replace(data, min_segment_s=SEGMENT / 24_000 + 1e-4)).dropped["data.min_segment_s"] > 0
     assert everything.samples_per_epoch > pinned.samples_per_epoch
@@ -130,7 +151,9 @@ def test_a_recording_that_a_teacher_refused_is_left_out(tmp_path, data):
 
 def test_what_does_not_fit_is_refused_by_shard_and_column(made, copied, data, tmp_path):
     short = Corpus(str(tmp_path / "short")).write(short_of="s000002").gather()
-    with pytest.raises(ValueError, match=rf"{short.names['codes']}/s000002 lacks the key {short.keys['s000002'][-1]}"):
+    with pytest.raises(
+        ValueError, match=rf"{short.names['codes']}/s000002 lacks the key {short.keys['s000002'][-1]}"
+    ):
         pin(of(short, data))
 
     own, name, shard = of(copied, data), copied.names["codes"], sorted(copied.keys)[1]
@@ -144,7 +167,11 @@ def test_what_does_not_fit_is_refused_by_shard_and_column(made, copied, data, tm
         pin(own)
     storage.write(file, original.to_bytes())
     index = storage.read_table("index.parquet")
-    wrongs = (("frames", 7, "has 7 frames at"), ("size", 1000, "has .* bytes at"), ("key", "stray-00000", "lacks the key|has the key stray"))
+    wrongs = (
+        ("frames", 7, "has 7 frames at"),
+        ("size", 1000, "has .* bytes at"),
+        ("key", "stray-00000", "lacks the key|has the key stray"),
+    )
     for field, value, said in wrongs:
         rows = index.to_pylist()
         row = next(r for r in rows if r["column"] == name and r["shard"] == shard)
@@ -156,7 +183,11 @@ def test_what_does_not_fit_is_refused_by_shard_and_column(made, copied, data, tm
 
 
 def test_nothing_to_train_on_is_said_at_once(made, copied, data, tmp_path):
-    for root, said in (("/nowhere", "/nowhere cannot be read as labels"), (str(tmp_path), "cannot be read as labels"), ("ftp://x/y", "s3://")):
+    for root, said in (
+        ("/nowhere", "/nowhere cannot be read as labels"),
+        (str(tmp_path), "cannot be read as labels"),
+        ("ftp://x/y", "s3://"),
+    ):
         with pytest.raises(ValueError, match=said):
             pin(replace(data, corpora=(root,)))
     with pytest.raises(ValueError, match="data.codes or data.cqt names codes-00000000"):
@@ -165,7 +196,9 @@ def test_nothing_to_train_on_is_said_at_once(made, copied, data, tmp_path):
         pin(data).require(100_000)
     pinned, storage = pin(of(copied, data)), Storage(copied.root)
     records.discard(storage, copied.names["cqt"], sorted(copied.keys)[0])
-    with pytest.raises(ValueError, match=f"pinned shards are not finished in {copied.names['cqt']} any more, first s000000"):
+    with pytest.raises(
+        ValueError, match=f"pinned shards are not finished in {copied.names['cqt']} any more, first s000000"
+    ):
         pin(replace(of(copied, data), cache=str(tmp_path / "other")), pinned.to_json())
     assert len(pin(of(copied, data)).shard_names) == 3, "an unfinished shard is not used"
     for shard in copied.keys:
@@ -182,13 +215,23 @@ def test_two_corpora(made, data, tmp_path):
     coarse = Corpus(str(tmp_path / "coarse"), seed=2, storage="uint8").write(shards=1, valid=0).gather()
     with pytest.raises(ValueError, match="data.cqt: .* and .*coarse.*label both with one recipe.cqt"):
         pin(replace(data, corpora=(made.root, coarse.root)))
-    assert pin(replace(data, corpora=(made.root, coarse.root), cqt="online")).cqt.context_samples == 25_230  # D: recipe.md
+    # D: recipe.md
+    assert pin(replace(data, corpora=(made.root, coarse.root), cqt="online")).cqt.context_samples == 25_230
 
 
-@pytest.mark.parametrize(("fields", "said"), [
-    ({"crop_s": 5.001}, "data.crop_s is 5.001: expected a multiple of 320"), ({"crop_samples": 100}, "data.crop_samples"),
-    ({"corpora": ()}, "data.corpora"), ({"weights": (1.0, 2.0)}, "data.weights"), ({"cqt": "columns"}, "data.cqt is 'columns'"),
-    ({"max_silence": 2.0}, "data.max_silence"), ({"workers": -1}, "data.workers"), ({"crops_per_segment": 0}, "data.crops_per_segment")])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"crop_s": 5.001}, "data.crop_s is 5.001: expected a multiple of 320"),
+        ({"crop_samples": 100}, "data.crop_samples"),
+        ({"corpora": ()}, "data.corpora"),
+        ({"weights": (1.0, 2.0)}, "data.weights"),
+        ({"cqt": "columns"}, "data.cqt is 'columns'"),
+        ({"max_silence": 2.0}, "data.max_silence"),
+        ({"workers": -1}, "data.workers"),
+        ({"crops_per_segment": 0}, "data.crops_per_segment"),
+    ],
+)
 def test_impossible_settings(fields, said):
     with pytest.raises(ValueError, match=said):
         Data(**fields)

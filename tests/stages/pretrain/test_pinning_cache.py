@@ -1,4 +1,5 @@
-"""The index of pinned data on a local disk: whole or absent, and taken only when it is of this layout and data."""
+"""The index of pinned data on a local disk: whole or absent, and taken only when it is of this layout and
+data."""
 
 import errno
 import json

@@ -27,7 +27,9 @@ def test_skipped_data_is_past_and_noted_once(steps, skips, samples):
         straight = straight.advanced(samples)
     assert (past.epoch, past.consumed, past.update) == (straight.epoch, straight.consumed, state.update)
     assert sum(count for _, _, count in past.skipped) == 4 * skips
-    assert all(a[0] != b[0] or a[1] + a[2] != b[1] for a, b in zip(past.skipped, past.skipped[1:], strict=False)), "neighbours are one range"
+    assert all(
+        a[0] != b[0] or a[1] + a[2] != b[1] for a, b in zip(past.skipped, past.skipped[1:], strict=False)
+    ), "neighbours are one range"
     assert State.from_json(past.to_json()) == past
 
 
@@ -35,7 +37,11 @@ def test_other_data_seed_or_batch_is_refused_with_both_values():
     state = START.advanced(100).advanced(100)
     own = {"fingerprint": state.fingerprint, "seed": 3, "global_batch": 4}
     assert state.resumed(**own) == state
-    for name, value, allow in (("fingerprint", "e" * 64, "data"), ("seed", 5, "seed"), ("global_batch", 6, "global_batch")):
+    for name, value, allow in (
+        ("fingerprint", "e" * 64, "data"),
+        ("seed", 5, "seed"),
+        ("global_batch", 6, "global_batch"),
+    ):
         with pytest.raises(ValueError) as refused:
             state.resumed(**own | {name: value})
         for said in (str(value), str(getattr(state, name)), f"resume.allow={allow}"):
@@ -43,7 +49,9 @@ def test_other_data_seed_or_batch_is_refused_with_both_values():
         with pytest.raises(ValueError):
             state.resumed(**own | {name: value}, allow={"other"})
         assert getattr(state.resumed(**own | {name: value}, allow={allow}), name) == value
-    assert state.resumed(**own | {"seed": 5}, allow={"seed"}).epoch == 1, "a place in the old order means nothing in the new one"
+    assert state.resumed(**own | {"seed": 5}, allow={"seed"}).epoch == 1, (
+        "a place in the old order means nothing in the new one"
+    )
     assert state.resumed(**own | {"global_batch": 6}, allow={"global_batch"}).consumed == 8
 
 
@@ -62,27 +70,36 @@ def test_wrong_values():
         State("f", 0, 0)
 
 
-@pytest.mark.parametrize(("before", "place", "after"), [
-    ((), {"consumed": 8}, ((0, 8, 4),)),
-    (((0, 4, 4),), {"consumed": 8}, ((0, 4, 8),)),
-    (((0, 0, 4),), {"consumed": 8}, ((0, 0, 4), (0, 8, 4))),  # not neighbours
-    (((0, 0, 4),), {"epoch": 1, "consumed": 4}, ((0, 0, 4), (1, 4, 4))),  # of another epoch
-    (((0, 0, 4), (0, 12, 4)), {"consumed": 16}, ((0, 0, 4), (0, 12, 8))),
-    ((), {"consumed": 98}, ((1, 0, 4),))])  # the rest of an epoch, too small for a batch, is dropped and not skipped
+@pytest.mark.parametrize(
+    ("before", "place", "after"),
+    [
+        ((), {"consumed": 8}, ((0, 8, 4),)),
+        (((0, 4, 4),), {"consumed": 8}, ((0, 4, 8),)),
+        (((0, 0, 4),), {"consumed": 8}, ((0, 0, 4), (0, 8, 4))),  # not neighbours
+        (((0, 0, 4),), {"epoch": 1, "consumed": 4}, ((0, 0, 4), (1, 4, 4))),  # of another epoch
+        (((0, 0, 4), (0, 12, 4)), {"consumed": 16}, ((0, 0, 4), (0, 12, 8))),
+        # the rest of an epoch, too small for a batch, is dropped and not skipped
+        ((), {"consumed": 98}, ((1, 0, 4),)),
+    ],
+)
 def test_skipped_ranges_that_touch_are_one_range(before, place, after):
     assert State("f", 3, 4, skipped=before, **place).skip(1, 100).skipped == after
 
 
 def test_what_is_saved_is_plain_and_sorted():
     state = State("f", 3, 1, epoch=1, consumed=2, update=4, skipped=((0, 0, 4),))
-    assert state.to_json() == ('{"consumed": 2, "epoch": 1, "fingerprint": "f", "global_batch": 1, "seed": 3, "skipped": [[0, 0, 4]], '
-                               '"update": 4}')
+    assert state.to_json() == (
+        '{"consumed": 2, "epoch": 1, "fingerprint": "f", "global_batch": 1, "seed": 3, "skipped": [[0, 0, '
+        '4]], "update": 4}'
+    )
     assert State.from_json(state.to_json()) == state
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"skipped": 1}', '{"skipped": [], "other": 1}'])
 def test_what_is_no_saved_place_is_refused(text):
-    with pytest.raises(ValueError, match="the saved place in the data cannot be read .*: restore another checkpoint"):
+    with pytest.raises(
+        ValueError, match="the saved place in the data cannot be read .*: restore another checkpoint"
+    ):
         State.from_json(text)
 
 

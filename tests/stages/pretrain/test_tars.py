@@ -1,4 +1,5 @@
-"""Reading from an object store: ranges of a real server over a real port, a cache that stays below its limit."""
+"""Reading from an object store: ranges of a real server over a real port, a cache that stays below its
+limit."""
 
 import os
 from dataclasses import replace
@@ -51,7 +52,10 @@ def first_batches(data: Data, count: int = 6) -> list:
 
 
 def same(one: list, two: list) -> bool:
-    return all(a.keys == b.keys and torch.equal(a.wave_BN, b.wave_BN) and torch.equal(a.cqt_BLF, b.cqt_BLF) for a, b in zip(one, two, strict=True))
+    return all(
+        a.keys == b.keys and torch.equal(a.wave_BN, b.wave_BN) and torch.equal(a.cqt_BLF, b.cqt_BLF)
+        for a, b in zip(one, two, strict=True)
+    )
 
 
 def test_a_store_gives_what_a_disk_gives(corpus, data, tmp_path):
@@ -74,7 +78,8 @@ def test_only_the_blocks_of_the_crops_are_fetched_and_once(data):
     whole = Storage(REMOTE).size(f"columns/audio/{pinned.shard_names[0]}.tar")
     assert whole > 3 * BLOCK_BYTES
     expected = Storage(REMOTE).read(f"columns/audio/{pinned.shard_names[0]}.tar")
-    for at in (BLOCK_BYTES - 50, BLOCK_BYTES - 20, whole - 100):  # over a border, from the cache, at the end
+    # over a border, from the cache, at the end
+    for at in (BLOCK_BYTES - 50, BLOCK_BYTES - 20, whole - 100):
         out = bytearray(100)
         tars.read((0, 0, at, 100), memoryview(out))
         assert bytes(out) == expected[at : at + 100]

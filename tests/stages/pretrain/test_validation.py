@@ -1,4 +1,5 @@
-"""Held-out figures: sums by recording over ranks, means weighted by frames, the interval by resampled recordings."""
+"""Held-out figures: sums by recording over ranks, means weighted by frames, the interval by resampled
+recordings."""
 
 from dataclasses import dataclass, replace
 
@@ -63,7 +64,8 @@ def test_a_constant_gain_has_an_interval_of_no_width_however_unequal_the_recordi
 
 
 def test_the_interval_is_that_of_resampled_recordings():
-    """Two recordings of equal length, gains 0 and 1: a resampling's gain is 0, 0.5 or 1 with 1/4, 1/2 and 1/4."""
+    """Two recordings of equal length, gains 0 and 1: a resampling's gain is 0, 0.5 or 1 with 1/4, 1/2 and
+    1/4."""
     sums = table([5, 5], [[1.0], [1.0]], [[1.0], [2.0]], [[0.0], [0.0]])
     found = figures(sums, Heads(1), 2000, 0)
     assert (found["gain_low"], found["gain"], found["gain_high"]) == ([0.0], [0.5], [1.0])

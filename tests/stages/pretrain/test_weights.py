@@ -25,24 +25,46 @@ def new(seed: int, **choices):
 
 
 def fairseq_state(net, specials: int = 4) -> dict[str, torch.Tensor]:
-    """Names as `MERT-v1-*_fairseq.pt` has them (M mert_model.py, F wav2vec2.py), spelt out anew from the modules."""
+    """Names as `MERT-v1-*_fairseq.pt` has them (M mert_model.py, F wav2vec2.py), spelt out anew from the
+    modules."""
     state = {"mask_emb": net.mask_vector}
     first = net.front_end.first
-    state |= {"feature_extractor.conv_layers.0.0.weight": first.weight, "feature_extractor.conv_layers.0.2.weight": first.norm_weight,
-              "feature_extractor.conv_layers.0.2.bias": first.norm_bias}
-    state |= {f"feature_extractor.conv_layers.{i}.0.weight": layer.weight for i, layer in enumerate(net.front_end.rest, 1)}
-    modules = {"layer_norm": net.input_norm, "post_extract_proj": net.input_projection, "encoder.layer_norm": net.encoder.norm}
+    state |= {
+        "feature_extractor.conv_layers.0.0.weight": first.weight,
+        "feature_extractor.conv_layers.0.2.weight": first.norm_weight,
+        "feature_extractor.conv_layers.0.2.bias": first.norm_bias,
+    }
+    state |= {
+        f"feature_extractor.conv_layers.{i}.0.weight": layer.weight
+        for i, layer in enumerate(net.front_end.rest, 1)
+    }
+    modules = {
+        "layer_norm": net.input_norm,
+        "post_extract_proj": net.input_projection,
+        "encoder.layer_norm": net.encoder.norm,
+    }
     positions = net.encoder.positions
     state |= {f"encoder.pos_conv.0.{n}": getattr(positions, n) for n in ("bias", "weight_g", "weight_v")}
     for i, layer in enumerate(net.encoder.layers):
         at, attention = f"encoder.layers.{i}", layer.attention
-        for part, weight, bias in zip("qkv", attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True):
+        for part, weight, bias in zip(
+            "qkv", attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True
+        ):
             state |= {f"{at}.self_attn.{part}_proj.weight": weight, f"{at}.self_attn.{part}_proj.bias": bias}
-        modules |= {f"{at}.self_attn.out_proj": attention.out, f"{at}.self_attn_layer_norm": layer.attention_norm, f"{at}.fc1": layer.wide,
-                    f"{at}.fc2": layer.narrow, f"{at}.final_layer_norm": layer.ffn_norm}
+        modules |= {
+            f"{at}.self_attn.out_proj": attention.out,
+            f"{at}.self_attn_layer_norm": layer.attention_norm,
+            f"{at}.fc1": layer.wide,
+            f"{at}.fc2": layer.narrow,
+            f"{at}.final_layer_norm": layer.ffn_norm,
+        }
     head = net.code_heads[0]
     modules |= {"final_proj": head.projection, "encoder_cqt_model.fc": net.cqt_head}
-    state |= {f"{name}.{part}": getattr(module, part) for name, module in modules.items() for part in ("weight", "bias")}
+    state |= {
+        f"{name}.{part}": getattr(module, part)
+        for name, module in modules.items()
+        for part in ("weight", "bias")
+    }
     table_KCE = head.table_KCE.detach()
     table = torch.cat([torch.randn(len(table_KCE), specials, table_KCE.shape[2]), table_KCE], 1).flatten(0, 1)
     state |= {"label_embs_concat": table, "encoder_cqt_model.spec_layer.cqt_kernels_real": torch.zeros(2)}
@@ -50,14 +72,32 @@ def fairseq_state(net, specials: int = 4) -> dict[str, torch.Tensor]:
 
 
 def save_fairseq(path, net, **changes):
-    model = {"_name": "mert", "layer_norm_first": net.model.norm == "pre", "encoder_attention_heads": net.model.heads, **changes}
-    torch.save({"args": argparse.Namespace(lr=[0.1]), "cfg": {"model": model}, "model": fairseq_state(net),
-                "optimizer_history": [{"num_updates": 5}], "extra_state": {"epoch": 2}, "last_optimizer_state": None}, path)
+    model = {
+        "_name": "mert",
+        "layer_norm_first": net.model.norm == "pre",
+        "encoder_attention_heads": net.model.heads,
+        **changes,
+    }
+    torch.save(
+        {
+            "args": argparse.Namespace(lr=[0.1]),
+            "cfg": {"model": model},
+            "model": fairseq_state(net),
+            "optimizer_history": [{"num_updates": 5}],
+            "extra_state": {"epoch": 2},
+            "last_optimizer_state": None,
+        },
+        path,
+    )
     return path
 
 
 def same(a, b, but: tuple[str, ...] = ()) -> bool:
-    return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items() if not name.startswith(but))
+    return all(
+        torch.equal(value, b.state_dict()[name])
+        for name, value in a.state_dict().items()
+        if not name.startswith(but)
+    )
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -65,7 +105,9 @@ def test_fairseq_checkpoints_come_with_their_heads(tmp_path, norm):
     source, net = new(1, norm=norm), new(2, norm=norm)
     found = load_into(net, save_fairseq(tmp_path / "mert_fairseq.pt", source))
     assert same(source, net)
-    assert found.layout == "fairseq" and found.taken == ("encoder", "code head", "CQT head") and not found.fresh
+    assert (
+        found.layout == "fairseq" and found.taken == ("encoder", "code head", "CQT head") and not found.fresh
+    )
 
 
 def test_heads_of_another_shape_begin_anew(tmp_path):
@@ -76,7 +118,9 @@ def test_heads_of_another_shape_begin_anew(tmp_path):
     assert found.taken == ("encoder",) and len(found.fresh) == 2
 
 
-@pytest.mark.parametrize("kind", ["safetensors folder", "bin folder", "file", "with a prefix", "saved by transformers"])
+@pytest.mark.parametrize(
+    "kind", ["safetensors folder", "bin folder", "file", "with a prefix", "saved by transformers"]
+)
 def test_hugging_face_checkpoints(tmp_path, kind):
     source, net = new(1), new(2)
     state = to_hubert(source.state_dict())
@@ -86,11 +130,19 @@ def test_hugging_face_checkpoints(tmp_path, kind):
         torch.save(state, tmp_path / "pytorch_model.bin")
     elif kind == "saved by transformers":
         theirs = HubertModel(HubertConfig(**hubert_config(source.model)))
-        theirs.load_state_dict({n.replace("weight_g", "parametrizations.weight.original0").replace("weight_v", "parametrizations.weight.original1"): v
-                                for n, v in state.items()})
+        theirs.load_state_dict(
+            {
+                n.replace("weight_g", "parametrizations.weight.original0").replace(
+                    "weight_v", "parametrizations.weight.original1"
+                ): v
+                for n, v in state.items()
+            }
+        )
         theirs.save_pretrained(tmp_path)
     else:
-        state = {f"hubert.{name}": value for name, value in state.items()} if kind == "with a prefix" else state
+        state = (
+            {f"hubert.{name}": value for name, value in state.items()} if kind == "with a prefix" else state
+        )
         save_file(state, tmp_path / "model.safetensors")
         place = tmp_path / "model.safetensors" if kind == "file" else tmp_path
     found = load_into(net, place)
@@ -132,7 +184,8 @@ def test_a_pickle_that_would_call_something_is_refused_unrun(tmp_path):
 
 
 def test_classes_of_fairseq_are_read_as_nothing(tmp_path, monkeypatch):
-    """Its checkpoints hold dictionaries as objects (F tasks/hubert_pretraining.py); fairseq is not imported for them."""
+    """Its checkpoints hold dictionaries as objects (F tasks/hubert_pretraining.py); fairseq is not imported
+    for them."""
     module = types.ModuleType("fairseq.data.dictionary")
     module.Dictionary = type("Dictionary", (), {"__module__": module.__name__, "__qualname__": "Dictionary"})
     monkeypatch.setitem(sys.modules, "fairseq", types.ModuleType("fairseq"))

@@ -1,4 +1,5 @@
-"""A small real model with real batches: noise for audio, labels that depend on nothing, masks as in training."""
+"""A small real model with real batches: noise for audio, labels that depend on nothing, masks as in
+training."""
 
 import numpy as np
 import torch
@@ -17,8 +18,19 @@ FRONT = ConvFront(channels=(16,) * 7)
 
 def model(dropout: float = 0.0, layer_drop: float = 0.0, seed: int = 0) -> Mert:
     torch.manual_seed(seed)
-    sizes = Model(conv=FRONT, layers=3, width=32, ffn=64, heads=4, position_kernel=16, position_groups=4, input_dropout=dropout,
-                  hidden_dropout=dropout, attention_dropout=dropout, layer_drop=layer_drop)
+    sizes = Model(
+        conv=FRONT,
+        layers=3,
+        width=32,
+        ffn=64,
+        heads=4,
+        position_kernel=16,
+        position_groups=4,
+        input_dropout=dropout,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
+        layer_drop=layer_drop,
+    )
     return Mert(sizes, Objective(head_width=8), CODES, BINS)
 
 
@@ -29,8 +41,20 @@ def global_batch(update: int) -> Batch:
     mask = torch.from_numpy(Masking().draw(draws.keys(update, np.arange(GLOBAL)), frames))
     codes = {c.name: torch.randint(c.size, (GLOBAL, 40, c.codebooks), generator=random) for c in CODES}
     wave = torch.randn(GLOBAL, SAMPLES, generator=random) * 0.1
-    return Batch(wave, mask, codes, torch.rand(GLOBAL, 40, BINS, generator=random), keys=[f"clip-{i}" for i in range(GLOBAL)])
+    return Batch(
+        wave,
+        mask,
+        codes,
+        torch.rand(GLOBAL, 40, BINS, generator=random),
+        keys=[f"clip-{i}" for i in range(GLOBAL)],
+    )
 
 
 def part(batch: Batch, rows: slice) -> Batch:
-    return Batch(batch.wave_BN[rows], batch.mask_BT[rows], {k: v[rows] for k, v in batch.codes.items()}, batch.cqt_BLF[rows], keys=batch.keys[rows])
+    return Batch(
+        batch.wave_BN[rows],
+        batch.mask_BT[rows],
+        {k: v[rows] for k, v in batch.codes.items()},
+        batch.cqt_BLF[rows],
+        keys=batch.keys[rows],
+    )

@@ -29,7 +29,8 @@ class Tiny(nn.Module):
 
 
 class Zero(Plain):
-    """DeepSpeed's engine at stages 1 to 3, as far as ours looks into it; its step tells the norm and applies nothing."""
+    """DeepSpeed's engine at stages 1 to 3, as far as ours looks into it; its step tells the norm and applies
+    nothing."""
 
     def __init__(self, module, adam, settings, optim, world, accumulation: int):
         self.module, self.adam, self.accumulation, self.micro_steps = module, adam, accumulation, 0

@@ -10,7 +10,14 @@ from stages.shards.storage import Storage
 
 
 def row(order: int, shard: str, tombstone: str | None = None) -> dict:
-    values = {"recording": f"r{order}", "shard": shard, "order": order, "attempt": 0, "path": "a", "path_bytes": b"a"}
+    values = {
+        "recording": f"r{order}",
+        "shard": shard,
+        "order": order,
+        "attempt": 0,
+        "path": "a",
+        "path_bytes": b"a",
+    }
     values |= {"size": 1, "mtime_ns": 1, "quick": "q", "sha256": None, "duration_s": 1.0, "split": "train"}
     return values | {"tombstone": tombstone}
 
@@ -32,7 +39,11 @@ def test_shards_keep_planning_order(plan):
 def test_planned_rows_and_tombstones(plan):
     assert [p.recording for p in catalog.planned(plan, "sb")] == ["r0", "r1"]
     assert catalog.planned(plan, "sb")[1].tombstone == "edited"
-    assert {s: [p.order for p in rows] for s, rows in catalog.each_shard(plan)} == {"sb": [0, 1], "sa": [2], "sc": [5]}
+    assert {s: [p.order for p in rows] for s, rows in catalog.each_shard(plan)} == {
+        "sb": [0, 1],
+        "sa": [2],
+        "sc": [5],
+    }
     assert catalog.tombstoned(plan) == {"r1", "r5"}
     with pytest.raises(KeyError):
         catalog.planned(plan, "sx")
@@ -91,11 +102,17 @@ def test_rows_of_a_shard_must_be_neighbours():
     table = pa.Table.from_pylist([row(0, "sa"), row(1, "sb"), row(2, "sa")], schema=PLAN)
     with pytest.raises(AssertionError, match="must be neighbours"):
         catalog.shard_slices(table)
-    assert catalog.shard_slices(pa.concat_tables([table.slice(0, 1), table.slice(1, 1)])) == {"sa": (0, 1), "sb": (1, 1)}
+    assert catalog.shard_slices(pa.concat_tables([table.slice(0, 1), table.slice(1, 1)])) == {
+        "sa": (0, 1),
+        "sb": (1, 1),
+    }
 
 
 def test_a_table_of_another_version_is_refused_with_its_remedy(plan, tmp_path):
-    with pytest.raises(ValueError, match="catalog .*plan.parquet: its columns are not this version's; delete it to have it made anew"):
+    with pytest.raises(
+        ValueError,
+        match="catalog .*plan.parquet: its columns are not this version's; delete it to have it made anew",
+    ):
         catalog.read_catalog(tmp_path / "plan.parquet")
     catalog.check_schema(tmp_path / "plan.parquet", PLAN, "plan")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
@@ -105,9 +122,15 @@ def test_a_table_of_another_version_is_refused_with_its_remedy(plan, tmp_path):
 
 def test_a_catalog_is_written_and_read_with_its_row_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "ROW_GROUP", 10)
-    write_parquet(tmp_path / "c.parquet", CATALOG, [pa.RecordBatch.from_pylist([{"path": f"{i}"} for i in range(20)], schema=CATALOG)])
+    write_parquet(
+        tmp_path / "c.parquet",
+        CATALOG,
+        [pa.RecordBatch.from_pylist([{"path": f"{i}"} for i in range(20)], schema=CATALOG)],
+    )
     assert pq.ParquetFile(tmp_path / "c.parquet").num_row_groups == 2
-    assert catalog.read_catalog(tmp_path / "c.parquet", ["path"])["path"].to_pylist() == [str(i) for i in range(20)]
+    assert catalog.read_catalog(tmp_path / "c.parquet", ["path"])["path"].to_pylist() == [
+        str(i) for i in range(20)
+    ]
 
 
 def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):

@@ -21,12 +21,23 @@ def row(recording: str, start: int, samples: int) -> dict:
 
 def add(writer: ColumnWriter, key: str, frames: int = 4) -> None:
     codes_TK = np.arange(frames * 2, dtype=np.uint16).reshape(frames, 2)
-    writer.add(key, {"codes.npy": npy_bytes(codes_TK)}, row(key.split("-")[0], 0, frames * 320), {"loud": 1.0})
+    writer.add(
+        key, {"codes.npy": npy_bytes(codes_TK)}, row(key.split("-")[0], 0, frames * 320), {"loud": 1.0}
+    )
 
 
 def record(writer: ColumnWriter, kept: int = 1, **changes) -> records.Record:
-    base = {"shard": "s1", "column": "codes-x", "recipe": {"a": 1}, "inputs": kept, "kept": kept, "rejects": [],
-            "source_sha256": None, "software": {}, "device": "cpu"}
+    base = {
+        "shard": "s1",
+        "column": "codes-x",
+        "recipe": {"a": 1},
+        "inputs": kept,
+        "kept": kept,
+        "rejects": [],
+        "source_sha256": None,
+        "software": {},
+        "device": "cpu",
+    }
     return records.Record(**(base | writer.finish() | changes))
 
 
@@ -107,14 +118,17 @@ def flip(data: bytearray) -> None:
     data[700] ^= 1
 
 
-@pytest.mark.parametrize(("kind", "change", "said"), [
-    ("tar", flip, "sha256"),
-    ("tar", lambda d: d.__delitem__(slice(900, None)), "900 bytes"),
-    ("index.parquet", lambda d: d.__delitem__(slice(40, None)), "index.parquet is damaged"),
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("tar", flip, "sha256"),
+        ("tar", lambda d: d.__delitem__(slice(900, None)), "900 bytes"),
+        ("index.parquet", lambda d: d.__delitem__(slice(40, None)), "index.parquet is damaged"),
         ("index.parquet", flip, "index.parquet is damaged"),
         ("stats.parquet", flip, "stats.parquet is damaged"),
-    ("json", lambda d: d.__delitem__(slice(40, None)), "not a record"),
-])
+        ("json", lambda d: d.__delitem__(slice(40, None)), "not a record"),
+    ],
+)
 def test_audit_names_the_damage(tmp_path, kind, change, said):
     storage = Storage(tmp_path)
     publish(storage, ["a-00000", "b-00000"])
@@ -166,7 +180,11 @@ def test_labels_of_another_audio_tar_are_damage(tmp_path):
 
     storage = Storage(tmp_path)
     sha256 = {}
-    for name, source in (("audio", lambda: None), ("codes-x", lambda: sha256["audio"]), ("codes-y", lambda: "0" * 64)):
+    for name, source in (
+        ("audio", lambda: None),
+        ("codes-x", lambda: sha256["audio"]),
+        ("codes-y", lambda: "0" * 64),
+    ):
         with publishing(storage, name, "s1") as publication:
             add(publication.writer, "a-00000")
             publication.writer.keep({})
@@ -193,19 +211,30 @@ def test_members_are_sorted_whatever_order_they_come_in(tmp_path):
 
 def test_a_note_goes_to_each_segment_of_its_recording_and_replaces_nothing(tmp_path):
     writer = ColumnWriter(tmp_path / "t")
-    for key, note in (("a-00000", None), ("a-00001", {"loud": 2.0, "codec": "flac"}), ("b-00000", {"codec": "mp3"})):
+    for key, note in (
+        ("a-00000", None),
+        ("a-00001", {"loud": 2.0, "codec": "flac"}),
+        ("b-00000", {"codec": "mp3"}),
+    ):
         add(writer, key)
         if note:
             writer.keep(note)
     assert [(r["key"], r["loud"], r["codec"]) for r in writer.stats.to_pylist()] == [
-        ("a-00000", 1.0, "flac"), ("a-00001", 1.0, "flac"), ("b-00000", 1.0, "mp3")]
+        ("a-00000", 1.0, "flac"),
+        ("a-00001", 1.0, "flac"),
+        ("b-00000", 1.0, "mp3"),
+    ]
 
 
 def test_a_shard_of_nothing_is_a_tar_without_members(tmp_path):
     writer = ColumnWriter(tmp_path / "t")
     totals = writer.finish()
     assert (totals["bytes"], totals["segments"], totals["samples"], totals["frames"]) == (1024, 0, 0, 0)
-    assert writer.index.schema == column.INDEX and writer.index.num_rows == 0 and writer.stats.column_names == ["key"]
+    assert (
+        writer.index.schema == column.INDEX
+        and writer.index.num_rows == 0
+        and writer.stats.column_names == ["key"]
+    )
     with tarfile.open(tmp_path / "t") as tar:
         assert tar.getnames() == []
 
@@ -216,13 +245,21 @@ def test_totals_are_of_what_was_written(tmp_path):
         add(writer, key, frames)
         writer.keep({})
     totals, data = writer.finish(), (tmp_path / "t").read_bytes()
-    assert totals == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "segments": 2, "samples": 8 * 320, "frames": 8}
+    assert totals == {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "segments": 2,
+        "samples": 8 * 320,
+        "frames": 8,
+    }
 
 
 def test_a_shard_without_a_record_or_without_sums_writes_none(tmp_path):
     storage = Storage(tmp_path)
     publish(storage, ["a-00000"])
-    assert storage.names("columns/codes-x") == {f"s1.{kind}" for kind in ("tar", "json", "index.parquet", "stats.parquet")}
+    assert storage.names("columns/codes-x") == {
+        f"s1.{kind}" for kind in ("tar", "json", "index.parquet", "stats.parquet")
+    }
     with pytest.raises(AssertionError, match="without a record"), publishing(storage, "codes-y", "s1"):
         pass
     assert not storage.names("columns/codes-y")

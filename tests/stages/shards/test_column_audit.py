@@ -37,7 +37,8 @@ def publish(
     make=member,
     **changes,
 ) -> records.Record:
-    """A shard; `tweak` falsifies its writer, `said` its json members, `make` its data, `changes` its record."""
+    """A shard; `tweak` falsifies its writer, `said` its json members, `make` its data, `changes` its
+    record."""
     with publishing(storage, "audio", "s1") as publication:
         writer = publication.writer
         for number, (recording, start, samples) in enumerate(PARTS):

@@ -1,4 +1,5 @@
-"""What is fetched while something else is worked on: order, bounds, failures. Events, never the clock, decide."""
+"""What is fetched while something else is worked on: order, bounds, failures. Events, never the clock,
+decide."""
 
 import contextlib
 import errno
@@ -43,7 +44,10 @@ def test_a_file_that_is_shorter_than_its_index_says_is_told(remote):
         arrived(36)
 
 
-@pytest.mark.parametrize("error, number", [(OSError(errno.ENOSPC, "No space left"), errno.ENOSPC), (pa.ArrowInvalid("odd answer"), None)])
+@pytest.mark.parametrize(
+    "error, number",
+    [(OSError(errno.ENOSPC, "No space left"), errno.ENOSPC), (pa.ArrowInvalid("odd answer"), None)],
+)
 def test_what_breaks_the_copy_is_raised_where_it_is_waited_for_and_rejects_nothing(remote, error, number):
     """OSError fails a shard; a ValueError, as ArrowInvalid is, would reject the recording."""
     remote.fs.error = error
@@ -131,7 +135,9 @@ class Copies:
 
     def wait(self, count):
         with self.seen:
-            assert self.seen.wait_for(lambda: len(self.begun) >= count, PATIENCE_S), f"only {self.begun} were begun"
+            assert self.seen.wait_for(lambda: len(self.begun) >= count, PATIENCE_S), (
+                f"only {self.begun} were begun"
+            )
 
 
 def test_the_next_is_fetched_while_one_is_worked_on_and_no_more_than_that():
@@ -176,7 +182,9 @@ def test_a_shard_that_ends_early_gives_back_what_was_fetched_for_it():
     with fetch("s3://b") as path:
         assert path == "copy of s3://b", "nothing is expected: fetched as it is asked for"
     with fetch.expecting(["s3://b"]), fetch("s3://b"):
-        assert copies.begun[2:] == ["s3://b", "s3://b"] and copies.held == {"s3://b"}, "not the copy that was given back"
+        assert copies.begun[2:] == ["s3://b", "s3://b"] and copies.held == {"s3://b"}, (
+            "not the copy that was given back"
+        )
 
 
 def test_a_shard_that_ends_before_its_next_has_failed_to_come_ends_as_it_would():

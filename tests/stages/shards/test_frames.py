@@ -8,7 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 from stages.shards.frames import CodesDescribed, decode_cqt, describe_codes, encode_uint8
 
-FRAMES = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2), elements=st.floats(-14, 250, width=32))
+FRAMES = hnp.arrays(
+    np.float32, hnp.array_shapes(min_dims=2, max_dims=2), elements=st.floats(-14, 250, width=32)
+)
 
 
 @given(FRAMES)
@@ -34,11 +36,14 @@ def test_a_shard_of_one_value_reads_back_as_that_value():
     assert np.array_equal(decode_cqt(encode_uint8(silence, **facts), {"uint8": facts}), silence)
 
 
-@pytest.mark.parametrize("stored, facts, message", [
-    (np.zeros((2, 3), np.int32), {}, "are int32: expected float16 or uint8"),
-    (np.zeros((2, 3), np.uint8), {"float16": {}}, "facts.uint8 lacks 'uint8'"),
-    (np.zeros((2, 3), np.uint8), {"uint8": {"offset": 0.0}}, "facts.uint8 lacks 'scale'"),
-])
+@pytest.mark.parametrize(
+    "stored, facts, message",
+    [
+        (np.zeros((2, 3), np.int32), {}, "are int32: expected float16 or uint8"),
+        (np.zeros((2, 3), np.uint8), {"float16": {}}, "facts.uint8 lacks 'uint8'"),
+        (np.zeros((2, 3), np.uint8), {"uint8": {"offset": 0.0}}, "facts.uint8 lacks 'scale'"),
+    ],
+)
 def test_what_cannot_be_read_is_refused(stored, facts, message):
     with pytest.raises(ValueError, match=message):
         decode_cqt(stored, facts)
@@ -65,15 +70,24 @@ def test_float32_frames_are_read_as_they_are():
     assert np.array_equal(decode_cqt(frames_TF, {}), frames_TF)
 
 
-@pytest.mark.parametrize("facts, recipe, described", [
-    ({"codebooks": 3, "codebook_size": 64, "hop_samples": 640}, {}, CodesDescribed(3, 64, 640, 640)),
-    ({"codebooks": 3, "codebook_size": 64}, {"teacher": None}, CodesDescribed(3, 64, 320, 320)),
-    ({"codebooks": 3}, {"teacher": {"codebook_size": 64, "hop_samples": 320}}, CodesDescribed(3, 64, 320, 320)),
-])
+@pytest.mark.parametrize(
+    "facts, recipe, described",
+    [
+        ({"codebooks": 3, "codebook_size": 64, "hop_samples": 640}, {}, CodesDescribed(3, 64, 640, 640)),
+        ({"codebooks": 3, "codebook_size": 64}, {"teacher": None}, CodesDescribed(3, 64, 320, 320)),
+        (
+            {"codebooks": 3},
+            {"teacher": {"codebook_size": 64, "hop_samples": 320}},
+            CodesDescribed(3, 64, 320, 320),
+        ),
+    ],
+)
 def test_what_is_not_said_of_codes_has_its_default(facts, recipe, described):
     assert describe_codes(facts, recipe) == described
 
 
 def test_a_missing_size_is_named():
-    with pytest.raises(ValueError, match="facts.codebook_size is missing from the record of a codes column: label it again"):
+    with pytest.raises(
+        ValueError, match="facts.codebook_size is missing from the record of a codes column: label it again"
+    ):
         describe_codes({"codebooks": 3}, {"teacher": "mert"})

@@ -11,8 +11,11 @@ from stages.shards import record as records
 from stages.shards.record import canonical, recipe8
 from stages.shards.storage import Storage
 
-PLAIN = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
 
 
 def test_a_hash_does_not_hang_on_the_order_of_keys():
@@ -63,7 +66,9 @@ def test_a_damaged_record_is_named():
 
 
 def test_a_changed_field_is_noticed_and_run_may_differ():
-    record = records.Record("s", "c", {"a": 1.5}, 1, 1, [], 1, 320, 1, 10, "ab", None, {}, "cpu", run={"host": "x"})
+    record = records.Record(
+        "s", "c", {"a": 1.5}, 1, 1, [], 1, 320, 1, 10, "ab", None, {}, "cpu", run={"host": "x"}
+    )
     data = record.to_bytes()
     assert records.parse(data, "r.json") == record
     assert records.parse(data.replace(b'"host": "x"', b'"host": "y"'), "r.json").run == {"host": "y"}
@@ -71,8 +76,25 @@ def test_a_changed_field_is_noticed_and_run_may_differ():
         records.parse(data.replace(b"1.5", b"2.5"), "r.json")
 
 
-WHOLE = records.Record("s", "codes-x", {"a": 1.5}, 3, 2, [{"recording": "r", "path": "p", "reason": "odd"}], 4, 1280, 4, 2048, "ab", "cd",
-                       {"numpy": "2"}, "cpu", {"index.parquet": "ef"}, {"codebooks": 8}, {"host": "x"})
+WHOLE = records.Record(
+    "s",
+    "codes-x",
+    {"a": 1.5},
+    3,
+    2,
+    [{"recording": "r", "path": "p", "reason": "odd"}],
+    4,
+    1280,
+    4,
+    2048,
+    "ab",
+    "cd",
+    {"numpy": "2"},
+    "cpu",
+    {"index.parquet": "ef"},
+    {"codebooks": 8},
+    {"host": "x"},
+)
 OTHER = {int: lambda v: v + 1, str: lambda v: v + "x", list: lambda v: [], dict: lambda v: v | {"more": 1}}
 
 
@@ -82,7 +104,9 @@ def test_a_record_is_read_as_it_was_written():
     assert set(json.loads(data)) == {f.name for f in dataclasses.fields(records.Record)} | {"record_sha256"}
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(records.Record) if f.name != "run"] + ["record_sha256"])
+@pytest.mark.parametrize(
+    "name", [f.name for f in dataclasses.fields(records.Record) if f.name != "run"] + ["record_sha256"]
+)
 def test_every_field_of_a_record_is_vouched_for(name):
     fields = json.loads(WHOLE.to_bytes())
     changed = fields | {name: OTHER[type(fields[name])](fields[name])}
@@ -107,7 +131,10 @@ def test_another_format_is_refused_by_its_number():
         records.parse(data, "r.json")
 
 
-@pytest.mark.parametrize("data", [b"[]", b"3", b'{"record_sha256": "x"}', WHOLE.to_bytes().replace(b'"kept"', b'"held"'), b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "data",
+    [b"[]", b"3", b'{"record_sha256": "x"}', WHOLE.to_bytes().replace(b'"kept"', b'"held"'), b"\xff\xfe"],
+)
 def test_other_json_is_no_record(data):
     with pytest.raises(ValueError, match="r.json is not a record"):
         records.parse(data, "r.json")
@@ -119,7 +146,8 @@ def test_a_discarded_shard_loses_its_record_first(tmp_path, monkeypatch):
     monkeypatch.setattr(Storage, "delete", lambda self, name: gone.append(name))
     records.discard(storage, "audio", "a")
     assert gone[0] == "columns/audio/a.json" and sorted(gone[1:]) == [
-        f"columns/audio/a.{kind}" for kind in ("index.parquet", "stats.parquet", "sums.parquet", "tar")]
+        f"columns/audio/a.{kind}" for kind in ("index.parquet", "stats.parquet", "sums.parquet", "tar")
+    ]
 
 
 def test_a_record_that_cannot_be_read_is_no_damage(tmp_path):
@@ -136,18 +164,27 @@ def test_a_record_that_cannot_be_read_is_no_damage(tmp_path):
 
 def test_names_of_recipes_stay_what_they_are():
     """They name the columns of every OUT there is."""
-    for recipe, text in (({"b": 1.0, "a": [True, None, "x"]}, '{"a":[true,null,"x"],"b":1}'), ({"a": (0.5, -2.0)}, '{"a":[0.5,-2]}'),
-                         ({10: 1, 2: 2}, '{"10":1,"2":2}')):
+    for recipe, text in (
+        ({"b": 1.0, "a": [True, None, "x"]}, '{"a":[true,null,"x"],"b":1}'),
+        ({"a": (0.5, -2.0)}, '{"a":[0.5,-2]}'),
+        ({10: 1, 2: 2}, '{"10":1,"2":2}'),
+    ):
         assert recipe8(recipe) == hashlib.sha256(text.encode()).hexdigest()[:8]
-    assert records.folder("audio") == "columns/audio" and records.file("audio", "s1", "tar") == "columns/audio/s1.tar"
+    assert (
+        records.folder("audio") == "columns/audio"
+        and records.file("audio", "s1", "tar") == "columns/audio/s1.tar"
+    )
 
 
-@pytest.mark.parametrize("recipe, words", [
-    ({"a": {"b": float("inf")}}, "recipe.a.b is inf: it has no stable hash"),
-    ({"a": [1, -float("inf")]}, r"recipe.a\[1\] is -inf: it has no stable hash"),
-    ({"a": (float("nan"),)}, r"recipe.a\[0\] is nan: it has no stable hash"),
-    ({"a": {"b": [object()]}}, r"recipe.a.b\[0\] is a object: it has no stable hash"),
-])
+@pytest.mark.parametrize(
+    "recipe, words",
+    [
+        ({"a": {"b": float("inf")}}, "recipe.a.b is inf: it has no stable hash"),
+        ({"a": [1, -float("inf")]}, r"recipe.a\[1\] is -inf: it has no stable hash"),
+        ({"a": (float("nan"),)}, r"recipe.a\[0\] is nan: it has no stable hash"),
+        ({"a": {"b": [object()]}}, r"recipe.a.b\[0\] is a object: it has no stable hash"),
+    ],
+)
 def test_a_value_without_a_stable_hash_is_named(recipe, words):
     with pytest.raises(ValueError, match=f"^{words}$"):
         canonical(recipe)

@@ -67,7 +67,8 @@ def test_free_space_of_a_place_that_does_not_exist_yet(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """(call, file names) of each fsync and rename, in order; `calls.fail` maps the number of one to an error."""
+    """(call, file names) of each fsync and rename, in order; `calls.fail` maps the number of one to an
+    error."""
 
     class Calls(list):
         fail: dict[int, OSError] = {}
@@ -81,7 +82,11 @@ def calls(monkeypatch):
 
     def fsync(handle: int) -> None:
         place = Path(os.readlink(f"/proc/self/fd/{handle}"))
-        noted.note("fsync", place.name, place.read_bytes() if place.is_file() else sorted(p.name for p in place.iterdir()))
+        noted.note(
+            "fsync",
+            place.name,
+            place.read_bytes() if place.is_file() else sorted(p.name for p in place.iterdir()),
+        )
         flush(handle)
 
     def replace(source, target) -> None:
@@ -106,7 +111,10 @@ def test_a_file_is_flushed_then_named_then_its_folder_is_flushed(tmp_path, calls
 @pytest.mark.parametrize("call", [1, 2, 3], ids=["fsync", "rename", "fsync of the folder"])
 def test_an_error_of_the_disk_is_raised_and_leaves_no_half_file(tmp_path, calls, call, number):
     calls.fail = {call: OSError(number, os.strerror(number))}
-    for write in (lambda s: s.write("a/b.bin", b"whole"), lambda s: s.write_table("a/b.bin", pa.table({"a": [1]}))):
+    for write in (
+        lambda s: s.write("a/b.bin", b"whole"),
+        lambda s: s.write_table("a/b.bin", pa.table({"a": [1]})),
+    ):
         calls.clear()
         with pytest.raises(OSError, match=os.strerror(number)) as raised:
             write(Storage(tmp_path))
@@ -244,14 +252,22 @@ def test_an_address_is_fetched_by_folder_and_name(tmp_path):
         assert path.read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("environment, options", [
-    ({}, {}),
-    ({"AWS_REGION": "eu-1", "AWS_DEFAULT_REGION": "us-2"}, {"region": "eu-1"}),
-    ({"AWS_DEFAULT_REGION": "us-2"}, {"region": "us-2"}),
-    ({"AWS_ENDPOINT_URL": "http://h:1"}, {"endpoint_override": "http://h:1", "scheme": "http", "region": "us-east-1"}),
-    ({"AWS_ENDPOINT_URL_S3": "https://s", "AWS_ENDPOINT_URL": "http://h:1", "AWS_REGION": "eu-1"},
-     {"endpoint_override": "https://s", "scheme": "https", "region": "eu-1"}),
-])
+@pytest.mark.parametrize(
+    "environment, options",
+    [
+        ({}, {}),
+        ({"AWS_REGION": "eu-1", "AWS_DEFAULT_REGION": "us-2"}, {"region": "eu-1"}),
+        ({"AWS_DEFAULT_REGION": "us-2"}, {"region": "us-2"}),
+        (
+            {"AWS_ENDPOINT_URL": "http://h:1"},
+            {"endpoint_override": "http://h:1", "scheme": "http", "region": "us-east-1"},
+        ),
+        (
+            {"AWS_ENDPOINT_URL_S3": "https://s", "AWS_ENDPOINT_URL": "http://h:1", "AWS_REGION": "eu-1"},
+            {"endpoint_override": "https://s", "scheme": "https", "region": "eu-1"},
+        ),
+    ],
+)
 def test_an_object_store_is_reached_by_the_usual_variables(monkeypatch, environment, options):
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
@@ -261,4 +277,8 @@ def test_an_object_store_is_reached_by_the_usual_variables(monkeypatch, environm
     given = s3_filesystem()
     assert (given.pop("connect_timeout"), given.pop("request_timeout")) == (10, 60) and given == options
     storage = Storage("s3://bucket/prefix/")
-    assert storage.fs["connect_timeout"] == 10 and storage.path("a/b") == "bucket/prefix/a/b" and not storage.is_local
+    assert (
+        storage.fs["connect_timeout"] == 10
+        and storage.path("a/b") == "bucket/prefix/a/b"
+        and not storage.is_local
+    )

@@ -1,4 +1,5 @@
-"""Sums over shards: what is gathered equals what is added up from all files, whatever is made anew in which order."""
+"""Sums over shards: what is gathered equals what is added up from all files, whatever is made anew in which
+order."""
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ ROW = {"recording": "r", "start": 0, "samples": 320, "frames": 1}
 
 
 def put(storage: Storage, shard: str, counts: list[list[int]]) -> None:
-    storage.write_table(record.file("codes-1", shard, sums.NAME), sums.table({"codes": np.array(counts, np.float64)}))
+    storage.write_table(
+        record.file("codes-1", shard, sums.NAME), sums.table({"codes": np.array(counts, np.float64)})
+    )
 
 
 def test_a_rejected_recordings_sums_are_taken_back(tmp_path):
@@ -76,7 +79,11 @@ def test_a_shards_sums_are_read_as_they_were_written(tmp_path):
     storage = Storage(tmp_path)
     written = {"z": np.array([[1.0, 2.0], [3.0, 4.0]]), "a": np.array([[0.5]])}
     table = sums.table(written)
-    assert table.schema == sums.SHARD and [(r["name"], r["level"]) for r in table.to_pylist()] == [("a", 0), ("z", 0), ("z", 1)]
+    assert table.schema == sums.SHARD and [(r["name"], r["level"]) for r in table.to_pylist()] == [
+        ("a", 0),
+        ("z", 0),
+        ("z", 1),
+    ]
     storage.write_table(record.file("codes-1", "s1", sums.NAME), table.take([2, 0, 1]))
     read = sums.read_shard(storage, "codes-1", "s1")
     assert {name: values.tolist() for name, values in read.items()} == {"a": [[0.5]], "z": [[1, 2], [3, 4]]}
@@ -104,5 +111,9 @@ def test_shards_are_added_up_in_blocks(tmp_path, monkeypatch):
     for number in range(5):
         put(storage, f"s{number}", [[1]])
     sums.gather(storage, ["codes-1"], [f"s{number}" for number in range(5)])
-    assert [r["shards"] for r in storage.read_table(sums.NAME).to_pylist()] == [["s0", "s1"], ["s2", "s3"], ["s4"]]
+    assert [r["shards"] for r in storage.read_table(sums.NAME).to_pylist()] == [
+        ["s0", "s1"],
+        ["s2", "s3"],
+        ["s4"],
+    ]
     assert sums.read(storage, "codes-1")[0]["codes"].tolist() == [[5]]

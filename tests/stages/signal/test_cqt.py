@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 RATE, HOP = 24_000, 320
 SPEC = CqtSpec()
-SMALL = CqtSpec(fmin_hz=880.0, bins=60, bins_per_octave=24)  # tables in milliseconds, for tests of the cache
+# tables in milliseconds, for tests of the cache
+SMALL = CqtSpec(fmin_hz=880.0, bins=60, bins_per_octave=24)
 
 
 def tolerance(reference_FK: np.ndarray) -> np.ndarray:
@@ -45,10 +46,15 @@ def cqt(tmp_path_factory) -> Cqt:
 
 @cache
 def kernels() -> tuple[list[np.ndarray], list[int], int]:
-    """nnAudio's kernels without their zeros (complex128), where each starts, and the width they are centred in."""
+    """nnAudio's kernels without their zeros (complex128), where each starts, and the width they are centred
+    in."""
     made, width, _, _ = create_cqt_kernels(1 / (2 ** (1 / 48) - 1), RATE, 32.7, 336, 48, 1, "hann")
     spans = [np.flatnonzero(kernel)[[0, -1]] for kernel in made]
-    return [k[a : b + 1].astype(complex) for k, (a, b) in zip(made, spans, strict=True)], [a for a, _ in spans], width
+    return (
+        [k[a : b + 1].astype(complex) for k, (a, b) in zip(made, spans, strict=True)],
+        [a for a, _ in spans],
+        width,
+    )
 
 
 def by_dot_products(wave: np.ndarray, frames: np.ndarray) -> np.ndarray:
@@ -101,7 +107,9 @@ def test_equals_the_nnaudio_layer_on_music(cqt):
 def test_equals_dot_products_on_music(cqt, number):
     wave = music(number, 0, 30)
     last, payload = len(wave) // HOP, SPEC.payload_frames
-    frames = np.array([0, 1, 40, 78, payload - 1, payload, payload + 1, 2 * payload, last - 60, last - 1, last])
+    frames = np.array(
+        [0, 1, 40, 78, payload - 1, payload, payload + 1, 2 * payload, last - 60, last - 1, last]
+    )
     ours = whole(cqt, wave)
     assert_close(ours[frames], by_dot_products(wave, frames), scale_FK=ours)
 
@@ -125,7 +133,9 @@ SIGNALS = {
 def test_equals_dot_products(cqt, name):
     wave = SIGNALS[name]()
     last = len(wave) // HOP
-    frames = np.unique(np.clip([0, 1, 2, 60, 99, 100, 101, 200, 353, 354, 355, last - 2, last - 1, last], 0, last))
+    frames = np.unique(
+        np.clip([0, 1, 2, 60, 99, 100, 101, 200, 353, 354, 355, last - 2, last - 1, last], 0, last)
+    )
     ours = whole(cqt, wave)
     assert_close(ours[frames], by_dot_products(wave, frames), scale_FK=ours)
 
@@ -149,7 +159,10 @@ def test_tones_at_every_bin_read_as_nnaudios_kernels_read_them(cqt):
     waves_KN = np.sin(phase).astype(np.float32)
     ours = cqt.frames(torch.from_numpy(waves_KN), width // 2, 1)[:, 0].numpy()
     waves_KN = waves_KN.astype(np.float64)
-    parts = [waves_KN[:, at : at + len(k)] @ np.stack([k.real, k.imag], 1) for k, at in zip(taps, starts, strict=True)]
+    parts = [
+        waves_KN[:, at : at + len(k)] @ np.stack([k.real, k.imag], 1)
+        for k, at in zip(taps, starts, strict=True)
+    ]
     reference = np.hypot(*np.stack(parts, axis=1).transpose(2, 0, 1)) * np.sqrt(SPEC.lengths)
     assert (np.abs(ours - reference) < 2e-4 * reference + 1e-6).all()
     assert (ours.argmax(axis=1) == np.arange(336)).all()
@@ -268,7 +281,9 @@ def test_a_damaged_cache_is_rebuilt(tmp_path, damage):
     (path,) = tmp_path.iterdir()
     good = path.read_bytes()
     flipped = good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 1]) + good[len(good) // 2 + 1 :]
-    path.write_bytes({"empty": b"", "cut": good[:-1000], "garbage": b"no table" * 100, "one bit": flipped}[damage])
+    path.write_bytes(
+        {"empty": b"", "cut": good[:-1000], "garbage": b"no table" * 100, "one bit": flipped}[damage]
+    )
     assert torch.equal(built, Cqt(SMALL, tmp_path).frames(wave, 0, 76))
     assert [each.read_bytes() for each in tmp_path.iterdir()] == [good]
 

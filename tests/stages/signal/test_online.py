@@ -34,7 +34,12 @@ def test_crops_hold_the_recordings_own_frames(tables, recording):
     """At its beginning, in the middle, at its end and across it."""
     online = OnlineCqt(cache_dir=tables)
     assert online.context_samples == CONTEXT
-    whole = Cqt(CqtSpec(), tables).frames(torch.from_numpy(recording)[None], 0, len(recording) // 320)[0].double().numpy()
+    whole = (
+        Cqt(CqtSpec(), tables)
+        .frames(torch.from_numpy(recording)[None], 0, len(recording) // 320)[0]
+        .double()
+        .numpy()
+    )
     starts = [0, 320 * 211, len(recording) // 320 * 320 - CROP, len(recording) // 320 * 320 - 320 * 20]
     frames_BLF = online(contexts(recording, starts))
     assert frames_BLF.shape == (4, CROP // 320, 336) and frames_BLF.dtype == torch.float32
@@ -63,7 +68,9 @@ def test_autocast_changes_nothing_and_log_is_the_logarithm(tables, recording):
 
 def test_what_cannot_be_is_refused(tables):
     online = OnlineCqt(cache_dir=tables)
-    with pytest.raises(ValueError, match="context_BN has 50459 samples: expected a crop and 25230 more on either side"):
+    with pytest.raises(
+        ValueError, match="context_BN has 50459 samples: expected a crop and 25230 more on either side"
+    ):
         online(torch.zeros(1, 2 * CONTEXT - 1))
     with pytest.raises(ValueError, match="context_BN is on meta, the tables on cpu"):
         online(torch.zeros(1, 60_000, device="meta"))

@@ -135,10 +135,12 @@ class TestServe:
 
     def test_a_refusal_and_a_read_error_are_told_and_the_next_is_answered(self, served):
         sent = served({
-            "a": Refused("torn \udcff"), "b": OSError(errno.EIO, "disk"), "c": OSError("words alone"), "d": b"last",
+            "a": Refused("torn \udcff"), "b": OSError(errno.EIO, "disk"), "c": OSError("words alone"),
+            "d": b"last",
         })  # fmt: skip
         assert sent[1:] == [
-            (b"R", b"torn \\udcff"), (b"O", b'[5, "disk"]'), (b"O", b'[null, "words alone"]'), (b"E", b"last"),
+            (b"R", b"torn \\udcff"), (b"O", b'[5, "disk"]'), (b"O", b'[null, "words alone"]'),
+            (b"E", b"last"),
         ]  # fmt: skip
 
     def test_after_memory_ran_out_nothing_more_is_answered(self, served):
@@ -153,7 +155,8 @@ class TestProcess:
     def run(self, memory=4 << 30, parent=None, lines=b"", **environment):
         arguments = [str(memory), str(os.getpid() if parent is None else parent)]
         return subprocess.run(
-            [sys.executable, "-m", "stages.label.decoding.child", *arguments], input=lines, capture_output=True,
+            [sys.executable, "-m", "stages.label.decoding.child", *arguments], input=lines,
+            capture_output=True,
             cwd=ROOT, env=os.environ | environment, timeout=120,
         )  # fmt: skip
 

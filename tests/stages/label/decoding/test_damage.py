@@ -16,7 +16,9 @@ def test_a_shape_that_changes_midway_goes_on(tmp_path, decoder):
     parts = b""
     for index, (rate_hz, layout) in enumerate([(44_100, "stereo"), (48_000, "mono")]):
         channels = av.AudioLayout(layout).nb_channels
-        path = encode(tmp_path / f"{index}.mp3", "libmp3lame", tone(rate_hz, 4, channels=channels), rate_hz, layout)
+        path = encode(
+            tmp_path / f"{index}.mp3", "libmp3lame", tone(rate_hz, 4, channels=channels), rate_hz, layout
+        )
         parts += path.read_bytes()
     (tmp_path / "both.mp3").write_bytes(parts)
     wave, last = outcome(decoder, tmp_path / "both.mp3")
@@ -28,7 +30,9 @@ def test_a_shape_that_changes_midway_goes_on(tmp_path, decoder):
 def test_chained_ogg_is_one_recording(tmp_path, decoder):
     parts = b""
     for _ in range(3):
-        parts += encode(tmp_path / "part.ogg", "libvorbis", sweep(44_100, 20, 2), 44_100, "stereo").read_bytes()
+        parts += encode(
+            tmp_path / "part.ogg", "libvorbis", sweep(44_100, 20, 2), 44_100, "stereo"
+        ).read_bytes()
     (tmp_path / "x.ogg").write_bytes(parts)
     wave, last = outcome(decoder, tmp_path / "x.ogg")
     assert isinstance(last, Kept), last
@@ -42,7 +46,9 @@ def test_chained_ogg_is_one_recording(tmp_path, decoder):
 def test_chained_ogg_of_another_rate_is_rejected(tmp_path, decoder):
     parts = b""
     for rate_hz in (44_100, 22_050):
-        parts += encode(tmp_path / "part.ogg", "libvorbis", sweep(rate_hz, 5, 2), rate_hz, "stereo").read_bytes()
+        parts += encode(
+            tmp_path / "part.ogg", "libvorbis", sweep(rate_hz, 5, 2), rate_hz, "stereo"
+        ).read_bytes()
     (tmp_path / "x.ogg").write_bytes(parts)
     _, last = outcome(decoder, tmp_path / "x.ogg")
     assert isinstance(last, Rejected)

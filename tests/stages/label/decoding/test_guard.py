@@ -70,7 +70,9 @@ def music(folder, name, seconds=2.0, rate_hz=16_000):
 
 def source(path):
     seen = os.stat(path)
-    return Source(Path(path).name.split(".")[0], os.fsencode(path), seen.st_size, seen.st_mtime_ns, quick_hash(path))
+    return Source(
+        Path(path).name.split(".")[0], os.fsencode(path), seen.st_size, seen.st_mtime_ns, quick_hash(path)
+    )
 
 
 def outcomes(items):
@@ -129,7 +131,11 @@ def test_a_second_attempt_goes_on_where_the_first_one_crashed(tmp_path, hooks, d
     twice = music(tmp_path / "m", "midway-again.wav", seconds=70)
     whole = list(decoder([plain]))
     items = list(decoder([crash]))
-    assert [s.row["start"] for s in items[:-1]] == [s.row["start"] for s in whole[:-1]] == [0, 720_000, 1_440_000]
+    assert (
+        [s.row["start"] for s in items[:-1]]
+        == [s.row["start"] for s in whole[:-1]]
+        == [0, 720_000, 1_440_000]
+    )
     samples = [item.row["samples"] for item in items[:-1]]
     assert sum(samples) == 70 * 24_000 == items[-1].note["samples"]
     assert outcomes(decoder([twice]))["midway-again"].reason == "decoder crashed: signal 11"
@@ -231,7 +237,9 @@ class TestUnreadBytesRejectNothing:
         else:
             path.unlink()
             path.mkdir()
-        with pytest.raises(ReadError, match="x.wav: changed since it was scanned; run the same command again"):
+        with pytest.raises(
+            ReadError, match="x.wav: changed since it was scanned; run the same command again"
+        ):
             list(decoder([planned]))
 
 

@@ -40,7 +40,8 @@ class TestChild:
     def test_it_is_told_its_memory_and_its_parent_and_shields_its_imports(self, child, monkeypatch, tmp_path):
         monkeypatch.setenv("PYTHONPATH", "/theirs")
         child(
-            f'echo "$*" "$PYTHONPATH" "$PYTHONSAFEPATH" "$OPENBLAS_NUM_THREADS" "$OMP_NUM_THREADS" > {tmp_path}/told; ready; cat'
+            f'echo "$*" "$PYTHONPATH" "$PYTHONSAFEPATH" "$OPENBLAS_NUM_THREADS" "$OMP_NUM_THREADS" > '
+            f"{tmp_path}/told; ready; cat"
         )
         told = (tmp_path / "told").read_text().split()
         assert told == [
@@ -95,7 +96,8 @@ class TestChild:
         ("exit 3", "decoder crashed: exit 3", False),
         ("exit 0", "decoder crashed: exit 0", False),
         ("printf 'first\\n last \\n\\n' >&2; exit 3", "decoder crashed: last", False),
-        *((f"kill -{number} $$", f"decoder crashed: signal {number}", False) for number in (11, 7, 6, 4, 8, 31, 5)),
+        *((f"kill -{number} $$", f"decoder crashed: signal {number}", False)
+            for number in (11, 7, 6, 4, 8, 31, 5)),
         *((f"kill -{number} $$", f"decoder crashed: signal {number}", True) for number in (9, 15, 1, 2)),
     ])  # fmt: skip
     def test_how_it_died_is_told(self, child, unignored, script, words, outside):

@@ -1,4 +1,5 @@
-"""The guard's side of the protocol: attempts, patience and what is handed on, with children that follow a script."""
+"""The guard's side of the protocol: attempts, patience and what is handed on, with children that follow a
+script."""
 
 import contextlib
 import hashlib
@@ -26,7 +27,8 @@ def block(value, seconds=1.0):
 
 
 class Scripted:
-    """A child that answers each request by the next of its scripts: messages, deaths, or (seconds waited, message)."""
+    """A child that answers each request by the next of its scripts: messages, deaths, or (seconds waited,
+    message)."""
 
     def __init__(self, scripts, clock):
         self.requests, self.ended, self._scripts, self._clock, self._dead = [], 0, scripts, clock, False

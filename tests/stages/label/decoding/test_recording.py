@@ -43,7 +43,9 @@ FORMATS = [  # extension, encoder, rate, layout
 
 
 @pytest.mark.parametrize("extension, codec, rate_hz, layout", FORMATS)
-def test_each_format_keeps_length_pitch_level_and_alignment(tmp_path, decoder, extension, codec, rate_hz, layout):
+def test_each_format_keeps_length_pitch_level_and_alignment(
+    tmp_path, decoder, extension, codec, rate_hz, layout
+):
     channels = av.AudioLayout(layout).nb_channels
     path = encode(tmp_path / f"x.{extension}", codec, sweep(rate_hz, channels=channels), rate_hz, layout)
     wave, last = outcome(decoder, path)
@@ -103,7 +105,14 @@ class TestOddFiles:
 
     @pytest.mark.parametrize(
         "data",
-        [b"", b"x", b"hello\n" * 999, np.random.default_rng(0).bytes(99_999), b"\0" * 50_000, b"RIFF\0\0\0\0WAVE"],
+        [
+            b"",
+            b"x",
+            b"hello\n" * 999,
+            np.random.default_rng(0).bytes(99_999),
+            b"\0" * 50_000,
+            b"RIFF\0\0\0\0WAVE",
+        ],
         ids=["empty", "one byte", "text", "garbage", "zeros", "only RIFF"],
     )
     @pytest.mark.parametrize("name", ["x.mp3", "x.wav"])
@@ -191,7 +200,9 @@ class TestOddFiles:
         _, last = outcome(decoder, tmp_path / "x.mp3")
         assert last.note["source_codec"] == "flac"
 
-    @pytest.mark.parametrize("name", [b"a.b.c.wav", b"a b\nc.wav", b"caf\xe9 \xff.wav", b"file:x%03d.wav", b"-i.wav"])
+    @pytest.mark.parametrize(
+        "name", [b"a.b.c.wav", b"a b\nc.wav", b"caf\xe9 \xff.wav", b"file:x%03d.wav", b"-i.wav"]
+    )
     def test_names(self, tmp_path, decoder, name):
         path = os.path.join(os.fsencode(tmp_path), name)
         with open(path, "wb") as file:

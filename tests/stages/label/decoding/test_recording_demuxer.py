@@ -8,7 +8,8 @@ from tests.stages.label.decoding.holes import judged
 
 
 class Demuxer:
-    """A container that gives the real one's packets, but for `faults` errors in a row before packet `place`."""
+    """A container that gives the real one's packets, but for `faults` errors in a row before packet
+    `place`."""
 
     def __init__(self, container, faults):
         self._packets, self._faults, self._place = container.demux(audio=0), dict(faults), 0

@@ -139,7 +139,8 @@ class TestBroken:
         return packet[:40] + bytes(byte ^ 0xFF for byte in packet[40:48]) + packet[48:]
 
     def judged(self, path, count, broken, torn=0):
-        """`count` FLAC packets in a container that tells where each begins; `torn` bytes are left of a last one."""
+        """`count` FLAC packets in a container that tells where each begins; `torn` bytes are left of a last
+        one."""
         with av.open(str(path), "w", format="matroska") as container:
             stream = container.add_stream("flac", rate=8_000, layout="mono")
             frame = av.AudioFrame.from_ndarray(

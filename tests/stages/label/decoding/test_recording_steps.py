@@ -69,7 +69,8 @@ class TestBlocks:
         next(stream)
         assert heads == [
             {
-                "source_rate_hz": 8_000, "source_channels": 2, "source_codec": "pcm_s24le", "source_container": "wav",
+                "source_rate_hz": 8_000, "source_channels": 2,
+            "source_codec": "pcm_s24le", "source_container": "wav",
                 "source_format": "s32", "header_s": 7.0,
             }
         ]  # fmt: skip

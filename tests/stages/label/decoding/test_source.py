@@ -144,7 +144,8 @@ class TestWitness:
             witnessed(source, path)
 
     @pytest.mark.parametrize("error, words", [
-        (OSError(errno.EIO, "disk"), r"errno 5, Input/output error"), (MemoryError("no room"), r"MemoryError: no room"),
+        (OSError(errno.EIO, "disk"), r"errno 5, Input/output error"),
+            (MemoryError("no room"), r"MemoryError: no room"),
         (OSError("words alone"), r"OSError: words alone"),
     ])  # fmt: skip
     def test_an_error_midway_is_told_at_the_end(self, path, monkeypatch, error, words):

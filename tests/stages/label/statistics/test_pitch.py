@@ -59,8 +59,13 @@ def test_sums_are_of_the_columns_own_values_and_octaves_of_linear_ones(cqt):
     log = np.log(np.maximum(linear, 1e-6))
     of_linear, _ = of_cqt(linear, linear, 32.7, 48, 0)
     of_log, sums = of_cqt(log, linear, 32.7, 48, 0)
-    assert sums == pytest.approx(np.stack([log.sum(0, dtype=np.float64), np.square(log, dtype=np.float64).sum(0)]))
-    assert of_log["cqt_mean"] == pytest.approx(log.mean(dtype=np.float64), rel=1e-5) and of_log["cqt_max"] == log.max()
+    assert sums == pytest.approx(
+        np.stack([log.sum(0, dtype=np.float64), np.square(log, dtype=np.float64).sum(0)])
+    )
+    assert (
+        of_log["cqt_mean"] == pytest.approx(log.mean(dtype=np.float64), rel=1e-5)
+        and of_log["cqt_max"] == log.max()
+    )
     for same in ("cqt_octaves", "tuning_cents", "fingerprint"):
         assert of_log[same] == of_linear[same]
 
@@ -70,7 +75,9 @@ def test_silence_and_short_segments_have_no_pitch():
     assert (found["tuning_cents"], found["fingerprint"], found["cqt_octaves"]) == (None, None, [0.0] * 7)
     assert stats(np.ones((16, 336), np.float32))["fingerprint"] is None
     assert stats(np.zeros((0, 336), np.float32))["cqt_mean"] == 0
-    assert stats(np.ones((75, 336), np.float32), number=4)["fingerprint"] is None, "four of a recording are enough"
+    assert stats(np.ones((75, 336), np.float32), number=4)["fingerprint"] is None, (
+        "four of a recording are enough"
+    )
 
 
 def bits_apart(a: str, b: str) -> int:
@@ -82,9 +89,15 @@ def test_mp3_and_opus_of_the_same_music_are_close_and_other_music_is_not(cqt, mu
     for path in music[:3]:
         wave, rate_hz = soundfile.read(path, start=20 * 44_100, frames=12 * 44_100)
         wave = soxr.resample(wave, rate_hz, 48_000)
-        for extension, codec, gain, bit_rate in (("flac", "flac", 1, "0"), ("mp3", "libmp3lame", 0.5, "128000"), ("opus", "libopus", 0.8, "64000")):
+        for extension, codec, gain, bit_rate in (
+            ("flac", "flac", 1, "0"),
+            ("mp3", "libmp3lame", 0.5, "128000"),
+            ("opus", "libopus", 0.8, "64000"),
+        ):
             options = {} if codec == "flac" else {"b": bit_rate}
-            coded = encode(tmp_path / f"{path.stem}.{extension}", codec, wave * gain, 48_000, "stereo", **options)
+            coded = encode(
+                tmp_path / f"{path.stem}.{extension}", codec, wave * gain, 48_000, "stereo", **options
+            )
             prints[path.stem, extension] = fingerprint(cqt(outcome(decoder, coded)[0]), 48)
     for (stem, _), own in prints.items():
         for (other, _), theirs in prints.items():

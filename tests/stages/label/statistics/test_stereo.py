@@ -41,7 +41,9 @@ def test_each_segment_has_that_of_its_own_stretch(tmp_path, subtype):
     right = np.concatenate([a[:half], -a[half:]])  # the same for ten seconds, then the opposite
     soundfile.write(tmp_path / "x.wav", np.stack([a, right], 1), 44_100, subtype=subtype)
     decoder = Decode(segment_s=10.0).open()
-    found = [item.stats["stereo"] for item in decoder([source(tmp_path / "x.wav")]) if isinstance(item, Sample)]
+    found = [
+        item.stats["stereo"] for item in decoder([source(tmp_path / "x.wav")]) if isinstance(item, Sample)
+    ]
     decoder.close()
     assert found == pytest.approx([1, -1], abs=0.02), "blocks of five seconds do not fall on whole frames"
 

@@ -30,7 +30,9 @@ def low_passed(cutoff_hz: float, seconds: float = 8.0, rms: float = 0.1) -> np.n
 
 
 def test_levels_of_a_sine_of_minus_20_dbfs():
-    assert levels(int16(sine(-20))) == pytest.approx({"peak_db": -16.99, "rms_db": -20, "silence": 0, "clipping": 0, "dc": 0}, abs=0.01)
+    assert levels(int16(sine(-20))) == pytest.approx(
+        {"peak_db": -16.99, "rms_db": -20, "silence": 0, "clipping": 0, "dc": 0}, abs=0.01
+    )
 
 
 def test_levels_of_silence_and_clipping():
@@ -77,7 +79,9 @@ class TestLoudnessIsTheReferenceLibrarys:
 
     def test_what_cannot_be_measured(self):
         assert loudness(np.ones(9_599, np.int16)) is None, "shorter than a block of 400 ms"
-        assert loudness(np.zeros(96_000, np.int16)) == loudness(int16(sine(-75))) == -70, "nothing passes the gate"
+        assert loudness(np.zeros(96_000, np.int16)) == loudness(int16(sine(-75))) == -70, (
+            "nothing passes the gate"
+        )
 
 
 @pytest.mark.parametrize("cutoff_hz", [2_000, 4_000, 8_000, 11_000])
@@ -99,4 +103,12 @@ def test_bandwidth_of_white_noise_silence_and_a_blip():
 
 
 def test_every_statistic_has_a_value_for_the_shortest_segment():
-    assert set(of_wave(np.ones(320, np.int16))) == {"peak_db", "rms_db", "silence", "clipping", "dc", "lufs", "bandwidth_hz"}
+    assert set(of_wave(np.ones(320, np.int16))) == {
+        "peak_db",
+        "rms_db",
+        "silence",
+        "clipping",
+        "dc",
+        "lufs",
+        "bandwidth_hz",
+    }

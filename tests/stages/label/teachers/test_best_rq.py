@@ -1,4 +1,5 @@
-"""BEST-RQ: codes are those of its definition, the same on every machine and in every block, and many are used."""
+"""BEST-RQ: codes are those of its definition, the same on every machine and in every block, and many are
+used."""
 
 from dataclasses import replace
 
@@ -75,7 +76,10 @@ def test_what_cannot_be_heard_or_given_is_refused(wave):
         SMALL.open(b"abc", "cpu", 1)
 
 
-@pytest.mark.parametrize("field, value", [("codebooks", 0), ("codebook_size", 65537), ("dim", 1), ("mels", 1), ("stack", 9), ("seed", -1)])
+@pytest.mark.parametrize(
+    "field, value",
+    [("codebooks", 0), ("codebook_size", 65537), ("dim", 1), ("mels", 1), ("stack", 9), ("seed", -1)],
+)
 def test_impossible_values_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field}: {value}"):
         BestRq(**{field: value})

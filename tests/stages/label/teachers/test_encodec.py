@@ -1,4 +1,5 @@
-"""The EnCodec teacher gives the package's codes for the uninterrupted recording, from its own fast encoder."""
+"""The EnCodec teacher gives the package's codes for the uninterrupted recording, from its own fast
+encoder."""
 
 from pathlib import Path
 
@@ -82,7 +83,29 @@ def test_pieces_and_chunks_do_not_show(weights, expected, monkeypatch, piece, ch
     assert agreement(codes(excerpt(1), weights), expected) >= AGREE
 
 
-LENGTHS = [1, 2, 3, 5, 7, 8, 41, 161, 319, 320, 321, 639, 641, 1920, 2240, 2241, 23_999, 24_000, 24_001, 24_007, 48_327]
+LENGTHS = [
+    1,
+    2,
+    3,
+    5,
+    7,
+    8,
+    41,
+    161,
+    319,
+    320,
+    321,
+    639,
+    641,
+    1920,
+    2240,
+    2241,
+    23_999,
+    24_000,
+    24_001,
+    24_007,
+    48_327,
+]
 
 
 @pytest.mark.parametrize("samples", LENGTHS)
@@ -126,11 +149,17 @@ def test_the_number_of_threads_does_not_show(weights, expected):
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(("damage", "reason"), [
-    (lambda x: np.where(np.arange(len(x)) == 30_000, np.nan, x).astype(np.float32), "NaN or infinity first at sample 30000"),
-    (lambda x: x.astype(np.float64), "dtype float64: teachers take float32"),
-    (lambda x: np.stack([x, x], 1), r"shape \(24000, 2\): teachers take one channel"),
-])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (
+            lambda x: np.where(np.arange(len(x)) == 30_000, np.nan, x).astype(np.float32),
+            "NaN or infinity first at sample 30000",
+        ),
+        (lambda x: x.astype(np.float64), "dtype float64: teachers take float32"),
+        (lambda x: np.stack([x, x], 1), r"shape \(24000, 2\): teachers take one channel"),
+    ],
+)
 def test_what_cannot_be_heard_is_refused_by_name(weights, damage, reason):
     with pytest.raises(ValueError, match=reason):
         codes(damage(excerpt(1)[:48_000]), weights, block_s=1.0)
@@ -156,7 +185,9 @@ def test_half_precision_says_how_many_tokens_it_changes(weights, expected, dtype
 
 def test_fp32_states_nothing_and_keeps_its_columns_name(weights):
     assert Encodec().open(weights, "cpu", 1).facts() == {}
-    assert "dtype" not in teacher_recipe(Recipe(codes=Encodec())) and "dtype" in teacher_recipe(Recipe(codes=Encodec(dtype="bf16")))
+    assert "dtype" not in teacher_recipe(Recipe(codes=Encodec())) and "dtype" in teacher_recipe(
+        Recipe(codes=Encodec(dtype="bf16"))
+    )
 
 
 # What the tests above would notice
@@ -219,7 +250,11 @@ def test_chunks_side_by_side_are_one_uninterrupted_lstm(monkeypatch, forget_bias
 # The recipe
 
 
-@pytest.mark.parametrize("wrong", [{"codebooks": 0}, {"codebooks": 33}, {"codebook_size": 512}, {"block_s": 0.1}, {"dtype": "fp8"}])
+@pytest.mark.parametrize(
+    "wrong", [{"codebooks": 0}, {"codebooks": 33}, {"codebook_size": 512}, {"block_s": 0.1}, {"dtype": "fp8"}]
+)
 def test_a_recipe_that_cannot_be_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"encodec.{next(iter(wrong))} is {next(iter(wrong.values()))!r}: expected "):
+    with pytest.raises(
+        ValueError, match=f"encodec.{next(iter(wrong))} is {next(iter(wrong.values()))!r}: expected "
+    ):
         Encodec(**wrong)

@@ -37,7 +37,9 @@ def transformers_state(state: dict, parametrized: bool) -> dict:
             name = name.replace(".model.", ".layers.").replace(".conv.conv.", ".conv.")
             name = name.replace(".convtr.convtr.", ".conv.")
         else:
-            name = name.replace("quantizer.vq.layers", "quantizer.layers").replace("._codebook.", ".codebook.")
+            name = name.replace("quantizer.vq.layers", "quantizer.layers").replace(
+                "._codebook.", ".codebook."
+            )
         if parametrized:
             name = name.replace("weight_g", "parametrizations.weight.original0")
             name = name.replace("weight_v", "parametrizations.weight.original1")
@@ -63,7 +65,9 @@ def test_untrained_codebooks_are_refused(weights_file, tmp_path):
     state = torch.load(weights_file, weights_only=True)
     state["quantizer.vq.layers.3._codebook.embed"].zero_()
     torch.save(state, tmp_path / "untrained.pt")
-    with pytest.raises(ValueError, match=r"untrained\.pt: expected trained codebooks, saw 1024 equal.*codebook3"):
+    with pytest.raises(
+        ValueError, match=r"untrained\.pt: expected trained codebooks, saw 1024 equal.*codebook3"
+    ):
         Encodec().locate(str(tmp_path / "untrained.pt"))
     assert Encodec(codebooks=3).locate(str(tmp_path / "untrained.pt"))  # a level not used is not judged
 
@@ -92,7 +96,11 @@ def test_damaged_files_are_refused(weights_file, tmp_path):
     for whole in (weights_file, tmp_path / "model.safetensors"):
         cut = tmp_path / f"cut{whole.suffix}"
         cut.write_bytes(whole.read_bytes()[:-1000])
-        with pytest.raises(ValueError, match=rf"{cut}: expected EnCodec.s weights .*saw {cut.stat().st_size} bytes that are neither, or cut short"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{cut}: expected EnCodec.s weights .*saw {cut.stat().st_size} bytes that are "
+            rf"neither, or cut short",
+        ):
             Encodec().locate(str(cut))
     with pytest.raises(ValueError, match="expected EnCodec's weights .*saw no such file"):
         Encodec().locate(str(tmp_path / "absent.th"))
@@ -150,7 +158,9 @@ def served(weights_file, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(encodec_weights, "URL", f"http://127.0.0.1:{server.server_port}/")
-    monkeypatch.setattr(encodec_weights, "FILE", f"encodec_24khz-{hashlib.sha256(content).hexdigest()[:8]}.th")
+    monkeypatch.setattr(
+        encodec_weights, "FILE", f"encodec_24khz-{hashlib.sha256(content).hexdigest()[:8]}.th"
+    )
     yield
     server.shutdown()
     server.server_close()

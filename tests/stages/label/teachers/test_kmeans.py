@@ -90,7 +90,9 @@ def test_weights_that_are_damaged_or_anothers_are_refused_with_both_values(fitte
     with pytest.raises(ValueError, match=r'"n_fft": 4096.*"n_fft": 2048'):
         replace(SMALL, n_fft=2048).open(whole, "cpu", 1)
     tensors = load(whole)
-    with pytest.raises(ValueError, match=r"codes is \('float32', \(47, 140\)\), expected \('float32', \(48, 140\)\)"):
+    with pytest.raises(
+        ValueError, match=r"codes is \('float32', \(47, 140\)\), expected \('float32', \(48, 140\)\)"
+    ):
         SMALL.open(save(tensors | {"codes": tensors["codes"][:47].copy()}, note), "cpu", 1)
     with pytest.raises(ValueError, match="mean holds NaN"):
         SMALL.open(save(tensors | {"mean": tensors["mean"] * np.nan}, note), "cpu", 1)

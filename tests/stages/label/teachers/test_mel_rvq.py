@@ -53,7 +53,8 @@ def test_the_report_counts_what_labelling_gives(music, fitted):
     weights, report = fitted
     assert report["fit_frames"] + report["heldout_frames"] == sum(wave.samples // 320 for wave in music)
     assert report["heldout_frames"] == pytest.approx(0.05 * report["fit_frames"], rel=0.3)
-    codes = np.concatenate([labels(SMALL, weights, wave) for wave in music])  # held-out frames are 5 % of it
+    # held-out frames are 5 % of it
+    codes = np.concatenate([labels(SMALL, weights, wave) for wave in music])
     for k, level in enumerate(report["levels"]):
         share = np.bincount(codes[:, k], minlength=64) / len(codes)
         share = share[share > 0]
@@ -84,7 +85,9 @@ def test_dead_codes_move_onto_frames_and_lose_their_momentum():
     _revive(codebook, adam, dead, [z_BE], torch.Generator().manual_seed(0))
     assert torch.allclose(codebook[0, ::2], torch.tensor(-0.1), atol=1e-4)
     assert all((z_BE == code).all(1).any() for code in codebook[0, 1::2])
-    assert not adam.state[codebook]["exp_avg"][0, 1::2].any() and adam.state[codebook]["exp_avg"][0, ::2].all()
+    assert (
+        not adam.state[codebook]["exp_avg"][0, 1::2].any() and adam.state[codebook]["exp_avg"][0, ::2].all()
+    )
 
 
 def test_codes_that_start_far_from_all_data_end_used():
@@ -119,7 +122,12 @@ def test_long_corpora_are_sampled_in_proportion_and_within_the_budget():
 def test_progress_names_its_phase_and_what_is_left(music):
     seen: list[dict] = []
     replace(SMALL, steps=5, codebooks=1).fit(music, "cpu", 1, seen.append)
-    assert [row["phase"] for row in seen if row["step"] == row["steps"]] == ["read", "init", "train", "settle"]
+    assert [row["phase"] for row in seen if row["step"] == row["steps"]] == [
+        "read",
+        "init",
+        "train",
+        "settle",
+    ]
     assert all({"step", "steps", "loss", "eta_s"} <= row.keys() for row in seen)
 
 

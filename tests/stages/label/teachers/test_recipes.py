@@ -12,15 +12,19 @@ from tests.conftest import ROOT
 from tests.excerpt import ArrayWave, excerpt
 from tests.stages.label.teachers.labels import labels, quiet
 
-FITTED = (KMeans(codebook_size=48, steps=20, batch=512, fit_minutes=1.0),
-          MelRvq(codebooks=2, codebook_size=48, dim=8, steps=5, batch=512, fit_minutes=1.0))
+FITTED = (
+    KMeans(codebook_size=48, steps=20, batch=512, fit_minutes=1.0),
+    MelRvq(codebooks=2, codebook_size=48, dim=8, steps=5, batch=512, fit_minutes=1.0),
+)
 
 
 @pytest.mark.parametrize("recipe", ["best_rq BestRq", "kmeans KMeans", "mel_rvq MelRvq", "encodec Encodec"])
 def test_reading_a_recipe_imports_nothing_heavy(recipe):
     module, name = recipe.split()
-    code = (f"import sys; from stages.label.teachers.{module} import {name}; {name}()\n"
-            "found = {'torch', 'sklearn', 'encodec'} & set(sys.modules); assert not found, found")
+    code = (
+        f"import sys; from stages.label.teachers.{module} import {name}; {name}()\n"
+        "found = {'torch', 'sklearn', 'encodec'} & set(sys.modules); assert not found, found"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -39,16 +43,33 @@ def test_nan_is_refused_by_name_in_fitting_and_labelling(teacher):
 @pytest.mark.parametrize("teacher", FITTED, ids=lambda teacher: teacher.name)
 def test_too_little_audio_says_what_was_seen_and_what_to_lower(teacher):
     second = ArrayWave(np.zeros(24_000, np.float32))
-    with pytest.raises(ValueError, match=r"codebook_size: 48 needs at least 192 frames.*1 recordings hold 75 .*at most 18"):
+    with pytest.raises(
+        ValueError, match=r"codebook_size: 48 needs at least 192 frames.*1 recordings hold 75 .*at most 18"
+    ):
         teacher.fit([second], "cpu", 1, quiet)
     with pytest.raises(ValueError, match="0 recordings hold 0"):
         teacher.fit([], "cpu", 1, quiet)
 
 
 @pytest.mark.parametrize("teacher", [KMeans, MelRvq], ids=lambda teacher: teacher.name)
-@pytest.mark.parametrize(("field", "value"), [
-    ("codebook_size", 1), ("codebook_size", 65537), ("codebook_size", True), ("mels", 5000), ("mels", 1), ("n_fft", 300), ("n_fft", 2049),
-    ("steps", 0), ("batch", 0), ("seed", -1), ("fit_minutes", 0.5), ("fit_minutes", float("nan")), ("fit_minutes", float("inf"))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("codebook_size", 1),
+        ("codebook_size", 65537),
+        ("codebook_size", True),
+        ("mels", 5000),
+        ("mels", 1),
+        ("n_fft", 300),
+        ("n_fft", 2049),
+        ("steps", 0),
+        ("batch", 0),
+        ("seed", -1),
+        ("fit_minutes", 0.5),
+        ("fit_minutes", float("nan")),
+        ("fit_minutes", float("inf")),
+    ],
+)
 def test_impossible_values_are_refused_by_name(teacher, field, value):
     with pytest.raises(ValueError, match=f"{field}: {value}"):
         teacher(**{field: value})
@@ -58,5 +79,7 @@ def test_impossible_values_are_refused_by_name(teacher, field, value):
 def test_four_frames_a_code_are_the_fewest_to_fit_on(teacher):
     minutes = 4 * 1024 / 75 / 60
     assert teacher(codebook_size=1024, fit_minutes=minutes + 1e-9).fit_minutes > 0.9
-    with pytest.raises(ValueError, match=r"fit_minutes: 0\.9 is too little for codebook_size 1024; .* at least 0\.91"):
+    with pytest.raises(
+        ValueError, match=r"fit_minutes: 0\.9 is too little for codebook_size 1024; .* at least 0\.91"
+    ):
         teacher(codebook_size=1024, fit_minutes=0.9)
