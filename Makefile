@@ -44,7 +44,7 @@ stats: setup
 	@$(BIN)/overtone stats $(or $(OUT),data/quickstart) $(ARGS)
 
 music: setup
-	@$(BIN)/python -m pipeline.music music $(ARGS)
+	@$(BIN)/python -m examples.music.fetch music $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest

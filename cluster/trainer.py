@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.session import alive
 from stages.pretrain.config import Config
-from stages.pretrain.world import free_port
+from stages.pretrain.run.world import free_port
 
 PLACE_S = 60.0  # waited for the cluster to have room for all ranks
 LOOK_S = 0.5

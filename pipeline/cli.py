@@ -183,7 +183,7 @@ def _load(arguments: argparse.Namespace):
 def _labels(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     if arguments.dry_run:
-        from pipeline.dry_run import describe
+        from pipeline.labelling.dry_run import describe
 
         print(describe(config))
         return 0
@@ -209,11 +209,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from pipeline import run_status, status
+    from pipeline.status import status
 
-    module = run_status if run_status.is_run(arguments.out) else status
-    found = getattr(module, module.__name__.rpartition(".")[2])(arguments.out)
-    print(json.dumps(found, indent=1) if arguments.json else module.text(found))
+    found, text = status(arguments.out)
+    print(json.dumps(found, indent=1) if arguments.json else text)
     return 0
 
 

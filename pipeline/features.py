@@ -17,12 +17,13 @@ from torch import Tensor
 
 from stages.evaluate.features import Joined, Window, batches, features, windows
 from stages.evaluate.run import open_backbone
-from stages.label.base import RATE_HZ, ReadError
-from stages.label.decoding.guard import Guard
-from stages.label.decoding.source import Refused, Source, quick_hash
-from stages.label.listing import EXTENSIONS
+from stages.label.base import ReadError, RejectRecording
+from stages.label.decoding.process import Guard
+from stages.label.decoding.source import Source, quick_hash
+from stages.label.scan.listing import EXTENSIONS
 from stages.pretrain.model.backbone import Backbone
 from stages.shards.storage import Storage
+from stages.signal.rates import RATE_HZ
 
 REQUEST = {"rate_hz": RATE_HZ, "resampler": "HQ", "max_s": 12 * 3600.0}
 
@@ -138,7 +139,7 @@ def _windows(paths: list[str], guard: Guard, net: Backbone, failed: dict[str, st
                 [np.zeros(0, np.int16), *guard.decode(source, os.fsencode(path), REQUEST, {})]
             )
             yield from windows(path, wave_N.astype(np.float32) / 32768, net)
-        except (Refused, ReadError, OSError, ValueError) as error:
+        except (RejectRecording, ReadError, OSError, ValueError) as error:
             failed[path] = str(error)
 
 

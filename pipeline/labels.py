@@ -9,15 +9,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import registry, teachers
-from pipeline.catalogs import Catalogs
-from pipeline.label_run import LabelRun
-from pipeline.lock import locked
-from pipeline.progress import Progress
-from pipeline.registry import Registry
-from pipeline.summary import Outcome, summarise
+from pipeline.labelling import registry, teachers
+from pipeline.labelling.catalogs import Catalogs
+from pipeline.labelling.lock import locked
+from pipeline.labelling.progress import Progress
+from pipeline.labelling.registry import Registry
+from pipeline.labelling.run import LabelRun
+from pipeline.labelling.summary import Outcome, summarise
 from stages.label.recipe import Config
-from stages.label.scan import check_roots
+from stages.label.scan.scan import check_roots
 from stages.shards.storage import Storage
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import registry
+from pipeline.labelling import registry
 from stages.shards import catalog, column
 from stages.shards import record as records
 from stages.shards.storage import Storage

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from stages.pretrain.config import Config
-from stages.pretrain.watch import duration
+from stages.pretrain.run.display import duration
 from stages.shards.storage import Storage
 
 DONE, INTERRUPTED = 0, 130
@@ -65,7 +65,7 @@ def check(config: Config) -> None:
                 f"or labelling has not begun there"
             )
     if config.engine.deepspeed:
-        from stages.pretrain.engine import deepspeed_config
+        from stages.pretrain.run.engine import deepspeed_config
 
         deepspeed_config(config.engine, config.optim, False, 1)
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline.report import anomalies, terminal
 from pipeline.report import corpus as corpora
-from pipeline.report import oddities, terminal
 from pipeline.report.corpus import Corpus, quoted
 from pipeline.report.numbers import numbers
-from stages.label.base import RATE_HZ
 from stages.shards.storage import Storage
+from stages.signal.rates import RATE_HZ
 
 METRICS = "metrics.jsonl"
 ROWS = 20  # of segments on a terminal
@@ -59,10 +59,10 @@ def stats(asked: Asked) -> int:
 
 def _whole(corpus: Corpus, asked: Asked) -> int:
     found = numbers(corpus)
-    odd = oddities.oddities(corpus, found)
+    odd = anomalies.oddities(corpus, found)
     if asked.as_json:
         return _print_json(
-            found | {"worth_a_look": oddities.as_data(odd), "exclude_all": oddities.everything(odd)}
+            found | {"worth_a_look": anomalies.as_data(odd), "exclude_all": anomalies.everything(odd)}
         )
     console = _console()
     terminal.show(console, found, odd)
@@ -111,7 +111,7 @@ def _some(corpus: Corpus, asked: Asked) -> int:
     terminal.segments(console, rows, counted)
     if asked.where and not (asked.shard or asked.recording) and counted["segments"]:
         console.print(
-            f"leave them out of training:  {oddities.setting(asked.where)}", soft_wrap=True, markup=False
+            f"leave them out of training:  {anomalies.setting(asked.where)}", soft_wrap=True, markup=False
         )
     return 0
 

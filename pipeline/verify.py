@@ -5,8 +5,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from pipeline import registry
-from pipeline.lock import locked
+from pipeline.labelling import registry
+from pipeline.labelling.lock import locked
 from stages.label import audit
 from stages.shards import record as records
 from stages.shards.storage import Storage

@@ -28,7 +28,7 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 def run(function: str, folder: Path, size: int) -> None:
     """Raises AssertionError with the ranks' output unless all end well."""
-    from stages.pretrain.world import free_port
+    from stages.pretrain.run.world import free_port
 
     port = free_port()
     command = [sys.executable, "-m", "tests.ranks", function, str(folder)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.corpus import Corpus
-from stages.label.base import RATE_HZ
+from stages.signal.rates import RATE_HZ
 
 # read on light and on dark
 COLOURS = ("#3f83c9", "#d97a1d", "#2f9b72", "#c0567f", "#7f6fc7", "#9a8a2d", "#4aa5a8", "#b0604f")

@@ -13,11 +13,11 @@ from typing import Any
 
 import duckdb
 
-from pipeline import registry
-from pipeline.registry import Registry
-from stages.label.base import RATE_HZ
+from pipeline.labelling import registry
+from pipeline.labelling.registry import Registry
 from stages.shards import tables
 from stages.shards.storage import Storage
+from stages.signal.rates import RATE_HZ
 
 # DuckDB's share; the whole answer stays under 2 GiB at 50,000 shards (D tests/bench/bench_stats.py)
 MEMORY_GB = 1.2

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.corpus import Corpus
-from stages.label.base import RATE_HZ
 from stages.label.statistics.codes import entropy_bits
-from stages.shards import sums
+from stages.shards import histograms
+from stages.signal.rates import RATE_HZ
 
 FINE_BINS = 200  # a histogram as counted; quantiles are right to one of its bins
 EXAMPLES = 3
@@ -174,7 +174,7 @@ def code_use(corpus: Corpus) -> list[dict[str, Any]]:
 def counts(corpus: Corpus) -> np.ndarray | None:
     """How often each code of each level is used, (K, C) float64; None when it was not gathered."""
     name = corpus.registry.current.get("codes")
-    return sums.read(corpus.out, name)[0].get("codes") if name else None
+    return histograms.read(corpus.out, name)[0].get("codes") if name else None
 
 
 def _level(level: int, counts_C: np.ndarray) -> dict[str, Any]:

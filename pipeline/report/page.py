@@ -9,14 +9,15 @@ from typing import Any
 import jinja2
 import plotly.offline
 
-from pipeline.report import charts, listening, pictures, terminal
+from pipeline.report import charts, examples, pictures, terminal
+from pipeline.report.anomalies import Oddity, everything
 from pipeline.report.corpus import Corpus
 from pipeline.report.numbers import counts
-from pipeline.report.oddities import Oddity, everything
 from pipeline.report.terminal import name, number, size, span
 from pipeline.report.timeline import timeline
-from stages.shards import sums
+from stages.shards import histograms
 from stages.shards.storage import Storage
+from stages.signal.rates import RATE_HZ
 
 NAME = "report/index.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -158,7 +159,7 @@ def _labels(corpus: Corpus) -> list[dict[str, Any]]:
     if (used := counts(corpus)) is not None:
         found.append(charts.code_use(used))
     if "cqt" in current:
-        own, shards = sums.read(corpus.out, current["cqt"])
+        own, shards = histograms.read(corpus.out, current["cqt"])
         recipe = corpus.registry.columns[current["cqt"]]
         if shards:
             frames = corpus.one(
@@ -171,14 +172,14 @@ def _labels(corpus: Corpus) -> list[dict[str, Any]]:
 def _listening(corpus: Corpus, found: dict[str, Any]) -> list[dict[str, Any]]:
     codes = found["codes"][0]["codes"] if found["codes"] else 0
     rows = []
-    for one in listening.listen(corpus):
+    for one in examples.listen(corpus):
         row = one.row
         codebook = codes or int(one.codes_TK.max(initial=1)) + 1 if one.codes_TK is not None else 0
         rows.append(
             {
                 "key": row["key"],
                 "file": name(row["path"] or "?"),
-                "at": span(row["start"] / 24_000),
+                "at": span(row["start"] / RATE_HZ),
                 "start": row["start"],
                 "length": f"{row['length_s']:.1f} s",
                 "why": ", ".join(one.why),

@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from stages.label.base import RATE_HZ
+from stages.signal.rates import RATE_HZ
 
 WIDTH = 320  # pixels
 OPUS_BITS_A_S = 24_000  # mono at 24 kHz: what there is to hear, 3 kB a second

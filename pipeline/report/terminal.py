@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.report.oddities import Oddity, everything
+from pipeline.report.anomalies import Oddity, everything
+from stages.signal.rates import RATE_HZ
 
 BARS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 40
@@ -248,7 +249,7 @@ def segments(console: Console, rows: list[dict[str, Any]], counted: dict[str, An
         table.add_row(
             r["key"],
             escape(name(r["path"] or "?")),
-            span(r["start"] / 24_000),
+            span(r["start"] / RATE_HZ),
             number(r["length_s"], 1),
             number(r["lufs"], 1),
             number(r["rms_db"], 1),

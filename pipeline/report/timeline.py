@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.corpus import Corpus
-from stages.label.base import RATE_HZ
+from stages.signal.rates import RATE_HZ
 
 POINTS = 160
 # of the whole span: a longer pause, in which no shard was worked on, is cut out of the axis

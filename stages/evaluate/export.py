@@ -8,8 +8,8 @@ import yaml
 from safetensors.torch import save
 
 from stages.evaluate.run import Run
-from stages.pretrain.batch import RATE_HZ
 from stages.pretrain.model.hubert import hubert_config, to_hubert
+from stages.signal.rates import RATE_HZ
 
 CURVE_ROWS = 12  # of the model card's table
 

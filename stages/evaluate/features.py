@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.pretrain.batch import HOP_SAMPLES
 from stages.pretrain.model.backbone import Backbone
+from stages.signal.rates import FRAMES_PER_S, HOP_SAMPLES
 
-WINDOW_FRAMES = 30 * 75  # attention's cost grows with its square, and no crop was longer in training
+WINDOW_FRAMES = (
+    30 * FRAMES_PER_S
+)  # attention's cost grows with its square, and no crop was longer in training
 
 
 @dataclass(frozen=True)

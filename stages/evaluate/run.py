@@ -12,13 +12,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from stages import config
-from stages.pretrain.batch import CodeColumn
-from stages.pretrain.checkpoint_files import read, tensors
-from stages.pretrain.mert import Mert
+from stages.pretrain.data.batch import CodeColumn
 from stages.pretrain.model.backbone import Backbone
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.hubert import from_hubert, model_of
-from stages.pretrain.objective import Objective
+from stages.pretrain.model.mert import Mert
+from stages.pretrain.model.objective import Objective
+from stages.pretrain.model.weight_files import read, tensors
 from stages.shards.storage import Storage
 
 

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.label.base import RATE_HZ
-from stages.shards import column, sums
+from stages.shards import column, histograms
 from stages.shards import record as records
 from stages.shards.storage import Storage
+from stages.signal.rates import RATE_HZ
 
 SHARDS = pa.schema(
     [
@@ -168,7 +168,7 @@ def gather(
             make = {"index": _index_rows, "segments": _segment_rows, "shards": shard_rows}[name]
             new = pool.map(lambda s, make=make: make(storage, columns, s), shards)
             _rewrite(storage, f"{name}.parquet", replaced, columns if name != "segments" else None, new, live)
-    sums.gather(storage, columns, shards)
+    histograms.gather(storage, columns, shards)
 
 
 def _rewrite(

@@ -7,14 +7,18 @@ samples, then exactly one outcome: `Kept`, or `Rejected` with a reason. Samples 
 Shapes: N samples at 24 kHz, T frames at 75 Hz (hop 320), K codebooks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-RATE_HZ = 24_000  # M config/pretrain: MERT reads 24 kHz mono
-HOP_SAMPLES = 320  # 75 label frames a second
+from stages.signal.rates import HOP_SAMPLES as HOP_SAMPLES
+from stages.signal.rates import RATE_HZ as RATE_HZ
+
+
+class RejectRecording(ValueError):
+    """This recording cannot be labelled: the decoder's or a teacher's reason, in words for people."""
 
 
 class ReadError(Exception):
@@ -103,6 +107,64 @@ class Teacher(Protocol):
         """The labeller yields consecutive uint16 (t, K) blocks, in all ≥ ceil(floor(samples / 320) · 320 /
         hop_samples).
 
-        It takes samples by `stages.label.hearing.hear`, whose ValueError rejects the recording.
+        It takes samples by `read_checked`; `RejectRecording` (any ValueError) rejects the recording.
         """
         ...
+
+
+def read_checked(wave: Wave, start: int, stop: int) -> np.ndarray:
+    """`wave.read(start, stop)`, checked: float32 (stop - start,) of finite samples at 24 kHz mono.
+
+    Raises `RejectRecording` naming the rate, the channels, the dtype
+    or the first sample that is NaN or infinite. `ReadError` passes.
+    """
+    rate_hz = getattr(wave, "rate_hz", RATE_HZ)
+    if rate_hz != RATE_HZ:
+        raise RejectRecording(
+            f"sample rate {rate_hz} Hz: teachers take {RATE_HZ}; resample it (the decode stage does)"
+        )
+    sound_N = wave.read(start, stop)
+    if sound_N.ndim != 1:
+        raise RejectRecording(
+            f"{sound_N.ndim} dimensions, shape {sound_N.shape}: teachers take one channel; mix it to mono"
+        )
+    if sound_N.dtype != np.float32:
+        raise RejectRecording(
+            f"dtype {sound_N.dtype}: teachers take float32 at full scale ±1; convert and scale it"
+        )
+    finite = np.isfinite(sound_N)
+    if not finite.all():
+        at = start + int(np.flatnonzero(~finite)[0])
+        raise RejectRecording(
+            f"samples: NaN or infinity first at sample {at}; leave this recording out or mend it"
+        )
+    return sound_N
+
+
+def cut(blocks: Iterable[np.ndarray], segments: list[dict]) -> Iterator[tuple[dict, np.ndarray]]:
+    """Cut consecutive blocks (t, C) of a recording's frames at its segments' borders.
+
+    Yields (segment, frames (T, C)) with T = floor(samples / 320). Segments start on multiples of 320
+    samples, so no frame is shared. Holds one segment; raises RuntimeError when frames run out early.
+    """
+    source = iter(blocks)
+    held: list[np.ndarray] = []
+    have = 0
+    for segment in segments:
+        count = segment["samples"] // HOP_SAMPLES
+        while have < count:
+            block = next(source, None)
+            if block is None:
+                raise RuntimeError(
+                    f"{segment['recording']}: the teacher gave {have} frames, {count} are needed"
+                )
+            held.append(block)
+            have += len(block)
+        joined = held[0] if len(held) == 1 else np.concatenate(held)
+        yield segment, joined[:count]
+        held, have = [joined[count:]], have - count
+
+
+def segment_row(segment: dict) -> dict:
+    """The columns of a segment's row that every column of the shard shares."""
+    return {name: segment[name] for name in ("recording", "start", "samples", "frames")}

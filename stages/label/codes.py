@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.label.base import HOP_SAMPLES, Item, Kept, Rejected, Sample, Teacher
-from stages.label.segments import cut, identity
+from stages.label.base import Item, Kept, Rejected, Sample, Teacher, cut, segment_row
 from stages.label.statistics.codes import of_codes
 from stages.shards.column import npy_bytes
+from stages.signal.rates import HOP_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class CodesRun:
                     yield Sample(
                         segment["key"],
                         {"codes.npy": npy_bytes(codes_TK)},
-                        identity(segment),
+                        segment_row(segment),
                         stats,
                         {"codes": counts_KC},
                     )

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from stages.config import require
-from stages.label.base import HOP_SAMPLES, RATE_HZ, Item, Kept, Rejected, Sample
-from stages.label.hearing import hear
-from stages.label.segments import cut, identity
+from stages.label.base import Item, Kept, Rejected, Sample, cut, read_checked, segment_row
 from stages.label.statistics.pitch import of_cqt
 from stages.shards.column import npy_bytes
 from stages.shards.frames import STEPS, decode_cqt, encode_uint8
+from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
     from stages.signal.cqt import CqtSpec
@@ -156,7 +155,7 @@ class CqtRun:
         linear_TF = np.exp(exact_TF) if self.stage.magnitude == "log" else exact_TF
         stats, sums = of_cqt(exact_TF, linear_TF, self.stage.fmin_hz, self.stage.bins_per_octave, number)
         return Sample(
-            segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, identity(segment), stats, {"cqt": sums}
+            segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, segment_row(segment), stats, {"cqt": sums}
         )
 
     def _scaling(self, waves: list[Any]) -> dict[str, float]:
@@ -186,7 +185,7 @@ class CqtRun:
             count = min(block_frames, frames - first)
             start = first * HOP_SAMPLES - context
             stop = (first + count) * HOP_SAMPLES + context
-            block_1N = torch.from_numpy(hear(wave, start, stop))[None]
+            block_1N = torch.from_numpy(read_checked(wave, start, stop))[None]
             block_TF = self.transform.frames(block_1N, context, count)[0]
             if self.stage.magnitude == "log":
                 block_TF = log_magnitude(block_TF)

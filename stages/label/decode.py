@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 import numpy as np
 import soundfile
 
-from stages.label.base import HOP_SAMPLES, RATE_HZ, Item, Kept, ReadError, Rejected, Sample
-from stages.label.decoding.guard import Guard
-from stages.label.decoding.source import Refused, Source
+from stages.label.base import Item, Kept, ReadError, Rejected, RejectRecording, Sample
+from stages.label.decoding.process import Guard
+from stages.label.decoding.source import Source
 from stages.label.statistics.stereo import Stereo
 from stages.label.statistics.wave import of_wave
+from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 FORMATS = ("wav", "flac")
 SLOWEST = 5  # recordings of a shard whose decoding times are kept
@@ -146,7 +147,7 @@ class Decoder:
     def _outcome(self, source: Source) -> Iterator[Item]:
         try:
             yield from self._recording(source)
-        except Refused as refused:
+        except RejectRecording as refused:
             yield Rejected(source.recording, str(refused))
 
     def _recording(self, source: Source) -> Iterator[Item]:

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from stages.label.probe import UNREADABLE
+from stages.label.scan.probing import UNREADABLE
 from stages.shards.catalog import CATALOG, PLAN, check_schema, write_parquet
 from stages.shards.tables import connect
 

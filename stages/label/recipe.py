@@ -6,10 +6,11 @@ from typing import Any
 
 from stages import config
 from stages.config import require
-from stages.label.base import HOP_SAMPLES, Teacher
+from stages.label.base import Teacher
 from stages.label.codes import hop_samples
 from stages.label.cqt import Cqt
 from stages.label.decode import Decode
+from stages.signal.rates import HOP_SAMPLES
 
 TEACHERS = {
     "encodec": "stages.label.teachers.encodec:Encodec",

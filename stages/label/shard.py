@@ -19,8 +19,8 @@ from stages.label.base import Item, Kept, ReadError, Rejected, Sample, Stage
 from stages.label.decode import Decode, Source
 from stages.shards import catalog, column
 from stages.shards import record as records
+from stages.shards.recordings import waves
 from stages.shards.storage import Storage
-from stages.shards.waves import waves
 
 SOFTWARE = ("overtone", "numpy", "torch", "soxr", "av", "soundfile", "safetensors", "nnAudio")
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from stages import config
 from stages.config import require
-from stages.pretrain.data import Data
-from stages.pretrain.engine import EngineSettings
-from stages.pretrain.masking import Masking
-from stages.pretrain.mixture import Mixture
+from stages.pretrain.data.masking import Masking
+from stages.pretrain.data.mixture import Mixture
+from stages.pretrain.data.settings import Data
 from stages.pretrain.model.config import Model
-from stages.pretrain.objective import Objective
-from stages.pretrain.optim import Optim
+from stages.pretrain.model.objective import Objective
+from stages.pretrain.run.engine import EngineSettings
+from stages.pretrain.run.optimiser import Optim
 
 ALLOW = ("data", "model", "objective", "masking", "mixture", "optim", "seed", "global_batch", "all")
 

@@ -15,26 +15,26 @@ from dataclasses import replace
 
 import torch
 
-from stages.pretrain import metrics
-from stages.pretrain.batch import Batch
-from stages.pretrain.checkpoint import Checkpoints, seed_generators
 from stages.pretrain.config import Config, check_target
-from stages.pretrain.engine import DTYPES, Engine
-from stages.pretrain.folder import Folder
-from stages.pretrain.guard import Judge, given_up
-from stages.pretrain.head_start import first_look
-from stages.pretrain.loader import Loader
-from stages.pretrain.measure import matrix_peak, try_largest
-from stages.pretrain.mert import Mert
-from stages.pretrain.pinned import Pinned
-from stages.pretrain.pinning import pin
-from stages.pretrain.report import Report
-from stages.pretrain.state import State
-from stages.pretrain.stopping import Stopping
-from stages.pretrain.validation import validate
-from stages.pretrain.watchdog import Watchdog
-from stages.pretrain.weights import CQT_HEAD, load_into
-from stages.pretrain.world import World, joined
+from stages.pretrain.data.batch import Batch
+from stages.pretrain.data.index import Pinned
+from stages.pretrain.data.loader import Loader
+from stages.pretrain.data.pinning import pin
+from stages.pretrain.data.state import State
+from stages.pretrain.model.mert import Mert
+from stages.pretrain.model.published import CQT_HEAD, load_into
+from stages.pretrain.run import metrics
+from stages.pretrain.run.checkpoint import Checkpoints, seed_generators
+from stages.pretrain.run.cqt_start import first_look
+from stages.pretrain.run.engine import DTYPES, Engine
+from stages.pretrain.run.loss_guard import Judge, given_up
+from stages.pretrain.run.preflight import matrix_peak, try_largest
+from stages.pretrain.run.run_dir import Folder
+from stages.pretrain.run.run_log import Report
+from stages.pretrain.run.stopping import Stopping
+from stages.pretrain.run.validation import validate
+from stages.pretrain.run.watchdog import Watchdog
+from stages.pretrain.run.world import World, joined
 from stages.signal.online import OnlineCqt
 
 RESTORES = 5  # from one checkpoint, before a run is given up

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.shards import histograms
 from stages.shards import record as records
-from stages.shards import sums
-from stages.shards.frames import HOP_SAMPLES
 from stages.shards.storage import Storage, table_bytes
+from stages.signal.rates import HOP_SAMPLES
 
 INDEX = pa.schema(
     [
@@ -74,7 +74,7 @@ class ColumnWriter:
                 place["data_offset"] = -1 if data is None else offset + data
         self._rows.append({"key": key, **row, **place})
         self._stats.append({"key": key, **row, **stats})
-        sums.add(self._open_sums, added or {})
+        histograms.add(self._open_sums, added or {})
 
     def _member(self, name: str, data: bytes) -> int:
         info = tarfile.TarInfo(name)
@@ -91,7 +91,7 @@ class ColumnWriter:
             for name, value in note.items():
                 row.setdefault(name, value)
         self._mark = (self._file.tell(), len(self._rows))
-        sums.add(self._sums, self._open_sums)
+        histograms.add(self._sums, self._open_sums)
         self._open_sums = {}
 
     def take_back(self) -> None:
@@ -125,7 +125,7 @@ class ColumnWriter:
 
     @property
     def sums(self) -> pa.Table:
-        return sums.table(self._sums)
+        return histograms.table(self._sums)
 
     @property
     def stats(self) -> pa.Table:

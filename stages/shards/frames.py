@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-HOP_SAMPLES = 320  # of a stored row, in every column: T = floor(samples / 320)
+from stages.signal.rates import HOP_SAMPLES
+
 STEPS = 255  # of uint8
 
 

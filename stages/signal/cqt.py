@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.signal import tables
+from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 # reading of a full-scale sine below which a bin's leakage is dropped (a loud bin reads 10 to 112)
 TAIL = 5e-7
@@ -44,8 +45,8 @@ LOG_FLOOR = 1e-6  # 140 dB under a full-scale sine of the highest bin (10), the 
 class CqtSpec:
     """What is computed; MERT's values (M scripts and model configs). ValueError names a bad field."""
 
-    rate_hz: int = 24_000
-    hop_samples: int = 320
+    rate_hz: int = RATE_HZ
+    hop_samples: int = HOP_SAMPLES
     fmin_hz: float = 32.7
     bins: int = 336
     bins_per_octave: int = 48

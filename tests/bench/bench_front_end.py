@@ -15,20 +15,20 @@ import argparse
 import torch
 from torch import Tensor
 
-from stages.pretrain.batch import Batch
-from stages.pretrain.data import Data
-from stages.pretrain.head_start import HeadStart
-from stages.pretrain.loader import Loader
-from stages.pretrain.masking import Masking
-from stages.pretrain.mert import Mert
-from stages.pretrain.mixture import Mixture
+from stages.pretrain.data.batch import Batch
+from stages.pretrain.data.loader import Loader
+from stages.pretrain.data.masking import Masking
+from stages.pretrain.data.mixture import Mixture
+from stages.pretrain.data.pinning import pin
+from stages.pretrain.data.settings import Data
+from stages.pretrain.data.state import State
 from stages.pretrain.model.config import CqtFront, MelFront, Model
 from stages.pretrain.model.front_end import front_end
 from stages.pretrain.model.heads import LOG_FLOOR
 from stages.pretrain.model.masked import interpolated
-from stages.pretrain.objective import Objective
-from stages.pretrain.pinning import pin
-from stages.pretrain.state import State
+from stages.pretrain.model.mert import Mert
+from stages.pretrain.model.objective import Objective
+from stages.pretrain.run.cqt_start import HeadStart
 
 FRONT_ENDS = {
     "mel, 128 of 2,048 samples (default)": Model(front_end="mel"),

@@ -82,12 +82,12 @@ def compared(folder: Path, rounds: int, seconds: float) -> Iterator[Row]:
 
 def first_batch(folder: str, at: float, workers: int) -> dict[str, float]:
     """In a process of its own: from a state to the first batch, index opened included."""
-    from stages.pretrain.data import Data
-    from stages.pretrain.loader import Loader
-    from stages.pretrain.masking import Masking
-    from stages.pretrain.mixture import Mixture
-    from stages.pretrain.pinned import load
-    from stages.pretrain.state import State
+    from stages.pretrain.data.index import load
+    from stages.pretrain.data.loader import Loader
+    from stages.pretrain.data.masking import Masking
+    from stages.pretrain.data.mixture import Mixture
+    from stages.pretrain.data.settings import Data
+    from stages.pretrain.data.state import State
 
     place = Path(folder)
     data = Data(corpora=(str(place / "wide"),), workers=workers)
@@ -107,9 +107,9 @@ def first_batch(folder: str, at: float, workers: int) -> dict[str, float]:
 
 def widen(folder: Path) -> None:
     """An index of ten million samples: the real shards, each under a thousand names."""
-    from stages.pretrain import pinned as store
-    from stages.pretrain.data import Data
-    from stages.pretrain.pinning import pin
+    from stages.pretrain.data import index as store
+    from stages.pretrain.data.pinning import pin
+    from stages.pretrain.data.settings import Data
 
     real = pin(Data(corpora=(str(folder / "out"),), cache=str(folder / "cache")))
     times = -(-SAMPLES // real.samples_per_epoch)

@@ -9,12 +9,12 @@ import numpy as np
 import soundfile
 import torch
 
-from stages.pretrain.data import Data
-from stages.pretrain.loader import Loader
-from stages.pretrain.masking import Masking
-from stages.pretrain.mixture import Mixture
-from stages.pretrain.pinning import pin
-from stages.pretrain.state import State
+from stages.pretrain.data.loader import Loader
+from stages.pretrain.data.masking import Masking
+from stages.pretrain.data.mixture import Mixture
+from stages.pretrain.data.pinning import pin
+from stages.pretrain.data.settings import Data
+from stages.pretrain.data.state import State
 from stages.shards import column
 from stages.shards.record import Record, recipe8
 from stages.shards.storage import Storage

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.pretrain.order import Epoch, Shards
+from stages.pretrain.data.order import Epoch, Shards
 
 STRETCH = 65_536
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.pretrain.batch import CodeColumn
-from stages.pretrain.mert import Mert
+from stages.pretrain.data.batch import CodeColumn
 from stages.pretrain.model.config import Model
-from stages.pretrain.objective import Objective
+from stages.pretrain.model.mert import Mert
+from stages.pretrain.model.objective import Objective
 
 # Layers are never dropped, so that every step does the same work on both sides.
 SIZES = {

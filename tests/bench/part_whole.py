@@ -67,11 +67,11 @@ def write_config(
 def alone(config: Path, number: int, of: int) -> None:
     """Every stage over each `of`-th shard in this process, one after the other, without Ray; prints CPU
     seconds by stage."""
-    from pipeline.catalogs import Catalogs
-    from pipeline.label_run import LabelRun
+    from pipeline.labelling.catalogs import Catalogs
+    from pipeline.labelling.progress import Progress
+    from pipeline.labelling.run import LabelRun
+    from pipeline.labelling.teachers import located
     from pipeline.labels import open_out
-    from pipeline.progress import Progress
-    from pipeline.teachers import located
     from stages.label import audit, recipe
     from stages.label.shard import ShardWorker
 
@@ -98,7 +98,8 @@ def chain(config: Path) -> None:
     """A whole `labels` run; prints what passed from Ray being up to the chain's end, and from first begin to
     last end."""
     import cluster.session
-    from pipeline import labels, progress
+    from pipeline import labels
+    from pipeline.labelling import progress
     from stages.label import recipe
 
     up, times, started = Span(), [], cluster.session.session

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from stages.pretrain.state import State
+from stages.pretrain.data.state import State
 from stages.shards.storage import Storage
 from tests.chaos.training import Ranks, configured, rows
 from tests.stages.pretrain.corpus import Corpus

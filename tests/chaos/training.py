@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from stages.pretrain.world import free_port
+from stages.pretrain.run.world import free_port
 from tests.conftest import ROOT
 from tests.ranks import environment
 from tests.stages.pretrain.corpus import Corpus

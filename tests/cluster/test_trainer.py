@@ -9,7 +9,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from cluster import trainer
 from cluster.trainer import Layout, layout
 from stages.pretrain.config import Config, Run
-from stages.pretrain.data import Data
+from stages.pretrain.data.settings import Data
 from tests.cluster.fakes import Clock, Group, node, raised_in_task
 
 

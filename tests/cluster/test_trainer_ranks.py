@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayError
 from cluster import trainer
 from cluster.trainer import Layout
 from stages.pretrain.config import Config
-from stages.pretrain.data import Data
+from stages.pretrain.data.settings import Data
 from tests.cluster.fakes import Local, plain
 
 CONFIG = Config(data=Data())

@@ -7,9 +7,9 @@ from typing import Any
 from safetensors import safe_open
 
 from stages.pretrain.config import load
-from stages.pretrain.loader import Loader
-from stages.pretrain.pinning import pin
-from stages.pretrain.state import State
+from stages.pretrain.data.loader import Loader
+from stages.pretrain.data.pinning import pin
+from stages.pretrain.data.state import State
 from tests.chaos.training import Ranks, configured, rows
 
 UPDATES = 20

@@ -6,42 +6,37 @@ ROOT = Path(__file__).resolve().parents[2]
 
 MODULES = (
     "stages/shards/*.py",
-    *(f"stages/label/{name}.py" for name in ("shard", "plan", "scan", "identity", "audit", "decode")),
+    *(
+        f"stages/label/{name}.py"
+        for name in ("shard", "plan", "audit", "decode", "scan/scan", "scan/identity")
+    ),
     "stages/label/decoding/*.py",
     *(
-        f"stages/pretrain/{name}.py"
-        for name in (
-            "order",
-            "state",
-            "crops",
-            "masking",
-            "mixture",
-            "loader",
-            "checkpoint",
-            "guard",
-            "scale",
-            "optim",
-            "objective",
-            "engine",
-            "loop",
-        )
+        f"stages/pretrain/data/{name}.py"
+        for name in ("order", "state", "crops", "masking", "mixture", "loader")
     ),
+    *(
+        f"stages/pretrain/run/{name}.py"
+        for name in ("checkpoint", "loss_guard", "loss_scale", "optimiser", "engine")
+    ),
+    "stages/pretrain/model/objective.py",
+    "stages/pretrain/loop.py",
     "cluster/*.py",
-    "pipeline/lock.py",
+    "pipeline/labelling/lock.py",
 )
 
 # Tests that hold a module beside those that mirror its name.
 FURTHER = {
     "stages/shards/storage.py": ("tests/stages/shards/test_fetching*.py",),
     "stages/shards/tables.py": ("tests/stages/label/test_plan*.py",),
-    "stages/label/identity.py": ("tests/stages/label/test_scan*.py",),
-    "stages/label/decoding/child.py": ("tests/stages/label/decoding/test_guard*.py",),
+    "stages/label/scan/identity.py": ("tests/stages/label/scan/test_scan*.py",),
+    "stages/label/decoding/child.py": ("tests/stages/label/decoding/test_process*.py",),
     "stages/label/decoding/source.py": (
         "tests/stages/label/decoding/test_recording*.py",
         "tests/stages/label/test_decode*.py",
     ),
     "stages/label/decoding/recording.py": ("tests/stages/label/decoding/test_damage*.py",),
-    "stages/pretrain/crops.py": ("tests/stages/pretrain/test_loader*.py",),
+    "stages/pretrain/data/crops.py": ("tests/stages/pretrain/data/test_loader*.py",),
 }
 
 
@@ -52,7 +47,7 @@ def modules() -> list[str]:
 
 
 # Left out: they start processes of ranks, half a minute for each mutant that survives the others.
-SLOW = ("tests/stages/pretrain/test_engine.py", "tests/stages/pretrain/test_loop.py")
+SLOW = ("tests/stages/pretrain/run/test_engine.py", "tests/stages/pretrain/test_loop.py")
 
 
 def tests_of(module: str) -> list[str]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stages.shards import column
+from stages.shards.recordings import waves
 from stages.shards.storage import Storage
-from stages.shards.waves import waves
 from tests.encodec_weights import cached_weights, load_model
 
 

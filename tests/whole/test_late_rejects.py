@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.label import audit
+from stages.shards import histograms
 from stages.shards import record as records
-from stages.shards import sums
 from stages.shards.storage import Storage
 from tests.conftest import SMALL
 from tests.stages.label.test_shard_late import late_damage, late_nan, leftovers, members
@@ -73,7 +73,7 @@ def test_the_other_recordings_are_those_of_a_run_without_them(run, labelled):
         there = members(out, name)
         assert there and there == members(labelled, name), name
     totals = [
-        sums.read(
+        histograms.read(
             Storage(place), next(p.name for p in (place / "columns").iterdir() if p.name.startswith("cqt"))
         )[0]["cqt"]
         for place in (out, labelled)

@@ -13,13 +13,13 @@ import torch
 
 from stages.label import recipe as recipes
 from stages.label.plan import plan
-from stages.label.scan import scan
+from stages.label.scan.scan import scan
 from stages.label.shard import Job, ShardWorker
 from stages.label.teachers.mel_rvq import MelRvq
 from stages.shards import catalog, column
 from stages.shards import record as records
+from stages.shards.recordings import waves
 from stages.shards.storage import Storage
-from stages.shards.waves import waves
 from tests.conftest import ROOT
 
 SMALL = MelRvq(codebooks=2, codebook_size=64, dim=8, steps=20, batch=256, fit_minutes=1)
@@ -169,7 +169,7 @@ def test_memory_is_bounded_by_the_block_not_by_the_recording(tmp_path, music):
                 out / f"columns/audio/{shard}.tar", column.read_index(Storage(out), "audio", shard)
             )
             weights, _ = SMALL.fit([wave], "cpu", 1, lambda event: None)
-        from pipeline import teachers
+        from pipeline.labelling import teachers
         from stages.label.codes import Codes
 
         stored = teachers.store(Storage(out), "mel_rvq", weights, {})

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import teachers
+from pipeline.labelling import teachers
 from stages.label.codes import Codes
 from stages.label.recipe import Recipe, codes_recipe, load
 from stages.label.shard import Job, ShardWorker
 from stages.label.teachers.best_rq import BestRq
 from stages.label.teachers.kmeans import KMeans
-from stages.pretrain.world import free_port
+from stages.pretrain.run.world import free_port
 from stages.shards import column
 from stages.shards import record as records
 from stages.shards.frames import CodesDescribed, decode_cqt, describe_codes
+from stages.shards.recordings import waves
 from stages.shards.storage import Storage
-from stages.shards.waves import waves
 from tests.conftest import ROOT
 from tests.ranks import environment
 

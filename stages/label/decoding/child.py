@@ -23,15 +23,15 @@ from collections.abc import Callable
 
 import av
 
-from stages.label.base import HOP_SAMPLES
+from stages.label.base import RejectRecording
 from stages.label.decoding.recording import Decoding, File, resampled, to_int16
-from stages.label.decoding.source import Refused
+from stages.signal.rates import HOP_SAMPLES
 
 PR_SET_PDEATHSIG = 1
 
 
 def answer(request: dict, send: Callable[[bytes, bytes], None]) -> None:
-    """Decode one recording. Raises `Refused`, `OSError` (its bytes), `MemoryError`."""
+    """Decode one recording. Raises `RejectRecording`, `OSError` (its bytes), `MemoryError`."""
     file = File(os.fsencode(request["path"]))
     decoding, samples = None, 0
     try:
@@ -43,10 +43,10 @@ def answer(request: dict, send: Callable[[bytes, bytes], None]) -> None:
                 send(b"C", json.dumps(decoding.channels.pop(0)).encode())
             send(b"B", to_int16(block).data)
         if samples == 0:
-            raise Refused("0 samples decoded")
+            raise RejectRecording("0 samples decoded")
         if samples < HOP_SAMPLES:
             one = "1 sample" if samples == 1 else f"{samples} samples"
-            raise Refused(f"{one} at 24 kHz: shorter than one label frame ({HOP_SAMPLES})")
+            raise RejectRecording(f"{one} at 24 kHz: shorter than one label frame ({HOP_SAMPLES})")
     finally:
         if decoding is not None:
             decoding.close()
@@ -75,7 +75,7 @@ def serve(send: Callable[[bytes, bytes], None]) -> None:
             if hook:
                 hook(request["path"])
             answer(request, send)
-        except Refused as refused:
+        except RejectRecording as refused:
             send(b"R", str(refused).encode("utf-8", "backslashreplace"))
         except MemoryError:
             send(b"M", b"")

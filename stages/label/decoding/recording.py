@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 from av.audio.fifo import AudioFifo
 
-from stages.label.decoding.source import Refused
+from stages.label.base import RejectRecording
 from stages.label.statistics import stereo
 
 BLOCK_S = 5.0  # of the source
@@ -72,13 +72,13 @@ class Decoding:
                 options={"protocol_whitelist": "fd"},  # a playlist may not open other files
             )
         except av.FFmpegError as error:
-            raise Refused(self._said(error)) from error
+            raise RejectRecording(self._said(error)) from error
         if not self._container.streams.audio:
-            raise Refused(f"no audio stream in this {self._container.format.name}")
+            raise RejectRecording(f"no audio stream in this {self._container.format.name}")
         self._stream = self._container.streams.audio[0]
         context = self._stream.codec_context
         if context is None:
-            raise Refused("no decoder for its audio stream")
+            raise RejectRecording("no decoder for its audio stream")
         context.thread_count = 1  # a worker is one core; threads only change the accounting
         if context.name == "flac":  # else a flipped bit is a burst of noise that nobody reports
             context.options = {"err_detect": "crccheck+explode"}
@@ -114,7 +114,7 @@ class Decoding:
                 kind, fifo, held = seen, AudioFifo(), 0
                 self._zero_s = None
                 if not seen[0] or not seen[1]:
-                    raise Refused(f"{seen[0]} Hz, {seen[1]} channels")
+                    raise RejectRecording(f"{seen[0]} Hz, {seen[1]} channels")
                 enough = min(int(BLOCK_S * seen[0]), BLOCK_VALUES // seen[1])
             pts, frame.pts = frame.pts, None  # gaps are not filled: what is decoded counts
             if held == 0 and pts is not None:
@@ -144,7 +144,7 @@ class Decoding:
         begin_s = self.decoded_s
         self.decoded_s += held / rate_hz
         if self.decoded_s > self.max_s:
-            raise Refused(f"longer than {self.max_s / 3600:g} h")
+            raise RejectRecording(f"longer than {self.max_s / 3600:g} h")
         planes = float_planes(fifo.read(held).to_ndarray(), channels, name)
         if channels > 1:
             self.channels.append((begin_s, self.decoded_s, *stereo.products(planes)))
@@ -177,7 +177,9 @@ class Decoding:
             except MemoryError:
                 raise
             except av.error.PatchWelcomeError as error:  # such as another rate in a chained Ogg
-                raise Refused(f"changes midway as no decoder can follow: {self._said(error)}") from error
+                raise RejectRecording(
+                    f"changes midway as no decoder can follow: {self._said(error)}"
+                ) from error
             except av.FFmpegError as error:
                 errors += 1
                 if errors == 1:  # more in a row are one and the same hole
@@ -194,7 +196,7 @@ class Decoding:
 
     def _judge(self) -> None:
         if not self.decoded_s and self.words:
-            raise Refused(f"nothing decodable: {self.words}")
+            raise RejectRecording(f"nothing decodable: {self.words}")
         good = self.packets - self.damaged
         counted = self.damaged - self._last_bad  # where a truncated file was cut is no damage
         if self.decoded_s:  # a dropped packet may have been counted already, as a bad one
@@ -203,7 +205,7 @@ class Decoding:
         self.packets = good + self.damaged
         if counted > MAX_DAMAGED * self.packets:
             words = self.words or f"{self._lost_s:.1f} s missing between time stamps"
-            raise Refused(f"{self.damaged} of {self.packets} packets damaged: {words}")
+            raise RejectRecording(f"{self.damaged} of {self.packets} packets damaged: {words}")
 
     def _said(self, error: av.FFmpegError) -> str:
         """The decoder's own words; its last log line only if it is about this recording."""
@@ -215,9 +217,9 @@ class Decoding:
 def float_planes(values: np.ndarray, channels: int, name: str) -> np.ndarray:
     """float32 (C, N) in the format's own scale, of what PyAV gives: (C, N) planar or (1, N * C) packed.
 
-    Raises `Refused` for an unknown sample format `name`."""
+    Raises `RejectRecording` for an unknown sample format `name`."""
     if SCALE.get(name.removesuffix("p")) is None:
-        raise Refused(f"unknown sample format {name}")
+        raise RejectRecording(f"unknown sample format {name}")
     planes = values if name.endswith("p") else values.reshape(-1, channels).T
     with np.errstate(over="ignore", invalid="ignore"):  # `downmix` sees and names it
         planes = np.ascontiguousarray(planes, np.float32)
@@ -228,7 +230,7 @@ def downmix(planes: np.ndarray, channels: int, name: str) -> np.ndarray:
     """The mean of the channels, full scale +-1: float32 (N,) of the planes (C, N) of the sample format
     `name`.
 
-    Raises `Refused` for samples that are no numbers."""
+    Raises `RejectRecording` for samples that are no numbers."""
     scale = SCALE[name.removesuffix("p")]
     with np.errstate(over="ignore", invalid="ignore"):  # seen and named below
         mono = planes[0] if channels == 1 else planes[0] + planes[1]
@@ -236,7 +238,7 @@ def downmix(planes: np.ndarray, channels: int, name: str) -> np.ndarray:
             mono += plane
         mono = mono * np.float32(scale / channels)
         if name[:3] in ("flt", "dbl") and not (np.isfinite(mono.min()) and np.isfinite(mono.max())):
-            raise Refused("NaN or infinite samples")
+            raise RejectRecording("NaN or infinite samples")
     return mono
 
 

@@ -11,10 +11,6 @@ from stages.label.base import ReadError
 MIB = 1 << 20
 
 
-class Refused(Exception):
-    """The recording itself cannot be used; the message is the reason of its rejection."""
-
-
 @dataclass(frozen=True)
 class Source:
     """One recording of the plan: where it lies and how it looked when it was scanned."""

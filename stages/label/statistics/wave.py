@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from stages.label.base import RATE_HZ
+from stages.signal.rates import RATE_HZ
 
 FLOOR_DB = -120.0  # what digital silence is written as, instead of minus infinity
 SILENCE_DB = -60.0

@@ -13,9 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from stages.label.base import RATE_HZ, Wave
+from stages.label.base import Wave
 from stages.label.teachers.features import Features, best, between, labeller
 from stages.signal.mel import N_FFT, mel_filters
+from stages.signal.rates import RATE_HZ
 
 # dB at mel bin u = 0 … 1 of the band, by powers of u from the highest down: the mean spectrum of music and
 # its spread, from the ten minutes of examples/quickstart (D). MusicFM takes one mean and one deviation of

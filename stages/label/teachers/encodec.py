@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from stages.config import require
-from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
-from stages.label.hearing import hear
+from stages.label.base import Wave, read_checked
+from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
     from stages.label.teachers.encodec_model import Encoder
@@ -103,7 +103,7 @@ class Labeller:
     def __call__(self, wave: Wave) -> Iterator[np.ndarray]:
         self.encoder.restart()
         for start in range(0, wave.samples, self.teacher.block_samples):
-            sound_N = hear(wave, start, min(start + self.teacher.block_samples, wave.samples))
+            sound_N = read_checked(wave, start, min(start + self.teacher.block_samples, wave.samples))
             codes_TK = self.encoder.encode(sound_N)
             if self.exact is not None and start == 0:
                 self._compare(sound_N, codes_TK)

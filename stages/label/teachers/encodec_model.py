@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.label.base import HOP_SAMPLES
+from stages.signal.rates import HOP_SAMPLES
 
 # channels in, stride; package: ratios [8, 5, 4, 2] reversed
 LEVELS = ((32, 2), (64, 4), (128, 5), (256, 8))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
-from stages.label.hearing import hear
+from stages.label.base import Wave, read_checked
 from stages.signal.mel import LogMel, mel_filters
+from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class Features:
 
         first = first_frame * HOP_SAMPLES - (self._stack - 1) * HOP_SAMPLES // 2
         start, stop = self._log_mel.span(first, count + self._stack - 1)
-        samples = torch.tensor(hear(wave, start, stop))
+        samples = torch.tensor(read_checked(wave, start, stop))
         return self._log_mel(samples[None], first - start, count + self._stack - 1)[0]
 
     def stacked(self, mel_TF: "torch.Tensor") -> "torch.Tensor":

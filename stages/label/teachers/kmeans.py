@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from stages.label.base import RATE_HZ, Wave
+from stages.label.base import Wave
 from stages.label.teachers.features import Features, best, between, check_fitted, labeller, threads_set
 from stages.label.teachers.fitted_weights import Shapes, pack, unpack
 from stages.signal.chroma import CLASSES, chroma_filters
 from stages.signal.mel import mel_filters
+from stages.signal.rates import RATE_HZ
 
 if TYPE_CHECKING:
     import torch

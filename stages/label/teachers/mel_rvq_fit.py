@@ -1,19 +1,20 @@
 """Fitting Mel-RVQ: start each level from the data, train all together, leave no code dead.
 
 T frames, D input width, K levels, C codes, E look-up width, B batch (see `mel_rvq`).
-Everything random comes from one generator on the CPU, seeded by the recipe.
+Everything random comes from one generator on the CPU, seeded by the recipe. `recipe` is a `MelRvq`, which
+imports this file.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch.nn import functional as fn
 
 from stages.label.base import Wave
 from stages.label.teachers.features import best
-from stages.label.teachers.mel_rvq import MelRvq
 from stages.label.teachers.mel_rvq_frames import Frames, Ticker
 
 COMMITMENT = 0.25  # MuQ
@@ -29,7 +30,7 @@ KEYS = ("codebook", "in_w", "in_b", "out_w", "out_b")  # a level
 
 
 def fit_levels(
-    recipe: MelRvq, waves: Sequence[Wave], device: str, progress: Callable[[dict], None]
+    recipe: Any, waves: Sequence[Wave], device: str, progress: Callable[[dict], None]
 ) -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors as `MelRvq` packs them, and the report. See `MelRvq.fit`."""
     began = time.monotonic()
@@ -46,7 +47,7 @@ def fit_levels(
 
 
 def _start(
-    recipe: MelRvq, frames: Frames, generator: torch.Generator, progress: Callable
+    recipe: Any, frames: Frames, generator: torch.Generator, progress: Callable
 ) -> dict[str, torch.Tensor]:
     """Trainable levels, each started from what the levels before it leave."""
     chosen = torch.randperm(len(frames.fit_T), generator=generator)[
@@ -110,7 +111,7 @@ def _plain(levels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _train(
-    recipe: MelRvq,
+    recipe: Any,
     levels: dict[str, torch.Tensor],
     frames: Frames,
     generator: torch.Generator,
@@ -197,7 +198,7 @@ def _reseeded(codes_CE, counts_C: torch.Tensor, z_TE: torch.Tensor, error_T: tor
 
 
 @torch.no_grad()
-def _settle(recipe: MelRvq, tensors: dict[str, torch.Tensor], frames: Frames, progress: Callable) -> None:
+def _settle(recipe: Any, tensors: dict[str, torch.Tensor], frames: Frames, progress: Callable) -> None:
     """Level by level over every fitting frame: codes that ended unused move to the frames served worst."""
     rest_TD = frames.stacked(frames.fit_T)
     ticker = Ticker("settle", recipe.codebooks, progress)

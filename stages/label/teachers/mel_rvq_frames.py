@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.label.base import HOP_SAMPLES, RATE_HZ, Wave
+from stages.label.base import Wave
 from stages.label.teachers.features import FRAMES_PER_CODE, Features
-from stages.label.teachers.mel_rvq import MelRvq
+from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 STRETCH_FRAMES = 300  # 4 s: short enough to touch many recordings, long against a window of 6 hops
 HELDOUT_SHARE = 0.05
@@ -38,7 +38,7 @@ class Frames:
     @classmethod
     def read(
         cls,
-        recipe: MelRvq,
+        recipe: Any,
         waves: Sequence[Wave],
         device: str,
         generator: torch.Generator,

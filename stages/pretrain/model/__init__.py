@@ -1,5 +1,7 @@
-"""The network: front-end, encoder, and nothing of the objective.
+"""The network and what it is asked to learn; nothing of how it is stepped.
 
-`config` sizes, `front_end` waveform or log-mel to frames, `encoder` the stack, `attention` and `conformer`
-its blocks, `layers` precision and dropout, `weights` initial values, `count` parameters and arithmetic.
+`config` sizes, `front_end` waveform or log-mel to frames, `encoder` the stack of `attention` and `conformer`,
+`backbone` both together; `heads`, `objective` and `mert` are what is learnt; `initial` starting values,
+`published` (by `hubert`, `weight_files`) those of others; `layers`, `dropout`, `convolve` and `masked` their
+parts; `count` parameters and arithmetic.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from stages.config import require
-from stages.pretrain.batch import HOP_SAMPLES, RATE_HZ
+from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 
 @dataclass(frozen=True)

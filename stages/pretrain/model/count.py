@@ -8,9 +8,9 @@ from math import prod
 
 from torch import nn
 
-from stages.pretrain.batch import CodeColumn
+from stages.pretrain.data.batch import CodeColumn
 from stages.pretrain.model.config import Model
-from stages.pretrain.objective import Objective
+from stages.pretrain.model.objective import Objective
 
 # of frames, with probability 0.8 and spans of 5 (recipe D); only the heads' small part hangs on it
 MASKED_SHARE = 0.58

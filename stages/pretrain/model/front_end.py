@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.pretrain.batch import HOP_SAMPLES, RATE_HZ
 from stages.pretrain.model.config import ConvFront, CqtFront, MelFront, Model
 from stages.pretrain.model.convolve import convolve
 from stages.signal.cqt import Cqt, CqtSpec
 from stages.signal.mel import LogMel
+from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 from stages.signal.tables import table_cache
 
 NORM_EPS = 1e-5  # torch's default, which F and transformers use

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.pretrain.batch import RATE_HZ
 from stages.pretrain.model.config import ConvFront, Model
+from stages.signal.rates import RATE_HZ
 
 # Ours → HuBERT's. `attention.qkv` is three tensors there, {q,k,v}_proj.
 NAMES = (

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from stages.shards import sums
+from stages.shards import histograms
 from stages.shards.storage import Storage
 
 COLUMNS = {"audio": "audio", "codes": "codes-aaaaaaaa", "cqt": "cqt-bbbbbbbb"}
@@ -99,11 +99,11 @@ def _shards(db: duckdb.DuckDBPyConnection, shards: int, per_shard: int) -> None:
 
 def _sums(storage: Storage, shards: int, codes: int, levels: int) -> None:
     rng, rows = np.random.default_rng(0), []
-    for first in range(0, shards, sums.BLOCK):
-        names = [f"s{n:012x}" for n in range(first, min(first + sums.BLOCK, shards))]
+    for first in range(0, shards, histograms.BLOCK):
+        names = [f"s{n:012x}" for n in range(first, min(first + histograms.BLOCK, shards))]
         for column, own in (
             (COLUMNS["codes"], {"codes": rng.integers(900, 1100, (levels, codes))}),
             (COLUMNS["cqt"], {"cqt": np.ones((2, 336))}),
         ):
-            rows += [{"column": column, "shards": names, **row} for row in sums.table(own).to_pylist()]
-    storage.write_table(sums.NAME, pa.Table.from_pylist(rows, sums.TABLE))
+            rows += [{"column": column, "shards": names, **row} for row in histograms.table(own).to_pylist()]
+    storage.write_table(histograms.NAME, pa.Table.from_pylist(rows, histograms.TABLE))

@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.report import corpus as corpora
 from pipeline.report import numbers as counted
 from pipeline.report import terminal
-from pipeline.report.oddities import everything, oddities
+from pipeline.report.anomalies import everything, oddities
 from pipeline.report.timeline import throughput, without_pauses
 from tests.pipeline.report import synthetic
 
@@ -85,11 +85,11 @@ class TestOfALabelledFolder:
             assert (level["top_code"], level["top_share"]) == (share.argmax(), pytest.approx(share.max()))
 
     def test_cqt_by_pitch_is_that_of_the_frames_in_the_tars(self, labelled):
-        from stages.shards import sums
+        from stages.shards import histograms
 
         frames_TF = np.concatenate(members(labelled, "cqt", "npy")).astype(np.float64)
         with corpora.opened(str(labelled)) as corpus:
-            own, shards = sums.read(corpus.out, corpus.registry.current["cqt"])
+            own, shards = histograms.read(corpus.out, corpus.registry.current["cqt"])
         assert shards == len(list(labelled.glob("columns/cqt*/*.tar")))
         assert own["cqt"] == pytest.approx(
             np.stack([frames_TF.sum(0), np.square(frames_TF).sum(0)]), rel=1e-3
@@ -281,9 +281,9 @@ class TestWorthALook:
 def table_of(rows):
     import pyarrow as pa
 
-    from stages.shards import sums
+    from stages.shards import histograms
 
-    return pa.Table.from_pylist(rows, sums.TABLE)
+    return pa.Table.from_pylist(rows, histograms.TABLE)
 
 
 def test_the_trainers_own_filter_takes_the_command(tmp_path):

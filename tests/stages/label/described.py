@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.label.identity import HASHED, LISTING, PROBED, Identity
-from stages.label.probe import recording_id
+from stages.label.scan.identity import HASHED, LISTING, PROBED, Identity
+from stages.label.scan.probing import recording_id
 from stages.shards.catalog import CATALOG, read_catalog, write_parquet
 
 

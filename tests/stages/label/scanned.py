@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from stages.label.scan import scan
+from stages.label.scan.scan import scan
 from stages.shards.catalog import read_catalog
 
 COUNTING = """
-from stages.label.probe import probe as real
+from stages.label.scan.probing import probe as real
 def probe(path):
     with open({log!r}, "ab") as log:
         log.write(path.hex().encode() + b"\\n")

@@ -9,7 +9,7 @@ import pytest
 
 from stages.label import audit
 from stages.label.shard import ShardWorker
-from stages.shards import column, sums
+from stages.shards import column, histograms
 from stages.shards import record as records
 from stages.shards.storage import Storage
 from tests.stages.label.made import SEGMENT, Ear, audio, codes_job
@@ -58,7 +58,7 @@ def test_each_table_has_its_rows(storage):
         for shard, kept in (("s1", 2), ("s2", 1))
         for name in BOTH
     ]
-    assert sums.read(storage, "codes-ear")[1] == 2
+    assert histograms.read(storage, "codes-ear")[1] == 2
     index = storage.read_table("index.parquet")
     assert index.schema.names == audit.INDEX_ROWS.names
     places = {(r["shard"], r["key"]): r["offset"] for r in index.to_pylist() if r["column"] == "audio"}

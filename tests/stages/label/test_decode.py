@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.label import decode
-from stages.label.base import Kept, ReadError, Rejected
+from stages.label.base import Kept, ReadError, Rejected, RejectRecording
 from stages.label.decode import Decode, Source, cut, flac_bytes, wav_bytes
-from stages.label.decoding.source import Refused, quick_hash
+from stages.label.decoding.source import quick_hash
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
 
@@ -176,7 +176,7 @@ class TestAsked:
                 facts |= {"source_rate_hz": 8, "source_channels": 1, "source_codec": "pcm"}
                 yield np.zeros(1_000, np.int16)
                 if source.recording == "bad":
-                    raise Refused("torn")
+                    raise RejectRecording("torn")
 
         items = list(
             decode.Decoder(Decode(), Refusing(), None)(
@@ -239,7 +239,7 @@ class Slow:
         self.now += float(took_s)
         yield np.zeros(int(audio_s) * 24_000, np.int16)
         if refused:
-            raise Refused("damaged")
+            raise RejectRecording("damaged")
 
     def close(self):
         pass

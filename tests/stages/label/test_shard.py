@@ -14,7 +14,7 @@ import pytest
 from stages.label import recipe as recipes
 from stages.label.codes import Codes
 from stages.label.plan import plan
-from stages.label.scan import scan
+from stages.label.scan.scan import scan
 from stages.label.shard import Job, ShardWorker
 from stages.shards import catalog, column
 from stages.shards import record as records

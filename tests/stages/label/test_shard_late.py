@@ -11,7 +11,7 @@ import soundfile
 from stages.label import audit
 from stages.label import recipe as recipes
 from stages.label.plan import plan
-from stages.label.scan import scan
+from stages.label.scan.scan import scan
 from stages.label.shard import Job, ShardWorker
 from stages.shards import catalog
 from stages.shards import record as records

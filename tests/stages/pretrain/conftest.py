@@ -32,7 +32,7 @@ def made(request, tmp_path_factory):
 
 @pytest.fixture
 def data(made):
-    from stages.pretrain.data import Data
+    from stages.pretrain.data.settings import Data
     from tests.stages.pretrain.corpus import CROP
 
     return Data(corpora=(made.root,), crop_samples=CROP, cache=f"{made.root}-cache")

@@ -1,11 +1,11 @@
 """Readers of crops over a small corpus."""
 
-from stages.pretrain.crops import Reader
-from stages.pretrain.data import Data
-from stages.pretrain.masking import Masking
-from stages.pretrain.mixture import Mixture
-from stages.pretrain.pinning import pin
-from stages.pretrain.state import State
+from stages.pretrain.data.crops import Reader
+from stages.pretrain.data.masking import Masking
+from stages.pretrain.data.mixture import Mixture
+from stages.pretrain.data.pinning import pin
+from stages.pretrain.data.settings import Data
+from stages.pretrain.data.state import State
 
 FRAMES, G = 48, 6  # model frames of a crop, samples of a global batch
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.pretrain import engine, loop, watch
+from stages.pretrain import loop
 from stages.pretrain.config import Config, load
-from stages.pretrain.engine import Engine
-from stages.pretrain.loader import Loader
-from stages.pretrain.state import State
-from stages.pretrain.world import World
+from stages.pretrain.data.loader import Loader
+from stages.pretrain.data.state import State
+from stages.pretrain.run import display, engine
+from stages.pretrain.run.engine import Engine
+from stages.pretrain.run.world import World
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 STILL = ("model.input_dropout=0", "model.hidden_dropout=0", "model.attention_dropout=0")
@@ -84,7 +85,7 @@ class Quick:
         patch.setattr(engine, "_initialize", Plain)
         patch.setattr(loop, "joined", lambda timeout_s: contextlib.nullcontext(ALONE))
         patch.setattr(loop, "matrix_peak", lambda device, dtype: 1e9)
-        patch.setattr(watch, "draw_curves", self._draw)
+        patch.setattr(display, "draw_curves", self._draw)
         self._watch_updates()
 
     def _draw(self, metrics: Path, picture: Path) -> None:

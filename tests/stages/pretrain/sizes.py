@@ -2,10 +2,10 @@
 
 import torch
 
-from stages.pretrain.batch import CodeColumn
-from stages.pretrain.mert import Mert
+from stages.pretrain.data.batch import CodeColumn
 from stages.pretrain.model.config import ConvFront, CqtFront, MelFront, Model
-from stages.pretrain.objective import Objective
+from stages.pretrain.model.mert import Mert
+from stages.pretrain.model.objective import Objective
 
 CONV = ConvFront(channels=(16,) * 7)
 COLUMN = CodeColumn("codes-a", codebooks=3, size=20)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages.pretrain.config import check_same, identity, load
-from stages.pretrain.optim import Adam, Optim
+from stages.pretrain.run.optimiser import Adam, Optim
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pretrain"
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.pretrain.batch import CodeColumn
 from stages.pretrain.config import load
-from stages.pretrain.mert import Mert
+from stages.pretrain.data.batch import CodeColumn
 from stages.pretrain.model.hubert import to_hubert
+from stages.pretrain.model.mert import Mert
 from tests.chaos.training import Ranks, configured, rows
 from tests.stages.pretrain.corpus import SIZE, F, K
-from tests.stages.pretrain.test_weights import save_fairseq
+from tests.stages.pretrain.model.test_published import save_fairseq
 
 STILL = (
     "optim.updates=1",

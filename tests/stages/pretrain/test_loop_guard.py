@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load
 
 from stages.pretrain import loop
-from stages.pretrain.engine import Engine
-from stages.pretrain.mert import Mert
-from stages.pretrain.scale import DynamicScale
-from stages.pretrain.state import State
+from stages.pretrain.data.state import State
+from stages.pretrain.model.mert import Mert
+from stages.pretrain.run.engine import Engine
+from stages.pretrain.run.loss_scale import DynamicScale
 from tests.stages.pretrain.runs import Quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,9 +6,10 @@ import signal
 import pytest
 import torch
 
-from stages.pretrain import loop, metrics
-from stages.pretrain.checkpoint import Checkpoints
-from stages.pretrain.stopping import SIGNALS
+from stages.pretrain import loop
+from stages.pretrain.run import metrics
+from stages.pretrain.run.checkpoint import Checkpoints
+from stages.pretrain.run.stopping import SIGNALS
 from tests.stages.pretrain.runs import ALONE, STILL, Quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,12 +4,12 @@ training."""
 import numpy as np
 import torch
 
-from stages.pretrain import draws
-from stages.pretrain.batch import Batch, CodeColumn
-from stages.pretrain.masking import Masking
-from stages.pretrain.mert import Mert
+from stages.pretrain.data import counter_rng
+from stages.pretrain.data.batch import Batch, CodeColumn
+from stages.pretrain.data.masking import Masking
 from stages.pretrain.model.config import ConvFront, Model
-from stages.pretrain.objective import Objective
+from stages.pretrain.model.mert import Mert
+from stages.pretrain.model.objective import Objective
 
 CODES = (CodeColumn("codes-a", 3, 50), CodeColumn("codes-b", 1, 20))
 BINS, SAMPLES, GLOBAL = 12, 320 * 40, 8
@@ -38,7 +38,7 @@ def global_batch(update: int) -> Batch:
     """GLOBAL clips, a function of `update` alone."""
     random = torch.Generator().manual_seed(update)
     frames = Model(conv=FRONT).frames(SAMPLES)
-    mask = torch.from_numpy(Masking().draw(draws.keys(update, np.arange(GLOBAL)), frames))
+    mask = torch.from_numpy(Masking().draw(counter_rng.keys(update, np.arange(GLOBAL)), frames))
     codes = {c.name: torch.randint(c.size, (GLOBAL, 40, c.codebooks), generator=random) for c in CODES}
     wave = torch.randn(GLOBAL, SAMPLES, generator=random) * 0.1
     return Batch(

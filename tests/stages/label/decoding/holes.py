@@ -3,8 +3,8 @@
 import av
 import numpy as np
 
+from stages.label.base import RejectRecording
 from stages.label.decoding.recording import Decoding, File
-from stages.label.decoding.source import Refused
 from tests.stages.label.decoding.sounds import encode
 
 FRAME_S = 576 / 8_000  # of the FLAC encoder at 8 kHz
@@ -20,7 +20,7 @@ def judged(path, tamper=lambda decoding: None):
     try:
         for block, _ in decoding.blocks(lambda facts: None):
             samples += len(block)
-    except Refused as refused:
+    except RejectRecording as refused:
         why = str(refused)
     container.close()
     file.close()

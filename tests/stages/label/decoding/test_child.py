@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from stages.label.base import RejectRecording
 from stages.label.decoding import child
 from stages.label.decoding.child import answer, serve
-from stages.label.decoding.source import Refused
 from tests.stages.label.decoding.sounds import encode
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -71,7 +71,7 @@ class TestAnswer:
         if reason is None:
             assert messages(asked)[-1][0] == b"E"
             return
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RejectRecording) as refused:
             messages(asked)
         assert str(refused.value) == reason
 
@@ -102,7 +102,7 @@ class TestAnswer:
         monkeypatch.setattr(child.Decoding, "close", lambda decoding: closed.append(close(decoding)))
         messages(request(path))
         for bad in (request(tmp_path / "bad.wav"), request(path, max_s=1.0)):
-            with pytest.raises(Refused):
+            with pytest.raises(RejectRecording):
                 messages(bad)
         assert len(os.listdir("/proc/self/fd")) == len(before)
         assert [file._file.closed for file in files] == [True] * 3 and len(closed) == 2
@@ -135,7 +135,7 @@ class TestServe:
 
     def test_a_refusal_and_a_read_error_are_told_and_the_next_is_answered(self, served):
         sent = served({
-            "a": Refused("torn \udcff"), "b": OSError(errno.EIO, "disk"), "c": OSError("words alone"),
+            "a": RejectRecording("torn \udcff"), "b": OSError(errno.EIO, "disk"), "c": OSError("words alone"),
             "d": b"last",
         })  # fmt: skip
         assert sent[1:] == [

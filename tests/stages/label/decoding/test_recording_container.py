@@ -3,8 +3,8 @@
 import pytest
 import soundfile
 
+from stages.label.base import RejectRecording
 from stages.label.decoding.recording import Decoding, File
-from stages.label.decoding.source import Refused
 from tests.stages.label.decoding.sounds import encode, tone
 
 
@@ -16,7 +16,7 @@ def wav(tmp_path):
 
 def test_what_libav_cannot_open_is_refused_in_its_words(tmp_path):
     (tmp_path / "x.wav").write_bytes(b"garbage" * 99)
-    with pytest.raises(Refused, match="^Invalid data found when processing input"):
+    with pytest.raises(RejectRecording, match="^Invalid data found when processing input"):
         Decoding(File(bytes(tmp_path / "x.wav")), 3600.0)
 
 
@@ -25,7 +25,7 @@ def test_a_codec_that_nobody_knows_is_refused(tmp_path):
     known = b"A_PCM/INT/LIT"
     assert path.read_bytes().count(known) == 1
     path.write_bytes(path.read_bytes().replace(known, b"A_UNKNOWN/NEW"))
-    with pytest.raises(Refused, match="^no decoder for its audio stream$"):
+    with pytest.raises(RejectRecording, match="^no decoder for its audio stream$"):
         Decoding(File(bytes(path)), 3600.0)
 
 

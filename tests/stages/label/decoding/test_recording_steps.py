@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from stages.label.base import RejectRecording
 from stages.label.decoding import recording
 from stages.label.decoding.recording import Decoding, File, downmix, float_planes, resampled, to_int16
-from stages.label.decoding.source import Refused
 from tests.stages.label.decoding.sounds import encode, tone
 
 
@@ -59,7 +59,7 @@ class TestBlocks:
     def test_the_longest_recording_allowed_is_allowed(self, tmp_path):
         soundfile.write(tmp_path / "x.wav", tone(8_000, 6), 8_000)
         assert blocks(tmp_path / "x.wav", max_s=6.0)[0].decoded_s == 6.0
-        with pytest.raises(Refused, match="^longer than 0.00166639 h$"):
+        with pytest.raises(RejectRecording, match="^longer than 0.00166639 h$"):
             blocks(tmp_path / "x.wav", max_s=5.999)
 
     def test_the_head_is_told_once_and_before_the_first_block(self, tmp_path):
@@ -179,7 +179,7 @@ class TestRefused:
         soundfile.write(tmp_path / "x.wav", tone(8_000), 8_000)
         decoding = opened(tmp_path / "x.wav")
         decoding._frames = lambda: iter([Frame()])
-        with pytest.raises(Refused, match=f"^{rate_hz} Hz, {channels} channels$"):
+        with pytest.raises(RejectRecording, match=f"^{rate_hz} Hz, {channels} channels$"):
             list(decoding.blocks(lambda facts: None))
         decoding.close()
 
@@ -246,7 +246,7 @@ class TestSamples:
         assert float_planes(packed.reshape(2, 3), 2, "s16p").tolist() == [[1, 2, 3], [4, 5, 6]]
 
     def test_an_unknown_sample_format_is_refused_by_name(self):
-        with pytest.raises(Refused, match="^unknown sample format s24$"):
+        with pytest.raises(RejectRecording, match="^unknown sample format s24$"):
             float_planes(np.zeros((1, 4)), 1, "s24")
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -254,7 +254,7 @@ class TestSamples:
     def test_one_sample_that_is_no_number_is_refused(self, name, bad):
         values = np.zeros((1, 9))
         values[0, 4] = bad
-        with pytest.raises(Refused, match="^NaN or infinite samples$"):
+        with pytest.raises(RejectRecording, match="^NaN or infinite samples$"):
             downmix(float_planes(values, 1, name), 1, name)
 
     def test_int16_is_rounded_and_clipped(self):

@@ -1,0 +1,173 @@
+"""Scan and plan of one OUT: catalog.parquet, plan.parquet and rejected.parquet, local or on an object
+store."""
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.labelling.progress import Progress
+from stages.label import audit
+from stages.label.plan import PlanSummary, plan
+from stages.label.recipe import Config
+from stages.label.scan.scan import ScanSummary, scan
+from stages.shards import catalog
+from stages.shards.storage import Storage
+
+CATALOG, PLAN, REJECTED = "catalog.parquet", "plan.parquet", "rejected.parquet"
+
+
+class Catalogs:
+    """What is there (catalog), what is made of it (plan) and what was refused (rejected)."""
+
+    scanned: ScanSummary
+    planned: PlanSummary
+
+    def __init__(self, out: Storage, config: Config, progress: Progress):
+        self.out, self.config, self.progress = out, config, progress
+
+    def scan_and_plan(self, retry_rejected: str | None = None) -> None:
+        """Bring OUT's catalog and plan up to date with what lies at the roots."""
+        with self._replacing(CATALOG) as (previous, new):
+            self._scan(previous, new, retry_rejected)
+        with self.out.fetched(CATALOG) as found, self._replacing(PLAN) as (previous, new):
+            self._plan(previous, found, new, self._retried(retry_rejected))
+
+    def dry_scan_and_plan(self, folder: Path) -> Path:
+        """The same into a temporary folder; returns the plan's path. OUT is only read."""
+        with self._previous(CATALOG) as previous:
+            self._scan(previous, folder / CATALOG, None)
+        with self._previous(PLAN) as previous:
+            self._plan(previous, folder / CATALOG, folder / PLAN, [])
+        return folder / PLAN
+
+    def _scan(self, previous: Path | None, new: Path, retry: str | None) -> None:
+        from cluster.session import available_cpus
+
+        run = self.config.run
+
+        def show(event: dict) -> None:
+            done = {"list": "found", "probe": "headers read", "hash": "hashed"}.get(
+                event["step"], event["step"]
+            )
+            self.progress.status(f"scanning: {event.get('done', 0):,} files {done}")
+
+        self.scanned = scan(
+            list(run.audio),
+            previous,
+            new,
+            workers=run.scan_workers or available_cpus(),
+            exclude=run.exclude,
+            retry_rejected=retry_rejected_text(retry),
+            known_sha256=lambda recording: self._known.get(recording),
+            progress=show,
+        )
+
+    def _plan(self, previous: Path | None, found: Path, new: Path, retry: list[str]) -> None:
+        recipe = self.config.recipe.plan
+        self.planned = plan(
+            previous,
+            found,
+            new,
+            shard_minutes=recipe.shard_minutes,
+            validation_share=recipe.validation_share,
+            retry=retry,
+        )
+
+    @functools.cached_property
+    def _known(self) -> dict[str, str]:
+        """Recording → sha256 of the bytes it was labelled from; read only when an edit must be told from a
+        touch."""
+        if not self.out.exists("segments.parquet"):
+            return {}
+        table = self.out.read_table("segments.parquet", ["recording", "source_sha256"])
+        return dict(zip(table["recording"].to_pylist(), table["source_sha256"].to_pylist(), strict=True))
+
+    def _retried(self, reason: str | None) -> list[str]:
+        """Recordings that a stage rejected for this reason."""
+        if reason is None or not self.out.exists(REJECTED):
+            return []
+        wanted = retry_rejected_text(reason)
+        rows = self.out.read_table(REJECTED).to_pylist()
+        return [
+            r["recording"]
+            for r in rows
+            if r["stage"] != "scan" and (wanted == "all" or wanted.lower() in r["reason"].lower())
+        ]
+
+    @contextlib.contextmanager
+    def _previous(self, name: str) -> Iterator[Path | None]:
+        if self.out.exists(name):
+            with self.out.fetched(name) as path:
+                yield path
+        else:
+            yield None
+
+    @contextlib.contextmanager
+    def _replacing(self, name: str) -> Iterator[tuple[Path | None, Path]]:
+        with self._previous(name) as previous:
+            if self.out.is_local:
+                yield previous, self.out.local(name)
+                return
+            with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
+                yield previous, Path(folder) / name
+                self.out.write(name, (Path(folder) / name).read_bytes())
+
+    def live(self) -> pa.Table:
+        """Recording and shard of every live row of the plan."""
+        with self.out.fetched(PLAN) as path:
+            return catalog.live(catalog.read_plan(path, ["recording", "shard", "tombstone"]))
+
+    def refused(self) -> pa.Array:
+        """Recordings a stage rejected, by the latest rejected.parquet."""
+        if not self.out.exists(REJECTED):
+            return pa.array([], pa.string())
+        table = self.out.read_table(REJECTED, ["stage", "recording"])
+        return table.filter(pc.not_equal(table["stage"], "scan"))["recording"].combine_chunks()
+
+    def live_shards(self) -> list[tuple[str, float]]:
+        """Shards with a live recording, in plan order, and their seconds by header."""
+        with self.out.fetched(PLAN) as path:
+            return live_shards(path)
+
+    def write_rejected(self, columns: tuple[str, ...]) -> None:
+        """Gather every rejection, of the scan and of the stages, into OUT/rejected.parquet."""
+        with self.out.fetched(CATALOG) as path:
+            table = catalog.read_catalog(path, ["status", "recording", "path", "reason"])
+        table = table.filter(pc.equal(table["status"], "rejected"))
+        none = pa.nulls(table.num_rows, pa.string())
+        scanned = pa.table(
+            {
+                "stage": pa.array(["scan"] * table.num_rows, pa.string()),
+                "shard": none,
+                "recording": table["recording"],
+                "path": table["path"],
+                "reason": table["reason"],
+            }
+        )
+        live = self.live()
+        place = dict(zip(live["recording"].to_pylist(), live["shard"].to_pylist(), strict=True))
+        rows = audit.rejected_rows(
+            self.out, columns, set(place.values()), lambda shard, r: place.get(r) == shard
+        )
+        self.rejected = pa.concat_tables([scanned.cast(audit.REJECTED), rows])
+        self.out.write_table(REJECTED, self.rejected)
+
+    rejected: pa.Table = audit.REJECTED.empty_table()
+
+
+def retry_rejected_text(reason: str | None) -> str | None:
+    return None if reason is None else reason.strip() or "all"
+
+
+def live_shards(path: Path) -> list[tuple[str, float]]:
+    live = catalog.live(catalog.read_plan(path, ["shard", "duration_s", "tombstone"]))
+    seconds = live["duration_s"].to_numpy()
+    return [
+        (name, float(seconds[start : start + rows].sum()))
+        for name, (start, rows) in catalog.shard_slices(live).items()
+    ]

@@ -1,0 +1,53 @@
+"""`--dry-run`: what a run would do, from a real scan; nothing is written."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from pipeline.labelling.catalogs import Catalogs, live_shards
+from pipeline.labelling.progress import Progress
+from pipeline.labelling.run import bytes_per_s
+from pipeline.labelling.summary import shown
+from pipeline.labels import check, known_columns
+from stages.label.recipe import Config
+from stages.shards.storage import Storage
+
+
+def describe(config: Config) -> str:
+    """Recordings, hours, shards, bytes per column, free space and resources, as text."""
+    out = Storage(config.run.out)
+    check(config)
+    known_columns(config, out)
+    catalogs = Catalogs(out, config, Progress(out))
+    with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
+        shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)))
+    s, p = catalogs.scanned, catalogs.planned
+    seconds = sum(length for _, length in shards)
+    sizes = {kind: size * seconds for kind, size in bytes_per_s(config.recipe).items()}
+    free = out.free_bytes()
+    lines = [
+        f"{', '.join(config.run.audio)} → {out.root} (nothing is written)",
+        f"  found       {s.found} = {s.kept} readable + {s.rejected} rejected + {s.duplicates} duplicates; "
+        f"{s.ignored} other files, {s.excluded} excluded",
+        f"  recordings  {p.recordings}, {seconds / 3600:.2f} h by their headers; {p.valid} for validation",
+        f"  shards      {len(shards)} of about {config.recipe.plan.shard_minutes:g} min; {p.new_shards} new",
+        *(f"  {kind:<11} {shown(size)}" for kind, size in sizes.items()),
+        f"  in all      {shown(sum(sizes.values()))}; "
+        + (f"{shown(free)} free" if free is not None else "an object store"),
+        f"  teacher     {config.recipe.codes.name if config.recipe.codes else 'none'}",
+        f"  resources   {_resources(config)}",
+    ]
+    return "\n".join(lines)
+
+
+def _resources(config: Config) -> str:
+    from cluster.session import available_cpus
+
+    address = os.environ.get("RAY_ADDRESS")
+    pools = config.run.pools
+    needs = {n: getattr(pools, n) for n in ("decode", "codes", "cqt", "audit")}
+    each = ", ".join(
+        f"{n} {p.cpus:g} CPU" + (f" + {p.gpus:g} GPU" if p.gpus else "") for n, p in needs.items()
+    )
+    here = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
+    return f"{f'Ray cluster at {address}' if address else here}; a worker: {each}"

@@ -1,0 +1,158 @@
+"""Progress people can watch: one screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl."""
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from stages.shards.storage import Storage
+from stages.signal.rates import RATE_HZ
+
+LINE_S = 10.0  # between plain lines
+UPLOAD_S = 30.0  # between uploads of the log to an object store
+
+
+@dataclass
+class StageProgress:
+    total: int
+    done: int = 0
+    failed: int = 0
+    rejected: int = 0
+    working: int = 0
+    audio_s: float = 0.0
+    first: float | None = None
+
+
+@dataclass
+class Progress:
+    out: Storage
+    console: Console = field(
+        default_factory=lambda: Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    )
+    stages: dict[str, StageProgress] = field(default_factory=dict)
+    note: str = ""
+    # (column, shard) → how often it was tried
+    attempts: dict[tuple[str, str], int] = field(default_factory=dict)
+    _live: Live | None = None
+    _said: float = 0.0
+    _lines: list[str] = field(default_factory=list)
+    _uploaded: float = 0.0
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def log(self, event: str, **facts: Any) -> None:
+        """One JSON line, with the time."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str) + "\n"
+        # Events come from threads and after failures: what the labels meet on this disk is told by those who
+        # write them.
+        with self._lock, contextlib.suppress(OSError):
+            if self.out.is_local:
+                with open(self.out.local("log.jsonl"), "a") as file:
+                    file.write(line)
+                return
+            if not self._lines and self.out.exists("log.jsonl"):
+                self._lines.append(self.out.read("log.jsonl").decode())
+            self._lines.append(line)
+            if time.monotonic() - self._uploaded > UPLOAD_S or event in ("end", "stopped", "failed"):
+                self.out.write("log.jsonl", "".join(self._lines).encode())
+                self._uploaded = time.monotonic()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def status(self, text: str) -> None:
+        """What is being done now, when it is no stage over shards (scan, fit)."""
+        with self._lock:
+            self.note = text
+            if self._live:
+                self._live.update(self._table())
+            elif self.console.is_terminal:
+                self.console.print(text, markup=False, end="\r")
+            elif time.monotonic() - self._said > LINE_S:
+                self._said = time.monotonic()
+                self.say(text)
+
+    def start(self, totals: dict[str, int]) -> None:
+        self.stages = {name: StageProgress(total) for name, total in totals.items()}
+        self.note, self._said = "", time.monotonic()
+        if self.console.is_terminal:
+            self._live = Live(self._table(), console=self.console, refresh_per_second=2)
+            self._live.start()
+
+    def event(self, event: dict) -> None:
+        """What a worker reported: the beginning or the end of a shard at a stage."""
+        with self._lock:
+            stage = self.stages.get(event["stage"])
+            if stage is None:
+                return
+            if event["event"] == "begin":
+                stage.working += 1
+                stage.first = stage.first or time.time()
+            else:
+                stage.working = max(0, stage.working - 1)
+                stage.failed += event["status"] == "failed"
+                stage.done += event["status"] != "failed"
+                stage.rejected += event.get("rejected", 0)
+                if event.get("column") and event.get("attempts"):
+                    self.attempts[event["column"], event["shard"]] = event["attempts"]
+                if event["status"] == "finished":
+                    stage.audio_s += event.get("samples", 0) / RATE_HZ
+            facts = {k: v for k, v in event.items() if k != "event"}
+            self.log(f"shard-{event['event']}", **facts)
+            if self._live:
+                self._live.update(self._table())
+            elif time.monotonic() - self._said > LINE_S:
+                self._said = time.monotonic()
+                for line in self.lines():
+                    self.say(line)
+
+    def stop(self) -> None:
+        if self._live:
+            self._live.update(self._table())
+            self._live.stop()
+            self._live = None
+        elif self.stages:
+            for line in self.lines():
+                self.say(line)
+        self.stages = {}
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Per stage: name, done/total, audio-seconds a second, time left, rejected and failed."""
+        rows = []
+        for name, s in self.stages.items():
+            elapsed = time.time() - s.first if s.first else 0.0
+            left = elapsed / s.done * (s.total - s.done) if s.done else None
+            eta = "" if left is None else f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
+            rate = f"{s.audio_s / elapsed:.0f}" if elapsed and s.audio_s else ""
+            odd = ", ".join(
+                f"{n} {what}" for n, what in ((s.rejected, "rejected"), (s.failed, "failed")) if n
+            )
+            rows.append((name, f"{s.done}/{s.total}", rate, eta, odd))
+        return rows
+
+    def lines(self) -> list[str]:
+        return [
+            "  ".join(
+                filter(
+                    None,
+                    (f"{name:<7}{done:>11} shards", rate and f"{rate} audio-s/s", eta and f"{eta} left", odd),
+                )
+            )
+            for name, done, rate, eta, odd in self.rows()
+        ]
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for title in ("stage", "shards", "audio-s/s", "left", ""):
+            table.add_column(title, justify="left" if title in ("stage", "") else "right")
+        for row in self.rows():
+            table.add_row(*row)
+        if self.note:
+            table.caption = self.note
+        return table

@@ -1,0 +1,55 @@
+"""What the loader hands to the model: one micro-batch, and what must be known of the label columns.
+
+Letters: B clips, N samples at 24 kHz, T model frames, L label frames of a column, K codebooks, F CQT bins.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from stages.signal.rates import HOP_SAMPLES
+
+
+@dataclass(frozen=True)
+class CodeColumn:
+    """One code column as its records describe it; the trainer has no constants of its own for these."""
+
+    name: str  # codes-<recipe8>
+    codebooks: int  # K
+    size: int  # codes of one codebook
+    hop_samples: int = HOP_SAMPLES  # of a label frame
+
+
+@dataclass
+class Batch:
+    """One micro-batch. Everything random in it was drawn from (seed, epoch, position) of each sample."""
+
+    wave_BN: Tensor  # float32, full scale ±1; what the model hears, mixture included
+    mask_BT: Tensor  # bool; True where the model's input frame is replaced
+    # column name → int64 (B, L, K); label frame i covers [hop i, hop i + hop) of the crop
+    codes: dict[str, Tensor]
+    # float32 (B, L, F) of the clean clip, as the column's record or `cqt: online` says
+    cqt_BLF: Tensor | None = None
+    # float32, the clean clip with its context on both sides, for `cqt: online`
+    context_BN: Tensor | None = None
+    keys: list[str] = field(default_factory=list)  # of the segments, for messages
+    recordings: list[str] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)  # place of each sample in the order of its epoch
+    # `key: reason` of samples that failed and were replaced
+    replaced: list[str] = field(default_factory=list)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        return self._moved(lambda tensor: tensor.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {
+            name: move(value)
+            for name in ("wave_BN", "mask_BT", "cqt_BLF", "context_BN")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, codes={name: move(value) for name, value in self.codes.items()}, **tensors)

@@ -1,0 +1,236 @@
+"""The pinned data of a run: which samples there are and where their bytes lie, as flat arrays on a local
+disk.
+
+Letters: R segments (rows), S shards, C code columns. The rows of a shard are neighbours in key order, so
+those of a recording are too. Rows that are not drawn (crops 0) stay: they are context for their neighbours.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.pretrain.data.batch import CodeColumn
+from stages.pretrain.data.order import Shards
+
+LAYOUT = 1  # of the cached arrays: raise it when they change
+
+# name → dtype; each is one .npy file, read through memory maps. Besides: key_R, bytes as long as the longest
+# key, and valid_V, the rows held out. `ends_R` is the running total of `crops_R`, `packed_R` the bytes of a
+# compressed member, else 0.
+ROWS = {
+    "shard_R": np.int32,
+    "start_R": np.int64,
+    "samples_R": np.int32,
+    "crops_R": np.uint16,
+    "ends_R": np.int64,
+    "audio_R": np.int64,
+    "packed_R": np.int32,
+    "codes_RC": np.int64,
+    "cqt_R": np.int64,
+}
+PER_SHARD = {
+    "row_S": np.int64,
+    "crops_S": np.int64,
+    "corpus_S": np.int32,
+    "offset_S": np.float32,
+    "scale_S": np.float32,
+}
+
+
+@dataclass(frozen=True)
+class CqtColumn:
+    """The constant-Q column, or what `cqt: online` computes. Fields of its recipe (stages/signal/cqt.py)."""
+
+    name: str  # cqt-<recipe8>, or online
+    bins: int
+    magnitude: str = "linear"  # or log
+    dtype: str = "float16"  # as stored; uint8 has an offset and a scale for each shard
+    fmin_hz: float = 32.7
+    bins_per_octave: int = 48
+    context_samples: int = 0  # on each side of a crop, for online
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the pinned data besides the rows; the plain part of RUN/data.json."""
+
+    fingerprint: str
+    identity: dict[str, Any]  # the configuration's deciding fields
+    audio: list[str]  # column of each corpus
+    codes: tuple[CodeColumn, ...]
+    codes_dtype: tuple[str, ...]  # as stored
+    cqt: CqtColumn | None
+    shards: list[list[str]]  # of each corpus
+    tombstones: list[str]  # digest of each corpus's live recordings in these shards
+    hours: float  # of the segments drawn for training
+    valid_hours: float
+    recordings: dict[str, int]  # train, valid
+    segments: dict[str, int]  # train, valid
+    dropped: dict[str, int]  # reason → segments
+    layout: int = LAYOUT
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for RUN/data.json."""
+        data = asdict(self)
+        data["codes"] = [asdict(c) for c in self.codes]
+        return data | {"cqt_bins": self.cqt.bins if self.cqt else None}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Facts":
+        """Raises ValueError when it is not what `to_json` wrote."""
+        try:
+            own = {k: v for k, v in data.items() if k in Facts.__dataclass_fields__}
+            own["codes"] = tuple(CodeColumn(**c) for c in own["codes"])
+            own["codes_dtype"] = tuple(own["codes_dtype"])
+            own["cqt"] = CqtColumn(**own["cqt"]) if own["cqt"] else None
+            return Facts(**own)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"the pinned data (RUN/data.json) cannot be read ({error!r}): "
+                f"--set resume.allow=data pins it anew"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What a run is trained on. Cheap to pickle: workers open the arrays by their path."""
+
+    facts: Facts
+    folder: Path  # of the arrays
+    corpora: tuple[str, ...]  # roots, as configured now
+    _arrays: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    def __reduce__(self):
+        return Pinned, (self.facts, self.folder, self.corpora)
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in ROWS and name not in PER_SHARD and name not in ("key_R", "valid_V"):
+            raise AttributeError(name)
+        if name not in self._arrays:
+            mapped = "r" if name.endswith(("_R", "_RC")) else None
+            self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode=mapped).view(np.ndarray)
+        return self._arrays[name]
+
+    @property
+    def there(self) -> bool:
+        """Whether the arrays are on this node."""
+        return (self.folder / "facts.json").exists()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.facts.fingerprint
+
+    @property
+    def codes(self) -> tuple[CodeColumn, ...]:
+        return self.facts.codes
+
+    @property
+    def cqt(self) -> CqtColumn | None:
+        return self.facts.cqt
+
+    @property
+    def cqt_bins(self) -> int | None:
+        return self.facts.cqt.bins if self.facts.cqt else None
+
+    @property
+    def hours(self) -> float:
+        return self.facts.hours
+
+    @property
+    def recordings(self) -> dict[str, int]:
+        return self.facts.recordings
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return self.facts.dropped
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.order.samples_per_epoch
+
+    @cached_property
+    def ends_S(self) -> np.ndarray:
+        """int64 (S,): running total of the shards' samples of one pass."""
+        return np.cumsum(self.crops_S)
+
+    @cached_property
+    def shard_names(self) -> list[str]:
+        return [name for names in self.facts.shards for name in names]
+
+    @cached_property
+    def order(self) -> Shards:
+        identity = self.facts.identity
+        return Shards(
+            self.fingerprint,
+            self.crops_S.astype(np.int64),
+            self.corpus_S.astype(np.int64),
+            tuple(identity["weights"]),
+            identity["window_shards"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return self.facts.to_json()
+
+    def key(self, row: int) -> str:
+        return self.key_R[row].decode()
+
+    def recording(self, row: int) -> str:
+        return self.key(row).rpartition("-")[0]
+
+    def require(self, global_batch: int) -> None:
+        """ValueError when an epoch has fewer samples than one global batch."""
+        if self.samples_per_epoch < global_batch:
+            why = (
+                ", ".join(f"{n} segments: {reason}" for reason, n in self.dropped.items())
+                or "none was left out"
+            )
+            raise ValueError(
+                f"global_batch is {global_batch}, an epoch has {self.samples_per_epoch} samples "
+                f"({self.hours:.2f} h; left out: {why}): lower the global batch, raise "
+                "data.crops_per_segment, loosen the filters, or label more audio"
+            )
+
+    def describe(self) -> list[str]:
+        """Lines for people: what is trained on and what was left out."""
+        train, valid = self.recordings["train"], self.recordings["valid"]
+        lines = [
+            f"data {self.fingerprint[:12]}: {self.hours:.2f} h, {train} recordings, {self.samples_per_epoch} "
+            f"samples an epoch; held out {self.facts.valid_hours:.2f} h, {valid} recordings"
+        ]
+        return lines + [f"  left out: {n} segments, {reason}" for reason, n in self.dropped.items()]
+
+
+def store(folder: Path, facts: Facts, arrays: dict[str, np.ndarray]) -> None:
+    """Write the arrays under an attempt's name, then rename: whoever is first wins, and all wrote the
+    same."""
+    attempt = folder.with_name(f".attempt-{uuid.uuid4().hex}")
+    attempt.mkdir(parents=True)
+    try:
+        for name, values in arrays.items():
+            np.save(attempt / f"{name}.npy", values)
+        (attempt / "facts.json").write_text(json.dumps(facts.to_json()))
+        try:
+            os.rename(attempt, folder)
+        except OSError:
+            if not (folder / "facts.json").exists():
+                raise
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True)
+
+
+def load(folder: Path, corpora: tuple[str, ...]) -> Pinned | None:
+    """The data cached in a folder, or None when there is none of this layout."""
+    try:
+        facts = Facts.from_json(json.loads((folder / "facts.json").read_text()))
+    except (OSError, ValueError):
+        return None
+    if facts.layout != LAYOUT or facts.fingerprint != folder.name:
+        return None
+    return Pinned(facts, folder, corpora)

@@ -1,0 +1,245 @@
+"""The training loader: endless micro-batches from any place of the order on, read ahead by worker processes.
+
+Nothing here is drawn from a generator and nothing is communicated: each rank computes the same order and
+takes its stripe of every global batch, so the sequence of global batches is the same at any number of ranks,
+workers and any micro-batch.
+
+Letters: G samples of a global batch, B of a micro-batch, V held-out crops.
+"""
+
+import contextlib
+import itertools
+import shutil
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from stages.pretrain.data import counter_rng
+from stages.pretrain.data.batch import Batch
+from stages.pretrain.data.crops import Crops, Places, Reader
+from stages.pretrain.data.index import Pinned
+from stages.pretrain.data.masking import Masking
+from stages.pretrain.data.mixture import Mixture
+from stages.pretrain.data.pinning import pin
+from stages.pretrain.data.settings import Data
+from stages.pretrain.data.state import State
+from stages.signal.rates import HOP_SAMPLES
+
+SHARED_MEMORY = "/dev/shm"  # where worker processes hand over their batches
+GRACE_S = 120  # a worker lives on after SIGTERM, when the trainer does not end it before
+FEW = 1000  # samples before the share of bad ones is judged
+
+
+class TooManyBad(ValueError):
+    """More samples failed than data.max_bad_share allows."""
+
+
+class Loader:
+    """One rank's share of the data. `frames`: model frames of a crop, which are masked."""
+
+    def __init__(
+        self,
+        pinned: Pinned,
+        data: Data,
+        masking: Masking,
+        mixture: Mixture,
+        frames: int,
+        micro_batch: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch is {micro_batch}: expected at least 1 sample")
+        assert 0 <= rank < world, (rank, world)
+        masking.masked_frames(frames)  # too short a crop is refused here, not in a worker
+        if not pinned.there:  # pinned by a rank of another node
+            pinned = pin(data, pinned.to_json())
+        self.pinned, self.data, self.micro_batch, self.rank, self.world = (
+            pinned,
+            data,
+            micro_batch,
+            rank,
+            world,
+        )
+        self._made = (pinned, data, masking, mixture, frames)
+        self._places = Places(pinned, data)
+        self._reader: Reader | None = None
+        self._streams: list[Iterator] = []
+        self.seen, self.bad = 0, 0  # samples of this rank, and those of them that were replaced
+        self._check_shared_memory()
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.pinned.samples_per_epoch
+
+    def micro_batches(self, state: State) -> int:
+        """Of this rank in one update, of at most `micro_batch` samples; they differ by one sample where the
+        global batch does not divide. ValueError when it is too small for the ranks, or an epoch is shorter
+        than it."""
+        self.pinned.require(state.global_batch)
+        least, most = state.global_batch // self.world, -(-state.global_batch // self.world)
+        count = -(-most // self.micro_batch)
+        if least < count:
+            raise ValueError(
+                f"global_batch is {state.global_batch}, micro_batch {self.micro_batch} on {self.world} "
+                f"ranks: some ranks would have {least} samples for {count} micro-batches; raise the global "
+                "batch, or use fewer ranks"
+            )
+        return count
+
+    def sample_ids(self, state: State) -> list[str]:
+        """KEY+START of every sample of the state's global batch in order, START in samples of the segment;
+        replacements not told."""
+        state = state.settled(self.pinned.samples_per_epoch)
+        crops = self._places.crops(state, np.arange(state.global_batch))
+        return [f"{self.pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
+
+    def stream(self, state: State) -> Iterator[Batch]:
+        """This rank's micro-batches from that place on, update after update, without end.
+
+        Raises `TooManyBad` when more than data.max_bad_share could not be read and were replaced.
+        """
+        dataset = _Stream(self._made, self.micro_batches(state), self.rank, self.world, state)
+        batches = self._follow(dataset)
+        self._streams.append(batches)
+        return batches
+
+    def _follow(self, dataset: "_Stream") -> Iterator[Batch]:
+        for batch in _loading(dataset, self.data):
+            self.seen += len(batch.keys)
+            self.bad += len(batch.replaced)
+            if self.bad > self.data.max_bad_share * max(self.seen, FEW):
+                raise TooManyBad(
+                    f"{self.bad} of {self.seen} samples could not be read, more than data.max_bad_share "
+                    f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names "
+                    f"what is damaged"
+                )
+            yield batch
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's share of the held-out crops: the same crops and masks every time, without mixture.
+
+        Every rank gets the same number of micro-batches (ZeRO 3 needs that); at the end, rows that fill them
+        up repeat a crop with an empty mask, so that sums over masked frames leave them out.
+        """
+        if self._reader is None:
+            self._reader = Reader(*self._made)
+        crops = held_out(self.pinned, self.data)
+        total = len(crops.row)
+        per_round = self.world * self.micro_batch
+        for first in range(0, total, per_round):
+            own = first + self.rank + self.world * np.arange(self.micro_batch)
+            shown, own = own < total, own % total
+            keys = counter_rng.keys(counter_rng.key(counter_rng.VALIDATION, 1), own)
+            batch = self._reader.fixed(crops, own, keys, shown)
+            batch.positions = own.tolist()
+            yield batch
+
+    def close(self) -> None:
+        """End the worker processes."""
+        while self._streams:
+            self._streams.pop().close()
+        if self._reader is not None:
+            self._reader.tars.close()
+            self._reader = None
+
+    def _check_shared_memory(self) -> None:
+        """Too small a /dev/shm, as containers often have, kills workers by SIGBUS: say so before."""
+        with contextlib.suppress(OSError):
+            bins = self.pinned.cqt_bins or 0
+            crop_bytes = self.data.samples * 8 + self.data.samples // HOP_SAMPLES * 4 * bins
+            wanted = crop_bytes * self.micro_batch * self.data.workers * (self.data.prefetch + 1)
+            free = shutil.disk_usage(SHARED_MEMORY).free
+            if wanted > free:
+                raise ValueError(
+                    f"data.workers is {self.data.workers} and data.prefetch {self.data.prefetch}: their "
+                    f"micro-batches take {wanted / 2**20:.0f} MiB of {SHARED_MEMORY}, {free / 2**20:.0f} MiB "
+                    "are free: lower them, or enlarge it"
+                )
+
+
+class _Stream(IterableDataset):
+    """Worker w of W makes every W-th micro-batch; the data loader takes them in turn, so their order is
+    fixed."""
+
+    def __init__(self, made: tuple, count: int, rank: int, world: int, state: State):
+        self.made, self.count, self.state = made, count, state
+        places = np.arange(rank, state.global_batch, world)
+        self.places = np.array_split(places, count)
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        reader = Reader(*self.made)
+        try:
+            plans = (reader.plan(*work) for work in self._work(first, step, reader.pinned.samples_per_epoch))
+            reader.ahead(now := next(plans))
+            for following in plans:
+                reader.ahead(following)
+                yield reader.batch(now)
+                now = following
+        finally:
+            reader.tars.close()
+
+    def _work(self, first: int, step: int, samples_per_epoch: int) -> Iterator[tuple[State, np.ndarray]]:
+        state, update = self.state.settled(samples_per_epoch), 0
+        for number in itertools.count(first, step):
+            while update < number // self.count:
+                state, update = state.advanced(samples_per_epoch), update + 1
+            yield state, self.places[number % self.count]
+
+
+def _loading(dataset: _Stream, data: Data) -> Iterator[Batch]:
+    local = all("://" not in root for root in data.corpora)
+    options = (
+        {"prefetch_factor": data.prefetch, "multiprocessing_context": "fork" if local else "spawn"}
+        if data.workers
+        else {}
+    )
+    # A generator of its own: the data loader seeds itself from it, and the global one belongs to the model's
+    # dropout. The S3 client does not survive a fork: its workers are started afresh.
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=data.workers,
+            collate_fn=_itself,
+            generator=torch.Generator(),
+            worker_init_fn=_outlive,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+    )
+
+
+def _outlive(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can end its update
+    and save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _itself(batch: Batch) -> Batch:
+    return batch
+
+
+def held_out(pinned: Pinned, data: Data) -> Crops:
+    """At most data.valid_crops crops of the held-out segments, side by side in them, drawn in turn from every
+    recording."""
+    row_V = pinned.valid_V
+    count_V = pinned.samples_R[row_V] // data.samples
+    row = np.repeat(row_V, count_V)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(count_V) - count_V, count_V)
+    recording = (
+        np.unique([pinned.recording(r) for r in row_V], return_inverse=True)[1] if len(row_V) else row_V
+    )
+    chance = counter_rng.bits(np.uint64(counter_rng.key(counter_rng.VALIDATION, 0)), np.arange(len(row)))
+    by_recording = np.lexsort((chance, np.repeat(recording, count_V)))
+    owner = np.repeat(recording, count_V)[by_recording]
+    turn = np.arange(len(owner)) - np.searchsorted(owner, owner)  # first, second … crop of its recording
+    chosen = np.sort(by_recording[np.lexsort((chance[by_recording], turn))][: data.valid_crops])
+    return Crops(row[chosen], number[chosen].astype(np.int64) * data.samples)

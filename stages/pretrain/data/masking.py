@@ -1,0 +1,86 @@
+"""Which input frames are replaced by the mask vector: the reference's spans, seeded per sample.
+
+Letters: B clips, T model frames, S places where a span may start (T - span).
+
+The reference (F data_utils.py, compute_mask_indices) draws int(prob·T/span + u) distinct starts in
+[0, T - span) for each clip, then unmasks frames at random until every clip of the batch has as many as the
+one with the fewest, so that a clip's mask depends on its neighbours. Here the count is what those spans cover
+on average: it depends on T alone. Starts are taken one by one, in random order, until the count is reached;
+the last span is cut short where it would exceed it.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from stages.config import require
+from stages.pretrain.data import counter_rng
+
+
+@dataclass(frozen=True)
+class Masking:
+    """YAML `masking:`. Values: M config/pretrain (mask_prob 0.8, mask_length 5), F (at least 2 spans)."""
+
+    prob: float = 0.8  # frames in spans, counting overlaps twice, as a share of T; 0.8 masks about 58 % (D)
+    span: int = 5  # frames
+    min_spans: int = 2
+
+    def __post_init__(self):
+        require(
+            0 < self.prob <= 5, "masking.prob", self.prob, "expected above 0, at most 5; the recipe has 0.8"
+        )
+        require(self.span >= 1, "masking.span", self.span, "expected at least 1 frame")
+        require(self.min_spans >= 1, "masking.min_spans", self.min_spans, "expected at least 1")
+
+    def masked_frames(self, frames: int) -> int:
+        """Masked frames of every clip of `frames` model frames. ValueError when a clip is too short for its
+        spans."""
+        return _count(self, frames)
+
+    def draw(self, keys_B: np.ndarray, frames: int) -> np.ndarray:
+        """bool (B, T), True where masked; row b depends on keys_B[b] (uint64, from `draws.keys`) and T
+        alone."""
+        count, starts = self.masked_frames(frames), frames - self.span
+        # spans are taken in ascending order of these
+        ranks_BS = counter_rng.bits(keys_B[:, None], np.arange(starts))
+        # rank of the first span over each frame
+        first_BT = np.full((len(keys_B), frames), np.iinfo(np.uint64).max)
+        for offset in range(self.span):
+            covered = first_BT[:, offset : offset + starts]
+            np.minimum(covered, ranks_BS, out=covered)
+        # rank of the last span, which may be cut
+        last_B1 = np.partition(first_BT, count - 1, axis=1)[:, count - 1 : count]
+        mask_BT, last_BT = first_BT < last_B1, first_BT == last_B1
+        missing_B1 = count - mask_BT.sum(axis=1, keepdims=True)
+        return mask_BT | (last_BT & (np.cumsum(last_BT, axis=1) <= missing_B1))
+
+
+@cache
+def _count(masking: Masking, frames: int) -> int:
+    starts = frames - masking.span
+    mean_spans = max(masking.min_spans, masking.prob * frames / masking.span)
+    if starts < mean_spans + 1:
+        raise ValueError(
+            f"masking.span is {masking.span}, prob {masking.prob}, min_spans {masking.min_spans}: {frames} "
+            f"frames are too few for {mean_spans:.1f} spans; use longer crops (data.crop_s) or a smaller prob"
+        )
+    whole = int(mean_spans)
+    share = mean_spans - whole  # the reference draws whole + 1 spans so often
+    return round(
+        (1 - share) * _covered(frames, masking.span, whole)
+        + share * _covered(frames, masking.span, whole + 1)
+    )
+
+
+def _covered(frames: int, span: int, spans: int) -> float:
+    """Mean number of frames that `spans` distinct starts, uniform among frames - span, cover (D)."""
+    starts = frames - span
+    frame_T = np.arange(frames)
+    # starts whose span holds the frame
+    over_T = np.minimum(frame_T, starts - 1) - np.maximum(frame_T - span + 1, 0) + 1
+    over_T = np.maximum(over_T, 0)
+    missed_T = np.ones(frames)
+    for taken in range(spans):  # hypergeometric: none of the drawn starts is one of these
+        missed_T *= np.maximum(starts - taken - over_T, 0) / (starts - taken)
+    return float((1 - missed_T).sum())

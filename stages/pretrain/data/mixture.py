@@ -1,0 +1,84 @@
+"""In-batch mixture: pieces of other clips are added to what the model hears; its labels stay those of the
+clean clip.
+
+Letters: B clips, P pieces. Everything is seeded per sample: (seed, epoch, position). Donors are other places
+of the sample's own global batch, so neither the micro-batch nor the number of ranks changes what is heard.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.config import require
+from stages.pretrain.data import counter_rng
+from stages.signal.rates import RATE_HZ
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """YAML `mixture:`. Values: M (in-batch noise mixture), 1 to 3 pieces of 0.5 to 1.0 s for 95M, to 1.5 s
+    for 330M."""
+
+    prob: float = 0.5  # of mixing (the original's test is inverted, harmless at 0.5 only)
+    min_pieces: int = 1
+    max_pieces: int = 3
+    piece_s: tuple[float, ...] = (0.5, 1.0)  # shortest, longest
+    gain: float = 1.0
+
+    def __post_init__(self):
+        require(0 <= self.prob <= 1, "mixture.prob", self.prob, "expected 0 (off) to 1")
+        require(
+            self.min_pieces >= 1,
+            "mixture.min_pieces",
+            self.min_pieces,
+            "expected at least 1; prob 0 turns mixture off",
+        )
+        require(
+            self.min_pieces <= self.max_pieces <= 64,
+            "mixture.max_pieces",
+            self.max_pieces,
+            f"expected min_pieces ({self.min_pieces}) to 64",
+        )
+        proper = len(self.piece_s) == 2 and 0 < self.piece_s[0] <= self.piece_s[1]
+        require(
+            proper, "mixture.piece_s", list(self.piece_s), "expected [shortest, longest], in seconds above 0"
+        )
+        require(self.gain >= 0, "mixture.gain", self.gain, "expected 0 or more")
+
+    def draw(self, keys_B: np.ndarray, places_B: np.ndarray, global_batch: int, samples: int) -> "Pieces":
+        """The pieces for clips of `samples` samples at these places (0 … global_batch - 1) of one global
+        batch.
+
+        keys_B: uint64, one for each clip, from `draws.keys`. A global batch of one clip has no donors: no
+        pieces.
+        """
+        limit = self.max_pieces
+        mixed_B = counter_rng.uniform(keys_B, 0) < self.prob
+        count_B = self.min_pieces + counter_rng.below(
+            limit - self.min_pieces + 1, counter_rng.uniform(keys_B, 1)
+        )
+        wanted_BP = (np.arange(limit) < count_B[:, None]) & mixed_B[:, None] & (global_batch > 1)
+        share_BP4 = counter_rng.uniform(keys_B[:, None, None], 2 + np.arange(4 * limit).reshape(limit, 4))
+        low, high = (min(round(s * RATE_HZ), samples) for s in self.piece_s)
+        length_BP = low + counter_rng.below(high - low + 1, share_BP4[..., 0])
+        donor_BP = counter_rng.below(max(1, global_batch - 1), share_BP4[..., 1])
+        donor_BP = donor_BP + (donor_BP >= places_B[:, None])  # any place but one's own
+        from_BP = counter_rng.below(samples - length_BP + 1, share_BP4[..., 2])
+        to_BP = counter_rng.below(samples - length_BP + 1, share_BP4[..., 3])
+        clip, piece = np.nonzero(wanted_BP)
+        return Pieces(clip, *(values[clip, piece] for values in (donor_BP, from_BP, to_BP, length_BP)))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """int64 (P,) each: `length` samples of the clean clip at place `donor`, from `start`, are added to `clip`
+    at `to`."""
+
+    clip: np.ndarray  # row of the draw
+    donor: np.ndarray  # place in the global batch
+    start: np.ndarray
+    to: np.ndarray
+    length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.clip)

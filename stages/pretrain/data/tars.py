@@ -1,0 +1,185 @@
+"""Positioned reads of the pinned columns' tars: files on a disk, or ranges of an object store through a
+bounded cache."""
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+
+from stages.pretrain.data.index import Pinned
+from stages.shards import record as records
+from stages.shards.storage import Storage
+
+OPEN_FILES = 256  # of one process: a window of shards in all its columns, below the usual limit of 1,024
+BLOCK_BYTES = 1 << 20  # of an object store's file: a crop's audio and CQT take one or two each
+THREADS = 16  # that fetch ranges
+TRIES = 3  # of a read that fails: a network disk's hiccup is not a damaged file
+COMING = 256  # blocks held in memory until they are read; the oldest are read from the disk again
+SWEEP_BLOCKS = 64  # stored between two looks at the cache's size
+
+Want = tuple[int, int, int, int]  # column, shard, first byte, bytes
+
+
+class Tars:
+    """One process's reader. Columns are numbered: audio, the code columns, the constant-Q column."""
+
+    def __init__(self, pinned: Pinned, cache_folder: Path, cache_gb: float):
+        facts = pinned.facts
+        labels = [c.name for c in facts.codes] + (
+            [facts.cqt.name] if facts.cqt and facts.cqt.name != "online" else []
+        )
+        self._names = [[audio, *labels] for audio in facts.audio]
+        self._shards, self._corpus_S = pinned.shard_names, pinned.corpus_S
+        self._storages = [Storage(root) for root in pinned.corpora]
+        folder = cache_folder / "blocks" / pinned.fingerprint[:16]
+        self._blocks = [
+            None if s.is_local else Blocks(s, folder, int(cache_gb * 2**30)) for s in self._storages
+        ]
+        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
+
+    def _file(self, column: int, shard: int) -> tuple[int, str]:
+        corpus = int(self._corpus_S[shard])
+        return corpus, records.file(self._names[corpus][column], self._shards[shard], "tar")
+
+    def read(self, want: Want, out: memoryview) -> None:
+        """Fill `out` with the wanted bytes. Raises OSError when they cannot be read, EOFError when the file
+        ends before."""
+        column, shard, at, size = want
+        for attempt in range(TRIES):
+            try:
+                corpus = int(self._corpus_S[shard])
+                if self._blocks[corpus]:
+                    self._blocks[corpus].read(self._file(column, shard)[1], at, out)
+                elif (got := os.preadv(self._descriptor(column, shard), [out], at)) != size:
+                    raise EOFError(
+                        f"{self._file(column, shard)[1]} ends after {at + got} bytes, {at + size} "
+                        f"were expected"
+                    )
+                return
+            except OSError:
+                self._forget(column, shard)
+                if attempt == TRIES - 1:
+                    raise
+
+    def ahead(self, wants: list[Want]) -> None:
+        """Have these bytes fetched meanwhile. A hint: what fails is met again, and told, by `read`."""
+        for column, shard, at, size in wants:
+            blocks = self._blocks[int(self._corpus_S[shard])]
+            with contextlib.suppress(OSError):
+                if blocks:
+                    blocks.ahead(self._file(column, shard)[1], at, size)
+                else:
+                    os.posix_fadvise(self._descriptor(column, shard), at, size, os.POSIX_FADV_WILLNEED)
+
+    def _descriptor(self, column: int, shard: int) -> int:
+        place = (column, shard)
+        if place in self._open:
+            self._open.move_to_end(place)
+            return self._open[place]
+        corpus, name = self._file(column, shard)
+        self._open[place] = os.open(self._storages[corpus].path(name), os.O_RDONLY)
+        if len(self._open) > OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        return self._open[place]
+
+    def _forget(self, column: int, shard: int) -> None:
+        """A file handle of a network disk may be stale: the next try opens the file again."""
+        if (column, shard) in self._open:
+            os.close(self._open.pop((column, shard)))
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+        for blocks in filter(None, self._blocks):
+            blocks.close()
+
+
+class Blocks:
+    """Ranges of one object store's files, in blocks of 1 MiB kept below `folder`; the oldest go when the
+    limit is reached.
+
+    The folder is shared by all processes of a node: a block appears whole, and may vanish between two reads.
+    """
+
+    def __init__(self, storage: Storage, folder: Path, limit_bytes: int):
+        self._storage, self._folder, self._limit = storage, folder, limit_bytes
+        self._pool = ThreadPoolExecutor(THREADS)
+        self._files: OrderedDict[str, pa.NativeFile] = OrderedDict()
+        self._coming: OrderedDict[tuple[str, int], Future] = OrderedDict()
+        self._stored = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, name: str, at: int, out: memoryview) -> None:
+        self.ahead(name, at, len(out))  # all of them at once
+        done = 0
+        while done < len(out):
+            number, first = divmod(at + done, BLOCK_BYTES)
+            piece = self._block(name, number)[first : first + len(out) - done]
+            if not piece:
+                raise EOFError(f"{name} ends after {at + done} bytes, {at + len(out)} were expected")
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+
+    def ahead(self, name: str, at: int, size: int) -> None:
+        for number in range(at // BLOCK_BYTES, (at + size - 1) // BLOCK_BYTES + 1):
+            if (name, number) not in self._coming and not self._path(name, number).exists():
+                self._coming[name, number] = self._pool.submit(self._fetch, self._handle(name), name, number)
+                if len(self._coming) > COMING:
+                    self._coming.popitem(last=False)
+
+    def _block(self, name: str, number: int) -> bytes:
+        if coming := self._coming.pop((name, number), None):
+            return coming.result()
+        try:
+            return self._path(name, number).read_bytes()
+        except FileNotFoundError:
+            return self._fetch(self._handle(name), name, number)
+
+    def _path(self, name: str, number: int) -> Path:
+        digest = hashlib.sha256(f"{self._storage.root}/{name}".encode()).hexdigest()
+        return self._folder / f"{digest[:32]}-{number}"
+
+    def _handle(self, name: str) -> pa.NativeFile:
+        if name not in self._files:
+            self._files[name] = self._storage.open(name)
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)  # closed when the last fetch that uses it is done
+        self._files.move_to_end(name)
+        return self._files[name]
+
+    def _fetch(self, file: pa.NativeFile, name: str, number: int) -> bytes:
+        first = number * BLOCK_BYTES
+        data = file.read_at(max(0, min(BLOCK_BYTES, file.size() - first)), first)
+        attempt = self._folder / f".attempt-{uuid.uuid4().hex}"
+        with contextlib.suppress(OSError):  # a full disk costs speed, not the sample
+            try:
+                attempt.write_bytes(data)
+                attempt.replace(self._path(name, number))
+            finally:
+                attempt.unlink(missing_ok=True)
+        self._stored += 1
+        if self._stored % max(1, min(SWEEP_BLOCKS, self._limit // BLOCK_BYTES // 8)) == 0:
+            self.sweep()
+        return data
+
+    def sweep(self) -> None:
+        """Delete the oldest blocks, of any run, until the cache is below its limit."""
+        found = []
+        for folder in self._folder.parent.iterdir():
+            for entry in os.scandir(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((entry.stat().st_mtime_ns, entry.path, entry.stat().st_size))
+        total = sum(size for _, _, size in found)
+        for _, path, size in sorted(found):
+            if total <= self._limit:
+                return
+            Path(path).unlink(missing_ok=True)
+            total -= size
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

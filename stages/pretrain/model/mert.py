@@ -1,0 +1,210 @@
+"""MERT: masked prediction of teachers' codes and of the constant-Q transform (arXiv 2306.00107).
+
+B clips, N samples at 24 kHz, T model frames, L label frames of a column, S masked frames of the micro-batch,
+D width, K codebooks (of all code columns, in order), F CQT bins.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.config import require
+from stages.pretrain.data.batch import Batch, CodeColumn
+from stages.pretrain.model import count
+from stages.pretrain.model.backbone import Backbone
+from stages.pretrain.model.config import Model
+from stages.pretrain.model.heads import CodeHead, CqtHead
+from stages.pretrain.model.layers import working_dtype
+from stages.pretrain.model.objective import Objective
+from stages.signal.rates import HOP_SAMPLES
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a micro-batch is masked: clip and frame of each of S frames, of T a clip."""
+
+    clip_S: Tensor
+    frame_S: Tensor
+    frames: int
+
+    @classmethod
+    def of(cls, mask_BT: Tensor) -> "Places":
+        return cls(*mask_BT.nonzero(as_tuple=True), mask_BT.shape[1])
+
+    def labels(self, name: str, labels_BL: Tensor, hop_samples: int) -> Tensor:
+        """Labels at these places: model frame t is taught by label frame floor(t · 320 / hop) (F hubert.py
+        feat2tar)."""
+        needed = (self.frames - 1) * HOP_SAMPLES // hop_samples + 1
+        require(
+            labels_BL.shape[1] >= needed,
+            name,
+            f"{labels_BL.shape[1]} label frames",
+            f"{self.frames} model frames need {needed}",
+        )
+        return labels_BL[self.clip_S, self.frame_S * HOP_SAMPLES // hop_samples]
+
+
+class Mert(Backbone):
+    """Backbone and heads, and the objective on a micro-batch."""
+
+    def __init__(
+        self, model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int | None
+    ):
+        """`codes` describe the code columns that batches carry, `cqt_bins` their CQT (None: none).
+
+        Initial values are drawn from torch's global generator. Raises ValueError for an objective these
+        labels cannot serve.
+        """
+        super().__init__(model)
+        self.objective, self.codes = objective, tuple(codes)
+        self.codebooks = sum(column.codebooks for column in codes)
+        self.cqt_bins = cqt_bins if cqt_bins and objective.cqt_weight > 0 else None
+        n = objective.codebooks_per_update
+        require(
+            n is None or n <= self.codebooks,
+            "objective.codebooks_per_update",
+            n,
+            f"there are {self.codebooks} codebooks",
+        )
+        require(
+            self.codebooks > 0 or self.cqt_bins is not None,
+            "objective",
+            "no codes and no CQT",
+            "name a labelled column to learn from",
+        )
+        self.code_heads = nn.ModuleList(
+            CodeHead(
+                model.width,
+                c.codebooks,
+                c.size,
+                objective.head_width,
+                objective.temperature,
+                objective.learn_temperature,
+            )
+            for c in codes
+        )
+        self.cqt_head = CqtHead(model.width, self.cqt_bins, objective.cqt_target) if self.cqt_bins else None
+
+    def forward(
+        self,
+        wave_BN: Tensor,
+        mask_BT: Tensor,
+        codes: dict[str, Tensor],
+        cqt_BLF: Tensor | None = None,
+        keep_layers: tuple[bool, ...] | None = None,
+        codebooks: tuple[int, ...] | None = None,
+    ) -> dict[str, Tensor]:
+        """The objective on one micro-batch: wave float (B, N), mask bool (B, T), codes int64 (B, L, K) by
+        column.
+
+        `loss` is the recipe's sum, fp32, to be divided by the masked frames of the global batch; `frames` is
+        S. Detached, fp32: `ce_K` summed cross entropy and `correct_K` argmax hits (0 where `trained_K` is
+        False), `cqt` the summed frame errors, `penalty`. `keep_layers` and `codebooks` are `draw`'s. Raises
+        ValueError for labels too short.
+        """
+        dtype = working_dtype(self.mask_vector)
+        wanted = tuple(range(self.codebooks)) if codebooks is None else codebooks
+        with torch.autocast(wave_BN.device.type, enabled=False):
+            features_BTC, penalty = self._features(wave_BN, dtype)
+            _, hidden_BTD = self._encode(features_BTC, mask_BT, keep_layers)
+            places = Places.of(mask_BT)
+            x_SD = hidden_BTD[places.clip_S, places.frame_S]
+            ce_K, correct_K = self._code_errors(x_SD, codes, places, wanted)
+            cqt = self._cqt_error(x_SD, cqt_BLF, places)
+        weights, frames = self.objective, len(x_SD)
+        loss = (
+            weights.codes_weight * ce_K.sum()
+            + weights.cqt_weight * cqt
+            + weights.penalty_weight * frames * penalty
+        )
+        trained_K = torch.tensor([k in wanted for k in range(self.codebooks)], device=loss.device)
+        return {
+            "loss": loss,
+            "frames": torch.tensor(frames, device=loss.device),
+            "ce_K": ce_K.detach(),
+            "correct_K": correct_K,
+            "trained_K": trained_K,
+            "cqt": cqt.detach(),
+            "penalty": penalty.detach(),
+        }
+
+    def predict(self, wave_BN: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """At every frame: fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is
+        compared, or None."""
+        _, x_BTD = self.encode(wave_BN, mask_BT)
+        clips, frames, _ = x_BTD.shape
+        with torch.autocast(wave_BN.device.type, enabled=False):
+            x_SD = x_BTD.flatten(0, 1)
+            logits = [
+                logits_SC.unflatten(0, (clips, frames))
+                for column, head in zip(self.codes, self.code_heads, strict=True)
+                for logits_SC in head(x_SD, None, tuple(range(column.codebooks)))
+            ]
+            return logits, self.cqt_head(x_SD).unflatten(0, (clips, frames)) if self.cqt_head else None
+
+    def _code_errors(
+        self, x_SD: Tensor, codes: dict[str, Tensor], places: Places, wanted: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """fp32 (K,) of all columns: summed cross entropy, argmax hits."""
+        losses, hits, first = (
+            [x_SD.new_zeros(0, dtype=torch.float32)],
+            [x_SD.new_zeros(0, dtype=torch.float32)],
+            0,
+        )
+        for column, head in zip(self.codes, self.code_heads, strict=True):
+            require(
+                column.name in codes,
+                "codes",
+                sorted(codes),
+                f"this model learns from {column.name}: load that column",
+            )
+            codes_SK = places.labels(column.name, codes[column.name], column.hop_samples)
+            loss_K, correct_K = head(
+                x_SD, codes_SK, tuple(k - first for k in wanted if first <= k < first + column.codebooks)
+            )
+            losses.append(loss_K)
+            hits.append(correct_K)
+            first += column.codebooks
+        return torch.cat(losses), torch.cat(hits)
+
+    def _cqt_error(self, x_SD: Tensor, cqt_BLF: Tensor | None, places: Places) -> Tensor:
+        """Sum over masked frames of the mean square over bins; fp32."""
+        if self.cqt_head is None:
+            return x_SD.new_zeros((), dtype=torch.float32)
+        require(
+            cqt_BLF is not None,
+            "cqt_BLF",
+            None,
+            "this model predicts the CQT: load its column, or set objective.cqt_weight to 0",
+        )
+        target_SF = self.cqt_head.target(places.labels("cqt_BLF", cqt_BLF, HOP_SAMPLES))
+        return (self.cqt_head(x_SD) - target_SF).square().mean(1).sum()
+
+    def draw(self, seed: int, update: int) -> tuple[tuple[bool, ...], tuple[int, ...]]:
+        """Which layers to keep and which codebooks to train at this update: the same on every rank, from its
+        arguments alone."""
+        random = np.random.default_rng([seed, update, 0x6D657274])
+        keep_layers = tuple(bool(kept) for kept in random.random(self.model.layers) >= self.model.layer_drop)
+        n = self.objective.codebooks_per_update or self.codebooks
+        return keep_layers, tuple(sorted(int(k) for k in random.permutation(self.codebooks)[:n]))
+
+    @torch.no_grad()
+    def blame(self, batch: Batch) -> list[str]:
+        """Keys of the samples with NaN or infinity in their input, labels or predictions, without dropout; no
+        sample sees another."""
+        was_training = self.training
+        self.eval()
+        logits, cqt_BTF = self.predict(batch.wave_BN, batch.mask_BT)
+        self.train(was_training)
+        watched = [batch.wave_BN, *logits, *(x for x in (cqt_BTF, batch.cqt_BLF) if x is not None)]
+        sound_B = torch.stack([x.flatten(1).isfinite().all(1) for x in watched]).all(0)
+        for column in self.codes:
+            codes_BLK = batch.codes[column.name]
+            sound_B &= ((codes_BLK >= 0) & (codes_BLK < column.size)).flatten(1).all(1)
+        return [key for key, sound in zip(batch.keys, sound_B.tolist(), strict=True) if not sound]
+
+    def flops(self, samples: int) -> float:
+        """FLOPs of one crop's forward and backward pass, as `count` counts them."""
+        return count.flops(self.model, self.objective, self.codes, self.cqt_bins or 0, samples)

@@ -1,0 +1,80 @@
+"""Where the CQT head starts: `objective.cqt_start`.
+
+Adam needs hundreds of updates, of a few independent crops each, to find the linear map that least squares
+finds at once. The hidden states of an untrained encoder already hold the sound around a masked frame, through
+its convolutional positions and its attention, which begins as a mean over the crop (docs/training.md has the
+figures).
+
+S masked frames, D width, F CQT bins.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from stages.pretrain.data.batch import Batch, CodeColumn
+from stages.pretrain.model.mert import Mert, Places
+from stages.pretrain.run import metrics
+from stages.signal.rates import HOP_SAMPLES
+
+# of the hidden values' mean variance: what the first updates change in small directions is not blown up (D)
+RIDGE = 0.1
+
+
+class HeadStart:
+    """Sums over the masked frames of the batches that go through `add`; `head` is what they say.
+
+    default: nothing is summed, the head stays as it is; mean: its bias becomes each bin's mean; fit: weight
+    and bias become the ridge regression of what the head is to predict on the model's hidden states, without
+    dropout.
+    """
+
+    def __init__(self, model: Mert, how: str, dtype: torch.dtype):
+        self.model, self.how, self.dtype = model, how, dtype
+        # float64 (D + 1, D + 1) and (D + 1, F), of hidden values with a 1 appended
+        self._moments = self._cross = 0.0
+
+    @torch.no_grad()
+    def add(self, batch: Batch) -> Batch:
+        """The batch itself."""
+        if self.how == "fit" and self.model.cqt_head and batch.cqt_BLF is not None:
+            training, kind = self.model.training, batch.wave_BN.device.type
+            self.model.eval()
+            with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
+                _, hidden_BTD = self.model.encode(batch.wave_BN, batch.mask_BT)
+            self.model.train(training)
+            places = Places.of(batch.mask_BT)
+            target_SF = self.model.cqt_head.target(
+                places.labels("cqt_BLF", batch.cqt_BLF, HOP_SAMPLES)
+            ).double()
+            x_SD = hidden_BTD[places.clip_S, places.frame_S].double()
+            x_SD = torch.cat([x_SD, torch.ones_like(x_SD[:, :1])], 1)
+            self._moments = self._moments + x_SD.T @ x_SD
+            self._cross = self._cross + x_SD.T @ target_SF
+        return batch
+
+    def head(self, mean_F: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """fp32 weight (F, D) and bias (F,) on the CPU, None where it is to stay; `mean_F`: each bin's mean
+        over the same crops."""
+        if self.how != "fit" or mean_F is None:
+            return None, mean_F if self.how == "mean" else None
+        moments, cross = self._moments / self._moments[-1, -1], self._cross / self._moments[-1, -1]
+        mean_D, bin_mean_F = moments[-1, :-1], cross[-1]
+        covariance_DD = moments[:-1, :-1] - torch.outer(mean_D, mean_D)
+        ridge_D = torch.full_like(mean_D, RIDGE * covariance_DD.diagonal().mean())
+        weight_DF = torch.linalg.solve(
+            covariance_DD + torch.diag(ridge_D), cross[:-1] - torch.outer(mean_D, bin_mean_F)
+        )
+        return weight_DF.T.float().cpu(), (bin_mean_F - mean_D @ weight_DF).float().cpu()
+
+
+def first_look(
+    model: Mert, batches: Iterable[Batch], codes: tuple[CodeColumn, ...], how: str, dtype: torch.dtype
+) -> tuple[metrics.Baselines, tuple[Tensor | None, Tensor | None]]:
+    """The baselines of these training crops, and the CQT head's start as `how` says."""
+    start = HeadStart(model, how, dtype)
+    baselines = metrics.counted(
+        map(start.add, batches), codes, model.cqt_head.target if model.cqt_head else None
+    )
+    return baselines, start.head(baselines.cqt_mean_F)

@@ -1,0 +1,175 @@
+"""What a loss is compared with: predictors that know no music, on the same masked frames.
+
+B clips, T model frames, L label frames, K codebooks of all columns in order, F CQT bins.
+
+Code frequencies of the training set: a code's cross entropy under them minus the model's is the *gain*, in
+nats, which stays at zero until the model uses context. For the CQT, the mean of each bin, and the straight
+line across the masked frames between their unmasked neighbours.
+"""
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.pretrain.data.batch import Batch, CodeColumn
+from stages.pretrain.model.masked import interpolated
+from stages.signal.rates import HOP_SAMPLES
+
+
+@dataclass
+class Baselines:
+    """log_probabilities: fp32 (codes of that codebook,) for each of the K codebooks; cqt_mean_F as the target
+    is compared."""
+
+    log_probabilities: list[Tensor]
+    cqt_mean_F: Tensor | None
+
+    def to(self, device: torch.device) -> "Baselines":
+        mean = None if self.cqt_mean_F is None else self.cqt_mean_F.to(device)
+        return Baselines([p.to(device) for p in self.log_probabilities], mean)
+
+
+class Counter:
+    """Counts training crops into `Baselines`.
+
+    Frequencies are smoothed by a share of the uniform distribution, chosen for each codebook so that the
+    counts of one half of the recordings predict those of the other best: what a good guess without context is
+    worth on unseen music.
+    """
+
+    def __init__(self, codes: tuple[CodeColumn, ...], target):
+        self.codes, self.target = codes, target
+        self.counts = [
+            torch.zeros(2, column.size, dtype=torch.float64)
+            for column in codes
+            for _ in range(column.codebooks)
+        ]
+        self.cqt_sum: Tensor | None = None
+        self.frames = 0
+        self._half: dict[str, int] = {}  # recordings, by turns
+
+    def add(self, batch: Batch) -> None:
+        halves = [self._half.setdefault(recording, len(self._half) % 2) for recording in batch.recordings]
+        k = 0
+        for column in self.codes:
+            for codes_BL in batch.codes[column.name].unbind(2):
+                for half, codes_L in zip(halves, codes_BL, strict=True):
+                    self.counts[k][half] += torch.bincount(codes_L.cpu().long(), minlength=column.size)
+                k += 1
+        if batch.cqt_BLF is not None and self.target is not None:
+            frames_SF = self.target(batch.cqt_BLF).flatten(0, 1).double().cpu()
+            self.cqt_sum = frames_SF.sum(0) + (0 if self.cqt_sum is None else self.cqt_sum)
+            self.frames += len(frames_SF)
+
+    def baselines(self) -> Baselines:
+        mean = None if self.cqt_sum is None else (self.cqt_sum / self.frames).float()
+        return Baselines([smoothed(counts) for counts in self.counts], mean)
+
+
+def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> Baselines:
+    """What `Counter` finds in these batches."""
+    counter = Counter(codes, target)
+    for batch in batches:
+        counter.add(batch)
+    return counter.baselines()
+
+
+def smoothed(counts_2C: Tensor) -> Tensor:
+    """fp32 (C,): log probabilities of counts in two halves, with the share of uniform that serves each half
+    best on the other."""
+    size = counts_2C.shape[1]
+    share_U1 = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)[:, None]
+
+    def mixed(counts_C: Tensor) -> Tensor:
+        return (1 - share_U1) * counts_C / counts_C.sum().clamp_min(1) + share_U1 / size
+
+    score_U = sum((counts_2C[1 - half] * mixed(counts_2C[half]).log()).sum(1) for half in (0, 1))
+    probability_C = mixed(counts_2C.sum(0))[score_U.argmax()]
+    return (probability_C / probability_C.sum()).log().float()
+
+
+@torch.no_grad()
+def code_frequency_ce(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines) -> Tensor:
+    """fp32 (B, T, K): cross entropy of each frame's codes under the training frequencies, in nats."""
+    aligned = [codes_BT for column in codes for codes_BT in aligned_codes(batch, column).unbind(2)]
+    found = [p[codes_BT] for p, codes_BT in zip(baselines.log_probabilities, aligned, strict=True)]
+    return -torch.stack(found, 2)
+
+
+def aligned_codes(batch: Batch, column: CodeColumn) -> Tensor:
+    """int64 (B, T, K): the codes that teach each model frame (as in `Mert`)."""
+    frames = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device)
+    return batch.codes[column.name][:, frames * HOP_SAMPLES // column.hop_samples].long()
+
+
+@torch.no_grad()
+def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 (B, T) each: mean squared error over bins of the per-bin mean, and of the line across the mask."""
+    mean = (target_BTF - mean_F).square().mean(2)
+    line = (target_BTF - interpolated(target_BTF, mask_BT)).square().mean(2)
+    return mean, line
+
+
+@torch.no_grad()
+def further_sums(
+    batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines, target
+) -> dict[str, Tensor]:
+    """The baselines' sums over the masked frames of one micro-batch: `frequency_ce_K`, `cqt_mean`,
+    `cqt_line`."""
+    sums = (
+        {"frequency_ce_K": code_frequency_ce(batch, codes, baselines)[batch.mask_BT].double().sum(0)}
+        if codes
+        else {}
+    )
+    if batch.cqt_BLF is not None and baselines.cqt_mean_F is not None:
+        target_BTF = target(batch.cqt_BLF[:, : batch.mask_BT.shape[1]])
+        mean, line = cqt_errors(target_BTF, batch.mask_BT, baselines.cqt_mean_F)
+        sums |= {
+            "cqt_mean": mean[batch.mask_BT].double().sum(),
+            "cqt_line": line[batch.mask_BT].double().sum(),
+        }
+    return sums
+
+
+def sample_sum(batch: Batch) -> Tensor:
+    """A number that tells one set of samples from another, whatever their order: the sum of a checksum of
+    each.
+
+    Exact in float64 for two million samples: the `samples` of a line says which global batch it was."""
+    return torch.tensor(
+        float(
+            sum(
+                zlib.crc32(f"{key}@{place}".encode())
+                for key, place in zip(batch.keys, batch.positions, strict=True)
+            )
+        ),
+        dtype=torch.float64,
+    )
+
+
+def row(sums: dict[str, Tensor], frames: int) -> dict[str, object]:
+    """A line's figures from the sums of one update over `frames` masked frames; codebooks left out this time
+    are None."""
+    figures: dict[str, object] = {
+        "loss": float(sums["loss"]) / frames,
+        "masked_frames": frames,
+        "samples": int(sums["samples"]),
+    }
+    trained = [bool(t) for t in (sums["trained_K"] > 0).tolist()]
+
+    def mean(values: Tensor) -> list[float | None]:
+        return [float(v) / frames if t else None for v, t in zip(values, trained, strict=True)]
+
+    if len(trained):
+        figures |= {
+            "ce": mean(sums["ce_K"]),
+            "accuracy": mean(sums["correct_K"]),
+            "gain": mean(sums["frequency_ce_K"] - sums["ce_K"]),
+        }
+    for name, key in (("cqt_error", "cqt"), ("cqt_mean_error", "cqt_mean"), ("cqt_line_error", "cqt_line")):
+        if "cqt_mean" in sums:
+            figures[name] = float(sums[key]) / frames
+    return figures

@@ -1,0 +1,65 @@
+"""What the device can do, measured: its matrix peak, and whether the largest micro-batch fits."""
+
+import time
+
+import psutil
+import torch
+from torch import nn
+
+from stages.pretrain.data.batch import Batch
+from stages.pretrain.run.world import World
+from stages.signal.rates import RATE_HZ
+
+SECONDS = 0.5
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product: the best of the repeats within half a second."""
+    n = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    best, began = float("inf"), time.monotonic()
+    while time.monotonic() - began < SECONDS or best == float("inf"):
+        _wait(device)
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def try_largest(model: nn.Module, batch: Batch, dtype: torch.dtype, world: World, copies: float) -> None:
+    """One forward and backward pass of a full micro-batch, before the first update; gradients are thrown
+    away.
+
+    `copies`: fp32 copies of the weights that the optimiser will add on this rank. Raises ValueError that says
+    what to lower when memory does not suffice.
+    """
+    extra = int(copies * 4 * sum(p.numel() for p in model.parameters()))
+    device = world.device
+    try:
+        held = torch.empty(extra, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = model(batch.wave_BN, batch.mask_BT, batch.codes, batch.cqt_BLF)["loss"]
+        loss.backward()
+        del held
+        free = psutil.virtual_memory().available if device.type == "cpu" else None
+        if free is not None and free < extra:
+            raise torch.OutOfMemoryError(
+                f"the optimiser needs {extra / 2**30:.1f} GiB more, {free / 2**30:.1f} are free"
+            )
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+            raise
+        clips, samples = batch.wave_BN.shape
+        raise ValueError(
+            f"engine.micro_batch is {clips}: {clips} crops of {samples / RATE_HZ:.1f} s do not fit on "
+            f"{device} ({str(error).splitlines()[0][:200]}): lower engine.micro_batch (the global batch "
+            "stays the same), set model.activation_checkpointing=true, or raise engine.zero_stage"
+        ) from None
+    finally:
+        model.zero_grad(set_to_none=True)

@@ -1,0 +1,298 @@
+"""One update step by step at ZeRO stage 0, with plain PyTorch in DeepSpeed's place; settings, and what
+DeepSpeed is told."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from stages.pretrain.run import engine
+from stages.pretrain.run.engine import Engine, EngineSettings, deepspeed_config
+from stages.pretrain.run.optimiser import Optim
+from stages.pretrain.run.world import World
+from tests.stages.pretrain import toy
+from tests.stages.pretrain.runs import ALONE, Plain
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+OPTIM = Optim(updates=10, warmup_updates=2, rate=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    monkeypatch.setattr(engine, "_initialize", Plain)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    return lambda accumulation=2, precision="fp32", optim=OPTIM: Engine(
+        toy.model(), EngineSettings(zero_stage=0, precision=precision), optim, ALONE, accumulation
+    )
+
+
+def halves(number: int = 0) -> list[tuple]:
+    whole = toy.global_batch(number)
+    return [
+        (toy.part(whole, slice(i, i + 4)), {"more": torch.tensor(float(i + 1)), "two": torch.tensor([1, 2])})
+        for i in (0, 4)
+    ]
+
+
+def update(own: Engine, judge=lambda loss: False, flags=(), rate: float = 1e-3, batches=None):
+    batches = halves() if batches is None else batches
+    frames = int(toy.global_batch(0).mask_BT.sum())
+    return own.update(batches, frames, rate, own.model.draw(0, 0), judge, flags)
+
+
+def weights(own: Engine) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in own.model.named_parameters()}
+
+
+def changed(own: Engine, before: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, p in own.model.named_parameters() if not torch.equal(p, before[name])]
+
+
+def test_sums_of_all_micro_batches_come_back_with_their_shapes_and_the_flags_as_said(made):
+    done = update(made(), flags=(True, False, True))
+    assert done.flags == [True, False, True]
+    assert float(done.sums["more"]) == 1 + 5 and done.sums["two"].tolist() == [2, 4]
+    assert (
+        done.sums["loss"].shape == ()
+        and done.sums["ce_K"].shape == (4,)
+        and done.sums["loss"].dtype == torch.float64
+    )
+    assert update(made()).flags == []
+
+
+def test_the_judge_is_asked_once_for_the_mean_loss_of_the_whole_batch_before_the_weights_move(made):
+    own, asked = made(), []
+    before = weights(own)
+
+    def judge(loss):
+        asked.append(loss)
+        assert not changed(own, before)
+        return False
+
+    done = update(own, judge)
+    assert asked == [float(done.sums["loss"]) / int(toy.global_batch(0).mask_BT.sum())] and changed(
+        own, before
+    )
+    assert not done.skipped and own.steps == 1 and math.isfinite(done.grad_norm)
+
+
+def test_what_the_judge_refuses_changes_no_weight_moment_or_count(made):
+    own = made()
+    update(own)
+    before, moments = weights(own), {n: t.clone() for n, t in own.gathered().items()}
+    done = update(own, lambda loss: True)
+    assert (done.skipped, done.grad_norm, own.steps) == (True, math.inf, 1) and not changed(own, before)
+    assert all(torch.equal(moments[n], t) for n, t in own.gathered().items())
+    assert not update(own).skipped and changed(own, before), "the next update is one again"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_is_not_applied(made, bad):
+    own = made()
+    before = weights(own)
+    handle = own.model.mask_vector.register_hook(lambda grad: torch.full_like(grad, bad))
+    done = update(own)
+    handle.remove()
+    assert (done.skipped, done.grad_norm) == (True, math.inf) and not changed(own, before) and own.steps == 0
+
+
+@pytest.mark.parametrize("clip", [0.01, 1e6])
+def test_the_norm_is_that_before_clipping_and_the_step_is_that_after(made, clip):
+    """Plain SGD's words: Adam sees the clipped gradient, which its first moment tells."""
+    own = made(optim=Optim(updates=10, warmup_updates=2, rate=2e-3, global_batch=8, clip_norm=clip))
+    done = update(own)
+    moments = {n.partition(".")[2]: t for n, t in own.gathered().items() if n.startswith("exp_avg.")}
+    applied = float(torch.stack([m.norm() for m in moments.values()]).norm()) / (1 - OPTIM.betas[0])
+    assert applied == pytest.approx(min(clip, done.grad_norm), rel=1e-4) and done.grad_norm > 0.01
+
+
+def test_the_gradient_is_that_of_the_mean_loss_however_it_is_accumulated(made):
+    norms = []
+    for accumulation, batches in ((2, halves()), (1, [(toy.global_batch(0), {})])):
+        norms.append(update(made(accumulation), batches=batches).grad_norm)
+    model = toy.model()
+    whole = toy.global_batch(0)
+    keep, codebooks = model.draw(0, 0)
+    model(whole.wave_BN, whole.mask_BT, whole.codes, whole.cqt_BLF, keep_layers=keep, codebooks=codebooks)[
+        "loss"
+    ].div(whole.mask_BT.sum()).backward()
+    expected = float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    assert norms == pytest.approx([expected, expected], rel=1e-4)
+
+
+def test_the_rate_is_the_one_given(made):
+    own = made()
+    update(own, rate=0.125)
+    assert {group["lr"] for group in own.adam.param_groups} == {0.125}
+
+
+def test_the_scale_of_fp16_multiplies_the_loss_and_divides_the_gradient(made):
+    plain, scaled = made(), made()
+    scaled.scale.enabled, scaled.scale.value = True, 1024.0
+    one, other = update(plain), update(scaled)
+    assert (one.scale, other.scale) == (1.0, 1024.0) and other.grad_norm == pytest.approx(
+        one.grad_norm, rel=1e-5
+    )
+    assert scaled.scale.good == 1
+    assert (
+        update(scaled, lambda loss: True).skipped and scaled.scale.value == 1024.0 and scaled.scale.good == 1
+    ), "judged: no overflow"
+    handle = scaled.model.mask_vector.register_hook(lambda grad: grad * math.inf)
+    done = update(scaled)
+    handle.remove()
+    assert (done.scale, scaled.scale.value, scaled.scale.good) == (1024.0, 512.0, 0), (
+        "told is the scale of this update"
+    )
+
+
+def test_too_few_micro_batches_are_a_bug(made):
+    with pytest.raises(AssertionError, match="too few micro-batches"):
+        update(made(3))
+
+
+def test_only_fp16_has_a_scale(made):
+    assert [made(precision=p).scale.enabled for p in ("fp32", "bf16", "fp16")] == [False, False, True]
+
+
+def test_evaluating_is_without_dropout_and_gradients_in_the_runs_precision_and_ends_in_training(made):
+    own = made(precision="bf16")
+    own.model.train()
+    with own.evaluating() as model:
+        assert model is own.model and not model.training and not torch.is_grad_enabled()
+        assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    assert own.model.training and torch.is_grad_enabled()
+    with made().evaluating():
+        assert not torch.is_autocast_enabled("cpu")
+    with pytest.raises(KeyError), own.evaluating():
+        raise KeyError
+    assert own.model.training
+
+
+def test_what_is_gathered_restores_the_engine(made):
+    own, other = made(), made()
+    update(own)
+    held = own.gathered()
+    moments = {f"{kind}.{name}" for kind in engine.MOMENTS for name, _ in own.model.named_parameters()}
+    assert held.keys() == moments | own.model.state_dict().keys() and all(
+        t.dtype == torch.float32 for t in held.values()
+    )
+    other.restore(held, 7)
+    assert other.steps == 7 and all(torch.equal(held[n], t) for n, t in other.gathered().items())
+    update(own)
+    assert any(not torch.equal(held[n], t) for n, t in own.gathered().items()), (
+        "a copy, not the weights themselves"
+    )
+    del held["mask_vector"]
+    with pytest.raises(KeyError):
+        made().restore(held, 1)
+
+
+def test_other_ranks_gather_nothing(made, monkeypatch):
+    own = made()
+    own.world = World(1, 2, 1, torch.device("cpu"))
+    assert own.gathered() == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"micro_batch": 0}, "engine.micro_batch is 0"),
+        ({"precision": "fp8"}, "engine.precision is 'fp8': expected one of bf16, fp16, fp32"),
+        ({"zero_stage": 4}, "engine.zero_stage is 4"),
+        ({"zero_stage": -1}, "engine.zero_stage is -1"),
+        ({"compile": True, "zero_stage": 3}, "engine.compile is True: ZeRO 3"),
+        (
+            {"offload_optimizer": True, "zero_stage": 0},
+            "engine.offload_optimizer is True: needs zero_stage 1, 2 or 3",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        EngineSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"micro_batch": 1},
+        {"zero_stage": 0},
+        {"zero_stage": 3},
+        {"compile": True, "zero_stage": 2},
+        {"offload_optimizer": True, "zero_stage": 1},
+        {"precision": "fp32"},
+    ],
+)
+def test_the_limits_themselves_are_allowed(right):
+    assert all(getattr(EngineSettings(**right), name) == value for name, value in right.items())
+
+
+def test_copies_of_the_weights_that_the_optimiser_adds():
+    assert [EngineSettings(zero_stage=stage).copies(4) for stage in range(4)] == [2.0, 0.75, 0.75, 0.75]
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_what_deepspeed_is_told(cuda):
+    own = deepspeed_config(
+        EngineSettings(zero_stage=2, offload_optimizer=True), Optim(clip_norm=3.0), cuda, 5
+    )
+    assert own == {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 5,
+        "gradient_clipping": 3.0,
+        "zero_optimization": {
+            "stage": 2,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "overlap_comm": cuda,
+            "round_robin_gradients": False,
+            "offload_optimizer": {"device": "cpu", "pin_memory": cuda},
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "prescale_gradients": False,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+    assert (
+        "offload_optimizer" not in deepspeed_config(EngineSettings(), Optim(), cuda, 1)["zero_optimization"]
+    )
+    assert deepspeed_config(EngineSettings(zero_stage=0), Optim(), cuda, 1)["gradient_clipping"] == 0.0
+
+
+def test_a_users_json_adds_keys_and_may_repeat_ours(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(
+        json.dumps(
+            {
+                "fp16": {"enabled": False},
+                "flops_profiler": {"enabled": True},
+                "zero_optimization": {"sub_group_size": 7},
+            }
+        )
+    )
+    settings = EngineSettings(deepspeed=str(path))
+    own, merged = (
+        deepspeed_config(EngineSettings(), Optim(), False, 2),
+        deepspeed_config(settings, Optim(), False, 2),
+    )
+    assert merged == own | {
+        "flops_profiler": {"enabled": True},
+        "zero_optimization": own["zero_optimization"] | {"sub_group_size": 7},
+    }
+    path.write_text(json.dumps({"zero_optimization": 3}))
+    with pytest.raises(ValueError, match="zero_optimization is 3, but the run's configuration makes it"):
+        deepspeed_config(settings, Optim(), False, 2)
+    with pytest.raises(ValueError, match="engine.deepspeed is '.*none.json'"):
+        deepspeed_config(EngineSettings(deepspeed=str(tmp_path / "none.json")), Optim(), False, 2)
+
+
+def test_settings_are_not_changed_once_made():
+    with pytest.raises(AttributeError):
+        EngineSettings().zero_stage = 2
