@@ -23,7 +23,7 @@ SLACK = 0.1  # share of the CPUs left for Ray Data's own tasks
 
 
 @dataclass(frozen=True)
-class Link:
+class StageSpec:
     """One stage of the chain: `make` opens the worker in its actor; the worker maps a shard name to a row."""
 
     name: str
@@ -40,52 +40,54 @@ class Pool:
     max_workers: int
 
 
-def fit_pools(links: list[Link], cpus: float, gpus: float, node_cpus: float | None = None) -> list[Pool]:
+def size_pools(
+    specs: list[StageSpec], cpus: float, gpus: float, node_cpus: float | None = None
+) -> list[Pool]:
     """Sizes of the pools, so that one actor of each and one more task always fit.
 
     On a cluster too small for that, reservations shrink to fractions, with room for a busy stage's
     pool to grow, and with one actor of each on one node of `node_cpus`, should the others die. Raises
     ValueError naming the stage when a GPU is asked for and too few are there.
     """
-    gpu_needs = sum(link.needs.gpus for link in links)
+    gpu_needs = sum(spec.needs.gpus for spec in specs)
     if gpu_needs > gpus:
-        wanting = next(link for link in links if link.needs.gpus)
+        wanting = next(spec for spec in specs if spec.needs.gpus)
         raise ValueError(
             f"stage {wanting.name} asks for {wanting.needs.gpus:g} GPU, the cluster has {gpus:g}: "
             f"lower run.pools.{wanting.name}.gpus or add a GPU node"
         )
     usable = cpus * (1 - SLACK)
-    whole = sum(link.needs.cpus for link in links)
+    whole = sum(spec.needs.cpus for spec in specs)
     scale = 1.0
     if usable < whole + 1:
         # Room for one actor of each and for as many more as there are CPUs.
         scale = min(usable / (whole + math.ceil(cpus)), (node_cpus or cpus) * (1 - SLACK) / whole)
     pools = []
-    for link in links:
-        reserved = math.floor(link.needs.cpus * scale * 1000) / 1000 if scale < 1 else link.needs.cpus
+    for spec in specs:
+        reserved = math.floor(spec.needs.cpus * scale * 1000) / 1000 if scale < 1 else spec.needs.cpus
         room = 1 + (usable - whole * scale) / max(reserved, 1e-9)
-        if link.needs.gpus:
-            room = min(room, 1 + (gpus - gpu_needs) / link.needs.gpus)
+        if spec.needs.gpus:
+            room = min(room, 1 + (gpus - gpu_needs) / spec.needs.gpus)
         most = int(room + 1e-6)
         # on a small machine a process more than its stage's share of the CPUs costs its start and gains
         # nothing
         if scale < 1:
             most = min(
-                most, math.ceil(cpus * link.cpu_s / sum(other.cpu_s for other in links) / link.needs.cpus)
+                most, math.ceil(cpus * spec.cpu_s / sum(other.cpu_s for other in specs) / spec.needs.cpus)
             )
         most = max(1, most)
-        pools.append(Pool(reserved, 1, min(most, link.max_workers or most)))
+        pools.append(Pool(reserved, 1, min(most, spec.max_workers or most)))
     return pools
 
 
 class Actor:
     """What runs inside a pool: opens its worker at the first shard and passes rows of failed shards on."""
 
-    def __init__(self, link: Link, ledger: Any, attempts: int):
-        self.link, self.ledger, self.attempts = link, ledger, attempts
+    def __init__(self, spec: StageSpec, ledger: Any, attempts: int):
+        self.spec, self.ledger, self.attempts = spec, ledger, attempts
         # In a thread, so that the models of all pools load at the same time; what fails is said with the
         # first shard.
-        self.opening = ThreadPoolExecutor(1).submit(link.make)
+        self.opening = ThreadPoolExecutor(1).submit(spec.make)
 
     def __call__(self, batch: dict) -> dict:
         rows = [self._one(json.loads(text)) for text in batch["row"]]
@@ -96,7 +98,7 @@ class Actor:
             return row
         import platform
 
-        shard, name = row["shard"], self.link.name
+        shard, name = row["shard"], self.spec.name
         tried = ray.get(self.ledger.begin.remote(name, shard, platform.node()))
         if tried > self.attempts:
             out = {
@@ -133,7 +135,7 @@ def blocks(shards: int) -> int:
 
 
 def run_chain(
-    links: list[Link],
+    specs: list[StageSpec],
     shards: list[str],
     session: Session,
     attempts: int = 3,
@@ -144,7 +146,7 @@ def run_chain(
     `on_event` gets what workers report (begin and end of a shard at a stage), from another thread, twice a
     second.
     """
-    pools = fit_pools(links, session.cpus, session.gpus, session.node_cpus)
+    pools = size_pools(specs, session.cpus, session.gpus, session.node_cpus)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
     ledger = ledger_here()
     rows = ray.data.from_items(
@@ -157,15 +159,15 @@ def run_chain(
     # of the scheduler's CPU.
     context.op_resource_reservation_enabled = False
     # Memory is reserved only where the cluster has plenty: Ray counts it, but does not measure it.
-    plenty = session.memory_bytes >= 2 * sum(link.needs.memory_gb for link in links) * 2**30
-    for link, pool in zip(links, pools, strict=True):
+    plenty = session.memory_bytes >= 2 * sum(spec.needs.memory_gb for spec in specs) * 2**30
+    for spec, pool in zip(specs, pools, strict=True):
         rows = rows.map_batches(
             Actor,
-            fn_constructor_args=(link, ledger, attempts),
+            fn_constructor_args=(spec, ledger, attempts),
             batch_size=None,
             num_cpus=pool.cpus,
-            num_gpus=link.needs.gpus,
-            memory=link.needs.memory_gb * 2**30 if plenty else None,
+            num_gpus=spec.needs.gpus,
+            memory=spec.needs.memory_gb * 2**30 if plenty else None,
             compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=pool.max_workers),
         )
     with watching(ledger, on_event):

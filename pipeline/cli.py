@@ -187,17 +187,17 @@ def _labels(arguments: argparse.Namespace) -> int:
 
         print(describe(config))
         return 0
-    from pipeline.labels import Asked, label
+    from pipeline.labels import LabelOptions, label
 
-    outcome = label(config, Asked(arguments.retry_rejected, arguments.refit))
+    outcome = label(config, LabelOptions(arguments.retry_rejected, arguments.refit))
     print(outcome.text)
     return outcome.code
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from pipeline.labels import Asked, fit_only
+    from pipeline.labels import LabelOptions, fit_only
 
-    print(fit_only(_load(arguments), Asked(refit=arguments.refit)))
+    print(fit_only(_load(arguments), LabelOptions(refit=arguments.refit)))
     return 0
 
 
@@ -217,10 +217,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from pipeline.stats import Asked, stats
+    from pipeline.stats import StatsQuery, stats
 
     return stats(
-        Asked(
+        StatsQuery(
             tuple(arguments.places),
             arguments.json,
             arguments.shard,

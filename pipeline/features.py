@@ -18,7 +18,7 @@ from torch import Tensor
 from stages.evaluate.features import Joined, Window, batches, features, windows
 from stages.evaluate.run import open_backbone
 from stages.label.base import ReadError, RejectRecording
-from stages.label.decoding.process import Guard
+from stages.label.decoding.process import DecoderProcess
 from stages.label.decoding.source import Source, quick_hash
 from stages.label.scan.listing import EXTENSIONS
 from stages.pretrain.model.backbone import Backbone
@@ -75,11 +75,11 @@ def _extracted(
     )
     console = Console(stderr=True, highlight=False)
     with (
-        contextlib.closing(Guard()) as guard,
+        contextlib.closing(DecoderProcess()) as decoder,
         Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress,
     ):
         task = progress.add_task("features", total=len(paths))
-        for group in batches(_windows(paths, guard, net, failed), batch):
+        for group in batches(_windows(paths, decoder, net, failed), batch):
             for window, part in zip(group, features(net, group, layer), strict=True):
                 if whole := joined.add(window, part):
                     found[whole[0]] = on_disk(whole[1], scratch / str(len(found)))
@@ -130,13 +130,15 @@ def _paths(audio: list[str]) -> Iterator[str]:
             raise ValueError(f"{name}: there is no such file or folder")
 
 
-def _windows(paths: list[str], guard: Guard, net: Backbone, failed: dict[str, str]) -> Iterator[Window]:
+def _windows(
+    paths: list[str], decoder: DecoderProcess, net: Backbone, failed: dict[str, str]
+) -> Iterator[Window]:
     for path in dict.fromkeys(paths):
         try:
             about = os.stat(path)
             source = Source(path, os.fsencode(path), about.st_size, about.st_mtime_ns, quick_hash(path))
             wave_N = np.concatenate(
-                [np.zeros(0, np.int16), *guard.decode(source, os.fsencode(path), REQUEST, {})]
+                [np.zeros(0, np.int16), *decoder.decode(source, os.fsencode(path), REQUEST, {})]
             )
             yield from windows(path, wave_N.astype(np.float32) / 32768, net)
         except (RejectRecording, ReadError, OSError, ValueError) as error:

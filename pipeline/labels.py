@@ -22,46 +22,46 @@ from stages.shards.storage import Storage
 
 
 @dataclass(frozen=True)
-class Asked:
+class LabelOptions:
     """What the command line asks besides the configuration."""
 
     retry_rejected: str | None = None
     refit: bool = False
 
 
-def label(config: Config, asked: Asked = Asked()) -> Outcome:
+def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
     """Label everything that is not labelled yet. The same command goes on after any interruption."""
     published = check(config)
     out = open_out(config)
     with locked(out):
         progress = Progress(out)
         progress.log(
-            "start", audio=list(config.run.audio), retry_rejected=asked.retry_rejected, refit=asked.refit
+            "start", audio=list(config.run.audio), retry_rejected=options.retry_rejected, refit=options.refit
         )
         try:
-            outcome = _label(config, asked, out, progress, published)
+            outcome = _label(config, options, out, progress, published)
         except BaseException as error:
             progress.stop()
             progress.log("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
             if out.is_gone() and isinstance(error, Exception):
-                raise gone(out) from None
+                raise deleted_error(out) from None
             raise
         progress.log("end", failed=len(outcome.failed), rejected=outcome.rejected, kept=outcome.kept)
         return outcome
 
 
 def _label(
-    config: Config, asked: Asked, out: Storage, progress: Progress, published: bytes | None
+    config: Config, options: LabelOptions, out: Storage, progress: Progress, published: bytes | None
 ) -> Outcome:
     known = known_columns(config, out)
     catalogs = Catalogs(out, config, progress)
-    catalogs.scan_and_plan(asked.retry_rejected)
+    catalogs.scan_and_plan(options.retry_rejected)
     shards = catalogs.live_shards()
     run = LabelRun(config, out, progress, known, shards)
-    run.weights = run.known_weights(published, asked.refit)
+    run.weights = run.known_weights(published, options.refit)
     if run.weights is None or run.pending():
         run.check_space()
-        run.on_cluster(asked.refit)
+        run.on_cluster(options.refit)
     run.gather(catalogs.live(), catalogs.refused())
     catalogs.write_rejected(run.registry.names)
     return summarise(out, config, catalogs, run.registry, run.failed)
@@ -86,7 +86,7 @@ def known_columns(config: Config, out: Storage) -> Registry | None:
     return known
 
 
-def fit_only(config: Config, asked: Asked) -> str:
+def fit_only(config: Config, options: LabelOptions) -> str:
     """Scan, plan, decode what a fit needs, and fit; returns where the teacher is."""
     if not teachers.is_fitted(config.recipe):
         raise ValueError("recipe.codes names no teacher that is fitted: nothing to fit (mel_rvq is one)")
@@ -98,9 +98,9 @@ def fit_only(config: Config, asked: Asked) -> str:
         catalogs = Catalogs(out, config, progress)
         catalogs.scan_and_plan()
         run = LabelRun(config, out, progress, known, catalogs.live_shards())
-        run.weights = run.known_weights(None, asked.refit)
+        run.weights = run.known_weights(None, options.refit)
         if run.weights is None:
-            run.on_cluster(asked.refit, fit_only=True)
+            run.on_cluster(options.refit, fit_only=True)
         if run.weights is None:
             raise OSError(f"the shards of the fit are not finished: {next(iter(run.failed.values()))}")
         return out.path(run.weights.name)
@@ -121,7 +121,7 @@ def open_out(config: Config) -> Storage:
     return out
 
 
-def gone(out: Storage) -> OSError:
+def deleted_error(out: Storage) -> OSError:
     return OSError(
         f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts anew, "
         f"or goes on if you move it back first"

@@ -23,7 +23,7 @@ ROWS = 20  # of segments on a terminal
 
 
 @dataclass(frozen=True)
-class Asked:
+class StatsQuery:
     """What the command line asks. Of shard, recording and where, all given must hold."""
 
     places: tuple[str, ...]
@@ -34,71 +34,71 @@ class Asked:
     page: bool = True
 
 
-def stats(asked: Asked) -> int:
+def stats(query: StatsQuery) -> int:
     """Show it; returns the exit code. ValueError for what is neither an OUT nor a RUN, or a mix."""
-    runs = [Storage(place).exists(METRICS) for place in asked.places]
+    runs = [Storage(place).exists(METRICS) for place in query.places]
     if any(runs) and not all(runs):
         raise ValueError(
-            f"{asked.places[runs.index(True)]} is a training run, {asked.places[runs.index(False)]} is none: "
+            f"{query.places[runs.index(True)]} is a training run, {query.places[runs.index(False)]} is none: "
             "give either OUTs of `labels` or RUNs of `train`"
         )
-    chosen = asked.shard or asked.recording or asked.where
+    chosen = query.shard or query.recording or query.where
     if all(runs):
         if chosen:
             raise ValueError(
                 "--shard, --recording and --where choose segments of an OUT; a training run has none"
             )
-        return _runs(asked)
-    if len(asked.places) > 1:
+        return _runs(query)
+    if len(query.places) > 1:
         if chosen:
             raise ValueError("--shard, --recording and --where look into one OUT: give one")
-        return _compare(asked)
-    with corpora.opened(asked.places[0]) as corpus:
-        return _some(corpus, asked) if chosen else _whole(corpus, asked)
+        return _compare(query)
+    with corpora.opened(query.places[0]) as corpus:
+        return _some(corpus, query) if chosen else _whole(corpus, query)
 
 
-def _whole(corpus: Corpus, asked: Asked) -> int:
+def _whole(corpus: Corpus, query: StatsQuery) -> int:
     found = numbers(corpus)
-    odd = anomalies.oddities(corpus, found)
-    if asked.as_json:
+    odd = anomalies.anomalies(corpus, found)
+    if query.as_json:
         return _print_json(
             found | {"worth_a_look": anomalies.as_data(odd), "exclude_all": anomalies.everything(odd)}
         )
     console = _console()
     terminal.show(console, found, odd)
-    if asked.page:
+    if query.page:
         from pipeline.report import page
 
         console.print(f"\npage: {page.of_corpus(corpus, found, odd)}", soft_wrap=True)
     return 0
 
 
-def _some(corpus: Corpus, asked: Asked) -> int:
+def _some(corpus: Corpus, query: StatsQuery) -> int:
     """One shard, one recording, or the segments of which a condition holds."""
     conditions = []
-    if asked.shard:
-        conditions.append(f"shard = {quoted(asked.shard)}")
-    if asked.recording:
-        text = quoted(asked.recording)
+    if query.shard:
+        conditions.append(f"shard = {quoted(query.shard)}")
+    if query.recording:
+        text = quoted(query.recording)
         conditions.append(f"(recording = {text} OR path = {text} OR suffix(path, '/' || {text}))")
-    if asked.where:
-        conditions.append(f"({asked.where})")
+    if query.where:
+        conditions.append(f"({query.where})")
     condition = " AND ".join(conditions)
-    counted = corpus.asked(
+    counted = corpus.query(
         "SELECT count(*) AS segments, count(DISTINCT recording) AS recordings, "
         f"coalesce(sum(samples), 0) / {RATE_HZ}.0 / 3600 AS hours FROM named WHERE {condition}"
     )[0]
-    if not counted["segments"] and not asked.where:
+    if not counted["segments"] and not query.where:
         raise ValueError(
-            f"{asked.places[0]} holds no segment of {asked.shard or asked.recording}: "
+            f"{query.places[0]} holds no segment of {query.shard or query.recording}: "
             "give a shard's name, or a recording's path or id (a rejected one has no segments)"
         )
-    limit = "" if asked.as_json else f"LIMIT {ROWS}"
-    rows = corpus.asked(f"SELECT * FROM named WHERE {condition} ORDER BY path, start {limit}")
-    of_shard = corpus.rows(f"SELECT * FROM shards WHERE shard = {quoted(asked.shard)}") if asked.shard else []
-    if asked.as_json:
+    limit = "" if query.as_json else f"LIMIT {ROWS}"
+    rows = corpus.query(f"SELECT * FROM named WHERE {condition} ORDER BY path, start {limit}")
+    of_shard = corpus.rows(f"SELECT * FROM shards WHERE shard = {quoted(query.shard)}") if query.shard else []
+    if query.as_json:
         return _print_json(
-            counted | {"condition": condition, "rows": rows} | ({"columns": of_shard} if asked.shard else {})
+            counted | {"condition": condition, "rows": rows} | ({"columns": of_shard} if query.shard else {})
         )
     console = _console()
     for row in of_shard:
@@ -109,33 +109,33 @@ def _some(corpus: Corpus, asked: Asked) -> int:
             f"× real time, attempts {terminal.number(row['attempts'], 0)}"
         )
     terminal.segments(console, rows, counted)
-    if asked.where and not (asked.shard or asked.recording) and counted["segments"]:
+    if query.where and not (query.shard or query.recording) and counted["segments"]:
         console.print(
-            f"leave them out of training:  {anomalies.setting(asked.where)}", soft_wrap=True, markup=False
+            f"leave them out of training:  {anomalies.setting(query.where)}", soft_wrap=True, markup=False
         )
     return 0
 
 
-def _compare(asked: Asked) -> int:
+def _compare(query: StatsQuery) -> int:
     found = []
-    for place in asked.places:
+    for place in query.places:
         with corpora.opened(place) as corpus:
             found.append(numbers(corpus))
-    if asked.as_json:
+    if query.as_json:
         return _print_json(found)
     terminal.comparison(_console(), found)
     return 0
 
 
-def _runs(asked: Asked) -> int:
+def _runs(query: StatsQuery) -> int:
     from pipeline.report import training
 
-    runs = [training.read(place) for place in asked.places]
-    if asked.as_json:
+    runs = [training.read(place) for place in query.places]
+    if query.as_json:
         return _print_json([training.summary(run) for run in runs])
     console = _console()
     training.show(console, runs)
-    if asked.page:
+    if query.page:
         from pipeline.report import page
 
         console.print(f"\npage: {page.of_runs(runs)}", soft_wrap=True)

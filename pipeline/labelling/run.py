@@ -135,15 +135,15 @@ class LabelRun:
     def on_cluster(self, refit: bool, fit_only: bool = False) -> None:
         """Everything that needs Ray: check the nodes, fit the teacher if it is new, run the chain."""
         from cluster.session import check_nodes, session
-        from cluster.sharded import fit_pools
+        from cluster.sharded import size_pools
 
         self.progress.status("starting Ray")
         with session(self.config.run.cpus) as ray_session:
             check_nodes(self.out, list(self.config.run.audio))
             self.sweep()
             whole = replace(self, weights=self.weights or teachers.Weights(None, None))
-            fit_pools(
-                whole.links(whole.jobs(), audited=True),
+            size_pools(
+                whole.specs(whole.jobs(), audited=True),
                 ray_session.cpus,
                 ray_session.gpus,
                 ray_session.node_cpus,
@@ -187,16 +187,16 @@ class LabelRun:
             f"{self.out.path(self.weights.name)}"
         )
 
-    def links(self, jobs: list[Job], audited: bool) -> list:
+    def specs(self, jobs: list[Job], audited: bool) -> list:
         """The stages of a chain and what one worker of each reserves."""
-        from cluster.sharded import Link
+        from cluster.sharded import StageSpec
 
-        links, pools = [], self.config.run.pools
+        specs, pools = [], self.config.run.pools
         for job in jobs:
             pool = getattr(pools, job.stage.name)
             cpus = pool.cpus if job.stage.name == "decode" else max(pool.cpus, self.config.recipe.threads)
-            links.append(
-                Link(
+            specs.append(
+                StageSpec(
                     job.stage.name,
                     partial(ShardWorker, job),
                     Needs(cpus, pool.gpus, pool.memory_gb),
@@ -206,8 +206,8 @@ class LabelRun:
             )
         if audited:
             opener = partial(audit.AuditWorker, jobs[0].out, tuple(job.column for job in jobs))
-            links.append(
-                Link(
+            specs.append(
+                StageSpec(
                     "audit",
                     opener,
                     Needs(pools.audit.cpus, 0, pools.audit.memory_gb),
@@ -215,7 +215,7 @@ class LabelRun:
                     audit.CPU_S,
                 )
             )
-        return links
+        return specs
 
     def chain(self, ray_session, jobs: list[Job], pending: list[str], audited: bool) -> None:
         """Stream these shards through the stages; failed ones are noted, a fatal failure ends the run."""
@@ -223,9 +223,9 @@ class LabelRun:
 
         if not pending:
             return
-        run, links = self.config.run, self.links(jobs, audited)
-        self.progress.start({link.name: len(pending) for link in links})
-        rows = run_chain(links, pending, ray_session, run.attempts, self.progress.event)
+        run, specs = self.config.run, self.specs(jobs, audited)
+        self.progress.start({spec.name: len(pending) for spec in specs})
+        rows = run_chain(specs, pending, ray_session, run.attempts, self.progress.event)
         with contextlib.closing(rows):
             for row in rows:
                 if "failed" in row:

@@ -12,7 +12,7 @@ from stages.label.recipe import Recipe
 from stages.shards import column
 from stages.shards import record as records
 from stages.shards.record import canonical, recipe8
-from stages.shards.recordings import waves
+from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
 
 FOLDER = "teachers"
@@ -93,7 +93,7 @@ def fit(
         heard = []
         for shard in sorted(shards):
             path = stack.enter_context(out.fetched(records.file(audio_column, shard, "tar")))
-            heard += list(waves(path, column.read_index(out, audio_column, shard)))
+            heard += list(stored_recordings(path, column.read_index(out, audio_column, shard)))
         if not heard:
             reasons = Counter(
                 r["reason"] for shard in shards for r in records.read(out, audio_column, shard).rejects

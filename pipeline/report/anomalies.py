@@ -20,7 +20,7 @@ TWINS = "report/near_duplicates.txt"
 
 
 @dataclass(frozen=True)
-class Oddity:
+class Anomaly:
     """`where`: of the odd segments; None where leaving segments out does not mend it, then `remedy` says what
     does."""
 
@@ -71,7 +71,7 @@ SEGMENTS = (
 COLUMN_OF = {"entropy_bits": "list_avg(code_entropy_bits)"}
 
 
-def oddities(corpus: Corpus, found: dict[str, Any]) -> list[Oddity]:
+def anomalies(corpus: Corpus, found: dict[str, Any]) -> list[Anomaly]:
     """Everything odd, most hours first. `found`: the corpus's `numbers`."""
     counted = corpus.one(
         f"SELECT "
@@ -83,22 +83,22 @@ def oddities(corpus: Corpus, found: dict[str, Any]) -> list[Oddity]:
         for kind, many in zip(SEGMENTS, counted.values(), strict=True)
         if many
     ]
-    odd += _twins(corpus, groups(corpus)) + _far_shards(corpus)
+    odd += _duplicates(corpus, groups(corpus)) + _far_shards(corpus)
     odd.sort(key=lambda oddity: -oddity.hours)
     return odd + _codebooks(found) + _columns(found) + _stragglers(found)
 
 
-def everything(odd: list[Oddity]) -> str | None:
+def everything(odd: list[Anomaly]) -> str | None:
     """The one option that leaves out all that a condition can leave out."""
     parts = [f"({o.where})" for o in odd if o.where]
     return setting(" OR ".join(parts)) if parts else None
 
 
-def as_data(odd: list[Oddity]) -> list[dict[str, Any]]:
+def as_data(odd: list[Anomaly]) -> list[dict[str, Any]]:
     return [asdict(oddity) | {"exclude": oddity.exclude} for oddity in odd]
 
 
-def _segments(corpus: Corpus, what: str, where: str, why: str) -> Oddity | None:
+def _segments(corpus: Corpus, what: str, where: str, why: str) -> Anomaly | None:
     counted = corpus.one(
         "SELECT count(*) AS n, count(DISTINCT recording) AS recordings, coalesce(sum(samples), 0) / "
         f"{RATE_HZ}.0 / 3600 AS hours FROM segments WHERE {where}"
@@ -111,7 +111,7 @@ def _segments(corpus: Corpus, what: str, where: str, why: str) -> Oddity | None:
     )
     for name, own in COLUMN_OF.items():
         where = where.replace(name, own)
-    return Oddity(
+    return Anomaly(
         what,
         why,
         counted["n"],
@@ -122,7 +122,7 @@ def _segments(corpus: Corpus, what: str, where: str, why: str) -> Oddity | None:
     )
 
 
-def _twins(corpus: Corpus, found: list[Group]) -> list[Oddity]:
+def _duplicates(corpus: Corpus, found: list[Group]) -> list[Anomaly]:
     """Near-duplicates: all but the longest of each group may go."""
     if not found:
         return []
@@ -142,13 +142,13 @@ def _twins(corpus: Corpus, found: list[Group]) -> list[Oddity]:
         )
     odd = _segments(corpus, "near-duplicates", f"recording IN ({listed})", why)
     return (
-        [Oddity(odd.what, odd.why, odd.segments, odd.recordings, odd.hours, examples, odd.where)]
+        [Anomaly(odd.what, odd.why, odd.segments, odd.recordings, odd.hours, examples, odd.where)]
         if odd
         else []
     )
 
 
-def _far_shards(corpus: Corpus) -> list[Oddity]:
+def _far_shards(corpus: Corpus) -> list[Anomaly]:
     """Shards whose mean loudness, silence or code entropy lies far from the other shards'."""
     names = ("rms_db", "silence", "entropy_bits", "bandwidth_hz", "cqt_mean")
     means = ", ".join(f"avg({n}) AS {n}" for n in names)
@@ -176,9 +176,9 @@ def _far_shards(corpus: Corpus) -> list[Oddity]:
     return [odd] if odd else []
 
 
-def _codebooks(found: dict[str, Any]) -> list[Oddity]:
+def _codebooks(found: dict[str, Any]) -> list[Anomaly]:
     return [
-        Oddity(
+        Anomaly(
             f"poor codebook {level['level']}",
             f"perplexity {level['perplexity']:.0f} of {level['codes']} codes, "
             f"{level['dead']} dead, code {level['top_code']} is {level['top_share']:.0%}",
@@ -193,12 +193,12 @@ def _codebooks(found: dict[str, Any]) -> list[Oddity]:
     ]
 
 
-def _columns(found: dict[str, Any]) -> list[Oddity]:
+def _columns(found: dict[str, Any]) -> list[Anomaly]:
     agreement = found["agreement"]
     if not agreement["differ"]:
         return []
     return [
-        Oddity(
+        Anomaly(
             "columns disagree",
             f"{agreement['differ']} shards hold different numbers of frames in their columns",
             0,
@@ -210,7 +210,7 @@ def _columns(found: dict[str, Any]) -> list[Oddity]:
     ]
 
 
-def _stragglers(found: dict[str, Any]) -> list[Oddity]:
+def _stragglers(found: dict[str, Any]) -> list[Anomaly]:
     slow = [row for row in found["slowest_shards"] if row["times_median"] and row["times_median"] > 5]
     if not slow:
         return []
@@ -219,7 +219,7 @@ def _stragglers(found: dict[str, Any]) -> list[Oddity]:
         for row in slow[:EXAMPLES]
     )
     return [
-        Oddity(
+        Anomaly(
             "stragglers",
             "shards that took over five times as long for their audio as the stage's median",
             0,

@@ -86,7 +86,7 @@ class Corpus:
     def one(self, query: str, *values: Any) -> dict[str, Any]:
         return self.rows(query, *values)[0]
 
-    def asked(self, query: str) -> list[dict[str, Any]]:
+    def query(self, query: str) -> list[dict[str, Any]]:
         """The answer of a query with the user's own SQL in it; ValueError in DuckDB's words."""
         try:
             return self.rows(query)

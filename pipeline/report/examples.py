@@ -33,7 +33,7 @@ OUTLIERS = {  # statistic → (what its least, what its greatest is called)
 
 
 @dataclass
-class Heard:
+class Example:
     """One chosen segment: its row of `named`, why it was chosen, and what its tars hold of the first 30 s.
 
     wave_N: float32 at 24 kHz; codes_TK: int64; cqt_TF: float32, the column's values; None where there are
@@ -47,7 +47,7 @@ class Heard:
     log: bool = False  # cqt_TF is logarithmic
 
 
-def choose(corpus: Corpus) -> dict[str, list[str]]:
+def choose_examples(corpus: Corpus) -> dict[str, list[str]]:
     """Keys and why: the extremes of each statistic, and segments spread evenly over all of them together."""
     asked = [
         (end, name, words)
@@ -97,9 +97,9 @@ def spread(places_SF: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
-def listen(corpus: Corpus) -> list[Heard]:
+def read_examples(corpus: Corpus) -> list[Example]:
     """The chosen segments with what their tars hold, by path and start. One whose tar is gone is left out."""
-    chosen = choose(corpus)
+    chosen = choose_examples(corpus)
     if not chosen:
         return []
     rows = corpus.rows(
@@ -107,7 +107,7 @@ def listen(corpus: Corpus) -> list[Heard]:
     )
     heard = []
     for row in rows:
-        one = Heard(row, chosen[row["key"]])
+        one = Example(row, chosen[row["key"]])
         try:
             _fill(corpus, one)
         except FileNotFoundError:
@@ -116,7 +116,7 @@ def listen(corpus: Corpus) -> list[Heard]:
     return heard
 
 
-def _fill(corpus: Corpus, one: Heard) -> None:
+def _fill(corpus: Corpus, one: Example) -> None:
     current, row = corpus.registry.current, one.row
     frames = int(EXCERPT_S * RATE_HZ) // HOP_SAMPLES
     data = _member(corpus, current["audio"], row)

@@ -10,7 +10,7 @@ import jinja2
 import plotly.offline
 
 from pipeline.report import charts, examples, pictures, terminal
-from pipeline.report.anomalies import Oddity, everything
+from pipeline.report.anomalies import Anomaly, everything
 from pipeline.report.corpus import Corpus
 from pipeline.report.numbers import counts
 from pipeline.report.terminal import name, number, size, span
@@ -52,7 +52,7 @@ class Section:
     note: str = ""
 
 
-def of_corpus(corpus: Corpus, found: dict[str, Any], odd: list[Oddity]) -> str:
+def of_corpus(corpus: Corpus, found: dict[str, Any], odd: list[Anomaly]) -> str:
     """Write OUT/report/index.html; returns where it is."""
     tiles = [
         ("recordings", f"{found['recordings']:,}"),
@@ -118,7 +118,7 @@ def write(
     place: str,
     tiles: list[tuple[str, str]],
     sections: list[Section],
-    odd: list[Oddity] = (),
+    odd: list[Anomaly] = (),
     heard: list[dict[str, Any]] = (),
 ) -> str:
     environment = jinja2.Environment(
@@ -172,7 +172,7 @@ def _labels(corpus: Corpus) -> list[dict[str, Any]]:
 def _listening(corpus: Corpus, found: dict[str, Any]) -> list[dict[str, Any]]:
     codes = found["codes"][0]["codes"] if found["codes"] else 0
     rows = []
-    for one in examples.listen(corpus):
+    for one in examples.read_examples(corpus):
         row = one.row
         codebook = codes or int(one.codes_TK.max(initial=1)) + 1 if one.codes_TK is not None else 0
         rows.append(

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.report.anomalies import Oddity, everything
+from pipeline.report.anomalies import Anomaly, everything
 from stages.signal.rates import RATE_HZ
 
 BARS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 40
 
 
-def show(console: Console, found: dict[str, Any], odd: list[Oddity]) -> None:
+def show(console: Console, found: dict[str, Any], odd: list[Anomaly]) -> None:
     """Everything, in the order one wants to know it."""
     console.print(
         f"[bold]{escape(found['out'])}[/]  {found['recordings']:,} recordings ({found['validation']:,} for "
@@ -266,7 +266,7 @@ def segments(console: Console, rows: list[dict[str, Any]], counted: dict[str, An
     )
 
 
-def _worth_a_look(console: Console, odd: list[Oddity]) -> None:
+def _worth_a_look(console: Console, odd: list[Anomaly]) -> None:
     if not odd:
         console.print("\nworth a look: nothing odd was found")
         return

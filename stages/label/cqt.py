@@ -57,7 +57,7 @@ class StorageError:
 
 
 @dataclass(frozen=True)
-class Cqt:
+class CqtStage:
     fmin_hz: float = 32.7  # M config: nnAudio CQT settings
     bins: int = 336
     bins_per_octave: int = 48
@@ -102,10 +102,10 @@ class Cqt:
         return CqtSpec(fmin_hz=self.fmin_hz, bins=self.bins, bins_per_octave=self.bins_per_octave)
 
     def open(self, weights: bytes | None, device: str, threads: int) -> "CqtRun":
-        from stages.signal.cqt import Cqt as Transform
+        from stages.signal.cqt import ConstantQ as ConstantQ
         from stages.signal.tables import table_cache
 
-        return CqtRun(self, Transform(self.spec, cache_dir=table_cache(), device=device))
+        return CqtRun(self, ConstantQ(self.spec, cache_dir=table_cache(), device=device))
 
 
 @dataclass
@@ -118,7 +118,7 @@ class CqtRun:
     hour) would not fit in a worker's memory. The transform is a small part of labelling.
     """
 
-    stage: Cqt
+    stage: CqtStage
     transform: Any
     error: StorageError = field(default_factory=StorageError)
     scaling: dict[str, float] = field(default_factory=dict)  # offset and scale, of uint8

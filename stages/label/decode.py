@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 
 from stages.label.base import Item, Kept, ReadError, Rejected, RejectRecording, Sample
-from stages.label.decoding.process import Guard
+from stages.label.decoding.process import DecoderProcess
 from stages.label.decoding.source import Source
 from stages.label.statistics.stereo import Stereo
 from stages.label.statistics.wave import of_wave
@@ -93,7 +93,7 @@ class Decode:
 
         stall_s: longest wait for the next seconds of audio. memory_gb: budget of the child process.
         fetch: for s3:// sources, an address to a context manager that gives a local copy's path."""
-        return Decoder(self, Guard(stall_s, memory_gb), fetch)
+        return Decoder(self, DecoderProcess(stall_s, memory_gb), fetch)
 
 
 class Decoder:
@@ -102,14 +102,14 @@ class Decoder:
     Raises `ReadError` when bytes could not be read or are not those that were scanned: that fails
     the shard. The decoder stays usable. At most about two segments are held in memory."""
 
-    def __init__(self, stage: Decode, guard: Guard, fetch: Fetch | None):
-        self._stage, self._guard, self._fetch = stage, guard, fetch
+    def __init__(self, stage: Decode, decoder: DecoderProcess, fetch: Fetch | None):
+        self._stage, self._process, self._fetch = stage, decoder, fetch
         self._times: list[tuple[str, float, float]] = []  # recording, seconds, seconds of audio it gave
 
     def __call__(self, recordings: Iterable[Source]) -> Iterator[Item]:
         self._times = []
         for source in recordings:
-            self._guard.ready()  # its start is no recording's time
+            self._process.ready()  # its start is no recording's time
             seconds, samples = 0.0, 0
             with contextlib.closing(self._outcome(source)) as items:
                 while True:
@@ -142,7 +142,7 @@ class Decoder:
 
     def close(self) -> None:
         """End the child process; a later call would start another."""
-        self._guard.close()
+        self._process.close()
 
     def _outcome(self, source: Source) -> Iterator[Item]:
         try:
@@ -158,7 +158,7 @@ class Decoder:
             "max_s": stage.max_recording_h * 3600,
         }
         with self._local(source) as path:
-            blocks = self._guard.decode(source, path, request, facts, stereo.add)
+            blocks = self._process.decode(source, path, request, facts, stereo.add)
             with contextlib.closing(blocks):  # left early, the child must not go on decoding
                 for index, segment in enumerate(cut(blocks, stage.segment_samples, stage.tail_samples)):
                     correlation = stereo.correlation(start / RATE_HZ, (start + len(segment)) / RATE_HZ)

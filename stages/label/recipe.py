@@ -8,7 +8,7 @@ from stages import config
 from stages.config import require
 from stages.label.base import Teacher
 from stages.label.codes import hop_samples
-from stages.label.cqt import Cqt
+from stages.label.cqt import CqtStage
 from stages.label.decode import Decode
 from stages.signal.rates import HOP_SAMPLES
 
@@ -45,7 +45,7 @@ class Recipe:
     plan: Plan = Plan()
     decode: Decode = Decode()
     codes: Teacher | None = None
-    cqt: Cqt | None = Cqt()
+    cqt: CqtStage | None = CqtStage()
     threads: int = 1  # of one codes or cqt worker: float sums depend on it
     fit_threads: int = 1  # while a teacher is fitted: two threads wait for each other on busy cores
 
@@ -200,7 +200,7 @@ def audio_recipe(recipe: Recipe) -> dict[str, Any]:
 def cqt_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
     return {
         "stage": "cqt",
-        "version": Cqt.version,
+        "version": CqtStage.version,
         "audio": audio8,
         "threads": recipe.threads,
         **own_fields(recipe.cqt),

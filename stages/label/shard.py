@@ -19,7 +19,7 @@ from stages.label.base import Item, Kept, ReadError, Rejected, Sample, Stage
 from stages.label.decode import Decode, Source
 from stages.shards import catalog, column
 from stages.shards import record as records
-from stages.shards.recordings import waves
+from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
 
 SOFTWARE = ("overtone", "numpy", "torch", "soxr", "av", "soundfile", "safetensors", "nnAudio")
@@ -174,7 +174,7 @@ class ShardWorker:
         index = column.read_index(self.storage, self.job.audio_column, shard)
         names = dict.fromkeys(index.column("recording").to_pylist(), "")
         with self.storage.arriving(records.file(self.job.audio_column, shard, "tar")) as (path, arrived):
-            yield waves(path, index, arrived), names, audio.sha256
+            yield stored_recordings(path, index, arrived), names, audio.sha256
 
 
 def write(

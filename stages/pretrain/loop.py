@@ -25,12 +25,12 @@ from stages.pretrain.model.mert import Mert
 from stages.pretrain.model.published import CQT_HEAD, load_into
 from stages.pretrain.run import metrics
 from stages.pretrain.run.checkpoint import Checkpoints, seed_generators
-from stages.pretrain.run.cqt_start import first_look
+from stages.pretrain.run.cqt_start import baselines_and_start
 from stages.pretrain.run.engine import DTYPES, Engine
-from stages.pretrain.run.loss_guard import Judge, given_up
+from stages.pretrain.run.loss_guard import LossGuard, given_up
 from stages.pretrain.run.preflight import matrix_peak, try_largest
-from stages.pretrain.run.run_dir import Folder
-from stages.pretrain.run.run_log import Report
+from stages.pretrain.run.run_dir import RunDir
+from stages.pretrain.run.run_log import RunLog
 from stages.pretrain.run.stopping import Stopping
 from stages.pretrain.run.validation import validate
 from stages.pretrain.run.watchdog import Watchdog
@@ -50,14 +50,14 @@ def train(config: Config, say: Callable[[str], None] = print) -> str:
     written.
     """
     with joined(timeout_s=60 * config.run.stall_minutes + 60) as world:
-        torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // world.neighbours))
-        folder = Folder(config, world)
-        before = folder.previous()
-        pinned = world.lead(pin, config.data, before, set(config.resume.allow))
+        torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
+        run_dir = RunDir(config, world)
+        before = run_dir.previous()
+        pinned = world.on_rank_0(pin, config.data, before, set(config.resume.allow))
         pinned.require(config.optim.global_batch)
         check_target(config, pinned.cqt)
         with contextlib.closing(
-            Training(config, world, folder, pinned, Report(config, world, folder, say))
+            Training(config, world, run_dir, pinned, RunLog(config, world, run_dir, say))
         ) as training:
             training.begin()
             return training.run()
@@ -66,8 +66,14 @@ def train(config: Config, say: Callable[[str], None] = print) -> str:
 class Training:
     """One run on one rank, from its model to its last update."""
 
-    def __init__(self, config: Config, world: World, folder: Folder, pinned: Pinned, report: Report):
-        self.config, self.world, self.folder, self.pinned, self.report = config, world, folder, pinned, report
+    def __init__(self, config: Config, world: World, run_dir: RunDir, pinned: Pinned, run_log: RunLog):
+        self.config, self.world, self.run_dir, self.pinned, self.run_log = (
+            config,
+            world,
+            run_dir,
+            pinned,
+            run_log,
+        )
         torch.manual_seed(config.run.seed)  # initial weights are the same on every rank
         self.model = Mert(config.model, config.objective, pinned.codes, pinned.cqt_bins).to(world.device)
         self.target = self.model.cqt_head.target if self.model.cqt_head else None
@@ -76,14 +82,14 @@ class Training:
         self.frames = config.model.frames(config.data.samples)
         self.update_frames = config.masking.masked_frames(self.frames) * config.optim.global_batch
         self.loader = self._own_loader()
-        self.judge = Judge(config.guard)
+        self.loss_guard = LossGuard(config.guard)
         self.best: tuple[float, int] | None = None  # held-out loss, update
         self.replaced, self.restored = 0, []
         self.checkpoints = Checkpoints(
-            config.checkpoints.at or str(folder.path / "checkpoints"), config.checkpoints.keep, world
+            config.checkpoints.at or str(run_dir.path / "checkpoints"), config.checkpoints.keep, world
         )
-        self.watchdog = Watchdog(folder.path / "stacks", world.rank, 60 * config.run.stall_minutes)
-        self.stopping = Stopping(folder.path / "stop")
+        self.watchdog = Watchdog(run_dir.path / "stacks", world.rank, 60 * config.run.stall_minutes)
+        self.stopping = Stopping(run_dir.path / "stop")
 
     def close(self) -> None:
         self.loader.close()
@@ -103,11 +109,11 @@ class Training:
         """Build the engine, restore the newest checkpoint, or begin anew; then say where the run stands."""
         config, world = self.config, self.world
         for text in self.pinned.describe():
-            self.report.say(text)
+            self.run_log.say(text)
         newest = self.checkpoints.newest()
         if taken := load_into(self.model, config.run.weights) if config.run.weights and not newest else None:
-            self.report.say(str(taken))
-        saved = world.lead(self.checkpoints.state, newest) if newest else None
+            self.run_log.say(str(taken))
+        saved = world.on_rank_0(self.checkpoints.state, newest) if newest else None
         own = (self.pinned.fingerprint, config.run.seed, config.optim.global_batch)
         self.state = (
             State.from_json(saved["state"]).resumed(*own, set(config.resume.allow)) if saved else State(*own)
@@ -116,28 +122,28 @@ class Training:
             return
         self.micro_batches = self.loader.micro_batches(self.state)
         peak = matrix_peak(world.device, DTYPES[config.engine.precision])
-        self.baselines = self._first_look(bool(newest or taken and CQT_HEAD in taken.taken))
+        self.baselines = self._baselines(bool(newest or taken and CQT_HEAD in taken.taken))
         self._try_largest()
         self.engine = Engine(self.model, config.engine, config.optim, world, self.micro_batches)
         seed_generators(config.run.seed, self.state.update, world)
         if newest:
             self._restore(newest)
-        if world.leads:
-            self.folder.write_start(self.pinned.to_json())
-            self.folder.cut_metrics(self.state.update)
-        self.report.start(self.model, self.pinned, self.state.update, self.micro_batches, peak, newest)
+        if world.is_rank_0:
+            self.run_dir.write_start(self.pinned.to_json())
+            self.run_dir.cut_metrics(self.state.update)
+        self.run_log.start(self.model, self.pinned, self.state.update, self.micro_batches, peak, newest)
         self.stopping.begin(world)
 
     def _restore(self, name: str) -> None:
         saved = self.checkpoints.restore(self.engine, name)
-        self.judge, self.replaced = Judge(self.config.guard, **saved["judge"]), saved["replaced"]
+        self.loss_guard, self.replaced = LossGuard(self.config.guard, **saved["judge"]), saved["replaced"]
         self.best = tuple(saved["best"]) if saved["best"] else None
 
-    def _first_look(self, has_head: bool) -> metrics.Baselines:
+    def _baselines(self, has_head: bool) -> metrics.Baselines:
         """Rank 0 counts code frequencies and CQT means of some training crops, and finds where a CQT head
         without values starts."""
         found = None
-        if self.world.leads:
+        if self.world.is_rank_0:
             place = State(
                 self.pinned.fingerprint,
                 0,
@@ -148,7 +154,7 @@ class Training:
                 batches = itertools.islice(
                     map(self._ready, loader.stream(place)), loader.micro_batches(place)
                 )
-                found = first_look(
+                found = baselines_and_start(
                     self.model, batches, self.pinned.codes, how, DTYPES[self.config.engine.precision]
                 )
         baselines, head = self.world.broadcast(found)
@@ -167,8 +173,8 @@ class Training:
         """Update until the end, or until asked to stop; returns which."""
         last, watch, saving = self.config.optim.updates, self.config.watch, self.config.checkpoints
         if self.state.update >= last:
-            self.report.say(
-                f"this run is finished ({self.state.update} updates in {self.folder.path}); {FURTHER}"
+            self.run_log.say(
+                f"this run is finished ({self.state.update} updates in {self.run_dir.path}); {FURTHER}"
             )
             return DONE
         stream, saved_at = self.loader.stream(self.state), time.monotonic()
@@ -184,39 +190,39 @@ class Training:
                 self._save(wait=done or stop)
                 saved_at = time.monotonic()
             if stop and not done:
-                self.report.say(
+                self.run_log.say(
                     f"stopped after update {self.state.update}; the same command goes on from there"
                 )
                 return STOPPED
-        self.report.log("end", update=last)
-        self.report.say(f"finished: {last} updates, in {self.folder.path}")
+        self.run_log.log("end", update=last)
+        self.run_log.say(f"finished: {last} updates, in {self.run_dir.path}")
         return DONE
 
     def _update(self, stream: Iterator[Batch], due: bool) -> tuple[bool, bool, bool]:
         """One update; returns whether to stop, whether a checkpoint is due, and whether bad updates came in a
         row."""
-        began, epoch, rate = time.monotonic(), self.state.epoch, self.config.optim.rate_at(self.state.update)
+        began, epoch, rate = time.monotonic(), self.state.epoch, self.config.optim.lr_at(self.state.update)
         before, drawn = self.state, self.model.draw(self.config.run.seed, self.state.update)
-        flags = (self.stopping.asked(), due and self.world.leads)
+        flags = (self.stopping.asked(), due and self.world.is_rank_0)
         self.waited_s, self.failed = 0.0, []
         done = self.engine.update(
-            self._micro_batches(stream), self.update_frames, rate, drawn, self.judge.bad, flags
+            self._micro_batches(stream), self.update_frames, rate, drawn, self.loss_guard.bad, flags
         )
         loss = float(done.sums["loss"]) / self.update_frames
         # fp16: halves its scale, blames nobody
-        overflow = done.skipped and done.scale != 1.0 and not self.judge.bad(loss)
-        trouble = self.judge.note(loss, done.skipped, overflow)
+        overflow = done.skipped and done.scale != 1.0 and not self.loss_guard.bad(loss)
+        trouble = self.loss_guard.note(loss, done.skipped, overflow)
         self.state = self.state.advanced(self.pinned.samples_per_epoch)
         if done.sums["replaced"]:
-            self.replaced += self.report.replaced(self.state.update, self.failed)
+            self.replaced += self.run_log.replaced(self.state.update, self.failed)
         if done.skipped and not overflow:
-            self._blame(before, loss)
+            self._log_non_finite(before, loss)
         counters = {
-            "skipped": self.judge.skipped,
+            "skipped": self.loss_guard.skipped,
             "replaced": self.replaced,
             "micro_batches": self.micro_batches * self.world.size,
         }
-        self.report.update(
+        self.run_log.update(
             self.state.update,
             epoch,
             done,
@@ -250,12 +256,16 @@ class Training:
             batch = replace(batch, cqt_BLF=self.online(batch.context_BN), context_BN=None)
         return batch
 
-    def _blame(self, before: State, loss: float) -> None:
+    def _log_non_finite(self, before: State, loss: float) -> None:
         """Name the samples that are not finite: the update's micro-batches are read again, one at a time."""
         with self.engine.evaluating() as model, contextlib.closing(self._own_loader(workers=0)) as loader:
             stream = loader.stream(before)
-            keys = [key for _ in range(self.micro_batches) for key in model.blame(self._ready(next(stream)))]
-        self.report.skipped(self.state.update, loss, keys)
+            keys = [
+                key
+                for _ in range(self.micro_batches)
+                for key in model.non_finite_keys(self._ready(next(stream)))
+            ]
+        self.run_log.skipped(self.state.update, loss, keys)
 
     def _recover(self) -> Iterator[Batch]:
         """After too many bad updates in a row: stop, or go back to the last good weights and past the data
@@ -268,21 +278,21 @@ class Training:
                 self.config.guard,
                 self.state.update,
                 f"{name} was gone back to {RESTORES} times" if name else None,
-                self.folder.path / "metrics.jsonl",
+                self.run_dir.path / "metrics.jsonl",
             )
-        behind = State.from_json(self.world.lead(self.checkpoints.state, name)["state"])
+        behind = State.from_json(self.world.on_rank_0(self.checkpoints.state, name)["state"])
         while (behind.epoch, behind.consumed) != (self.state.epoch, self.state.consumed):
             behind = behind.skip(1, self.pinned.samples_per_epoch)
         self.state = behind
         self._restore(name)
-        self.judge.in_a_row = 0
-        if self.world.leads:
-            self.folder.cut_metrics(self.state.update)
-        self.report.say(
+        self.loss_guard.in_a_row = 0
+        if self.world.is_rank_0:
+            self.run_dir.cut_metrics(self.state.update)
+        self.run_log.say(
             f"restored {name}; went past the data up to sample {self.state.consumed} of epoch "
             f"{self.state.epoch}"
         )
-        self.report.log("restored", update=self.state.update, path=name, skipped=list(self.state.skipped))
+        self.run_log.log("restored", update=self.state.update, path=name, skipped=list(self.state.skipped))
         return self.loader.stream(self.state)
 
     def _validate(self) -> None:
@@ -298,19 +308,19 @@ class Training:
         if found is not None:
             if self.best is None or found["loss"] < self.best[0]:
                 self.best = (found["loss"], self.state.update)
-            self.report.valid(self.state.update, found)
+            self.run_log.valid(self.state.update, found)
         self.watchdog.beat()
 
     def _save(self, wait: bool) -> None:
         state = {
             "update": self.state.update,
             "state": self.state.to_json(),
-            "judge": self.judge.to_json(),
+            "judge": self.loss_guard.to_json(),
             "best": self.best,
             "best_update": self.best[1] if self.best else None,
             "replaced": self.replaced,
         }
-        self.report.log(
+        self.run_log.log(
             "checkpoint", update=self.state.update, path=self.checkpoints.save(self.engine, state, wait)
         )
-        self.report.draw()
+        self.run_log.draw()

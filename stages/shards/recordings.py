@@ -18,7 +18,7 @@ HEADER = struct.Struct("<22xHI6xH8x")  # of a wav: channels, samples a second, b
 
 
 @dataclass
-class ShardWave:
+class StoredRecording:
     """One uninterrupted recording as stored: 16-bit segments inside a tar on a local disk."""
 
     path: Path
@@ -83,10 +83,10 @@ class ShardWave:
             )
 
 
-def waves(
+def stored_recordings(
     path: Path, index: pa.Table, arrived: Callable[[int], None] = lambda end: None
-) -> Iterator[ShardWave]:
+) -> Iterator[StoredRecording]:
     """The recordings of an audio tar in key order; `path` is a local copy of the tar, or becomes one
     (`Storage.arriving`)."""
     for recording, rows in groupby(index.to_pylist(), key=itemgetter("recording")):
-        yield ShardWave(path, recording, list(rows), arrived)
+        yield StoredRecording(path, recording, list(rows), arrived)

@@ -108,7 +108,7 @@ class _Table:
         return range(self.first_row, self.first_row + self.weights.shape[2])
 
 
-class Cqt:
+class ConstantQ:
     """The tables on a device, and `frames`. Built once in seconds; `cache_dir` keeps them (59 MB) by
     parameters."""
 
@@ -126,7 +126,7 @@ class Cqt:
         self._delay = phase.view(-1, spec.block_frames).T.contiguous()[..., None]  # (M, R, 1)
         self.to(device)
 
-    def to(self, device: str | torch.device) -> "Cqt":
+    def to(self, device: str | torch.device) -> "ConstantQ":
         """Move the tables; returns self."""
         self.device = torch.device(device)
         self._delay = self._delay.to(self.device)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stages.signal.cqt import Cqt, CqtSpec, log_magnitude
+from stages.signal.cqt import ConstantQ, CqtSpec, log_magnitude
 from stages.signal.tables import table_cache
 
 MERT = CqtSpec()
@@ -33,7 +33,7 @@ class OnlineCqt:
         if magnitude not in ("linear", "log"):
             raise ValueError(f"magnitude is {magnitude!r}: expected linear or log")
         self.spec, self.magnitude = spec, magnitude
-        self._transform = Cqt(spec, cache_dir or table_cache(), device)
+        self._transform = ConstantQ(spec, cache_dir or table_cache(), device)
 
     def to(self, device: str | torch.device) -> "OnlineCqt":
         """Move the tables; returns self."""

@@ -28,7 +28,7 @@ from stages.pretrain.model.heads import LOG_FLOOR
 from stages.pretrain.model.masked import interpolated
 from stages.pretrain.model.mert import Mert
 from stages.pretrain.model.objective import Objective
-from stages.pretrain.run.cqt_start import HeadStart
+from stages.pretrain.run.cqt_start import CqtStart
 
 FRONT_ENDS = {
     "mel, 128 of 2,048 samples (default)": Model(front_end="mel"),
@@ -80,7 +80,7 @@ def untrained_error(choices: dict, batch: Batch, target_BTF: Tensor, fitted: int
         front_end="cqt", cqt=CqtFront(336, 48), layers=6, width=256, ffn=1024, heads=4, norm="pre", **choices
     )
     net = Mert(sizes, Objective(cqt_target="log"), (), target_BTF.shape[2]).eval()
-    start, sum_, count = HeadStart(net, "fit", torch.float32), 0.0, 0
+    start, sum_, count = CqtStart(net, "fit", torch.float32), 0.0, 0
     for first in range(0, len(target_BTF), 8):
         rows = slice(first, first + 8)
         part = Batch(batch.wave_BN[rows], batch.mask_BT[rows], {}, batch.cqt_BLF[rows])

@@ -17,7 +17,7 @@ import torch
 
 from stages.label.decode import Decode
 from stages.label.statistics import codes, pitch, stereo, wave
-from stages.signal.cqt import Cqt, CqtSpec
+from stages.signal.cqt import ConstantQ, CqtSpec
 from tests.excerpt import MUSIC
 from tests.stages.label.decoding.sounds import outcome
 
@@ -43,7 +43,7 @@ def main() -> None:
     whole, _ = outcome(decoder, path)
     segment = np.rint(whole[: int(AUDIO_S * 24_000)] * 32768).astype(np.int16)
     planes = np.ascontiguousarray(soundfile.read(path, frames=int(AUDIO_S * 44_100), dtype="float32")[0].T)
-    transform = Cqt(CqtSpec())
+    transform = ConstantQ(CqtSpec())
     context = transform.spec.context_samples
     padded = torch.from_numpy(np.pad(segment / np.float32(32768), context))[None]
     frames = transform.frames(padded, context, len(segment) // 320)[0].numpy()

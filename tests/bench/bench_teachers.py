@@ -44,11 +44,11 @@ def gflop_per_s(name: str) -> float:
             total += 2 * math.prod(shape) * rate[layer]
         return (total + FRAMES_PER_S * (2 * 2 * 2 * 512 * 2048 + 8 * 2 * 1024 * 128)) / 1e9
     if name.startswith("cqt"):
-        from stages.signal.cqt import Cqt, CqtSpec
+        from stages.signal.cqt import ConstantQ, CqtSpec
         from stages.signal.tables import table_cache
 
         spec = CqtSpec()
-        block = 4 * sum(t.weights.numel() for t in Cqt(spec, table_cache())._tables)
+        block = 4 * sum(t.weights.numel() for t in ConstantQ(spec, table_cache())._tables)
         block += fft(spec.block_frames * spec.hop_samples) / 2 + spec.bins * fft(spec.block_frames)
         return block * FRAMES_PER_S / spec.payload_frames / 1e9
     mel, chroma = fft(2048) / 2 + 2 * 1025 * 128, fft(4096) / 2 + 2 * 2049 * 140

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from cluster.session import session
-from cluster.sharded import Link, run_chain
+from cluster.sharded import StageSpec, run_chain
 from stages.label.base import Needs
 from tests.bench.measure import CORES, Row, span
 
@@ -29,7 +29,7 @@ def measure(shards: int) -> list[Row]:
 
     os.environ.pop("RAY_ADDRESS", None)
     with session() as here:
-        links = [Link(name, Nothing(name), Needs(cpus=1)) for name in ("one", "two", "three")]
+        links = [StageSpec(name, Nothing(name), Needs(cpus=1)) for name in ("one", "two", "three")]
         begun, first_s = time.perf_counter(), 0.0
         with span(sampled=True) as whole:
             for row in run_chain(links, [f"shard-{n:06d}" for n in range(shards)], here, 3, count):

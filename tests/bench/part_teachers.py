@@ -79,10 +79,10 @@ def body(name: str, who: str, device: str, folder: Path, threads: int) -> refere
 
 
 def our_cqt(device: str) -> references.Body:
-    from stages.signal.cqt import Cqt, CqtSpec
+    from stages.signal.cqt import ConstantQ, CqtSpec
     from stages.signal.tables import table_cache
 
-    transform = Cqt(CqtSpec(), table_cache(), device)
+    transform = ConstantQ(CqtSpec(), table_cache(), device)
     return lambda wave_N: (
         transform.frames(torch.from_numpy(wave_N)[None].to(device), 0, len(wave_N) // 320)[0].cpu().numpy()
     )

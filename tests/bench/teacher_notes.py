@@ -58,7 +58,7 @@ def half(threads: int) -> Iterator[str]:
 
 def storage() -> Iterator[str]:
     """What each way of storing CQT frames loses, on four minutes of music, as a record's facts state it."""
-    from stages.label.cqt import Cqt
+    from stages.label.cqt import CqtStage
 
     waves = []
     for number in range(4):
@@ -68,7 +68,7 @@ def storage() -> Iterator[str]:
         waves.append(wave)
     for magnitude in ("linear", "log"):
         for kind in ("float16", "uint8"):
-            run = Cqt(magnitude=magnitude, storage=kind).open(None, "cpu", 1)
+            run = CqtStage(magnitude=magnitude, storage=kind).open(None, "cpu", 1)
             begun = time.perf_counter()
             for _ in run(waves):
                 pass
@@ -82,14 +82,14 @@ def storage() -> Iterator[str]:
 
 
 def tables() -> str:
-    from stages.signal.cqt import Cqt, CqtSpec
+    from stages.signal.cqt import ConstantQ, CqtSpec
 
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        Cqt(CqtSpec(), Path(folder))
+        ConstantQ(CqtSpec(), Path(folder))
         built = time.perf_counter() - begun
         begun = time.perf_counter()
-        Cqt(CqtSpec(), Path(folder))
+        ConstantQ(CqtSpec(), Path(folder))
         return (
             f"cqt tables: built and cached in {built:.1f} s, read again in "
             f"{time.perf_counter() - begun:.2f} s"

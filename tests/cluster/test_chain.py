@@ -12,7 +12,7 @@ import ray
 
 from cluster import session as sessions
 from cluster.session import check_nodes, reachable, session
-from cluster.sharded import Link, run_chain, run_one_reporting
+from cluster.sharded import StageSpec, run_chain, run_one_reporting
 from stages.shards.storage import Storage
 
 
@@ -42,7 +42,7 @@ class Work:
 
 def test_a_shard_that_kills_its_worker_is_given_up(ray_session):
     events = []
-    links = [Link("one", Work("one", deadly="s2")), Link("two", Work("two"))]
+    links = [StageSpec("one", Work("one", deadly="s2")), StageSpec("two", Work("two"))]
     rows = {
         row["shard"]: row for row in run_chain(links, ["s0", "s1", "s2", "s3"], ray_session, 1, events.append)
     }

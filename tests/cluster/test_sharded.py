@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.sharded import Link, blocks, fit_pools
+from cluster.sharded import StageSpec, blocks, size_pools
 from stages.label.base import Needs
 
-STAGES = [Link(n, None, Needs(c)) for n, c in (("decode", 1), ("codes", 1), ("cqt", 1), ("audit", 0.5))]
+STAGES = [StageSpec(n, None, Needs(c)) for n, c in (("decode", 1), ("codes", 1), ("cqt", 1), ("audit", 0.5))]
 USABLE = 0.9  # of the CPUs; the rest is for Ray Data's own tasks
 
 links = st.lists(
@@ -23,7 +23,7 @@ links = st.lists(
     max_size=4,
 ).map(
     lambda rows: [
-        Link(f"s{i}", None, Needs(cpus, gpus), most, cpu_s)
+        StageSpec(f"s{i}", None, Needs(cpus, gpus), most, cpu_s)
         for i, (cpus, gpus, most, cpu_s) in enumerate(rows)
     ]
 )
@@ -33,7 +33,7 @@ links = st.lists(
 @given(links, st.integers(1, 500), st.integers(4, 8), st.integers(1, 4))
 def test_whatever_the_cluster_the_chain_can_run_and_nothing_is_reserved_twice(links, cpus, gpus, nodes):
     node_cpus = math.ceil(cpus / nodes)
-    pools = fit_pools(links, cpus, gpus, node_cpus)
+    pools = size_pools(links, cpus, gpus, node_cpus)
     needs = [link.needs.cpus for link in links]
     whole, reserved, free_gpus = (
         sum(needs),
@@ -68,44 +68,44 @@ def test_whatever_the_cluster_the_chain_can_run_and_nothing_is_reserved_twice(li
     ],
 )
 def test_reservations(cpus, node_cpus, expected):
-    assert [p.cpus for p in fit_pools(STAGES, cpus, 0, node_cpus)] == pytest.approx(expected, abs=1e-9)
+    assert [p.cpus for p in size_pools(STAGES, cpus, 0, node_cpus)] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(1, [1, 1, 1, 1]), (2, [1, 2, 1, 1]), (4, [1, 4, 1, 1])])
 def test_on_small_machines_the_busiest_stage_gets_the_workers(cpus, expected):
     links = [
-        Link(n, None, Needs(c), cpu_s=s)
+        StageSpec(n, None, Needs(c), cpu_s=s)
         for n, c, s in (("decode", 1, 3), ("codes", 1, 45), ("cqt", 1, 2), ("audit", 0.5, 0.5))
     ]
-    assert [p.max_workers for p in fit_pools(links, cpus, 0)] == expected
+    assert [p.max_workers for p in size_pools(links, cpus, 0)] == expected
 
 
 def test_on_a_small_machine_a_stage_of_several_cpus_needs_fewer_workers():
     # where nothing is said, a second costs one
-    links = [Link("codes", None, Needs(4), cpu_s=1), Link("cqt", None, Needs(1))]
-    assert [p.max_workers for p in fit_pools(links, 5, 0)] == [1, 3]  # half of 5 CPUs: 2.5 / 4, 2.5 / 1
+    links = [StageSpec("codes", None, Needs(4), cpu_s=1), StageSpec("cqt", None, Needs(1))]
+    assert [p.max_workers for p in size_pools(links, 5, 0)] == [1, 3]  # half of 5 CPUs: 2.5 / 4, 2.5 / 1
 
 
 def test_a_pool_alone_grows_into_all_that_is_free():
     # 1 + (57.6 - 3.5) / 1, and / 0.5
-    assert [p.max_workers for p in fit_pools(STAGES, 64, 0)] == [55, 55, 55, 109]
-    assert [p.max_workers for p in fit_pools(STAGES, 10, 0)] == [6, 6, 6, 12]  # 1 + 5.5 / 1, and / 0.5
-    [pool] = fit_pools([Link("one", None, Needs(1))], 10, 0)
+    assert [p.max_workers for p in size_pools(STAGES, 64, 0)] == [55, 55, 55, 109]
+    assert [p.max_workers for p in size_pools(STAGES, 10, 0)] == [6, 6, 6, 12]  # 1 + 5.5 / 1, and / 0.5
+    [pool] = size_pools([StageSpec("one", None, Needs(1))], 10, 0)
     assert pool.max_workers == 9
 
 
 def test_a_stage_without_any_cost_of_its_own_has_a_worker():
-    links = [Link("audit", None, Needs(1), cpu_s=0), Link("cqt", None, Needs(1), cpu_s=1)]
-    assert [p.max_workers for p in fit_pools(links, 1, 0)] == [1, 1]
+    links = [StageSpec("audit", None, Needs(1), cpu_s=0), StageSpec("cqt", None, Needs(1), cpu_s=1)]
+    assert [p.max_workers for p in size_pools(links, 1, 0)] == [1, 1]
 
 
 def test_a_pool_does_not_outgrow_what_its_stage_allows():
     links = [
-        Link("a", None, Needs(1), max_workers=3),
-        Link("b", None, Needs(1), max_workers=500),
-        Link("c", None, Needs(1)),
+        StageSpec("a", None, Needs(1), max_workers=3),
+        StageSpec("b", None, Needs(1), max_workers=500),
+        StageSpec("c", None, Needs(1)),
     ]
-    assert [p.max_workers for p in fit_pools(links, 20, 0)] == [3, 16, 16]
+    assert [p.max_workers for p in size_pools(links, 20, 0)] == [3, 16, 16]
 
 
 @pytest.mark.parametrize(
@@ -121,20 +121,22 @@ def test_a_pool_does_not_outgrow_what_its_stage_allows():
     ],
 )
 def test_gpu_pools_do_not_outgrow_the_gpus(gpus, needs, expected):
-    pools = fit_pools([Link(f"s{i}", None, Needs(1, gpus=need)) for i, need in enumerate(needs)], 64, gpus)
+    pools = size_pools(
+        [StageSpec(f"s{i}", None, Needs(1, gpus=need)) for i, need in enumerate(needs)], 64, gpus
+    )
     assert [p.max_workers for p in pools] == expected
 
 
 def test_a_missing_gpu_is_said_beforehand():
     with pytest.raises(ValueError) as error:
-        fit_pools([Link("decode", None), Link("codes", None, Needs(1, gpus=1))], 8, 0)
+        size_pools([StageSpec("decode", None), StageSpec("codes", None, Needs(1, gpus=1))], 8, 0)
     assert (
         str(error.value)
         == "stage codes asks for 1 GPU, the cluster has 0: lower run.pools.codes.gpus or add a GPU node"
     )
     with pytest.raises(ValueError, match="stage a asks for 0.5 GPU, the cluster has 1:"):
-        fit_pools([Link("a", None, Needs(1, gpus=0.5)), Link("b", None, Needs(1, gpus=0.6))], 8, 1)
-    fit_pools([Link("a", None, Needs(1, gpus=0.5)), Link("b", None, Needs(1, gpus=0.5))], 8, 1)
+        size_pools([StageSpec("a", None, Needs(1, gpus=0.5)), StageSpec("b", None, Needs(1, gpus=0.6))], 8, 1)
+    size_pools([StageSpec("a", None, Needs(1, gpus=0.5)), StageSpec("b", None, Needs(1, gpus=0.5))], 8, 1)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import platform
 
 import pytest
 
-from cluster.sharded import Actor, Link
+from cluster.sharded import Actor, StageSpec
 from tests.cluster.fakes import Later, finished
 
 HERE = platform.node()
@@ -14,7 +14,7 @@ HERE = platform.node()
 
 def worked(ledger, worker, *rows: dict, attempts: int = 3) -> list[dict]:
     """Rows as an actor of the stage `codes` passes them on."""
-    actor = Actor(Link("codes", lambda: worker), Later(ledger), attempts)
+    actor = Actor(StageSpec("codes", lambda: worker), Later(ledger), attempts)
     return [json.loads(text) for text in actor({"row": [json.dumps(row) for row in rows]})["row"]]
 
 
@@ -101,7 +101,7 @@ def test_a_worker_that_cannot_be_opened_ends_the_run(ledger, error):
     def make():
         raise error("no weights")
 
-    actor = Actor(Link("codes", make), Later(ledger), 3)
+    actor = Actor(StageSpec("codes", make), Later(ledger), 3)
     rows = [json.loads(text) for text in actor({"row": ['{"shard": "s0"}', '{"shard": "s1"}']})["row"]]
     assert rows == [
         {"shard": s, "codes": "failed", "failed": "codes", "error": "no weights", "fatal": True}
@@ -128,7 +128,7 @@ def test_a_defect_of_ours_is_not_hidden(ledger):
 
 def test_a_worker_is_opened_once(ledger):
     opened = []
-    actor = Actor(Link("codes", lambda: opened.append(1) or finished), Later(ledger), 3)
+    actor = Actor(StageSpec("codes", lambda: opened.append(1) or finished), Later(ledger), 3)
     for shard in ("s0", "s1"):
         actor({"row": [json.dumps({"shard": shard})]})
     assert opened == [1]

@@ -10,7 +10,7 @@ from ray.exceptions import ObjectLostError
 
 from cluster import sharded
 from cluster.session import Session
-from cluster.sharded import Link, fit_pools, run_chain
+from cluster.sharded import StageSpec, run_chain, size_pools
 from stages.label.base import Needs
 from tests.cluster.fakes import finished, raised_in_task
 
@@ -55,13 +55,13 @@ def data(ledger, monkeypatch):
     return found
 
 
-def links(memory_gb: float = 2.0) -> list[Link]:
+def links(memory_gb: float = 2.0) -> list[StageSpec]:
     def failing(shard: str) -> dict:
         return finished(shard) | ({"status": "failed", "error": "torn"} if shard == "s1" else {})
 
     return [
-        Link("decode", lambda: failing, Needs(1, memory_gb=memory_gb)),
-        Link("codes", lambda: finished, Needs(2, 0.5, memory_gb), 3),
+        StageSpec("decode", lambda: failing, Needs(1, memory_gb=memory_gb)),
+        StageSpec("codes", lambda: finished, Needs(2, 0.5, memory_gb), 3),
     ]
 
 
@@ -104,7 +104,7 @@ def test_shards_are_tried_as_often_as_asked(data, ledger):
 @pytest.mark.parametrize(("session", "cpus"), [(Session(16, 1, 16, 0), [1, 2]), (Session(4, 1, 2, 0), None)])
 def test_each_stage_reserves_what_its_pool_says(data, session, cpus):
     list(run_chain(links(), ["s0"], session))
-    pools = fit_pools(links(), session.cpus, session.gpus, session.node_cpus)
+    pools = size_pools(links(), session.cpus, session.gpus, session.node_cpus)
     for (name, options), pool, link in zip(data.made[0].asked, pools, links(), strict=True):
         compute = options.pop("compute")
         assert (compute.min_size, compute.max_size) == (1, pool.max_workers)

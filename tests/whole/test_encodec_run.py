@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.shards import column
-from stages.shards.recordings import waves
+from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
 from tests.encodec_weights import cached_weights, load_model
 
@@ -38,7 +38,9 @@ def test_codes_of_a_run_equal_the_package_on_the_stored_audio(tmp_path, excerpts
     index = column.read_index(storage, codes, shard).to_pylist()
     same = total = 0
     distinct = [set() for _ in range(8)]
-    for wave in waves(out / f"columns/audio/{shard}.tar", column.read_index(storage, "audio", shard)):
+    for wave in stored_recordings(
+        out / f"columns/audio/{shard}.tar", column.read_index(storage, "audio", shard)
+    ):
         with torch.no_grad():
             [(expected_1KT, _)] = model.encode(torch.from_numpy(wave.read(0, wave.samples))[None, None])
         with open(out / f"columns/{codes}/{shard}.tar", "rb") as f:

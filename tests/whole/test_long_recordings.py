@@ -18,7 +18,7 @@ from stages.label.shard import Job, ShardWorker
 from stages.label.teachers.mel_rvq import MelRvq
 from stages.shards import catalog, column
 from stages.shards import record as records
-from stages.shards.recordings import waves
+from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
 from tests.conftest import ROOT
 
@@ -82,13 +82,15 @@ def test_segments_cover_the_recording_and_only_the_last_leaves_a_remainder(long_
 
 
 def test_the_cqt_shows_no_seam_between_blocks_or_segments(long_out):
-    from stages.signal.cqt import Cqt
+    from stages.signal.cqt import ConstantQ
 
     storage, shard = Storage(long_out), next(long_out.glob("columns/audio/*.tar")).stem
-    [wave] = waves(long_out / f"columns/audio/{shard}.tar", column.read_index(storage, "audio", shard))
+    [wave] = stored_recordings(
+        long_out / f"columns/audio/{shard}.tar", column.read_index(storage, "audio", shard)
+    )
     rows = column.read_index(storage, "cqt-x", shard).to_pylist()
     stored_TF = np.concatenate([member(long_out, "cqt-x", r) for r in rows]).astype(np.float32)
-    transform = Cqt()
+    transform = ConstantQ()
     for second in (30, 120, 600, 1200, 1500):  # borders of a segment, of blocks, and the end
         first = second * 75 - 100
         start = first * 320
@@ -102,7 +104,9 @@ def test_the_cqt_shows_no_seam_between_blocks_or_segments(long_out):
 
 def test_codes_show_no_seam(long_out):
     storage, shard = Storage(long_out), next(long_out.glob("columns/audio/*.tar")).stem
-    [wave] = waves(long_out / f"columns/audio/{shard}.tar", column.read_index(storage, "audio", shard))
+    [wave] = stored_recordings(
+        long_out / f"columns/audio/{shard}.tar", column.read_index(storage, "audio", shard)
+    )
     weights, _ = SMALL.fit([wave], "cpu", 1, lambda event: None)
     label = SMALL.open(weights, "cpu", 1)
     codes_TK = np.concatenate(list(label(wave)))
@@ -165,7 +169,7 @@ def test_memory_is_bounded_by_the_block_not_by_the_recording(tmp_path, music):
         peaks[name, "decode"] = peak(decode, shard, folder)
         peaks[name, "cqt"] = peak(cqt, shard, folder)
         if name == "short":
-            [wave] = waves(
+            [wave] = stored_recordings(
                 out / f"columns/audio/{shard}.tar", column.read_index(Storage(out), "audio", shard)
             )
             weights, _ = SMALL.fit([wave], "cpu", 1, lambda event: None)

@@ -22,7 +22,7 @@ from stages.pretrain.run.world import free_port
 from stages.shards import column
 from stages.shards import record as records
 from stages.shards.frames import CodesDescribed, decode_cqt, describe_codes
-from stages.shards.recordings import waves
+from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
 from tests.conftest import ROOT
 from tests.ranks import environment
@@ -89,7 +89,7 @@ def test_its_codes_stand_in_every_row_and_its_record_describes_them(out):
         assert codes_TK.dtype == np.uint16 and codes_TK[:, 0].max() < 64
     for shard in records.finished(out, "audio"):
         index = column.read_index(out, "audio", shard)
-        for wave in waves(out.local(records.file("audio", shard, "tar")), index):
+        for wave in stored_recordings(out.local(records.file("audio", shard, "tar")), index):
             rows = [codes[s["key"]][0] for s in wave.segments]
             codes_TK = np.concatenate(rows)
             assert len(codes_TK) == wave.samples // 320

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.label.base import ReadError, RejectRecording
-from stages.label.decoding.source import Source, Witness
+from stages.label.decoding.source import Source, SourceHasher
 
 START_S = 120.0  # importing from a slow network disk; a child that never says ready is no one's fault
 HEADER = struct.Struct("<cI")
@@ -45,7 +45,7 @@ CRASHES = {
 ROOT = Path(__file__).resolve().parents[3]
 
 
-class Death(Exception):
+class DecoderDied(Exception):
     """The child is gone, or had to be: `outside` tells whether somebody else ended it."""
 
     def __init__(self, words: str, outside: bool = False):
@@ -79,7 +79,7 @@ class Child:
         try:
             kind, _ = self.receive(START_S)
             assert kind == b"S", kind
-        except Death as death:
+        except DecoderDied as death:
             self.end()
             raise ReadError(f"the decoder process does not start ({death}): {self._last_words()}") from death
 
@@ -110,22 +110,22 @@ class Child:
         while got < count:
             left_s = max(0.0, deadline - time.monotonic())
             if not self._poll.poll(left_s * 1000):
-                raise Death(f"decoder hung: no audio for {patience_s:g} s")
+                raise DecoderDied(f"decoder hung: no audio for {patience_s:g} s")
             read = os.readv(self._out, [view[got:]])
             if read == 0:
                 raise self._death()
             got += read
         return data
 
-    def _death(self) -> Death:
+    def _death(self) -> DecoderDied:
         try:
             code = self.process.wait(10)
         except subprocess.TimeoutExpired:  # closed its pipe and lives on: as good as hung
-            return Death("decoder crashed: closed its pipe")
+            return DecoderDied("decoder crashed: closed its pipe")
         if code < 0:
             crashed = -code in CRASHES
-            return Death(f"decoder crashed: signal {-code}", outside=not crashed)
-        return Death(f"decoder crashed: {self._last_words() or f'exit {code}'}")
+            return DecoderDied(f"decoder crashed: signal {-code}", outside=not crashed)
+        return DecoderDied(f"decoder crashed: {self._last_words() or f'exit {code}'}")
 
     def _last_words(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)
@@ -134,7 +134,7 @@ class Child:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-class Guard:
+class DecoderProcess:
     """Decodes recordings one at a time, through a child that may die without taking anyone along.
 
     stall_s: longest wait for audio; also how far a decoder may fall behind real time in all.
@@ -160,16 +160,16 @@ class Guard:
         before the first block, and with its sha256, length and damage after the last. channels: called
         with what the child says of each stretch's channels, in time before its samples come.
         Raises `RejectRecording` with the reason of a rejection, or `ReadError`."""
-        witness = Witness(source, path)
+        hasher = SourceHasher(source, path)
         try:
             try:
                 yield from self._attempts(source, {**request, "path": os.fsdecode(path)}, facts, channels)
             except RejectRecording:
-                witness.result(self.stall_s)  # its ReadError goes first: unread bytes reject nothing
+                hasher.result(self.stall_s)  # its ReadError goes first: unread bytes reject nothing
                 raise
-            facts["source_sha256"] = witness.result(self.stall_s)
+            facts["source_sha256"] = hasher.result(self.stall_s)
         finally:
-            witness.stop()
+            hasher.stop()
 
     def ready(self) -> None:
         """Start the child, unless it lives. Raises `ReadError`."""
@@ -197,7 +197,7 @@ class Guard:
             except RejectRecording:
                 whole = True  # the child answered to the end
                 raise
-            except Death as death:
+            except DecoderDied as death:
                 deaths.append(death.outside)
                 if deaths.count(death.outside) < 2:
                     continue
@@ -221,7 +221,7 @@ class Guard:
             if kind == b"B":
                 samples += len(payload) // 2
                 if waited_s > self.stall_s + samples / request["rate_hz"]:
-                    raise Death(
+                    raise DecoderDied(
                         f"decoder too slow: {samples / request['rate_hz']:.0f} s of audio in {waited_s:.0f} s"
                     )
                 yield from self._fresh(source, payload, index, passed)

@@ -52,7 +52,7 @@ def _exactly(file, count: int) -> bytes:
     return b"".join(parts)
 
 
-class Witness:
+class SourceHasher:
     """Reads the whole file in a thread, beside the decoder: its sha256, or why it cannot be read.
 
     Only what a witness has read to the end may be rejected: everything else is a read error."""

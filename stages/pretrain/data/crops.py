@@ -39,7 +39,7 @@ class Crops:
     start: np.ndarray
 
 
-class Places:
+class CropIndex:
     """Where each sample of the order lies. Cheap to make; holds the order of the epochs last asked for."""
 
     def __init__(self, pinned: Pinned, data: Data):
@@ -110,7 +110,7 @@ class Reader:
             mixture,
             frames,
         )
-        self.places = Places(pinned, data)
+        self.places = CropIndex(pinned, data)
         self.tars = Tars(pinned, data.cache_folder, data.cache_gb)
         self._stored_cqt = pinned.cqt is not None and pinned.cqt.name != "online"
         self._context = pinned.cqt.context_samples if pinned.cqt else 0

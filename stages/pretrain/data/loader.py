@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from stages.pretrain.data import counter_rng
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.data.crops import Crops, Places, Reader
+from stages.pretrain.data.crops import CropIndex, Crops, Reader
 from stages.pretrain.data.index import Pinned
 from stages.pretrain.data.masking import Masking
 from stages.pretrain.data.mixture import Mixture
@@ -65,7 +65,7 @@ class Loader:
             world,
         )
         self._made = (pinned, data, masking, mixture, frames)
-        self._places = Places(pinned, data)
+        self._places = CropIndex(pinned, data)
         self._reader: Reader | None = None
         self._streams: list[Iterator] = []
         self.seen, self.bad = 0, 0  # samples of this rank, and those of them that were replaced

@@ -16,7 +16,7 @@ from stages.pretrain.model.encoder import ConvPositions, Encoder
 from stages.pretrain.model.front_end import ConvFrontEnd, front_end
 from stages.pretrain.model.initial import initialise
 from stages.pretrain.model.layers import LayerNorm, Linear, scale_gradient, working_dtype
-from stages.pretrain.model.masked import hide
+from stages.pretrain.model.masked import apply_mask
 
 
 class Backbone(nn.Module):
@@ -85,5 +85,5 @@ class Backbone(nn.Module):
                 tuple(mask_BT.shape),
                 f"expected {tuple(x_BTD.shape[:2])}, as `Model.frames` counts them",
             )
-            x_BTD = hide(x_BTD, mask_BT, self.mask_vector, self.model.masked_input == "line")
+            x_BTD = apply_mask(x_BTD, mask_BT, self.mask_vector, self.model.masked_input == "line")
         return self.encoder(x_BTD, keep_layers, mask_BT)

@@ -22,7 +22,7 @@ def windows_of(x_GBtC: Tensor, taps: int, stride: int) -> Tensor:
     return view.reshape(groups, clips * out, taps * channels)
 
 
-def folded(windows: Tensor, shape: torch.Size, taps: int, stride: int) -> Tensor:
+def add_windows(windows: Tensor, shape: torch.Size, taps: int, stride: int) -> Tensor:
     """The transpose of `windows_of`: every window's numbers added where they came from, a stride's worth at a
     time."""
     groups, clips, frames, channels = shape
@@ -54,7 +54,7 @@ class _Convolve(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             to_weight = torch.bmm(gradient.transpose(1, 2), windows_of(x_GBtC, ctx.taps, ctx.stride))
         if ctx.needs_input_grad[0]:
-            to_x = folded(torch.bmm(gradient, weight_GDK), x_GBtC.shape, ctx.taps, ctx.stride)
+            to_x = add_windows(torch.bmm(gradient, weight_GDK), x_GBtC.shape, ctx.taps, ctx.stride)
         return to_x, to_weight, None
 
 

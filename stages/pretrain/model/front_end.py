@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stages.pretrain.model.config import ConvFront, CqtFront, MelFront, Model
 from stages.pretrain.model.convolve import convolve
-from stages.signal.cqt import Cqt, CqtSpec
+from stages.signal.cqt import ConstantQ, CqtSpec
 from stages.signal.mel import LogMel
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 from stages.signal.tables import table_cache
@@ -33,14 +33,14 @@ class FirstConv(nn.Module):
         self.norm_bias = nn.Parameter(torch.empty(channels))
 
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
-        weight_BDW, bias_BD = self.folded(wave_BN)
+        weight_BDW, bias_BD = self.fold_group_norm(wave_BN)
         windows_BTW = wave_BN.unfold(1, self.weight.shape[2], self.stride)
         # A column of ones takes the bias into the product: its gradient is then no pass of its own.
         windows_BTW = torch.cat([windows_BTW, torch.ones_like(windows_BTW[..., :1])], 2).to(dtype)
         weight_BDW = torch.cat([weight_BDW, bias_BD[..., None]], 2).to(dtype)
         return F.gelu(torch.bmm(windows_BTW, weight_BDW.transpose(1, 2)))
 
-    def folded(self, wave_BN: Tensor) -> tuple[Tensor, Tensor]:
+    def fold_group_norm(self, wave_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Convolution and GroupNorm as one convolution of each clip's own: fp32 (B, D, W), (B, D).
 
         A channel's mean and variance over time follow from the windows' mean m and covariance S: w·m and
@@ -121,7 +121,7 @@ class CqtFrontEnd(nn.Module):
             spec = CqtSpec(
                 RATE_HZ, HOP_SAMPLES, self.sizes.fmin_hz, self.sizes.bins, self.sizes.bins_per_octave
             )
-            self._cqt[device] = Cqt(spec, table_cache(), device)
+            self._cqt[device] = ConstantQ(spec, table_cache(), device)
         magnitude_BTF = self._cqt[device].frames(wave_BN, 0, self.sizes.frames(wave_BN.shape[1]))
         return (((magnitude_BTF + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE).to(dtype)
 

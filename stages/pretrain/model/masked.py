@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def hide(x_BTD: Tensor, mask_BT: Tensor, vector_D: Tensor, line: bool) -> Tensor:
+def apply_mask(x_BTD: Tensor, mask_BT: Tensor, vector_D: Tensor, line: bool) -> Tensor:
     """x with its masked frames replaced by the vector (F wav2vec2.py apply_mask).
 
     `line`: the vector plus `interpolated`, so that what was heard on both sides of a span is where it is

@@ -22,7 +22,7 @@ from stages.signal.rates import HOP_SAMPLES
 
 
 @dataclass(frozen=True)
-class Places:
+class MaskedFrames:
     """Where a micro-batch is masked: clip and frame of each of S frames, of T a clip."""
 
     clip_S: Tensor
@@ -30,7 +30,7 @@ class Places:
     frames: int
 
     @classmethod
-    def of(cls, mask_BT: Tensor) -> "Places":
+    def of(cls, mask_BT: Tensor) -> "MaskedFrames":
         return cls(*mask_BT.nonzero(as_tuple=True), mask_BT.shape[1])
 
     def labels(self, name: str, labels_BL: Tensor, hop_samples: int) -> Tensor:
@@ -109,10 +109,10 @@ class Mert(Backbone):
         with torch.autocast(wave_BN.device.type, enabled=False):
             features_BTC, penalty = self._features(wave_BN, dtype)
             _, hidden_BTD = self._encode(features_BTC, mask_BT, keep_layers)
-            places = Places.of(mask_BT)
-            x_SD = hidden_BTD[places.clip_S, places.frame_S]
-            ce_K, correct_K = self._code_errors(x_SD, codes, places, wanted)
-            cqt = self._cqt_error(x_SD, cqt_BLF, places)
+            masked = MaskedFrames.of(mask_BT)
+            x_SD = hidden_BTD[masked.clip_S, masked.frame_S]
+            ce_K, correct_K = self._code_errors(x_SD, codes, masked, wanted)
+            cqt = self._cqt_error(x_SD, cqt_BLF, masked)
         weights, frames = self.objective, len(x_SD)
         loss = (
             weights.codes_weight * ce_K.sum()
@@ -145,7 +145,7 @@ class Mert(Backbone):
             return logits, self.cqt_head(x_SD).unflatten(0, (clips, frames)) if self.cqt_head else None
 
     def _code_errors(
-        self, x_SD: Tensor, codes: dict[str, Tensor], places: Places, wanted: tuple[int, ...]
+        self, x_SD: Tensor, codes: dict[str, Tensor], masked: MaskedFrames, wanted: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """fp32 (K,) of all columns: summed cross entropy, argmax hits."""
         losses, hits, first = (
@@ -160,7 +160,7 @@ class Mert(Backbone):
                 sorted(codes),
                 f"this model learns from {column.name}: load that column",
             )
-            codes_SK = places.labels(column.name, codes[column.name], column.hop_samples)
+            codes_SK = masked.labels(column.name, codes[column.name], column.hop_samples)
             loss_K, correct_K = head(
                 x_SD, codes_SK, tuple(k - first for k in wanted if first <= k < first + column.codebooks)
             )
@@ -169,7 +169,7 @@ class Mert(Backbone):
             first += column.codebooks
         return torch.cat(losses), torch.cat(hits)
 
-    def _cqt_error(self, x_SD: Tensor, cqt_BLF: Tensor | None, places: Places) -> Tensor:
+    def _cqt_error(self, x_SD: Tensor, cqt_BLF: Tensor | None, masked: MaskedFrames) -> Tensor:
         """Sum over masked frames of the mean square over bins; fp32."""
         if self.cqt_head is None:
             return x_SD.new_zeros((), dtype=torch.float32)
@@ -179,7 +179,7 @@ class Mert(Backbone):
             None,
             "this model predicts the CQT: load its column, or set objective.cqt_weight to 0",
         )
-        target_SF = self.cqt_head.target(places.labels("cqt_BLF", cqt_BLF, HOP_SAMPLES))
+        target_SF = self.cqt_head.target(masked.labels("cqt_BLF", cqt_BLF, HOP_SAMPLES))
         return (self.cqt_head(x_SD) - target_SF).square().mean(1).sum()
 
     def draw(self, seed: int, update: int) -> tuple[tuple[bool, ...], tuple[int, ...]]:
@@ -191,7 +191,7 @@ class Mert(Backbone):
         return keep_layers, tuple(sorted(int(k) for k in random.permutation(self.codebooks)[:n]))
 
     @torch.no_grad()
-    def blame(self, batch: Batch) -> list[str]:
+    def non_finite_keys(self, batch: Batch) -> list[str]:
         """Keys of the samples with NaN or infinity in their input, labels or predictions, without dropout; no
         sample sees another."""
         was_training = self.training

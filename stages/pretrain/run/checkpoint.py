@@ -43,7 +43,7 @@ class Checkpoints:
         name = f"u{state['update']:08d}"
         tensors = engine.gathered()
         rngs = self.world.gather(_generators(self.world))
-        if self.world.leads:
+        if self.world.is_rank_0:
             self.finish()
             moments = {n: tensors.pop(n) for n in list(tensors) if n.partition(".")[0] in MOMENTS}
             rng = {f"{kind}.{rank}": tensor for rank, own in enumerate(rngs) for kind, tensor in own.items()}
@@ -111,7 +111,7 @@ class Checkpoints:
 
     def newest(self) -> str | None:
         """The newest complete checkpoint; one that died between its own name and `latest` counts."""
-        names = self.world.lead(self.names)
+        names = self.world.on_rank_0(self.names)
         return names[-1] if names else None
 
     def restore(self, engine: Engine, name: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Checkpoints:
 
         Raises ValueError for a damaged file, or one of another model.
         """
-        state = self.world.lead(self.state, name)
+        state = self.world.on_rank_0(self.state, name)
         tensors = self._read(name, "model", state) | self._read(name, "optimizer", state)
         self._check(engine, tensors, name)
         engine.restore(tensors, state["steps"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.pretrain.data.batch import Batch, CodeColumn
-from stages.pretrain.model.mert import Mert, Places
+from stages.pretrain.model.mert import MaskedFrames, Mert
 from stages.pretrain.run import metrics
 from stages.signal.rates import HOP_SAMPLES
 
@@ -22,7 +22,7 @@ from stages.signal.rates import HOP_SAMPLES
 RIDGE = 0.1
 
 
-class HeadStart:
+class CqtStart:
     """Sums over the masked frames of the batches that go through `add`; `head` is what they say.
 
     default: nothing is summed, the head stays as it is; mean: its bias becomes each bin's mean; fit: weight
@@ -44,11 +44,11 @@ class HeadStart:
             with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
                 _, hidden_BTD = self.model.encode(batch.wave_BN, batch.mask_BT)
             self.model.train(training)
-            places = Places.of(batch.mask_BT)
+            masked = MaskedFrames.of(batch.mask_BT)
             target_SF = self.model.cqt_head.target(
-                places.labels("cqt_BLF", batch.cqt_BLF, HOP_SAMPLES)
+                masked.labels("cqt_BLF", batch.cqt_BLF, HOP_SAMPLES)
             ).double()
-            x_SD = hidden_BTD[places.clip_S, places.frame_S].double()
+            x_SD = hidden_BTD[masked.clip_S, masked.frame_S].double()
             x_SD = torch.cat([x_SD, torch.ones_like(x_SD[:, :1])], 1)
             self._moments = self._moments + x_SD.T @ x_SD
             self._cross = self._cross + x_SD.T @ target_SF
@@ -69,11 +69,11 @@ class HeadStart:
         return weight_DF.T.float().cpu(), (bin_mean_F - mean_D @ weight_DF).float().cpu()
 
 
-def first_look(
+def baselines_and_start(
     model: Mert, batches: Iterable[Batch], codes: tuple[CodeColumn, ...], how: str, dtype: torch.dtype
 ) -> tuple[metrics.Baselines, tuple[Tensor | None, Tensor | None]]:
     """The baselines of these training crops, and the CQT head's start as `how` says."""
-    start = HeadStart(model, how, dtype)
+    start = CqtStart(model, how, dtype)
     baselines = metrics.counted(
         map(start.add, batches), codes, model.cqt_head.target if model.cqt_head else None
     )

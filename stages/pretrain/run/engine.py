@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stages.config import require
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.run.loss_scale import DynamicScale
+from stages.pretrain.run.loss_scale import LossScale
 from stages.pretrain.run.optimiser import Adam, Optim
 from stages.pretrain.run.world import World
 
@@ -115,7 +115,7 @@ class Engine:
                 f"install one, or set engine.compile to false",
             )
             model.compile()
-        self.scale = DynamicScale(settings.precision == "fp16")
+        self.scale = LossScale(settings.precision == "fp16")
         self.adam = Adam(model.named_parameters(), optim)
         self._deepspeed = _initialize(
             _Cast(model, DTYPES[settings.precision]), self.adam, settings, optim, world, accumulation
@@ -137,7 +137,7 @@ class Engine:
         `frames` = masked frames of the whole global batch: the loss is its sum divided by that, whatever
         the shares of ranks and micro-batches. `judge(mean_loss) -> bool` says whether to skip the update.
         """
-        self.adam.set_rate(rate)
+        self.adam.set_lr(rate)
         self._begin()
         own: dict[str, Tensor] = {}
         for i, (batch, further) in enumerate(batches):
@@ -230,7 +230,7 @@ class Engine:
         found: dict[str, Tensor] = {}
 
         def put(name: str, value: Tensor) -> None:
-            if self.world.leads:
+            if self.world.is_rank_0:
                 found[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
 
         for name, parameter in self.model.named_parameters():

@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.pretrain.config import Guard
 
 
-class Judge:
+class LossGuard:
     """Decides from the mean loss over the global batch, so that every rank decides alike."""
 
     def __init__(self, guard: Guard, history: list[float] = (), in_a_row: int = 0, skipped: int = 0):

@@ -7,7 +7,7 @@ GROW_AFTER = 2_000  # updates without overflow: torch.amp.GradScaler's
 
 
 @dataclass
-class DynamicScale:
+class LossScale:
     enabled: bool
     value: float = START
     good: int = 0  # updates since the last change

@@ -62,7 +62,7 @@ class Optim:
             "expected above 0; a large number does not clip",
         )
 
-    def rate_at(self, update: int) -> float:
+    def lr_at(self, update: int) -> float:
         """The rate of update `update` (the first is 0): linear warm-up, then decay to 0 at `updates`."""
         if update < self.warmup_updates:
             return self.rate * (update + 1) / self.warmup_updates
@@ -90,7 +90,7 @@ class Adam(torch.optim.AdamW):
             weight_decay=optim.weight_decay,
         )
 
-    def set_rate(self, rate: float) -> None:
+    def set_lr(self, rate: float) -> None:
         for group in self.param_groups:
             group["lr"] = rate * group["share"]
 

@@ -21,13 +21,13 @@ from stages.pretrain.run.world import World
 LOCK_S = 10.0  # a killed run's ranks may take so long to die
 
 
-class Folder:
+class RunDir:
     """Made by every rank; only rank 0 writes."""
 
     def __init__(self, config: Config, world: World):
         self.config, self.world = config, world
         self.path = Path(config.run.dir).absolute() / config.run.name
-        world.lead(self._open)
+        world.on_rank_0(self._open)
         self._check_visible()
 
     def _open(self) -> None:
@@ -58,8 +58,8 @@ class Folder:
         return True
 
     def _check_visible(self) -> None:
-        name = self.world.broadcast(f".probe-{uuid.uuid4().hex}" if self.world.leads else None)
-        if self.world.leads:
+        name = self.world.broadcast(f".probe-{uuid.uuid4().hex}" if self.world.is_rank_0 else None)
+        if self.world.is_rank_0:
             (self.path / name).write_text("seen")
         self.world.barrier()
         blind = [
@@ -68,7 +68,7 @@ class Folder:
             if not sees
         ]
         self.world.barrier()
-        if self.world.leads:
+        if self.world.is_rank_0:
             (self.path / name).unlink()
         if blind:
             raise ValueError(
@@ -112,7 +112,7 @@ class Folder:
 
     def log(self, kind: str, **values: Any) -> None:
         """One line of metrics.jsonl; numbers that are not finite become null."""
-        if self.world.leads:
+        if self.world.is_rank_0:
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"kind": kind, **_finite(values)}) + "\n")
 

@@ -13,22 +13,22 @@ from stages.pretrain.data.index import Pinned
 from stages.pretrain.model.mert import Mert
 from stages.pretrain.run import display, metrics
 from stages.pretrain.run.engine import Updated
-from stages.pretrain.run.run_dir import Folder
+from stages.pretrain.run.run_dir import RunDir
 from stages.pretrain.run.world import World
 from stages.signal.rates import RATE_HZ
 
 
-class Report:
+class RunLog:
     """Every rank has one; rank 0's writes. `say` takes a line for people."""
 
-    def __init__(self, config: Config, world: World, folder: Folder, say: Callable[[str], None]):
-        self.config, self.world, self.folder = config, world, folder
+    def __init__(self, config: Config, world: World, run_dir: RunDir, say: Callable[[str], None]):
+        self.config, self.world, self.run_dir = config, world, run_dir
         self._say, self._boards, self._took_s = say, None, 0.0
 
     def say(self, text: str) -> None:
         """A line for people, also in RUN/run.log."""
-        if self.world.leads:
-            with open(self.folder.path / "run.log", "a") as file:
+        if self.world.is_rank_0:
+            with open(self.run_dir.path / "run.log", "a") as file:
                 file.write(text + "\n")
             self._say(text)
 
@@ -50,10 +50,10 @@ class Report:
             f"{peak / 1e9:.0f} GFLOP/s measured"
         )
         self.say(
-            f"resumed from {restored} in {self.folder.path}" if restored else f"begun in {self.folder.path}"
+            f"resumed from {restored} in {self.run_dir.path}" if restored else f"begun in {self.run_dir.path}"
         )
         codebooks = [f"{column.name}/{k}" for column in pinned.codes for k in range(column.codebooks)]
-        self.folder.log(
+        self.run_dir.log(
             "start",
             time=time.time(),
             update=update,
@@ -63,9 +63,9 @@ class Report:
             peak_flops=peak,
             updates=self.config.optim.updates,
         )
-        if world.leads:
+        if world.is_rank_0:
             self._boards = display.Boards(
-                self.folder.path, self.config.watch, self.config.run.name, asdict(self.config), update
+                self.run_dir.path, self.config.watch, self.config.run.name, asdict(self.config), update
             )
 
     def update(
@@ -105,8 +105,8 @@ class Report:
         self.draw()
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
-        self.folder.log(kind, **row)
-        if self.world.leads:
+        self.run_dir.log(kind, **row)
+        if self.world.is_rank_0:
             self.say(display.line({"kind": kind, **row}, self.config.optim.updates))
             self._boards.add({"kind": kind, **row})
 
@@ -128,10 +128,10 @@ class Report:
         self.log("skipped", update=update, loss=loss, keys=keys)
 
     def log(self, kind: str, **values: Any) -> None:
-        self.folder.log(kind, time=time.time(), **values)
+        self.run_dir.log(kind, time=time.time(), **values)
 
     def draw(self) -> None:
         """RUN/curves.png as of now."""
-        if self.world.leads:
+        if self.world.is_rank_0:
             self._boards.flush()
-            display.draw_curves(self.folder.path / "metrics.jsonl", self.folder.path / "curves.png")
+            display.draw_curves(self.run_dir.path / "metrics.jsonl", self.run_dir.path / "curves.png")

@@ -22,10 +22,10 @@ class World:
     size: int
     local_rank: int
     device: torch.device
-    neighbours: int = 1  # ranks on this machine, this one included
+    local_size: int = 1  # ranks on this machine, this one included
 
     @property
-    def leads(self) -> bool:
+    def is_rank_0(self) -> bool:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -55,11 +55,11 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
-    def lead(self, action: Any, *arguments: Any) -> Any:
+    def on_rank_0(self, action: Any, *arguments: Any) -> Any:
         """Run `action` on rank 0 and hand its value to all; its ValueError or OSError is raised on all
         ranks."""
         outcome: tuple[str, Any] = ("value", None)
-        if self.leads:
+        if self.is_rank_0:
             try:
                 outcome = ("value", action(*arguments))
             except (ValueError, OSError) as error:

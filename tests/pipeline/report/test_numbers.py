@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.report import corpus as corpora
 from pipeline.report import numbers as counted
 from pipeline.report import terminal
-from pipeline.report.anomalies import everything, oddities
+from pipeline.report.anomalies import anomalies, everything
 from pipeline.report.timeline import throughput, without_pauses
 from tests.pipeline.report import synthetic
 
@@ -36,7 +36,7 @@ def numbers(out) -> dict:
 
 def odd(out) -> dict:
     with corpora.opened(str(out)) as corpus:
-        return {o.what: o for o in oddities(corpus, counted.numbers(corpus))}
+        return {o.what: o for o in anomalies(corpus, counted.numbers(corpus))}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from stages.label.base import Kept, Rejected, Sample
 from stages.label.codes import Codes
-from stages.label.cqt import Cqt
+from stages.label.cqt import CqtStage
 from stages.label.recipe import Recipe, cqt_recipe
 from stages.shards.frames import decode_cqt
 from tests.excerpt import ArrayWave
@@ -66,7 +66,7 @@ def frames(items: list, extension: str) -> np.ndarray:
 
 
 def run_cqt(waves: list, **recipe) -> tuple[list, dict]:
-    run = Cqt(fmin_hz=110.0, bins=96, bins_per_octave=24, **recipe).open(None, "cpu", 1)
+    run = CqtStage(fmin_hz=110.0, bins=96, bins_per_octave=24, **recipe).open(None, "cpu", 1)
     return list(run(iter(waves))), run.facts()
 
 
@@ -153,9 +153,9 @@ def test_a_rate_channels_or_dtype_that_cannot_be_taken_is_named(wave, reason):
 
 
 def test_options_that_came_later_leave_older_columns_their_names():
-    plain = cqt_recipe(Recipe(cqt=Cqt()), "audio8")
+    plain = cqt_recipe(Recipe(cqt=CqtStage()), "audio8")
     assert "magnitude" not in plain and "storage" not in plain
-    assert cqt_recipe(Recipe(cqt=Cqt(magnitude="log")), "audio8") == plain | {"magnitude": "log"}
+    assert cqt_recipe(Recipe(cqt=CqtStage(magnitude="log")), "audio8") == plain | {"magnitude": "log"}
 
 
 @pytest.mark.parametrize(
@@ -163,4 +163,4 @@ def test_options_that_came_later_leave_older_columns_their_names():
 )
 def test_options_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError, match=f"recipe.cqt.{next(iter(wrong))} is "):
-        Cqt(**wrong)
+        CqtStage(**wrong)

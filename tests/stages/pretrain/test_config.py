@@ -80,7 +80,7 @@ def test_the_cqt_head_may_have_a_rate_of_its_own(share, groups):
     net = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "cqt_head": torch.nn.Linear(2, 2)})
     adam = Adam(net.named_parameters(), Optim(cqt_head_rate=share, weight_decay=0.0))
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    adam.set_rate(0.5)
+    adam.set_lr(0.5)
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
     adam.step()
@@ -132,9 +132,9 @@ def test_the_rate_rises_and_falls_to_zero():
     linear, cosine = (
         Optim(updates=100, warmup_updates=10, rate=1.0, schedule=s) for s in ("linear", "cosine")
     )
-    assert linear.rate_at(0) == 0.1 and linear.rate_at(9) == linear.rate_at(10) == 1.0
-    assert linear.rate_at(55) == 0.5 and cosine.rate_at(55) == pytest.approx(0.5)
-    assert linear.rate_at(99) == pytest.approx(1 / 90) and cosine.rate_at(30) > linear.rate_at(30)
+    assert linear.lr_at(0) == 0.1 and linear.lr_at(9) == linear.lr_at(10) == 1.0
+    assert linear.lr_at(55) == 0.5 and cosine.lr_at(55) == pytest.approx(0.5)
+    assert linear.lr_at(99) == pytest.approx(1 / 90) and cosine.lr_at(30) > linear.lr_at(30)
 
 
 def test_a_choice_that_came_later_has_its_default_in_a_run_begun_before():

@@ -39,7 +39,7 @@ def test_the_weights_and_the_generators_begin_by_the_seed_alone(quick, monkeypat
     assert same == [True, True, False]
 
 
-_look = loop.first_look
+_look = loop.baselines_and_start
 
 
 def test_the_best_is_the_lowest_held_out_loss_wherever_it_lies(quick):
@@ -107,11 +107,11 @@ def test_a_checkpoint_is_due_by_minutes_counted_from_the_one_before(quick, monke
     assert [call["flags"] for call in quick.calls] == [(False, update in (4, 8)) for update in range(1, 10)]
 
 
-@pytest.mark.parametrize(("threads", "neighbours"), [("3", 1), ("null", 1), ("null", 1000)])
-def test_threads_are_those_asked_for_or_this_ranks_share(quick, monkeypatch, threads, neighbours):
+@pytest.mark.parametrize(("threads", "local_size"), [("3", 1), ("null", 1), ("null", 1000)])
+def test_threads_are_those_asked_for_or_this_ranks_share(quick, monkeypatch, threads, local_size):
     asked = []
     monkeypatch.setattr(loop.torch, "set_num_threads", asked.append)
-    world = replace(ALONE, neighbours=neighbours)
+    world = replace(ALONE, local_size=local_size)
     monkeypatch.setattr(
         loop, "joined", lambda timeout_s: asked.append(timeout_s) or contextlib.nullcontext(world)
     )
@@ -119,7 +119,7 @@ def test_threads_are_those_asked_for_or_this_ranks_share(quick, monkeypatch, thr
     with pytest.raises(ValueError, match="far enough"):
         quick.train(f"run.threads={threads}", "run.stall_minutes=2")
     cores = len(os.sched_getaffinity(0))
-    assert asked == [180, 3 if threads == "3" else max(1, cores // neighbours)]
+    assert asked == [180, 3 if threads == "3" else max(1, cores // local_size)]
 
 
 def test_too_large_a_global_batch_and_a_logarithm_of_logarithms_are_refused_before_the_model_is_built(

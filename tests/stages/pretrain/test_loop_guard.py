@@ -12,7 +12,7 @@ from stages.pretrain import loop
 from stages.pretrain.data.state import State
 from stages.pretrain.model.mert import Mert
 from stages.pretrain.run.engine import Engine
-from stages.pretrain.run.loss_scale import DynamicScale
+from stages.pretrain.run.loss_scale import LossScale
 from tests.stages.pretrain.runs import Quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +22,9 @@ RESTORE = ("guard.then=restore", "checkpoints.every_updates=2", "checkpoints.kee
 
 def test_a_bad_update_is_skipped_and_its_samples_are_read_again_and_blamed(quick, monkeypatch):
     evaluated = []
-    monkeypatch.setattr(Mert, "blame", lambda own, batch: evaluated.append(own.training) or list(batch.keys))
+    monkeypatch.setattr(
+        Mert, "non_finite_keys", lambda own, batch: evaluated.append(own.training) or list(batch.keys)
+    )
     quick.losses = {3: NAN}
     assert quick.train("optim.updates=4", "guard.in_a_row=2") == loop.DONE
     (skipped,) = quick.rows("skipped")
@@ -76,7 +78,7 @@ def test_the_run_goes_back_to_the_last_checkpoint_and_past_the_data_since(quick)
             "data go on, update by update"
         )
     optim = quick.training.config.optim
-    assert [call["rate"] for call in quick.calls] == [optim.rate_at(u) for u in (0, 1, 2, 3, 4, 5, 4, 5, 6)]
+    assert [call["rate"] for call in quick.calls] == [optim.lr_at(u) for u in (0, 1, 2, 3, 4, 5, 4, 5, 6)]
     last = State.from_json(quick.checkpoint(7)["state"])
     assert (last.update, last.consumed, last.epoch, last.skipped) == (
         7,
@@ -179,7 +181,7 @@ def scaled(monkeypatch):
 
     def initialised(own, *arguments):
         init(own, *arguments)
-        own.scale = DynamicScale(True, 8.0)
+        own.scale = LossScale(True, 8.0)
 
     monkeypatch.setattr(Engine, "__init__", initialised)
 

@@ -163,7 +163,7 @@ def test_weights_of_others_are_taken_at_the_begin_alone_and_then_looked_for(quic
     [((), "given", "fit"), ((loop.CQT_HEAD,), "given", "default"), ((), None, "fit")],
 )
 def test_a_head_that_was_given_is_not_fitted(quick, monkeypatch, taken, weights, how):
-    asked, look = [], loop.first_look
+    asked, look = [], loop.baselines_and_start
 
     class Taken:
         def __init__(self):
@@ -172,7 +172,7 @@ def test_a_head_that_was_given_is_not_fitted(quick, monkeypatch, taken, weights,
         def __str__(self):
             return "weights of others"
 
-    monkeypatch.setattr(loop, "first_look", lambda *a: asked.append(a[3]) or look(*a))
+    monkeypatch.setattr(loop, "baselines_and_start", lambda *a: asked.append(a[3]) or look(*a))
     monkeypatch.setattr(loop, "load_into", lambda model, place: Taken())
     stopped(quick, 1, "objective.cqt_start=fit", *([f"run.weights={weights}"] if weights else []))
     assert ("weights of others" in quick.said) == (weights is not None)

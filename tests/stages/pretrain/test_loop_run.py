@@ -31,12 +31,12 @@ class Spies:
         save, validate, look, update, beat = (
             Checkpoints.save,
             loop.validate,
-            loop.first_look,
+            loop.baselines_and_start,
             loop.Engine.update,
             loop.Watchdog.beat,
         )
 
-        def first_look(model, batches, codes, how, dtype):
+        def baselines_and_start(model, batches, codes, how, dtype):
             batches = list(batches)
             self.looks.append((how, [key for b in batches for key in b.keys], [len(b.keys) for b in batches]))
             return look(model, batches, codes, how, dtype)
@@ -66,7 +66,7 @@ class Spies:
             lambda *a: self.validations.append((quick.tried, a[0].training, a[4:])) or validate(*a),
         )
         patch.setattr(loop, "try_largest", lambda *a: self.largest.append(a))
-        patch.setattr(loop, "first_look", first_look)
+        patch.setattr(loop, "baselines_and_start", baselines_and_start)
         patch.setattr(loop.Engine, "update", expecting)
         patch.setattr(loop.Watchdog, "beat", beating)
 
@@ -106,7 +106,7 @@ def test_it_ends_with_its_last_update_and_says_so(whole):
 
 def test_every_rows_rate_is_the_one_the_update_was_made_with_and_the_schedules(whole):
     quick, optim = whole[0], whole[0].training.config.optim
-    expected = [optim.rate_at(update) for update in range(UPDATES)]
+    expected = [optim.lr_at(update) for update in range(UPDATES)]
     assert [call["rate"] for call in quick.calls] == expected
     assert [row["rate"] for row in quick.rows()] == pytest.approx(expected, rel=1e-12)
     assert (

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from stages.shards.column import ColumnWriter
-from stages.shards.recordings import waves
+from stages.shards.recordings import stored_recordings
 
 
 def tar_of(tmp_path, kind: str, rate_hz: int, channels: int, subtype: str, samples: int = 9600):
@@ -20,7 +20,7 @@ def tar_of(tmp_path, kind: str, rate_hz: int, channels: int, subtype: str, sampl
         writer.add(f"r-{start:09d}", {kind: data.getvalue()}, row, {})
     writer.keep({})
     writer.finish()
-    [wave] = waves(tmp_path / "a.tar", writer.index)
+    [wave] = stored_recordings(tmp_path / "a.tar", writer.index)
     return wave, sound[:, 0]
 
 
@@ -67,7 +67,7 @@ def test_recordings_come_in_key_order_each_with_its_own_segments(tmp_path):
         )
     writer.keep({})
     writer.finish()
-    found = list(waves(tmp_path / "a.tar", writer.index, waited.append))
+    found = list(stored_recordings(tmp_path / "a.tar", writer.index, waited.append))
     assert [(wave.recording, wave.samples, len(wave.segments)) for wave in found] == [
         ("a", 1280, 2),
         ("b", 640, 1),
@@ -85,7 +85,7 @@ def test_recordings_come_in_key_order_each_with_its_own_segments(tmp_path):
     found[0].read(639, 640)
     found[0].read(640, 641)
     assert waited == ends[:2]
-    assert list(waves(tmp_path / "a.tar", writer.index.slice(0, 0))) == []
+    assert list(stored_recordings(tmp_path / "a.tar", writer.index.slice(0, 0))) == []
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
@@ -99,5 +99,5 @@ def test_full_scale_is_one(tmp_path, kind):
         "r-0", {kind: data.getvalue()}, {"recording": "r", "start": 0, "samples": 960, "frames": 3}, {}
     )
     writer.finish()
-    [wave] = waves(tmp_path / "a.tar", writer.index)
+    [wave] = stored_recordings(tmp_path / "a.tar", writer.index)
     assert wave.read(0, 3).tolist() == [-1.0, 0.5, 0.0] and wave.read(1, 2).tolist() == [0.5]

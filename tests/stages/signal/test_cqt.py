@@ -16,7 +16,7 @@ from nnAudio.features.cqt import CQT as NnAudioCqt
 from nnAudio.utils import create_cqt_kernels
 
 from stages.signal import cqt as module
-from stages.signal.cqt import Cqt, CqtSpec, log_magnitude
+from stages.signal.cqt import ConstantQ, CqtSpec, log_magnitude
 from tests.conftest import ROOT
 from tests.excerpt import excerpt
 
@@ -40,8 +40,8 @@ def assert_close(ours_FK, reference_FK, scale_FK=None) -> None:
 
 
 @pytest.fixture(scope="module")
-def cqt(tmp_path_factory) -> Cqt:
-    return Cqt(SPEC, tmp_path_factory.mktemp("cqt"))
+def cqt(tmp_path_factory) -> ConstantQ:
+    return ConstantQ(SPEC, tmp_path_factory.mktemp("cqt"))
 
 
 @cache
@@ -74,7 +74,7 @@ def by_layer(wave: np.ndarray) -> np.ndarray:
         return layer.double()(torch.from_numpy(wave).double()[None])[0].T.numpy()
 
 
-def whole(cqt: Cqt, wave: np.ndarray) -> np.ndarray:
+def whole(cqt: ConstantQ, wave: np.ndarray) -> np.ndarray:
     return cqt.frames(torch.from_numpy(wave)[None], 0, len(wave) // HOP + 1)[0].numpy()
 
 
@@ -262,35 +262,35 @@ def test_a_spec_that_cannot_work_is_refused():
 def test_a_cache_that_cannot_be_written_costs_no_run(tmp_path):
     (tmp_path / "file").write_text("")
     wave_BN = torch.randn(1, 4_000, generator=torch.Generator().manual_seed(0))
-    frames = Cqt(SMALL, tmp_path / "file" / "below").frames(wave_BN, 0, 10)
-    assert torch.equal(frames, Cqt(SMALL).frames(wave_BN, 0, 10))
+    frames = ConstantQ(SMALL, tmp_path / "file" / "below").frames(wave_BN, 0, 10)
+    assert torch.equal(frames, ConstantQ(SMALL).frames(wave_BN, 0, 10))
 
 
 def test_the_cache_gives_the_same_tables_without_building(tmp_path, monkeypatch):
     wave = torch.from_numpy(sine(1000, 1))[None]
-    built = Cqt(SMALL, tmp_path / "new").frames(wave, 0, 76)
+    built = ConstantQ(SMALL, tmp_path / "new").frames(wave, 0, 76)
     assert len(list((tmp_path / "new").iterdir())) == 1
     monkeypatch.setattr(module, "_build", lambda spec: pytest.fail("built again"))
-    assert torch.equal(built, Cqt(SMALL, tmp_path / "new").frames(wave, 0, 76))
+    assert torch.equal(built, ConstantQ(SMALL, tmp_path / "new").frames(wave, 0, 76))
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "one bit"])
 def test_a_damaged_cache_is_rebuilt(tmp_path, damage):
     wave = torch.from_numpy(sine(1000, 1))[None]
-    built = Cqt(SMALL, tmp_path).frames(wave, 0, 76)
+    built = ConstantQ(SMALL, tmp_path).frames(wave, 0, 76)
     (path,) = tmp_path.iterdir()
     good = path.read_bytes()
     flipped = good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 1]) + good[len(good) // 2 + 1 :]
     path.write_bytes(
         {"empty": b"", "cut": good[:-1000], "garbage": b"no table" * 100, "one bit": flipped}[damage]
     )
-    assert torch.equal(built, Cqt(SMALL, tmp_path).frames(wave, 0, 76))
+    assert torch.equal(built, ConstantQ(SMALL, tmp_path).frames(wave, 0, 76))
     assert [each.read_bytes() for each in tmp_path.iterdir()] == [good]
 
 
 def test_other_parameters_have_another_file(tmp_path):
-    Cqt(SMALL, tmp_path)
-    Cqt(CqtSpec(fmin_hz=900.0, bins=60, bins_per_octave=24), tmp_path)
+    ConstantQ(SMALL, tmp_path)
+    ConstantQ(CqtSpec(fmin_hz=900.0, bins=60, bins_per_octave=24), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -314,6 +314,6 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert cqt.frames(wave, 0, 45_000).shape == (1, 45_000, 336)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
-    Cqt(SPEC, tmp_path)  # so that building does not count
+    ConstantQ(SPEC, tmp_path)  # so that building does not count
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert int(done.stdout) < 400

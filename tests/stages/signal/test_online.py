@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.signal.cqt import Cqt, CqtSpec, log_magnitude
+from stages.signal.cqt import ConstantQ, CqtSpec, log_magnitude
 from stages.signal.online import OnlineCqt
 from tests.stages.signal.test_cqt import assert_close, music
 
@@ -16,7 +16,7 @@ CROP, CONTEXT = 48_000, 25_230
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cqt")
-    Cqt(CqtSpec(), folder)
+    ConstantQ(CqtSpec(), folder)
     return folder
 
 
@@ -35,7 +35,7 @@ def test_crops_hold_the_recordings_own_frames(tables, recording):
     online = OnlineCqt(cache_dir=tables)
     assert online.context_samples == CONTEXT
     whole = (
-        Cqt(CqtSpec(), tables)
+        ConstantQ(CqtSpec(), tables)
         .frames(torch.from_numpy(recording)[None], 0, len(recording) // 320)[0]
         .double()
         .numpy()

@@ -158,7 +158,7 @@ def test_slower_than_real_time_is_a_hang_in_small_pieces(tmp_path, hooks, decode
 def test_a_child_killed_between_two_recordings_is_replaced_quietly(tmp_path, decoder):
     first, second = (music(tmp_path / "m", f"{i}.wav") for i in range(2))
     list(decoder([first]))
-    child = decoder._guard._child.process
+    child = decoder._process._child.process
     child.kill()
     child.wait()
     assert isinstance(outcomes(decoder([second]))["1"], Kept)
@@ -179,8 +179,8 @@ def test_the_child_dies_with_its_parent(tmp_path, hooks):
         "from stages.label.decode import *; import threading, time\n"
         f"d = Decode().open(stall_s=3600); s = {hung!r}\n"
         "def tell():\n"
-        "    while d._guard._child is None: time.sleep(0.05)\n"
-        "    print(d._guard._child.process.pid, flush=True)\n"
+        "    while d._process._child is None: time.sleep(0.05)\n"
+        "    print(d._process._child.process.pid, flush=True)\n"
         "threading.Thread(target=tell).start(); list(d([s]))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -261,7 +261,7 @@ def test_memory_is_bounded_by_the_block_not_by_the_file(tmp_path, decoder):
         for _ in range(60):
             file.write(minute)
     list(decoder([music(tmp_path / "m", "short.wav", seconds=60)]))
-    status = Path(f"/proc/{decoder._guard._child.process.pid}/status")
+    status = Path(f"/proc/{decoder._process._child.process.pid}/status")
     before_kb = _peak_kb(status)
     lengths = []
     for item in decoder([source(tmp_path / "hour.flac")]):
@@ -278,6 +278,6 @@ def _peak_kb(status):
 def test_rejections_are_sent_back_with_the_child_alive(tmp_path, decoder):
     (tmp_path / "a.mp3").write_bytes(b"garbage" * 1000)
     list(decoder([music(tmp_path / "m", "good.wav")]))
-    child = decoder._guard._child.process.pid
+    child = decoder._process._child.process.pid
     assert isinstance(outcomes(decoder([source(tmp_path / "a.mp3")]))["a"], Rejected)
-    assert decoder._guard._child.process.pid == child, "an ordinary rejection costs no process"
+    assert decoder._process._child.process.pid == child, "an ordinary rejection costs no process"

@@ -14,7 +14,7 @@ import pytest
 
 from stages.label.base import ReadError
 from stages.label.decoding import process as module
-from stages.label.decoding.process import Child, Death
+from stages.label.decoding.process import Child, DecoderDied
 
 
 class TestChild:
@@ -64,13 +64,13 @@ class TestChild:
     def test_what_does_not_come_in_time_is_a_hang(self, child):
         one = child("ready; printf 'B\\3\\0\\0\\0a'; cat")
         since = time.monotonic()
-        with pytest.raises(Death, match="^decoder hung: no audio for 0.2 s$") as death:
+        with pytest.raises(DecoderDied, match="^decoder hung: no audio for 0.2 s$") as death:
             one.receive(0.2)
         assert 0.2 <= time.monotonic() - since < 5 and not death.value.outside
 
     def test_whose_time_is_over_is_not_waited_for(self, child):
         one = child("ready; exec sleep 5")
-        with pytest.raises(Death, match="^decoder hung"):
+        with pytest.raises(DecoderDied, match="^decoder hung"):
             one.receive(-1.0)
 
     @pytest.mark.parametrize("kind", "RT")
@@ -103,11 +103,11 @@ class TestChild:
     def test_how_it_died_is_told(self, child, unignored, script, words, outside):
         one = child("ulimit -c 0; ready; read line; " + script)
         one.send({})
-        with pytest.raises(Death) as death:
+        with pytest.raises(DecoderDied) as death:
             one.receive(30.0)
         assert (str(death.value), death.value.outside) == (words, outside)
         assert not one.alive()
-        with pytest.raises(Death):
+        with pytest.raises(DecoderDied):
             for _ in itertools.repeat(None, 100):
                 one.send({})  # into a closed pipe
 
@@ -115,7 +115,7 @@ class TestChild:
         one = child("ready; exec >&-; exec sleep 60")
         wait = one.process.wait
         monkeypatch.setattr(one.process, "wait", lambda timeout=None: wait(timeout and 0.1))
-        with pytest.raises(Death, match="^decoder crashed: closed its pipe$"):
+        with pytest.raises(DecoderDied, match="^decoder crashed: closed its pipe$"):
             one.receive(30.0)
 
     @pytest.mark.parametrize(
@@ -152,6 +152,6 @@ class TestChild:
     def test_only_the_end_of_what_it_said_is_read(self, child):
         one = child("ready; read line; head -c 9000 /dev/zero | tr '\\0' x >&2; exit 1")
         one.send({})
-        with pytest.raises(Death) as death:
+        with pytest.raises(DecoderDied) as death:
             one.receive(30.0)
         assert str(death.value) == "decoder crashed: " + "x" * 4096

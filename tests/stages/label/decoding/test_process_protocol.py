@@ -13,12 +13,15 @@ import pytest
 from stages.label.base import ReadError, RejectRecording
 from stages.label.decode import Decode
 from stages.label.decoding import process as module
-from stages.label.decoding.process import Death, Guard
+from stages.label.decoding.process import DecoderDied, DecoderProcess
 from tests.stages.label.decoding.sounds import source
 
 REQUEST = {"rate_hz": 24_000, "resampler": "HQ", "max_s": 60.0}
 END = (b"E", b'{"decoded_s": 1}')
-CRASH, KILL = Death("decoder crashed: signal 11"), Death("decoder crashed: signal 9", outside=True)
+CRASH, KILL = (
+    DecoderDied("decoder crashed: signal 11"),
+    DecoderDied("decoder crashed: signal 9", outside=True),
+)
 
 
 def block(value, seconds=1.0):
@@ -42,7 +45,7 @@ class Scripted:
     def receive(self, patience_s):
         self.patience_s = patience_s
         step = next(self._script)
-        if isinstance(step, Death):
+        if isinstance(step, DecoderDied):
             self._dead = True
             raise step
         if isinstance(step[0], float):
@@ -64,7 +67,13 @@ def run(tmp_path, monkeypatch):
 
     class Run:
         def __init__(self, *scripts, stall_s=10.0):
-            self.guard, self.facts, self.children, self.heard, self.told = Guard(stall_s, 2.5), {}, [], [], []
+            self.guard, self.facts, self.children, self.heard, self.told = (
+                DecoderProcess(stall_s, 2.5),
+                {},
+                [],
+                [],
+                [],
+            )
             todo = [list(script) for script in scripts]
 
             def start(memory_gb):
@@ -169,8 +178,8 @@ class TestAttempts:
     @pytest.mark.parametrize("last", [END, (b"R", b"torn"), (b"O", b'[5, "disk"]')])
     def test_however_it_ends_the_witness_reads_no_further(self, run, monkeypatch, last):
         stopped = []
-        real = module.Witness.stop
-        monkeypatch.setattr(module.Witness, "stop", lambda witness: stopped.append(real(witness)))
+        real = module.SourceHasher.stop
+        monkeypatch.setattr(module.SourceHasher, "stop", lambda hasher: stopped.append(real(hasher)))
         with contextlib.suppress(RejectRecording, ReadError):
             run([[block(1), last]])()
         assert len(stopped) == 1
@@ -185,7 +194,7 @@ class TestAttempts:
 
 
 def test_the_defaults_are_those_of_the_stage():
-    one, two = Guard(), Decode().open()._guard
+    one, two = DecoderProcess(), Decode().open()._process
     assert (one.stall_s, one.memory_gb) == (two.stall_s, two.memory_gb) == (60.0, 4.0)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from stages.label.base import ReadError
 from stages.label.decoding import source as module
-from stages.label.decoding.source import MIB, Source, Witness, quick_hash, unreadable
+from stages.label.decoding.source import MIB, Source, SourceHasher, quick_hash, unreadable
 
 DATA = np.random.default_rng(0).bytes(1000) * 3000  # three chunks of the witness, the last one short
 
@@ -34,7 +34,7 @@ def planned(path, **values):
 
 
 def witnessed(source, path):
-    return Witness(source, os.fsencode(path)).result(30.0)
+    return SourceHasher(source, os.fsencode(path)).result(30.0)
 
 
 class TestQuickHash:
@@ -88,7 +88,7 @@ class TestWitness:
     ])  # fmt: skip
     def test_a_changed_size_or_time_is_seen_before_anything_is_decoded(self, path, values):
         with pytest.raises(ReadError, match="changed since"):
-            Witness(planned(path, **values), os.fsencode(path))
+            SourceHasher(planned(path, **values), os.fsencode(path))
 
     @pytest.mark.parametrize("given", [len(DATA) - 7, len(DATA) + 7])
     def test_fewer_or_more_bytes_than_the_size_says_are_a_change(self, path, tmp_path, monkeypatch, given):
@@ -115,7 +115,7 @@ class TestWitness:
         os.mkfifo(path)
         seen = os.stat(path)
         with pytest.raises(ReadError, match="changed since"):
-            Witness(
+            SourceHasher(
                 Source("r", source.path_bytes, seen.st_size, seen.st_mtime_ns, source.quick),
                 os.fsencode(path),
             )
@@ -161,16 +161,16 @@ class TestWitness:
     def test_a_file_that_gives_no_bytes_is_given_up_after_its_patience(self, path, monkeypatch):
         source, go = planned(path), threading.Event()
         monkeypatch.setattr(module, "quick_hash", lambda place: go.wait(60) and source.quick)
-        witness = Witness(source, os.fsencode(path))
+        hasher = SourceHasher(source, os.fsencode(path))
         with pytest.raises(ReadError, match="x.wav: no bytes for 0.1 s$"):
-            witness.result(0.1)
+            hasher.result(0.1)
         go.set()
-        assert witness.result(30.0) == hashlib.sha256(DATA).hexdigest()
+        assert hasher.result(30.0) == hashlib.sha256(DATA).hexdigest()
 
     def test_while_bytes_arrive_it_is_waited_for(self, path):
         """The thread is alive for three waits, and reads a byte in the first two."""
-        witness = Witness(planned(path), os.fsencode(path))
-        witness._thread.join()
+        hasher = SourceHasher(planned(path), os.fsencode(path))
+        hasher._thread.join()
 
         class Slow:
             waits = 0
@@ -181,27 +181,27 @@ class TestWitness:
             def join(self, patience_s):
                 assert patience_s == 7.0
                 self.waits += 1
-                witness._read += self.waits < 3
+                hasher._read += self.waits < 3
 
-        witness._thread = Slow()
-        assert witness.result(7.0) == hashlib.sha256(DATA).hexdigest() and witness._thread.waits == 3
+        hasher._thread = Slow()
+        assert hasher.result(7.0) == hashlib.sha256(DATA).hexdigest() and hasher._thread.waits == 3
 
     def test_stopped_it_reads_no_further(self, path, monkeypatch):
         source = planned(path)
-        witness = None
+        hasher = None
         ready = threading.Event()
 
         def stopped(place):
             ready.wait(60)
-            witness.stop()
+            hasher.stop()
             return source.quick
 
         monkeypatch.setattr(module, "quick_hash", stopped)
-        witness = Witness(source, os.fsencode(path))
+        hasher = SourceHasher(source, os.fsencode(path))
         ready.set()
-        witness._thread.join(60)
-        assert witness._read == 0 and not witness._thread.is_alive()
-        assert witness._thread.daemon, "it must not keep a process from ending"
+        hasher._thread.join(60)
+        assert hasher._read == 0 and not hasher._thread.is_alive()
+        assert hasher._thread.daemon, "it must not keep a process from ending"
 
 
 def test_a_path_is_shown_as_printable_text():

@@ -7,7 +7,7 @@ import soxr
 import torch
 
 from stages.label.statistics.pitch import fingerprint, of_cqt
-from stages.signal.cqt import Cqt, CqtSpec
+from stages.signal.cqt import ConstantQ, CqtSpec
 from tests.stages.label.decoding.sounds import encode, outcome
 
 RATE_HZ = 24_000
@@ -15,7 +15,7 @@ RATE_HZ = 24_000
 
 @pytest.fixture(scope="module")
 def cqt():
-    transform = Cqt(CqtSpec())
+    transform = ConstantQ(CqtSpec())
     context = transform.spec.context_samples
 
     def frames_TF(wave: np.ndarray) -> np.ndarray:

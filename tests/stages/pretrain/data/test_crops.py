@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.pretrain.data.crops import Places
+from stages.pretrain.data.crops import CropIndex
 from stages.pretrain.data.index import Facts, Pinned
 from stages.pretrain.data.order import Epoch
 from stages.pretrain.data.settings import Data
@@ -51,15 +51,15 @@ def pinned() -> Pinned:
 
 
 @pytest.fixture
-def places(pinned) -> Places:
-    return Places(pinned, Data(crop_samples=CROP))
+def places(pinned) -> CropIndex:
+    return CropIndex(pinned, Data(crop_samples=CROP))
 
 
 def state(consumed: int = 0, seed: int = 1, epoch: int = 0) -> State:
     return State("89ab" * 16, seed, G, epoch, consumed)
 
 
-def epoch_of(places: Places, seed: int = 1, epoch: int = 0) -> list[tuple[int, int]]:
+def epoch_of(places: CropIndex, seed: int = 1, epoch: int = 0) -> list[tuple[int, int]]:
     """(row, start) in order."""
     found = []
     for consumed in range(0, sum(CROPS_R), G):
@@ -115,7 +115,7 @@ def test_another_epoch_or_seed_has_other_starts_and_the_same_one_the_same(places
                 b[0],
                 b[7],
             )
-    assert by_row(epoch_of(Places(pinned, Data(crop_samples=CROP)), 1, 0)) == found[0]
+    assert by_row(epoch_of(CropIndex(pinned, Data(crop_samples=CROP)), 1, 0)) == found[0]
 
 
 def test_over_the_epochs_crops_begin_wherever_they_may(places):
@@ -143,7 +143,7 @@ def test_a_sample_is_the_same_whoever_asks_for_it(places, pinned):
         ]
 
 
-def replacements(places: Places, at: State, place: int = 0, attempts: int = 16) -> list[tuple[int, int]]:
+def replacements(places: CropIndex, at: State, place: int = 0, attempts: int = 16) -> list[tuple[int, int]]:
     found = [places.replacement(at, place, attempt) for attempt in range(attempts)]
     return [(int(c.row[0]), int(c.start[0])) for c in found]
 

@@ -6,7 +6,7 @@ import torch
 
 from stages.pretrain.model.config import CqtFront, Model
 from stages.pretrain.model.front_end import CQT_CENTRE, CQT_FLOOR, CQT_SCALE, front_end
-from stages.signal.cqt import Cqt, CqtSpec
+from stages.signal.cqt import ConstantQ, CqtSpec
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def test_constant_q_frames_are_the_labels_transform_of_the_crop_alone():
     front = CqtFront(bins=24, bins_per_octave=12, fmin_hz=220.0)
     wave_BN = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (2, 24_100)).astype(np.float32))
     heard = front_end(Model(front_end="cqt", cqt=front))(wave_BN, torch.float32)
-    exact = Cqt(CqtSpec(fmin_hz=220.0, bins=24, bins_per_octave=12)).frames(wave_BN, 0, 75)
+    exact = ConstantQ(CqtSpec(fmin_hz=220.0, bins=24, bins_per_octave=12)).frames(wave_BN, 0, 75)
     torch.testing.assert_close(heard, ((exact + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE)
     assert heard.shape == (2, 75, 24) == (2, Model(front_end="cqt").frames(24_100), front.bins)
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.pretrain.model.masked import hide, interpolated
+from stages.pretrain.model.masked import apply_mask, interpolated
 from tests.stages.pretrain.sizes import batch, mert, small
 
 
@@ -27,7 +27,7 @@ def test_masked_frames_become_the_vector_and_the_line(line):
     mask_BT = torch.zeros(2, 9, dtype=torch.bool)
     mask_BT[0, 2:5] = mask_BT[1, 7:] = True
     vector_D = torch.tensor([1.0, -2.0, 3.0])
-    found = hide(x_BTD, mask_BT, vector_D, line)
+    found = apply_mask(x_BTD, mask_BT, vector_D, line)
     assert torch.equal(found[~mask_BT], x_BTD[~mask_BT])
     if line:
         torch.testing.assert_close(found[0, 3], vector_D + (x_BTD[0, 1] + x_BTD[0, 5]) / 2)

@@ -197,8 +197,8 @@ def test_islands_are_fp32_under_bf16():
     logits, cqt_BTF = net.predict(inputs["wave_BN"], inputs["mask_BT"])
     assert all(x.dtype == torch.float32 for x in (*logits, cqt_BTF))
     assert (logits[0].bfloat16().float() != logits[0]).float().mean() > 0.5
-    weight_BDW, bias_BD = net.front_end.first.folded(inputs["wave_BN"])
-    exact_BDW, exact_BD = net.float().front_end.first.folded(inputs["wave_BN"])
+    weight_BDW, bias_BD = net.front_end.first.fold_group_norm(inputs["wave_BN"])
+    exact_BDW, exact_BD = net.float().front_end.first.fold_group_norm(inputs["wave_BN"])
     torch.testing.assert_close(weight_BDW, exact_BDW)
     torch.testing.assert_close(bias_BD, exact_BD)
 
@@ -231,7 +231,7 @@ def test_a_sample_with_nan_is_blamed_by_its_key():
     inputs["wave_BN"][1, 77] = float("nan")
     inputs["cqt_BLF"][2, 3, 1] = float("inf")
     inputs["codes"]["codes-b"][4, 0, 0] = SLOW.size
-    assert net.blame(Batch(**inputs, keys=["a", "b", "c", "d", "e"])) == ["b", "c", "e"]
+    assert net.non_finite_keys(Batch(**inputs, keys=["a", "b", "c", "d", "e"])) == ["b", "c", "e"]
     assert net.training
 
 

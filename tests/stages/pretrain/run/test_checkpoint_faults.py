@@ -12,7 +12,7 @@ from torch import nn
 
 from stages.pretrain.run.checkpoint import FILES, Checkpoints
 from stages.pretrain.run.engine import MOMENTS
-from stages.pretrain.run.loss_scale import DynamicScale
+from stages.pretrain.run.loss_scale import LossScale
 from stages.pretrain.run.world import World
 from stages.shards.storage import ATTEMPT, Storage
 
@@ -26,7 +26,7 @@ class Held:
     """What a checkpoint asks of an engine, with values that tell the update."""
 
     def __init__(self):
-        self.model, self.scale, self.steps = nn.Linear(3, 2), DynamicScale(True), 0
+        self.model, self.scale, self.steps = nn.Linear(3, 2), LossScale(True), 0
 
     def gathered(self) -> dict[str, torch.Tensor]:
         names = [name for name, _ in self.model.named_parameters()]

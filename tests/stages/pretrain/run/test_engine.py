@@ -30,7 +30,7 @@ def updates(
         firsts = [(world.rank * accumulation + i) * size for i in range(accumulation)]
         parts = [(toy.part(batch, slice(first, first + size)), {}) for first in firsts]
         done = engine.update(
-            parts, int(batch.mask_BT.sum()), OPTIM.rate_at(update), engine.model.draw(1, update), bad
+            parts, int(batch.mask_BT.sum()), OPTIM.lr_at(update), engine.model.draw(1, update), bad
         )
         found.append((float(done.sums["loss"]), done.grad_norm, done.skipped))
     return found
@@ -63,7 +63,7 @@ def on_ranks(folder: Path) -> None:
             settings = EngineSettings(zero_stage=stage, precision="fp32", offload_optimizer=True)
             engine = Engine(toy.model(layer_drop=0.3), settings, OPTIMS["fp32"], world, 2)
             results[f"{stage} offloaded"] = (updates(engine, world, 2, range(UPDATES)), engine.gathered())
-        if world.leads:
+        if world.is_rank_0:
             torch.save(results, folder / "results.pt")
 
 
@@ -92,7 +92,7 @@ def plain(precision: str) -> tuple[list[tuple[float, float]], dict[str, torch.Te
             )["loss"]
         (loss / batch.mask_BT.sum()).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_norm)
-        adam.set_rate(OPTIM.rate_at(update))
+        adam.set_lr(OPTIM.lr_at(update))
         adam.step()
         adam.zero_grad()
         rows.append((float(loss), float(norm)))

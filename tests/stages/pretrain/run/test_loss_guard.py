@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from stages.pretrain.config import Guard
-from stages.pretrain.run.loss_guard import Judge, given_up
+from stages.pretrain.run.loss_guard import LossGuard, given_up
 
 NAN, INF = math.nan, math.inf
 
 
-def judge(losses: tuple[float, ...] = (), **guard) -> Judge:
+def judge(losses: tuple[float, ...] = (), **guard) -> LossGuard:
     """A judge that has seen these good updates."""
-    found = Judge(Guard(**{"spike": 2.0, "window": 3, "in_a_row": 2} | guard))
+    found = LossGuard(Guard(**{"spike": 2.0, "window": 3, "in_a_row": 2} | guard))
     for loss in losses:
         assert found.note(loss, skipped=False, scaled=False) is False
     return found
@@ -89,18 +89,18 @@ def test_what_is_saved_restores_the_same_judge():
     found.note(NAN, True, False)
     found.note(NAN, True, False)
     assert found.to_json() == {"history": [1.0, 2.0, 3.0], "in_a_row": 2, "skipped": 2}
-    again = Judge(found.guard, **found.to_json())
+    again = LossGuard(found.guard, **found.to_json())
     assert again.to_json() == found.to_json() and again.bad(4.5) and not again.bad(4.0)
     assert again.note(NAN, True, False) is True, "the stretch goes on where it was saved"
 
 
 def test_a_smaller_window_keeps_the_newest_of_the_saved_losses():
-    again = Judge(Guard(spike=2.0, window=2), history=[100.0, 1.0, 1.0])
+    again = LossGuard(Guard(spike=2.0, window=2), history=[100.0, 1.0, 1.0])
     assert list(again.history) == [1.0, 1.0] and again.bad(2.5)
 
 
 def test_a_new_judge_has_seen_nothing():
-    assert Judge(Guard()).to_json() == {"history": [], "in_a_row": 0, "skipped": 0}
+    assert LossGuard(Guard()).to_json() == {"history": [], "in_a_row": 0, "skipped": 0}
 
 
 def test_giving_up_says_what_was_seen_what_was_tried_and_what_to_do():

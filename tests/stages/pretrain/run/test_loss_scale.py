@@ -2,10 +2,10 @@
 
 import pytest
 
-from stages.pretrain.run.loss_scale import GROW_AFTER, LARGEST, SMALLEST, START, DynamicScale
+from stages.pretrain.run.loss_scale import GROW_AFTER, LARGEST, SMALLEST, START, LossScale
 
 
-def grown(scale: DynamicScale, updates: int) -> DynamicScale:
+def grown(scale: LossScale, updates: int) -> LossScale:
     for _ in range(updates):
         scale.update(applied=True, judged=False)
     return scale
@@ -13,11 +13,11 @@ def grown(scale: DynamicScale, updates: int) -> DynamicScale:
 
 def test_the_constants_are_those_of_torchs_scaler():
     assert (START, GROW_AFTER, LARGEST, SMALLEST) == (65_536.0, 2_000, 16_777_216.0, 1.0)
-    assert DynamicScale(True) == DynamicScale(True, START, 0)
+    assert LossScale(True) == LossScale(True, START, 0)
 
 
 def test_each_overflow_halves_the_scale():
-    scale, seen = DynamicScale(True, 8.0), []
+    scale, seen = LossScale(True, 8.0), []
     for _ in range(3):
         scale.update(applied=False, judged=False)
         seen.append(scale.value)
@@ -25,13 +25,13 @@ def test_each_overflow_halves_the_scale():
 
 
 def test_it_never_falls_below_the_smallest():
-    scale = DynamicScale(True, SMALLEST)
+    scale = LossScale(True, SMALLEST)
     scale.update(applied=False, judged=False)
     assert scale.value == SMALLEST
 
 
 def test_it_doubles_after_a_long_time_without_overflow_and_the_count_begins_anew():
-    scale = grown(DynamicScale(True, 4.0), GROW_AFTER - 1)
+    scale = grown(LossScale(True, 4.0), GROW_AFTER - 1)
     assert (scale.value, scale.good) == (4.0, GROW_AFTER - 1)
     grown(scale, 1)
     assert (scale.value, scale.good) == (8.0, 0)
@@ -42,7 +42,7 @@ def test_it_doubles_after_a_long_time_without_overflow_and_the_count_begins_anew
 
 
 def test_an_overflow_begins_the_count_anew():
-    scale = grown(DynamicScale(True, 4.0), GROW_AFTER - 1)
+    scale = grown(LossScale(True, 4.0), GROW_AFTER - 1)
     scale.update(applied=False, judged=False)
     assert (scale.value, scale.good) == (2.0, 0)
     grown(scale, GROW_AFTER - 1)
@@ -50,21 +50,21 @@ def test_an_overflow_begins_the_count_anew():
 
 
 def test_it_never_grows_above_the_largest():
-    scale = grown(DynamicScale(True, LARGEST), GROW_AFTER)
+    scale = grown(LossScale(True, LARGEST), GROW_AFTER)
     assert (scale.value, scale.good) == (LARGEST, 0)
-    assert grown(DynamicScale(True, LARGEST / 2), GROW_AFTER).value == LARGEST
+    assert grown(LossScale(True, LARGEST / 2), GROW_AFTER).value == LARGEST
 
 
 @pytest.mark.parametrize("applied", [False, True])
 def test_an_update_skipped_for_its_loss_says_nothing_about_the_scale(applied):
-    scale = DynamicScale(True, 8.0, 5)
+    scale = LossScale(True, 8.0, 5)
     scale.update(applied=applied, judged=True)
-    assert scale == DynamicScale(True, 8.0, 5)
+    assert scale == LossScale(True, 8.0, 5)
 
 
 @pytest.mark.parametrize("applied", [False, True])
 def test_without_fp16_the_scale_is_one_and_stays_so(applied):
-    scale = DynamicScale(False, 8.0)
+    scale = LossScale(False, 8.0)
     scale.update(applied=applied, judged=False)
     assert (scale.value, scale.good) == (1.0, 0)
     scale.from_json({"value": 8.0, "good": 3})
@@ -72,8 +72,8 @@ def test_without_fp16_the_scale_is_one_and_stays_so(applied):
 
 
 def test_what_is_saved_restores_the_same_scale():
-    scale = grown(DynamicScale(True, 32.0), 7)
+    scale = grown(LossScale(True, 32.0), 7)
     assert scale.to_json() == {"value": 32.0, "good": 7}
-    again = DynamicScale(True)
+    again = LossScale(True)
     again.from_json(scale.to_json())
     assert again == scale

@@ -10,7 +10,7 @@ import torch
 from stages.pretrain.config import Guard
 from stages.pretrain.data.batch import Batch, CodeColumn
 from stages.pretrain.run import metrics
-from stages.pretrain.run.loss_guard import Judge
+from stages.pretrain.run.loss_guard import LossGuard
 from stages.pretrain.run.validation import clip_sums, effective_rank, figures
 from tests.stages.pretrain import toy
 
@@ -95,12 +95,12 @@ def test_effective_rank_counts_directions(rank):
 
 
 def test_a_jump_is_skipped_only_after_enough_was_seen_and_many_in_a_row_are_trouble():
-    judge = Judge(Guard(spike=2.0, window=3, in_a_row=2))
+    judge = LossGuard(Guard(spike=2.0, window=3, in_a_row=2))
     for loss in (1.0, 5.0, 1.0):
         assert not judge.bad(loss) and not judge.note(loss, False, False)
     assert judge.bad(5.0) and judge.bad(float("nan")) and not judge.bad(4.0)
     assert not judge.note(5.0, True, False)
     assert not judge.note(1.0, True, True)  # fp16 found an overflow: no sign of trouble
     assert judge.note(float("inf"), True, False) and judge.skipped == 3
-    again = Judge(Guard(spike=2.0, window=3, in_a_row=2), **judge.to_json())
+    again = LossGuard(Guard(spike=2.0, window=3, in_a_row=2), **judge.to_json())
     assert again.bad(5.0) and again.skipped == 3

@@ -15,22 +15,22 @@ SMALL = Optim(updates=10, warmup_updates=4, rate=8.0)
 
 def test_the_linear_schedule_rises_in_equal_steps_and_falls_to_zero_after_the_last_update():
     expected = [2.0, 4.0, 6.0, 8.0, 8.0, 8 * 5 / 6, 8 * 4 / 6, 8 * 3 / 6, 8 * 2 / 6, 8 / 6, 0.0]
-    assert [SMALL.rate_at(update) for update in range(11)] == pytest.approx(expected, rel=1e-12)
+    assert [SMALL.lr_at(update) for update in range(11)] == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_cosine_falls_from_the_peak_to_zero_by_half_a_wave():
     cosine = replace(SMALL, schedule="cosine")
     expected = [2.0, 4.0, 6.0, 8.0, *(4 * (1 + math.cos(math.pi * k / 6)) for k in range(7))]
-    assert [cosine.rate_at(update) for update in range(11)] == pytest.approx(expected, abs=1e-12)
-    assert cosine.rate_at(7) == pytest.approx(4.0) and cosine.rate_at(10) == pytest.approx(0, abs=1e-12)
+    assert [cosine.lr_at(update) for update in range(11)] == pytest.approx(expected, abs=1e-12)
+    assert cosine.lr_at(7) == pytest.approx(4.0) and cosine.lr_at(10) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_without_warm_up_it_begins_at_the_peak_and_with_nothing_else_it_only_rises(schedule):
-    assert replace(SMALL, warmup_updates=0, schedule=schedule).rate_at(0) == 8.0
+    assert replace(SMALL, warmup_updates=0, schedule=schedule).lr_at(0) == 8.0
     only = replace(SMALL, warmup_updates=10, schedule=schedule)
-    assert [only.rate_at(update) for update in (0, 9, 10)] == [0.8, 8.0, 8.0]
-    assert replace(SMALL, warmup_updates=9, schedule=schedule).rate_at(10) == pytest.approx(0, abs=1e-12)
+    assert [only.lr_at(update) for update in (0, 9, 10)] == [0.8, 8.0, 8.0]
+    assert replace(SMALL, warmup_updates=9, schedule=schedule).lr_at(10) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_defaults_are_the_recipes():
@@ -94,7 +94,7 @@ def named() -> list[tuple[str, nn.Parameter]]:
 def test_the_cqt_head_has_its_share_of_the_rate():
     parameters = named()
     adam = Adam(parameters, replace(SMALL, cqt_head_rate=0.25))
-    adam.set_rate(4.0)
+    adam.set_lr(4.0)
     assert [(len(group["params"]), group["lr"]) for group in adam.param_groups] == [(2, 4.0), (2, 1.0)]
     assert [id(p) for p in adam.param_groups[1]["params"]] == [id(parameters[1][1]), id(parameters[2][1])]
 
@@ -102,7 +102,7 @@ def test_the_cqt_head_has_its_share_of_the_rate():
 def test_with_one_rate_or_without_a_head_there_is_one_group():
     for parameters, optim in ((named(), SMALL), (named()[:1], replace(SMALL, cqt_head_rate=0.25))):
         adam = Adam(parameters, optim)
-        adam.set_rate(4.0)
+        adam.set_lr(4.0)
         assert [(len(group["params"]), group["lr"]) for group in adam.param_groups] == [
             (len(parameters), 4.0)
         ]
@@ -121,7 +121,7 @@ def test_its_step_is_adams_with_decoupled_decay():
             (v / (1 - 0.9**step)).sqrt() + 1e-3
         )
         parameter.grad = gradient
-        adam.set_rate(rate)
+        adam.set_lr(rate)
         adam.step()
     torch.testing.assert_close(parameter.detach(), weight)
 
