@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup labels train music test test-all lint mutants bench-labels bench-model bench-teachers bench-loader clean
+.PHONY: setup labels train music test test-all lint schema mutants bench-labels bench-model bench-teachers bench-loader clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make stats [OUT=data/mine] [ARGS='--where \"rms_db < -50\"']   what is in it, and OUT/report/index.html"
 	@echo "make music       fetch the larger corpus (8 hours) to music/"
 	@echo "make test        the tests; make test-all adds the slow ones"
+	@echo "make schema      write configs/schema/ and docs/configuration.md anew, after a change of settings"
 	@echo "make mutants     one small defect at a time in the critical modules: a test must fail for each (hours)"
 	@echo "make bench-teachers"
 	@echo "make bench-loader"
@@ -58,6 +59,9 @@ mutants: setup
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+schema: setup
+	@$(BIN)/python -m configs.schema
 
 bench-labels: setup
 	@$(BIN)/python -m tests.bench.bench_labels

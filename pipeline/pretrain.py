@@ -46,7 +46,7 @@ def absolute(config: Config) -> Config:
 
     return replace(
         config,
-        run=replace(config.run, dir=whole(config.run.dir), weights=whole(config.run.weights)),
+        run=replace(config.run, dir=whole(config.run.dir), init_from=whole(config.run.init_from)),
         data=replace(
             config.data, corpora=tuple(map(whole, config.data.corpora)), cache=whole(config.data.cache)
         ),

@@ -1,20 +1,84 @@
-"""Strict YAML into frozen dataclasses: unknown keys, wrong types and impossible values are refused
-before anything starts, with the field's path, the value seen and the nearest name."""
+"""Strict YAML into frozen dataclasses that pydantic checks before anything starts: unknown keys, wrong types
+and impossible values are refused in one sentence, with the field's path, the value seen and what is expected.
 
-import dataclasses
-import difflib
+A field's annotation is its range or its choices; its comment is its description in the JSON Schema and in
+docs/configuration.md. What depends on several fields is checked in `__post_init__`, by `require`.
+"""
+
 import re
-import types
-import typing
-from collections.abc import Callable
+import sys
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs, PydanticKnownError
 
+T = TypeVar("T")
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
-Choose = Callable[[dict, str], type]
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 6e-4 and 6.0e4 as text; pydantic reads true as 1
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    if isinstance(value, str | bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+def remedy(text: str) -> Any:
+    """In an annotation: what a message adds to a range of numbers, or states instead of "expected text"."""
+    return Field(json_schema_extra={"errorMessage": text})
+
+
+# These two are last in an annotation: pydantic forgets the standard names of limits that come after them.
+NUMBER = BeforeValidator(_number)
+LIST = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,))
+Flag = Annotated[bool, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Natural = Annotated[Whole, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+Number = Annotated[float, NUMBER]
+NotNegative = Annotated[float, Field(ge=0), NUMBER]
+Positive = Annotated[float, Field(gt=0), NUMBER]
+Share = Annotated[float, Field(ge=0, le=1), NUMBER]
+ShareBelow1 = Annotated[float, Field(ge=0, lt=1), NUMBER]
+Several = Annotated[tuple[T, ...], LIST]
+Pair = Annotated[tuple[T, ...], Field(min_length=2, max_length=2), LIST]
+OneOrMore = Annotated[tuple[T, ...], Field(min_length=1), LIST]
+PathName = Annotated[str, Field(min_length=1), remedy("an empty path; is a variable of your command unset?")]
+
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """A frozen dataclass with checked values; Python, too, gets a ValueError in one sentence."""
+
+    def checked(cls, data, handler):
+        data = {} if data is None else data  # a section without keys
+        if not isinstance(data, dict | ArgsKwargs | cls):
+            raise ValueError(f"is {data!r}: expected a mapping")
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise ValueError(_sentence(error, cls)) from None
+
+    def __init__(self, *values, **named):
+        try:
+            init(self, *values, **named)
+        except ValidationError as error:
+            raise ValueError(_below(cls.__name__, _sentence(error, cls))) from None
+
+    cls._checked = model_validator(mode="wrap")(classmethod(checked))
+    cls = dataclass(frozen=True, config=_STRICT)(cls)
+    init, cls.__init__ = cls.__init__, __init__
+    return cls
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,13 +89,15 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise ValueError(f"key {key!r} stands twice (line {key_node.start_mark.line + 1})")
+                raise ValueError(f"key {key!r} is written twice (line {key_node.start_mark.line + 1})")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-def load(path: str | Path, overrides: list[str] = ()) -> dict:
-    """A YAML file with dotted overrides (`run.out=data/mine`) applied; raises ValueError naming the file."""
+def load(path: str | Path, overrides: list[str] = (), old_names: dict[str, str] | None = None) -> dict:
+    """A YAML file with dotted overrides (`run.out=data/mine`) applied; raises ValueError naming the file.
+
+    old_names: as for `renamed`; a line on stderr names each that is used."""
     try:
         text = Path(path).read_text()
     except OSError as error:
@@ -40,16 +106,35 @@ def load(path: str | Path, overrides: list[str] = ()) -> dict:
         ) from None
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        raise ValueError(
-            f"config {path} is not valid YAML: line {error.problem_mark.line + 1}: {error.problem}"
-        ) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"config {path} is not valid YAML: {error}") from None
+        mark = getattr(error, "problem_mark", None)
+        what = f"line {mark.line + 1}: {error.problem}" if mark else error
+        raise ValueError(f"config {path} is not valid YAML: {what}") from None
     if not isinstance(data, dict):
         raise ValueError(f"config {path} holds {type(data).__name__}, expected keys `recipe:` and `run:`")
+    names = old_names or {}
+    data = renamed(data, names, tell=True)
     for override in overrides:
+        name = override.partition("=")[0].strip()
+        section = data.get(name.partition(".")[0])
+        if name in names and isinstance(section, dict):
+            section.pop(names[name], None)  # the value in the file is replaced under either name
         _override(data, override)
+        data = renamed(data, names, tell=True)
+    return data
+
+
+def renamed(data: dict, old_names: dict[str, str], tell: bool = False) -> dict:
+    """A configuration with today's names: {"optim.rate": "lr"} makes optim.rate optim.lr."""
+    for old, key in old_names.items():
+        section, _, old_key = old.partition(".")
+        new, values = f"{section}.{key}", data.get(section)
+        if isinstance(values, dict) and old_key in values:
+            if key in values:
+                raise ValueError(f"{old} is the old name of {new}, and both are given: remove {old}")
+            data = data | {section: {key if k == old_key else k: v for k, v in values.items()}}
+            if tell:
+                print(f"overtone: {old} is now called {new}; the old name still works", file=sys.stderr)
     return data
 
 
@@ -71,80 +156,88 @@ def _override(data: dict, text: str) -> None:
         data[last] = value
 
 
-def build(cls: type, data: Any, where: str = "", choose: dict[type, Choose] | None = None) -> Any:
-    """Make a dataclass of plain data. `choose` maps a field's type to a function that picks its class."""
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise ValueError(f"{where or 'config'} is {data!r}: expected a mapping")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    for key in data:
-        if key not in fields:
-            raise ValueError(unknown(f"{where}.{key}".lstrip("."), str(key), list(fields)))
-    missing = [
-        n
-        for n, f in fields.items()
-        if n not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"{where or 'config'}: {missing[0]} is missing")
-    values = {k: _value(hints[k], v, f"{where}.{k}".lstrip("."), choose or {}) for k, v in data.items()}
+def build(cls: type[T], data: Any, where: str = "") -> T:
+    """A settings class, or anybody's own dataclass, made of plain data; ValueError names the field's path."""
+    own = not hasattr(cls, "__pydantic_config__")
+    if own:
+        cls.__pydantic_config__ = _STRICT
     try:
-        return cls(**values)
-    except ValueError as error:  # a class knows its field's name, not the path that leads there
-        field, rest = re.match(r"([\w.]*)(.*)", str(error), re.DOTALL).groups()
-        own = field.rpartition(".")[2]
-        if own not in fields or field.startswith(where):
-            raise
-        raise ValueError(f"{where}.{own}{rest}") from None
+        made = TypeAdapter(cls).validate_python(data)
+    except ValidationError as error:
+        raise ValueError(_below(where, _sentence(error, cls))) from None
+    for key, value in data.items() if own else ():  # pydantic reads true and "1" as 1
+        wrong = isinstance(value, bool | str) and not isinstance(getattr(made, key), type(value))
+        if wrong and not _EXPONENT.fullmatch(str(value)):
+            raise ValueError(_below(where, f"{key} is {value!r}: expected a number"))
+    return made
 
 
-def unknown(where: str, key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"unknown key {where}: {hint}"
+def _below(path: str, text: str) -> str:
+    """A message about a field, or about the whole ("is 3: expected a mapping"), with the path before it."""
+    field = re.match(r"[^ :]+( is |:)", text)
+    return f"{path}{'.' if field else ' ' if text.startswith('is ') else ': '}{text}" if path else text
 
 
-def _value(hint: Any, value: Any, where: str, choose: dict[type, Choose]) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            if type(None) in args:
-                return None
-            raise ValueError(f"{where} is empty")
-        return _value(next(a for a in args if a is not type(None)), value, where, choose)
-    if hint in choose:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} is {value!r}: expected a mapping")
-        rest = dict(value)
-        return build(choose[hint](rest, where), rest, where, choose)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where, choose)
-    if origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_value(args[0], v, f"{where}[{i}]", choose) for i, v in enumerate(items))
-    if hint is Any or origin is dict or hint is dict:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # YAML 1.1 reads 6e-4 and 6.0e4 as text
-    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where} is {value!r} ({type(value).__name__}): expected {_name(hint)}")
-    if hint is float and (value != value or abs(value) == float("inf")):
-        raise ValueError(f"{where} is {value}: expected a finite number")
-    return value
+def _sentence(error: ValidationError, cls: type) -> str:
+    """The first mistake; unknown keys come before all others, which may follow from them."""
+    names = [f.name for f in fields(cls)]
+    unknown = ("unexpected_keyword_argument", "unexpected_positional_argument", "invalid_key")
+    first = min(error.errors(include_url=False), key=lambda e: e["type"] not in unknown)
+    kind, value, (key, *rest) = first["type"], first["input"], first["loc"] or ("",)
+    if kind in unknown:
+        near = get_close_matches(str(key), names, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(names))}"
+        return f"{key} is no known key: {hint}"
+    where = names[key] if isinstance(key, int) else key  # Python may give values by position
+    if kind == "value_error":
+        return _below(where, str(first["ctx"]["error"]))
+    schema = TypeAdapter(cls).json_schema()["properties"][where]
+    for step in rest:
+        where, schema = f"{where}[{step}]", schema["items"]
+    wanted, more = f"expected {expected(schema)}", schema.get("errorMessage")
+    if kind == "finite_number":
+        wanted = wanted.replace("a number", "a finite number")
+    if kind == "string_type" and value is not None:
+        wanted += ", in quotes where YAML would read a number, a date, or yes and off"
+    elif more:
+        wanted = more if schema["type"] in ("string", "array") else f"{wanted}; {more}"
+    if kind == "missing":
+        return f"{where} is missing: {wanted}"
+    shown = "empty" if value is None else repr(list(value) if isinstance(value, tuple) else value)
+    if kind.endswith("_type") and value is not None:
+        shown += f" ({type(value).__name__})"
+    return f"{where} is {shown}: {wanted}"
 
 
-def _name(hint: type) -> str:
-    text = "text, in quotes where YAML would read a number, a date, or yes and off"
-    return {int: "a whole number", float: "a number", str: text, bool: "true or false"}.get(
-        hint, hint.__name__
-    )
+_KINDS = dict(
+    integer="a whole number", number="a number", boolean="true or false", string="text", array="a list"
+)
+_LIMITS = dict(
+    minimum="{} or more", exclusiveMinimum="above {}", maximum="at most {}", exclusiveMaximum="below {}"
+)
+_LIMITS |= dict(multipleOf="a multiple of {}")
+
+
+def expected(schema: dict[str, Any]) -> str:
+    """What a value may be, in words, by its JSON Schema."""
+    if "anyOf" in schema:
+        return f"{expected(schema['anyOf'][0])}, or null"
+    if "enum" in schema or "const" in schema:
+        *others, last = map(str, schema.get("enum", [schema.get("const")]))
+        return f"{', '.join(others)} or {last}" if others else last
+    limits = [words.format(schema[key]) for key, words in _LIMITS.items() if key in schema]
+    if {"minimum", "maximum"} <= schema.keys():
+        limits[:2] = [f"{schema['minimum']} to {schema['maximum']}"]
+    return ", ".join([_KINDS.get(schema.get("type"), "a mapping"), *limits])
 
 
 def require(condition: bool, where: str, value: Any, remedy: str) -> None:
     """Raise the ValueError of an impossible value: field, value seen, remedy."""
     if not condition:
         raise ValueError(f"{where} is {value!r}: {remedy}")
+
+
+def check(condition: bool, made: Any, field: str, remedy: str) -> None:
+    """`require` of a field of a settings class."""
+    value = getattr(made, field)
+    require(condition, field, list(value) if isinstance(value, tuple) else value, remedy)

@@ -6,11 +6,12 @@ the recipe says log or uint8. What storing loses is measured over each shard and
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
-from stages.config import require
+from stages.config import NUMBER, Count, Positive, check, settings
 from stages.label.base import Item, Kept, Rejected, Sample, cut, read_checked, segment_row
 from stages.label.statistics.pitch import of_cqt
 from stages.shards.column import npy_bytes
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-14  # smallest normal float16
-MAGNITUDES = ("linear", "log")
-STORAGES = ("float16", "uint8")
 
 
 @dataclass
@@ -56,15 +55,18 @@ class StorageError:
         }
 
 
-@dataclass(frozen=True)
+@settings
 class CqtStage:
-    fmin_hz: float = 32.7  # M config: nnAudio CQT settings
-    bins: int = 336
-    bins_per_octave: int = 48
-    block_s: float = 120.0  # computed at a time, with ±25,230 samples of context
-    magnitude: str = "linear"  # M; log is natural, floored at 1e-6
+    """The constant-Q transform; null: none."""
+
+    fmin_hz: Positive = 32.7  # centre of the lowest bin; M config: nnAudio CQT settings, as the next two
+    bins: Count = 336  # in all
+    bins_per_octave: Count = 48  # 12: semitones
+    # computed at a time, with ±25,230 samples of context
+    block_s: Annotated[float, Field(ge=1, le=600), NUMBER] = 120.0
+    magnitude: Literal["linear", "log"] = "linear"  # M; log is natural, floored at 1e-6
     # uint8 halves the bytes; its 256 steps suit log, not linear (see docs/benchmarks.md)
-    storage: str = "float16"
+    storage: Literal["float16", "uint8"] = "float16"
 
     name: ClassVar[str] = "cqt"
     version: ClassVar[int] = 1
@@ -74,26 +76,9 @@ class CqtStage:
     later: ClassVar[tuple[str, ...]] = ("magnitude", "storage")
 
     def __post_init__(self):
-        require(1 <= self.block_s <= 600, "recipe.cqt.block_s", self.block_s, "expected 1 to 600 seconds")
-        for name in ("fmin_hz", "bins", "bins_per_octave"):
-            require(getattr(self, name) > 0, f"recipe.cqt.{name}", getattr(self, name), "expected above 0")
         top_hz = self.fmin_hz * 2 ** ((self.bins - 1) / self.bins_per_octave)
-        if top_hz >= 12_000:
-            raise ValueError(
-                f"recipe.cqt: the top bin lies at {top_hz:.0f} Hz, above 12,000 Hz; lower bins or fmin_hz"
-            )
-        require(
-            self.magnitude in MAGNITUDES,
-            "recipe.cqt.magnitude",
-            self.magnitude,
-            f"expected one of {', '.join(MAGNITUDES)}",
-        )
-        require(
-            self.storage in STORAGES,
-            "recipe.cqt.storage",
-            self.storage,
-            f"expected one of {', '.join(STORAGES)}",
-        )
+        lower = f"the top bin is at {top_hz:.0f} Hz, expected below 12,000 Hz; lower bins or fmin_hz"
+        check(top_hz < 12_000, self, "bins", lower)
 
     @property
     def spec(self) -> "CqtSpec":

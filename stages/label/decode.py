@@ -11,13 +11,13 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import soundfile
 
+from stages.config import NotNegative, Positive, check, remedy, settings
 from stages.label.base import Item, Kept, ReadError, Rejected, RejectRecording, Sample
 from stages.label.decoding.process import DecoderProcess
 from stages.label.decoding.source import Source
@@ -25,17 +25,15 @@ from stages.label.statistics.stereo import Stereo
 from stages.label.statistics.wave import of_wave
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
-FORMATS = ("wav", "flac")
 SLOWEST = 5  # recordings of a shard whose decoding times are kept
-QUALITIES = ("QQ", "LQ", "MQ", "HQ", "VHQ")  # soxr's
 
 # An address to a context manager whose value is the path of a local copy.
 Fetch = Callable[[str], contextlib.AbstractContextManager[str | bytes | os.PathLike]]
 
 
-@dataclass(frozen=True)
+@settings
 class Decode:
-    """Recordings to 16-bit segments. `ValueError` names a field that cannot be."""
+    """Recordings to 16-bit segments."""
 
     name: ClassVar[str] = "decode"
     version: ClassVar[int] = 1
@@ -43,32 +41,21 @@ class Decode:
     writes: ClassVar[str] = "audio"
     cpu_s: ClassVar[float] = 0.003
 
-    rate_hz: int = RATE_HZ
-    segment_s: float = 30.0
-    min_tail_s: float = 3.0  # a shorter tail joins the segment before it
-    format: str = "wav"
-    resampler: str = "HQ"  # soxr's name: aliases below -120 dB
-    max_recording_h: float = 12.0  # a decompression bomb stops here
+    # the stored rate
+    rate_hz: Annotated[Literal[RATE_HZ], remedy("every label is defined at it")] = RATE_HZ
+    # a multiple of one label frame, 320 samples; whole multiples of 0.04 s are
+    segment_s: Positive = 30.0
+    min_tail_s: NotNegative = 3.0  # a shorter tail joins the segment before it
+    format: Literal["wav", "flac"] = "wav"  # of stored segments, 16 bits
+    resampler: Literal["QQ", "LQ", "MQ", "HQ", "VHQ"] = "HQ"  # soxr's names; HQ: aliases below -120 dB
+    max_recording_h: Positive = 12.0  # a decompression bomb stops here
 
     def __post_init__(self):
-        if self.rate_hz != RATE_HZ:
-            raise ValueError(f"rate_hz: {self.rate_hz}: every label is defined at {RATE_HZ}; leave it there")
-        samples = self.segment_s * RATE_HZ
-        if samples <= 0 or samples % HOP_SAMPLES:
-            raise ValueError(
-                f"segment_s: {self.segment_s}: must be a multiple of one label frame, "
-                f"{HOP_SAMPLES}/{RATE_HZ} s; whole multiples of 0.04 s are"
-            )
-        if not 0 <= self.min_tail_s <= self.segment_s:
-            raise ValueError(
-                f"min_tail_s: {self.min_tail_s}: must lie between 0 and segment_s ({self.segment_s})"
-            )
-        if self.format not in FORMATS:
-            raise ValueError(f"format: {self.format!r}: one of {', '.join(FORMATS)}")
-        if self.resampler not in QUALITIES:
-            raise ValueError(f"resampler: {self.resampler!r}: one of {', '.join(QUALITIES)}")
-        if not 0 < self.max_recording_h < float("inf"):
-            raise ValueError(f"max_recording_h: {self.max_recording_h}: must be a positive number of hours")
+        frame = f"{HOP_SAMPLES}/{RATE_HZ} s"
+        multiple = f"expected a multiple of one label frame, {frame}; whole multiples of 0.04 s are"
+        check(self.segment_s * RATE_HZ % HOP_SAMPLES == 0, self, "segment_s", multiple)
+        most = f"expected 0 to segment_s ({self.segment_s})"
+        check(self.min_tail_s <= self.segment_s, self, "min_tail_s", most)
 
     @property
     def segment_samples(self) -> int:

@@ -1,99 +1,107 @@
 """What decides the bytes of a labelled corpus (`recipe:`), and what does not (`run:`)."""
 
 import importlib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from difflib import get_close_matches
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, WrapValidator
 
 from stages import config
-from stages.config import require
+from stages.config import (
+    NUMBER,
+    Count,
+    Natural,
+    NotNegative,
+    OneOrMore,
+    PathName,
+    Positive,
+    Several,
+    Share,
+    ShareBelow1,
+    remedy,
+    require,
+    settings,
+)
 from stages.label.base import Teacher
 from stages.label.codes import hop_samples
 from stages.label.cqt import CqtStage
 from stages.label.decode import Decode
+from stages.label.teachers.best_rq import BestRq
+from stages.label.teachers.encodec import Encodec
+from stages.label.teachers.kmeans import KMeans
+from stages.label.teachers.mel_rvq import MelRvq
 from stages.signal.rates import HOP_SAMPLES
 
-TEACHERS = {
-    "encodec": "stages.label.teachers.encodec:Encodec",
-    "mel_rvq": "stages.label.teachers.mel_rvq:MelRvq",
-    "best_rq": "stages.label.teachers.best_rq:BestRq",
-    "kmeans": "stages.label.teachers.kmeans:KMeans",
-}
+BuiltIn = Encodec | MelRvq | BestRq | KMeans
+Threads = Annotated[Count, Field(le=64)]
+Fraction = remedy("fractions such as 0.5 are allowed")
 
 
-@dataclass(frozen=True)
+def _teacher(data: Any, built_in: Callable[[Any], Teacher]) -> Teacher:
+    """A built-in teacher by its name, or anybody's own as package.module:Class."""
+    if hasattr(data, "open"):
+        return data
+    if not isinstance(data, dict):
+        raise ValueError(f"is {data!r}: expected a mapping")
+    name, names = data.get("teacher"), [teacher.name for teacher in get_args(BuiltIn)]
+    if name in names:
+        return built_in(data)
+    known = f"name one of {', '.join(names)}, or package.module:Class"
+    require(isinstance(name, str), "teacher", name, known)
+    module, colon, attribute = name.partition(":")
+    near = get_close_matches(name, names, 1, 0.5)
+    require(colon, "teacher", name, f"did you mean {near[0]!r}?" if near else known)
+    try:
+        own = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"teacher is {name!r}: it cannot be imported: {error}") from None
+    return config.build(own, {key: value for key, value in data.items() if key != "teacher"})
+
+
+@settings
 class Plan:
-    shard_minutes: float = 60.0
-    validation_share: float = 0.02  # of recordings, at least one
+    """How recordings are shared out."""
 
-    def __post_init__(self):
-        require(
-            0 < self.shard_minutes <= 24 * 60,
-            "recipe.plan.shard_minutes",
-            self.shard_minutes,
-            "expected above 0, at most 1440",
-        )
-        require(
-            0 <= self.validation_share < 1,
-            "recipe.plan.validation_share",
-            self.validation_share,
-            "expected at least 0, below 1",
-        )
+    shard_minutes: Annotated[float, Field(gt=0, le=24 * 60), NUMBER] = 60.0  # of audio, about
+    validation_share: ShareBelow1 = 0.02  # of recordings, at least one
 
 
-@dataclass(frozen=True)
+@settings
 class Recipe:
+    """What decides the bytes: a change of it makes new columns."""
+
     plan: Plan = Plan()
     decode: Decode = Decode()
-    codes: Teacher | None = None
+    codes: Annotated[BuiltIn, Field(discriminator="teacher"), WrapValidator(_teacher)] | None = None
     cqt: CqtStage | None = CqtStage()
-    threads: int = 1  # of one codes or cqt worker: float sums depend on it
-    fit_threads: int = 1  # while a teacher is fitted: two threads wait for each other on busy cores
+    threads: Threads = 1  # of one codes or cqt worker: float sums depend on it
+    fit_threads: Threads = 1  # while a teacher is fitted: two threads wait for each other on busy cores
 
     def __post_init__(self):
-        require(1 <= self.threads <= 64, "recipe.threads", self.threads, "expected 1 to 64")
-        require(1 <= self.fit_threads <= 64, "recipe.fit_threads", self.fit_threads, "expected 1 to 64")
         if self.codes is not None:
-            hop = hop_samples(self.codes)
-            require(
-                hop > 0 and hop % HOP_SAMPLES == 0,
-                "hop_samples",
-                hop,
-                f"of teacher {self.codes.name}; expected a multiple of {HOP_SAMPLES}",
-            )
-            size = self.codes.codebook_size
-            require(
-                2 <= size <= 65_536,
-                "codebook_size",
-                size,
-                f"of teacher {self.codes.name}; expected 2 to 65536, codes are uint16",
-            )
+            hop, size, whose = hop_samples(self.codes), self.codes.codebook_size, self.codes.name
+            multiple = f"of teacher {whose}; expected a multiple of {HOP_SAMPLES}"
+            require(hop > 0 and hop % HOP_SAMPLES == 0, "codes.hop_samples", hop, multiple)
+            uint16 = f"of teacher {whose}; expected 2 to 65536, codes are uint16"
+            require(2 <= size <= 65_536, "codes.codebook_size", size, uint16)
 
 
-@dataclass(frozen=True)
+@settings
 class Pool:
-    """One stage's workers. Unset, the number grows and shrinks with the cluster."""
+    """One stage's workers."""
 
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory_gb: float = 2.0
-    max_workers: int | None = None
-
-    def __post_init__(self):
-        require(self.cpus > 0, "cpus", self.cpus, "expected above 0; fractions such as 0.5 may be")
-        require(
-            self.gpus >= 0, "gpus", self.gpus, "expected 0 (no GPU) or more; fractions such as 0.25 may be"
-        )
-        require(self.memory_gb > 0, "memory_gb", self.memory_gb, "expected above 0")
-        require(
-            self.max_workers is None or self.max_workers >= 1,
-            "max_workers",
-            self.max_workers,
-            "expected 1 or more",
-        )
+    cpus: Annotated[Positive, Fraction] = 1.0  # of one worker
+    gpus: Annotated[NotNegative, Fraction] = 0.0  # of one worker
+    memory_gb: Positive = 2.0  # of one worker
+    max_workers: Count | None = None  # unset: their number grows and shrinks with the cluster
 
 
-@dataclass(frozen=True)
+@settings
 class Pools:
+    """The workers of each stage."""
+
     decode: Pool = Pool()
     codes: Pool = Pool()
     cqt: Pool = Pool()
@@ -105,62 +113,27 @@ class Pools:
         return [self.decode, *labels, self.audit]
 
 
-@dataclass(frozen=True)
+@settings
 class Run:
-    audio: tuple[str, ...] = ()
-    out: str = "data/labels"
-    exclude: tuple[str, ...] = ()  # globs on the path below its root
+    """Where and with what the labelling happens: changes no byte."""
+
+    # folders, s3:// prefixes or lists of files
+    audio: Annotated[OneOrMore[PathName], remedy("name at least one folder, s3:// prefix or list of files")]
+    out: PathName = "data/labels"  # OUT, a folder or s3:// prefix
+    exclude: Several[str] = ()  # globs on the path below its root
     weights: str | None = None  # of a teacher with published weights
-    cpus: int | None = None  # of this machine, when Ray is started here
+    cpus: Count | None = None  # of this machine, when Ray is started here
     pools: Pools = Pools()
-    max_rejected_share: float = 0.05
-    stall_s: float = 60.0  # a decoder without audio for so long hangs
-    decode_memory_gb: float = 4.0
-    attempts: int = 3  # of one shard at one stage, when its worker dies
-    scan_workers: int | None = None
-    max_failed_shards: int = field(default=100)  # then the run stops
-
-    def __post_init__(self):
-        require(
-            len(self.audio) > 0,
-            "run.audio",
-            list(self.audio),
-            "name at least one folder, s3:// prefix or list of files",
-        )
-        require(
-            all(self.audio),
-            "run.audio",
-            list(self.audio),
-            "an empty path; is a variable of your command unset?",
-        )
-        require(bool(self.out), "run.out", self.out, "an empty path; is a variable of your command unset?")
-        require(
-            0 <= self.max_rejected_share <= 1,
-            "run.max_rejected_share",
-            self.max_rejected_share,
-            "expected 0 to 1",
-        )
-        require(self.cpus is None or self.cpus >= 1, "run.cpus", self.cpus, "expected at least 1")
-        require(self.attempts >= 1, "run.attempts", self.attempts, "expected at least 1")
-        require(self.stall_s > 0, "run.stall_s", self.stall_s, "expected seconds above 0")
-        require(
-            self.decode_memory_gb >= 0.3,
-            "run.decode_memory_gb",
-            self.decode_memory_gb,
-            "expected 0.3, which a decoder needs, or more",
-        )
-        require(
-            self.scan_workers is None or self.scan_workers >= 1,
-            "run.scan_workers",
-            self.scan_workers,
-            "expected at least 1",
-        )
-        require(
-            self.max_failed_shards >= 0, "run.max_failed_shards", self.max_failed_shards, "expected 0 or more"
-        )
+    max_rejected_share: Share = 0.05  # of recordings
+    stall_s: Positive = 60.0  # a decoder without audio for so long hangs
+    # limit of one decoder
+    decode_memory_gb: Annotated[float, Field(ge=0.3), NUMBER, remedy("a decoder needs 0.3")] = 4.0
+    attempts: Count = 3  # of one shard at one stage, when its worker dies
+    scan_workers: Count | None = None  # that list and probe files; unset: one a CPU
+    max_failed_shards: Natural = 100  # then the run stops
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     recipe: Recipe
     run: Run
@@ -168,29 +141,7 @@ class Config:
 
 def load(path: str, overrides: list[str] = ()) -> Config:
     """A checked configuration; raises ValueError naming the field, the value and the remedy."""
-    data = config.load(path, overrides)
-    return config.build(Config, data, choose={Teacher: _teacher_class})
-
-
-def _teacher_class(data: dict, where: str) -> type:
-    name = data.pop("teacher", None)
-    require(
-        isinstance(name, str),
-        f"{where}.teacher",
-        name,
-        f"name one of {', '.join(TEACHERS)}, or package.module:Class",
-    )
-    if name not in TEACHERS and ":" not in name:
-        raise ValueError(
-            config.unknown(f"{where}.teacher {name!r}", name, list(TEACHERS)).replace(
-                "unknown key ", "unknown "
-            )
-        )
-    module, _, attribute = TEACHERS.get(name, name).partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{where}.teacher {name!r} cannot be imported: {error}") from None
+    return config.build(Config, config.load(path, overrides))
 
 
 def audio_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -198,13 +149,8 @@ def audio_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def cqt_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
-    return {
-        "stage": "cqt",
-        "version": CqtStage.version,
-        "audio": audio8,
-        "threads": recipe.threads,
-        **own_fields(recipe.cqt),
-    }
+    own = {"stage": "cqt", "version": CqtStage.version, "audio": audio8, "threads": recipe.threads}
+    return own | own_fields(recipe.cqt)
 
 
 def teacher_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -214,31 +160,18 @@ def teacher_recipe(recipe: Recipe) -> dict[str, Any]:
 def own_fields(part: Any) -> dict[str, Any]:
     """A stage's or teacher's fields. Those that came `later` are left out at their default: columns made
     before they existed keep their names."""
-    later = getattr(part, "later", ())
-    values = {
-        f.name: getattr(part, f.name)
-        for f in fields(part)
-        if f.name not in later or getattr(part, f.name) != f.default
+    later, values = getattr(part, "later", ()), asdict(part)
+    return {
+        f.name: values[f.name] for f in fields(part) if f.name not in later or values[f.name] != f.default
     }
-    return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
 def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dict[str, Any]:
-    return {
-        "stage": "codes",
-        "version": 1,
-        "audio": audio8,
-        "threads": recipe.threads,
-        "weights_sha256": weights_sha256,
-        **{"teacher": teacher_recipe(recipe)},
-    }
+    own = {"stage": "codes", "version": 1, "audio": audio8, "threads": recipe.threads}
+    return own | {"weights_sha256": weights_sha256, "teacher": teacher_recipe(recipe)}
 
 
 def fit_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
     """What a fitted teacher depends on besides the audio itself."""
-    return {
-        "audio": audio8,
-        "threads": recipe.fit_threads,
-        "plan": asdict(recipe.plan),
-        **teacher_recipe(recipe),
-    }
+    own = {"audio": audio8, "threads": recipe.fit_threads, "plan": asdict(recipe.plan)}
+    return own | teacher_recipe(recipe)

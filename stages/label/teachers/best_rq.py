@@ -8,15 +8,15 @@ T frames, D = stack · mels input width, E = dim, K codebooks (each with a proje
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from stages.config import settings
 from stages.label.base import Wave
-from stages.label.teachers.features import Features, best, between, labeller
-from stages.signal.mel import N_FFT, mel_filters
-from stages.signal.rates import RATE_HZ
+from stages.label.teachers import recipes
+from stages.label.teachers.features import Features, best, labeller
+from stages.signal.mel import N_FFT
 
 # dB at mel bin u = 0 … 1 of the band, by powers of u from the highest down: the mean spectrum of music and
 # its spread, from the ten minutes of examples/quickstart (D). MusicFM takes one mean and one deviation of
@@ -26,29 +26,24 @@ MEAN_DB = (-125.0, 197.0, -119.0, 17.0)
 STD_DB = (15.4, -7.6, 9.2)
 
 
-@dataclass(frozen=True)
+@settings
 class BestRq:
-    """Recipe of a BEST-RQ teacher. Construction raises ValueError on values that cannot work."""
+    """Codes of a random projection: nothing is fitted, nothing downloaded."""
 
     name: ClassVar[str] = "best_rq"
     version: ClassVar[int] = 1
     cpu_s: ClassVar[float] = 0.004
 
-    codebooks: int = 1  # MusicFM: 1
-    codebook_size: int = 8192  # MusicFM; 4096 is usual too
-    dim: int = 16
-    mels: int = 128
-    stack: int = 4  # neighbouring mel frames seen together, centred on the label frame
-    seed: int = 0
+    teacher: Literal["best_rq"] = "best_rq"
+    codebooks: recipes.Codebooks = 1  # MusicFM: 1
+    codebook_size: recipes.CodebookSize = 8192  # codes; MusicFM: 8192, 4096 is usual too
+    dim: recipes.Dim = 16  # width in which codes are looked up
+    mels: recipes.Mels = 128  # bands
+    stack: recipes.Stack = 4  # neighbouring mel frames taken together, centred on the label frame
+    seed: recipes.Seed = 0  # of the projection
 
     def __post_init__(self) -> None:
-        between("codebooks", self.codebooks, 1, 64)
-        between("codebook_size", self.codebook_size, 2, 65536)  # codes are uint16
-        between("mels", self.mels, 2, N_FFT // 2)
-        between("stack", self.stack, 1, 8)
-        between("dim", self.dim, 2, self.mels * self.stack)
-        between("seed", self.seed, 0, 2**32 - 1)
-        mel_filters(RATE_HZ, N_FFT, self.mels)  # refuses bins without any frequency
+        recipes.check_bands(self, N_FFT)
 
     def open(
         self, weights: bytes | None, device: str, threads: int

@@ -6,22 +6,22 @@ MERT's acoustic teacher: 6 kbps, the whole recording in one causal pass, no loud
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
-from stages.config import require
+from stages.config import NUMBER, Count, remedy, settings
 from stages.label.base import Wave, read_checked
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
     from stages.label.teachers.encodec_model import Encoder
 
-DTYPES = ("fp32", "bf16", "fp16")
 COMPARED_S = 4.0  # of each recording's beginning, named in fp32 too where half precision was chosen
 
 
-@dataclass(frozen=True)
+@settings
 class Encodec:
     """Codes (T, codebooks), T = ceil(samples / 320), as `encodec`'s `EncodecModel.encode` gives them.
 
@@ -32,28 +32,18 @@ class Encodec:
     name: ClassVar[str] = "encodec"
     version: ClassVar[int] = 1
     cpu_s: ClassVar[float] = 0.045
-    codebooks: int = 8  # of 32: 0.75 kbps each, MERT uses 6 kbps
-    codebook_size: int = 1024  # fixed by the published model
-    block_s: float = 60.0  # long, for the LSTM's chunks run side by side inside a block
-    dtype: str = "fp32"  # of the convolutions; bf16 and fp16 change tokens, see `Labeller.facts`
+
+    teacher: Literal["encodec"] = "encodec"
+    # of 32: 0.75 kbps each, MERT uses 6 kbps
+    codebooks: Annotated[Count, Field(le=32), remedy("the model has 32")] = 8
+    # codes of a codebook
+    codebook_size: Annotated[Literal[1024], remedy("fixed by the model")] = 1024
+    # computed at a time; long, for the LSTM's chunks run side by side inside a block
+    block_s: Annotated[float, Field(ge=1, le=3600), NUMBER] = 60.0
+    # of the convolutions; bf16 and fp16 change tokens, see `Labeller.facts`
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     later: ClassVar[tuple[str, ...]] = ("dtype",)
-
-    def __post_init__(self) -> None:
-        require(
-            1 <= self.codebooks <= 32,
-            "encodec.codebooks",
-            self.codebooks,
-            "expected 1 to 32 (the model has 32)",
-        )
-        require(
-            self.codebook_size == 1024,
-            "encodec.codebook_size",
-            self.codebook_size,
-            "expected 1024 (fixed by the model)",
-        )
-        require(1.0 <= self.block_s <= 3600.0, "encodec.block_s", self.block_s, "expected 1 to 3600 seconds")
-        require(self.dtype in DTYPES, "encodec.dtype", self.dtype, f"expected one of {', '.join(DTYPES)}")
 
     @property
     def block_samples(self) -> int:

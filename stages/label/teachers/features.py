@@ -5,14 +5,13 @@ T frames, D = stack · bands input width, C codes. A frame is a window of `n_fft
 middle of label frame [320 i, 320 (i + 1)); stacked frames are neighbours, centred on it together.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.label.base import Wave, read_checked
-from stages.signal.mel import LogMel, mel_filters
+from stages.signal.mel import LogMel
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 # Whole tiles in a block keep every frame at the same row of every matrix product, whoever asks.
 TILE_FRAMES = 256
 BLOCK_FRAMES = 18 * TILE_FRAMES  # 61 s
-
-FRAMES_PER_CODE = 4  # the fewest to fit on: with under four, codes would be copies of single frames
 
 
 class Features:
@@ -104,27 +101,3 @@ class threads_set:
         import torch
 
         torch.set_num_threads(self._before)
-
-
-def between(name: str, value: int, low: int, high: int) -> None:
-    """Raise the ValueError of a recipe's whole number outside [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}: {value!r} is not a whole number from {low} to {high}")
-
-
-def check_fitted(recipe: Any) -> None:
-    """Raise the ValueError of what the recipe of every fitted mel teacher has: its bands, codes and fit."""
-    between("codebook_size", recipe.codebook_size, 2, 65536)  # codes are uint16
-    between("n_fft", recipe.n_fft, HOP_SAMPLES, 65536)
-    between("mels", recipe.mels, 2, recipe.n_fft // 2)
-    between("steps", recipe.steps, 1, 10_000_000)
-    between("batch", recipe.batch, 1, 1_000_000)
-    if recipe.n_fft % 2:
-        raise ValueError(f"n_fft: {recipe.n_fft} is odd; choose an even number, best a power of two")
-    mel_filters(RATE_HZ, recipe.n_fft, recipe.mels)  # refuses bins without any frequency
-    needed = FRAMES_PER_CODE * recipe.codebook_size
-    if not (math.isfinite(recipe.fit_minutes) and recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES >= needed):
-        raise ValueError(
-            f"fit_minutes: {recipe.fit_minutes} is too little for codebook_size {recipe.codebook_size}; give "
-            f"a finite number of at least {needed * HOP_SAMPLES / RATE_HZ / 60:.2f} or lower codebook_size"
-        )

@@ -7,13 +7,14 @@ mel half and the chroma half of a frame weigh the same, whatever their widths (D
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from stages.config import Number, settings
 from stages.label.base import Wave
-from stages.label.teachers.features import Features, best, between, check_fitted, labeller, threads_set
+from stages.label.teachers import recipes
+from stages.label.teachers.features import Features, best, labeller, threads_set
 from stages.label.teachers.fitted_weights import Shapes, pack, unpack
 from stages.signal.chroma import CLASSES, chroma_filters
 from stages.signal.mel import mel_filters
@@ -26,26 +27,26 @@ _START_FRAMES_PER_CODE = 8  # in the first batch, from which k-means++ starts
 _CHUNK_FRAMES = 8192  # looked up at once in the report
 
 
-@dataclass(frozen=True)
+@settings
 class KMeans:
-    """Recipe of a k-means teacher. Construction raises ValueError on values that cannot work."""
+    """k-means on log-mel and chroma, fitted on the corpus."""
 
     name: ClassVar[str] = "kmeans"
     version: ClassVar[int] = 1
     cpu_s: ClassVar[float] = 0.004
     codebooks: ClassVar[int] = 1
 
-    codebook_size: int = 1024
-    mels: int = 128
-    n_fft: int = 4096  # 5.9 Hz a bin: semitones are told apart from about 200 Hz up
-    steps: int = 500
-    batch: int = 4096  # frames a step
-    seed: int = 0
-    fit_minutes: float = 30.0  # at most this much audio is read to fit
+    teacher: Literal["kmeans"] = "kmeans"
+    codebook_size: recipes.CodebookSize = 1024  # codes of a codebook
+    mels: recipes.Mels = 128  # bands
+    n_fft: recipes.Window = 4096  # samples; 5.9 Hz a bin: semitones are told apart from about 200 Hz up
+    steps: recipes.Steps = 500  # of fitting
+    batch: recipes.Batch = 4096  # frames a step
+    seed: recipes.Seed = 0  # of the fit
+    fit_minutes: Number = 30.0  # at most this much audio is read to fit
 
     def __post_init__(self) -> None:
-        check_fitted(self)
-        between("seed", self.seed, 0, 2**32 - 1)
+        recipes.check_fitted(self)
 
     def features(self, device: str) -> Features:
         filters = np.concatenate(

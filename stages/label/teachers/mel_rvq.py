@@ -8,13 +8,15 @@ Level k:  z = in_w r + in_b;  code = argmax cosine(z, codebook);  r ← r - (out
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
+from stages.config import Natural, Number, settings
 from stages.label.base import Wave
-from stages.label.teachers.features import Features, best, between, check_fitted, labeller, threads_set
+from stages.label.teachers import recipes
+from stages.label.teachers.features import Features, best, labeller, threads_set
 from stages.label.teachers.fitted_weights import pack, unpack
 
 if TYPE_CHECKING:
@@ -23,31 +25,29 @@ if TYPE_CHECKING:
 _SHAPING = ("codebooks", "codebook_size", "dim", "mels", "n_fft", "stack")  # what the weights depend on
 
 
-@dataclass(frozen=True)
+@settings
 class MelRvq:
-    """Recipe of a Mel-RVQ teacher. Construction raises ValueError on values that cannot work."""
+    """Residual vector quantisation of the log-mel spectrogram, fitted on the corpus."""
 
     name: ClassVar[str] = "mel_rvq"
     version: ClassVar[int] = 1
     cpu_s: ClassVar[float] = 0.003
 
-    codebooks: int = 8  # this and the next four: MuQ
-    codebook_size: int = 1024
-    dim: int = 16  # width in which codes are looked up
-    mels: int = 128
-    n_fft: int = 2048
-    stack: int = 1  # neighbouring mel frames seen together, centred on the label frame; MuQ: 4, at 25 Hz
-    steps: int = 500
-    batch: int = 2048  # frames a step
-    seed: int = 0
-    fit_minutes: float = 30.0  # at most this much audio is read to fit
+    teacher: Literal["mel_rvq"] = "mel_rvq"
+    codebooks: recipes.Codebooks = 8  # this and the next four: MuQ
+    codebook_size: recipes.CodebookSize = 1024  # codes of a codebook
+    dim: recipes.Dim = 16  # width in which codes are looked up
+    mels: recipes.Mels = 128  # bands
+    n_fft: recipes.Window = 2048  # samples
+    # neighbouring mel frames taken together, centred on the label frame; MuQ: 4, at 25 Hz
+    stack: recipes.Stack = 1
+    steps: recipes.Steps = 500  # of fitting
+    batch: recipes.Batch = 2048  # frames a step
+    seed: Annotated[Natural, Field(le=2**63 - 1)] = 0  # of the fit
+    fit_minutes: Number = 30.0  # at most this much audio is read to fit
 
     def __post_init__(self) -> None:
-        check_fitted(self)
-        between("codebooks", self.codebooks, 1, 64)
-        between("stack", self.stack, 1, 8)
-        between("dim", self.dim, 2, self.mels * self.stack)
-        between("seed", self.seed, 0, 2**63 - 1)
+        recipes.check_fitted(self)
 
     def fit(
         self, waves: Sequence[Wave], device: str, threads: int, progress: Callable[[dict], None]
@@ -90,8 +90,8 @@ class MelRvq:
         }  # fmt: skip
 
     def _identity(self) -> str:
-        recipe = asdict(self)
-        return json.dumps({"version": self.version} | {key: recipe[key] for key in _SHAPING}, sort_keys=True)
+        shaping = {name: getattr(self, name) for name in _SHAPING}
+        return json.dumps({"version": self.version} | shaping, sort_keys=True)
 
 
 class Coder:

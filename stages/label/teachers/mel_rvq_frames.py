@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from stages.label.base import Wave
-from stages.label.teachers.features import FRAMES_PER_CODE, Features
+from stages.label.teachers.features import Features
+from stages.label.teachers.recipes import FRAMES_PER_CODE
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 STRETCH_FRAMES = 300  # 4 s: short enough to touch many recordings, long against a window of 6 hops

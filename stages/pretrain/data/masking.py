@@ -9,29 +9,24 @@ on average: it depends on T alone. Starts are taken one by one, in random order,
 the last span is cut short where it would exceed it.
 """
 
-from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from stages.config import require
+from stages.config import NUMBER, Count, remedy, settings
 from stages.pretrain.data import counter_rng
 
 
-@dataclass(frozen=True)
+@settings
 class Masking:
     """YAML `masking:`. Values: M config/pretrain (mask_prob 0.8, mask_length 5), F (at least 2 spans)."""
 
-    prob: float = 0.8  # frames in spans, counting overlaps twice, as a share of T; 0.8 masks about 58 % (D)
-    span: int = 5  # frames
-    min_spans: int = 2
-
-    def __post_init__(self):
-        require(
-            0 < self.prob <= 5, "masking.prob", self.prob, "expected above 0, at most 5; the recipe has 0.8"
-        )
-        require(self.span >= 1, "masking.span", self.span, "expected at least 1 frame")
-        require(self.min_spans >= 1, "masking.min_spans", self.min_spans, "expected at least 1")
+    # frames in spans, counting overlaps twice, as a share of all frames; 0.8 masks about 58 % (D)
+    prob: Annotated[float, Field(gt=0, le=5), NUMBER, remedy("the recipe has 0.8")] = 0.8
+    span: Count = 5  # frames
+    min_spans: Count = 2  # of a clip
 
     def masked_frames(self, frames: int) -> int:
         """Masked frames of every clip of `frames` model frames. ValueError when a clip is too short for its

@@ -6,44 +6,34 @@ of the sample's own global batch, so neither the micro-batch nor the number of r
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from stages.config import require
+from stages.config import Count, NotNegative, Pair, Positive, Share, check, remedy, settings
 from stages.pretrain.data import counter_rng
 from stages.signal.rates import RATE_HZ
 
+_SECONDS = "expected [shortest, longest], in seconds above 0"
 
-@dataclass(frozen=True)
+
+@settings
 class Mixture:
     """YAML `mixture:`. Values: M (in-batch noise mixture), 1 to 3 pieces of 0.5 to 1.0 s for 95M, to 1.5 s
     for 330M."""
 
-    prob: float = 0.5  # of mixing (the original's test is inverted, harmless at 0.5 only)
-    min_pieces: int = 1
-    max_pieces: int = 3
-    piece_s: tuple[float, ...] = (0.5, 1.0)  # shortest, longest
-    gain: float = 1.0
+    # of mixing; 0: off (the original's test is inverted, harmless at 0.5 only)
+    prob: Share = 0.5
+    min_pieces: Annotated[Count, remedy("prob 0 turns mixture off")] = 1  # of a clip
+    max_pieces: Annotated[Count, Field(le=64)] = 3  # of a clip
+    piece_s: Annotated[Pair[Positive], remedy(_SECONDS)] = (0.5, 1.0)  # shortest, longest
+    gain: NotNegative = 1.0  # of a piece
 
     def __post_init__(self):
-        require(0 <= self.prob <= 1, "mixture.prob", self.prob, "expected 0 (off) to 1")
-        require(
-            self.min_pieces >= 1,
-            "mixture.min_pieces",
-            self.min_pieces,
-            "expected at least 1; prob 0 turns mixture off",
-        )
-        require(
-            self.min_pieces <= self.max_pieces <= 64,
-            "mixture.max_pieces",
-            self.max_pieces,
-            f"expected min_pieces ({self.min_pieces}) to 64",
-        )
-        proper = len(self.piece_s) == 2 and 0 < self.piece_s[0] <= self.piece_s[1]
-        require(
-            proper, "mixture.piece_s", list(self.piece_s), "expected [shortest, longest], in seconds above 0"
-        )
-        require(self.gain >= 0, "mixture.gain", self.gain, "expected 0 or more")
+        most = f"expected min_pieces ({self.min_pieces}) to 64"
+        check(self.min_pieces <= self.max_pieces, self, "max_pieces", most)
+        check(self.piece_s[0] <= self.piece_s[1], self, "piece_s", _SECONDS)
 
     def draw(self, keys_B: np.ndarray, places_B: np.ndarray, global_batch: int, samples: int) -> "Pieces":
         """The pieces for clips of `samples` samples at these places (0 … global_batch - 1) of one global

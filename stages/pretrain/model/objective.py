@@ -9,52 +9,30 @@ where the penalty is the mean square of the front-end's output and the CQT error
 and bins. It is a sum: the trainer divides it by the masked frames of the global batch.
 """
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from stages.config import require
+from pydantic import Field
+
+from stages.config import NUMBER, Count, Flag, NotNegative, check, settings
 
 
-@dataclass(frozen=True)
+@settings
 class Objective:
-    codes_weight: float = 1.0
-    cqt_weight: float = 1.0  # 0: no CQT head
-    penalty_weight: float = 10.0
-    temperature: float = 0.1  # cosines are divided by it (M)
-    learn_temperature: bool = False  # `temperature` is then where it starts
-    head_width: int = 64  # of a code, per codebook; 128 at 330M (M)
-    codebooks_per_update: int | None = None  # drawn anew each update; the sum is over these (nothing: all)
-    # torch's values (M) | mean: each bin's mean as bias | fit: least squares, see `head_start` (D)
-    cqt_start: str = "default"
-    cqt_target: str = "linear"  # linear (M): the column as it is | log: ln(magnitude + 0.001)
+    """What is predicted, and the weights of the loss's parts."""
+
+    codes_weight: NotNegative = 1.0  # of the codes' cross entropy
+    cqt_weight: NotNegative = 1.0  # of the CQT error; 0: no CQT head
+    penalty_weight: NotNegative = 10.0  # of the mean square of the front-end's output
+    temperature: Annotated[float, Field(ge=0.01, le=10), NUMBER] = 0.1  # cosines are divided by it (M)
+    learn_temperature: Flag = False  # `temperature` is then where it starts
+    head_width: Count = 64  # of a code, per codebook; 128 at 330M (M)
+    codebooks_per_update: Count | None = None  # drawn anew each update; the sum is over these (null: all)
+    # torch's values (M) | mean: each bin's mean as bias | fit: least squares, see `cqt_start` (D)
+    cqt_start: Literal["default", "mean", "fit"] = "default"
+    # linear (M): the column as it is | log: ln(magnitude + 0.001)
+    cqt_target: Literal["linear", "log"] = "linear"
 
     def __post_init__(self):
-        for name in ("codes_weight", "cqt_weight", "penalty_weight"):
-            require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "expected 0 or more")
-        require(
-            self.codes_weight > 0 or self.cqt_weight > 0,
-            "objective.codes_weight",
-            self.codes_weight,
-            "with cqt_weight 0 too there is nothing to learn: set one above 0",
-        )
-        require(
-            0.01 <= self.temperature <= 10, "objective.temperature", self.temperature, "expected 0.01 to 10"
-        )
-        require(self.head_width >= 1, "objective.head_width", self.head_width, "expected 1 or more")
-        require(
-            self.codebooks_per_update is None or self.codebooks_per_update >= 1,
-            "objective.codebooks_per_update",
-            self.codebooks_per_update,
-            "expected 1 or more, or nothing for all",
-        )
-        require(
-            self.cqt_start in ("default", "mean", "fit"),
-            "objective.cqt_start",
-            self.cqt_start,
-            "expected default, mean or fit",
-        )
-        require(
-            self.cqt_target in ("linear", "log"),
-            "objective.cqt_target",
-            self.cqt_target,
-            "expected linear or log",
-        )
+        learns = self.codes_weight > 0 or self.cqt_weight > 0
+        above = "with cqt_weight 0 too there is nothing to learn: set one above 0"
+        check(learns, self, "codes_weight", above)

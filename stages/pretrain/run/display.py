@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from stages.pretrain.config import Watch
+from stages.pretrain.run.settings import Watch
 
 
 def line(row: dict[str, Any], updates: int) -> str:

@@ -20,52 +20,12 @@ from torch import Tensor, nn
 from stages.config import require
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.run.loss_scale import LossScale
-from stages.pretrain.run.optimiser import Adam, Optim
+from stages.pretrain.run.optimiser import Adam
+from stages.pretrain.run.settings import EngineSettings, Optim
 from stages.pretrain.run.world import World
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How an update is computed; changes nothing about what is learned, within rounding."""
-
-    micro_batch: int = 8  # crops of one forward pass on one rank
-    precision: str = "bf16"  # bf16 | fp16 (GPU) | fp32
-    zero_stage: int = 1  # 0: every rank holds all; 1: optimiser split; 2: gradients too; 3: weights too
-    offload_optimizer: bool = False  # moments and fp32 weights of the optimiser in host memory
-    compile: bool = False  # torch.compile, stages 0 to 2
-    deepspeed: str | None = None  # a DeepSpeed JSON merged into ours; conflicts are refused
-
-    def __post_init__(self):
-        require(self.micro_batch >= 1, "engine.micro_batch", self.micro_batch, "expected at least 1")
-        require(
-            self.precision in DTYPES,
-            "engine.precision",
-            self.precision,
-            f"expected one of {', '.join(DTYPES)}",
-        )
-        require(
-            self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", self.zero_stage, "expected 0, 1, 2 or 3"
-        )
-        require(
-            not (self.compile and self.zero_stage == 3),
-            "engine.compile",
-            self.compile,
-            "ZeRO 3 gathers weights by hooks: use stage 0 to 2",
-        )
-        require(
-            not (self.offload_optimizer and self.zero_stage == 0),
-            "engine.offload_optimizer",
-            True,
-            "needs zero_stage 1, 2 or 3",
-        )
-
-    def copies(self, ranks: int) -> float:
-        """fp32 copies of the weights that the optimiser adds on one rank: two moments, and from stage 1 on
-        weights of its own."""
-        return 2.0 if self.zero_stage == 0 else 3.0 / ranks
 
 
 @dataclass

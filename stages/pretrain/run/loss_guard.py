@@ -5,7 +5,7 @@ import math
 from collections import deque
 from pathlib import Path
 
-from stages.pretrain.config import Guard
+from stages.pretrain.run.settings import Guard
 
 
 class LossGuard:
@@ -50,5 +50,5 @@ def given_up(guard: Guard, reached: int, tried: str | None, metrics: Path) -> Va
     tried = tried or "there is no checkpoint to go back to, or guard.then is stop"
     return ValueError(
         f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update "
-        f"{reached}; {tried}: lower optim.rate, and see {metrics}"
+        f"{reached}; {tried}: lower optim.lr, and see {metrics}"
     )
