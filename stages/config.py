@@ -56,6 +56,10 @@ PathName = Annotated[str, Field(min_length=1), remedy("an empty path; is a varia
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+class _Told(ValueError):
+    """A message in our words, with its path from this class on."""
+
+
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[T]) -> type[T]:
     """A frozen dataclass with checked values; Python, too, gets a ValueError in one sentence."""
@@ -67,7 +71,7 @@ def settings(cls: type[T]) -> type[T]:
         try:
             return handler(data)
         except ValidationError as error:
-            raise ValueError(_sentence(error, cls)) from None
+            raise _Told(_sentence(error, cls)) from None
 
     def __init__(self, *values, **named):
         try:
@@ -144,12 +148,11 @@ def _override(data: dict, text: str) -> None:
         raise ValueError(f"--set {text!r}: expected FIELD=VALUE, for example --set run.out=data/mine")
     *parents, last = name.strip().split(".")
     for part in parents:
-        nested = data.setdefault(part, {})
-        if nested is None:
-            nested = data[part] = {}
-        if not isinstance(nested, dict):
+        if data.get(part) is None:
+            data[part] = {}
+        data = data[part]
+        if not isinstance(data, dict):
             raise ValueError(f"--set {text!r}: {part} is a value, it has no field {last!r}")
-        data = nested
     try:
         data[last] = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -158,7 +161,7 @@ def _override(data: dict, text: str) -> None:
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
     """A settings class, or anybody's own dataclass, made of plain data; ValueError names the field's path."""
-    own = not hasattr(cls, "__pydantic_config__")
+    own = not hasattr(cls, "_checked")
     if own:
         cls.__pydantic_config__ = _STRICT
     try:
@@ -174,8 +177,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
 
 def _below(path: str, text: str) -> str:
     """A message about a field, or about the whole ("is 3: expected a mapping"), with the path before it."""
-    field = re.match(r"[^ :]+( is |:)", text)
-    return f"{path}{'.' if field else ' ' if text.startswith('is ') else ': '}{text}" if path else text
+    return f"{path}{'' if text[0] == ':' else ' ' if text.startswith('is ') else '.'}{text}" if path else text
 
 
 def _sentence(error: ValidationError, cls: type) -> str:
@@ -190,7 +192,10 @@ def _sentence(error: ValidationError, cls: type) -> str:
         return f"{key} is no known key: {hint}"
     where = names[key] if isinstance(key, int) else key  # Python may give values by position
     if kind == "value_error":
-        return _below(where, str(first["ctx"]["error"]))
+        cause = first["ctx"]["error"]
+        text = str(cause)
+        own = key or isinstance(cause, _Told) or re.match(r"\w*", text)[0] in names
+        return _below(where, text if own else f": {text}")  # of somebody's teacher
     schema = TypeAdapter(cls).json_schema()["properties"][where]
     for step in rest:
         where, schema = f"{where}[{step}]", schema["items"]

@@ -111,11 +111,8 @@ class Training:
         for text in self.pinned.describe():
             self.run_log.say(text)
         newest = self.checkpoints.newest()
-        if (
-            taken := load_into(self.model, config.run.init_from)
-            if config.run.init_from and not newest
-            else None
-        ):
+        init_from = None if newest else config.run.init_from
+        if taken := init_from and load_into(self.model, init_from):
             self.run_log.say(str(taken))
         saved = world.on_rank_0(self.checkpoints.state, newest) if newest else None
         own = (self.pinned.fingerprint, config.run.seed, config.optim.global_batch)

@@ -19,7 +19,7 @@ model: {{conv: {{channels: [16, 16, 16, 16, 16, 16, 16]}},
   layers: 2, width: 32, ffn: 64, heads: 4, position_kernel: 16,
         position_groups: 4, layer_drop: 0.2}}
 objective: {{head_width: 8, cqt_start: fit}}
-optim: {{updates: {updates}, warmup_updates: 2, global_batch: 8, rate: 1.0e-3, cqt_head_rate: 0.3}}
+optim: {{updates: {updates}, warmup_updates: 2, global_batch: 8, lr: 1.0e-3, cqt_head_lr_scale: 0.3}}
 engine: {{micro_batch: 2, precision: {precision}, zero_stage: {stage}}}
 checkpoints: {{every_updates: 2, keep: 2}}
 watch: {{validate_every: 6, baseline_crops: 16, tensorboard: false}}

@@ -17,7 +17,7 @@ MODULES = (
     ),
     *(
         f"stages/pretrain/run/{name}.py"
-        for name in ("checkpoint", "loss_guard", "loss_scale", "optimiser", "engine")
+        for name in ("checkpoint", "loss_guard", "loss_scale", "optimiser", "settings", "engine")
     ),
     "stages/pretrain/model/objective.py",
     "stages/pretrain/loop.py",

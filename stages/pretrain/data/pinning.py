@@ -72,10 +72,8 @@ def _same_settings(before: Facts, data: Data) -> None:
     for name, value in now.items():
         if before.identity.get(name) != value:
             name, was = ("passes" if name == "weights" else name), before.identity.get(name)
-            raise ValueError(
-                f"data.{name} is {value!r}, this run was begun with {was!r}: set it "
-                "back, or go on with the new value by --set resume.allow=data"
-            )
+            remedy = "set it back, or go on with the new value by --set resume.allow=data"
+            raise ValueError(f"data.{name} is {value!r}, this run was begun with {was!r}: {remedy}")
 
 
 def _same_recordings(before: Facts, data: Data) -> None:

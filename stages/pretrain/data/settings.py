@@ -1,5 +1,4 @@
-"""Which audio and labels a run is trained on: `data:` of the configuration, and `pin`, which finds them
-once."""
+"""Which audio and labels a run is trained on: the YAML section `data:`."""
 
 import os
 from pathlib import Path

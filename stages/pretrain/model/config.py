@@ -1,5 +1,4 @@
-"""Sizes and choices of the network: the YAML section `model:`. Defaults are the 95M model's (M
-config/pretrain).
+"""Sizes and choices of the network: the YAML section `model:`.
 
 `attention_relax` is accepted so that the authors' configurations read, and changes nothing here: it computes
 softmax((s/α − max(s/α))·α), which is softmax(s) in exact arithmetic and guards fp16 against overflow.
@@ -63,8 +62,8 @@ class ConvFront:
 class MelFront:
     """Log-mel frames, one a label frame and centred on it: no parameters, far less arithmetic.
 
-    A window longer than the hop lets a frame hear its neighbours: 2,048 samples (MuQ's, arXiv 2501.01108)
-    reach 43 ms to each side, so that the edges of a masked span show faintly through.
+    A window longer than the hop covers neighbours: 2,048 samples (MuQ's, arXiv 2501.01108) reach 43 ms to
+    each side, so that the edges of a masked span show faintly through.
     """
 
     mels: Count = 128  # bands

@@ -103,11 +103,11 @@ class TestSegments:
 class TestRecipe:
     @pytest.mark.parametrize(
         "field, value",
-        [("rate_hz", 44_100), ("segment_s", 0.01), ("segment_s", 0), ("segment_s", -4), ("min_tail_s", 31),
+        [("rate_hz", 44_100), ("segment_s", 0.01), ("segment_s", 0), ("segment_s", -4), ("min_tail_s", 31.0),
          ("min_tail_s", -1), ("format", "mp3"), ("resampler", "best"), ("max_recording_h", 0)],
     )  # fmt: skip
     def test_an_impossible_value_names_its_field(self, field, value):
-        with pytest.raises(ValueError, match=f"^{field}: {value!r}"):
+        with pytest.raises(ValueError, match=f"^Decode.{field} is {value!r}: "):
             Decode(**{field: value})
 
     def test_a_segment_of_an_odd_number_of_frames(self):
@@ -118,7 +118,7 @@ class TestRecipe:
             ("min_tail_s", 30.01), ("format", "WAV"), ("resampler", "hq"),
     ])  # fmt: skip
     def test_just_outside_is_refused(self, field, value):
-        with pytest.raises(ValueError, match=f"^{field}: "):
+        with pytest.raises(ValueError, match=f"^Decode.{field} is "):
             Decode(**{field: value})
 
     def test_the_borders_are_allowed_and_the_defaults_are_these(self):

@@ -162,5 +162,5 @@ def test_options_that_came_later_leave_older_columns_their_names():
     "wrong", [{"magnitude": "db"}, {"storage": "float32"}, {"block_s": 0.0}, {"bins": 0}]
 )
 def test_options_that_cannot_be_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"recipe.cqt.{next(iter(wrong))} is "):
+    with pytest.raises(ValueError, match=f"CqtStage.{next(iter(wrong))} is "):
         CqtStage(**wrong)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.pretrain.config import check_same, identity, load
-from stages.pretrain.run.optimiser import Adam, Optim
+from stages.pretrain.config import OLD_NAMES, Config, check_same, identity, load
+from stages.pretrain.data.settings import Data
+from stages.pretrain.run.optimiser import Adam
+from stages.pretrain.run.settings import Optim
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pretrain"
 
@@ -35,7 +37,7 @@ def test_what_ships_is_the_recipe(name):
     sizes = (model.layers, model.width, model.ffn, model.heads, model.norm, config.objective.head_width)
     hours = optim.global_batch * config.data.samples / 24_000 / 3600
     assert (config.run.name, *sizes) == (name, *SHIPPED[name][:6])
-    assert (hours, optim.updates, optim.warmup_updates, optim.rate, optim.clip_norm) == pytest.approx(
+    assert (hours, optim.updates, optim.warmup_updates, optim.lr, optim.clip_norm) == pytest.approx(
         SHIPPED[name][6:], rel=1e-3
     )
 
@@ -78,7 +80,7 @@ def test_the_recipes_models_are_merts_in_what_sizes_do_not_say(
 @pytest.mark.parametrize(("share", "groups"), [(1.0, 1), (0.1, 2), (0.0, 2)])
 def test_the_cqt_head_may_have_a_rate_of_its_own(share, groups):
     net = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "cqt_head": torch.nn.Linear(2, 2)})
-    adam = Adam(net.named_parameters(), Optim(cqt_head_rate=share, weight_decay=0.0))
+    adam = Adam(net.named_parameters(), Optim(cqt_head_lr_scale=share, weight_decay=0.0))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     adam.set_lr(0.5)
     for parameter in net.parameters():
@@ -93,12 +95,12 @@ def test_the_cqt_head_may_have_a_rate_of_its_own(share, groups):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("optim.cqt_head_rate=-1", r"optim\.cqt_head_rate is -1"),
-        ("optim.rat=1", r"optim\.rat: did you mean 'rate'"),
+        ("optim.cqt_head_lr_scale=-1", r"optim\.cqt_head_lr_scale is -1"),
+        ("optim.warmup=1", r"optim\.warmup is no known key: did you mean 'warmup_updates'"),
         ("engine.zero_stage=4", r"engine\.zero_stage is 4"),
         ("engine.precision=fp8", r"engine\.precision is 'fp8'"),
         ("run.name=a/b", r"run\.name is 'a/b'"),
-        ("resume.allow=[dta]", r"resume\.allow is 'dta'"),
+        ("resume.allow=[dta]", r"resume\.allow\[0\] is 'dta': expected data, model, .* or all"),
         ("guard.spike=0.5", r"guard\.spike is 0\.5"),
         ("checkpoints.keep=0", r"checkpoints\.keep is 0"),
     ],
@@ -114,7 +116,7 @@ def test_mistakes_are_named(override, says):
         ("model.width=64", r"model\.width is 64, the run at RUN was started with 128: .*resume\.allow=model"),
         ("run.seed=5", "seed is 5, .* started with 0"),
         ("optim.global_batch=4", "global_batch is 4, .* started with 8"),
-        ("optim.rate=0.1", r"optim\.rate is 0\.1, .*resume\.allow=optim"),
+        ("optim.lr=0.1", r"optim\.lr is 0\.1, .*resume\.allow=optim"),
         ("masking.prob=0.5", r"masking\.prob is 0\.5"),
         ("mixture.prob=0.1", r"mixture\.prob is 0\.1"),
     ],
@@ -129,9 +131,7 @@ def test_another_run_is_refused_with_both_values_unless_allowed(override, says):
 
 
 def test_the_rate_rises_and_falls_to_zero():
-    linear, cosine = (
-        Optim(updates=100, warmup_updates=10, rate=1.0, schedule=s) for s in ("linear", "cosine")
-    )
+    linear, cosine = (Optim(updates=100, warmup_updates=10, lr=1.0, schedule=s) for s in ("linear", "cosine"))
     assert linear.lr_at(0) == 0.1 and linear.lr_at(9) == linear.lr_at(10) == 1.0
     assert linear.lr_at(55) == 0.5 and cosine.lr_at(55) == pytest.approx(0.5)
     assert linear.lr_at(99) == pytest.approx(1 / 90) and cosine.lr_at(30) > linear.lr_at(30)
@@ -141,14 +141,78 @@ def test_a_choice_that_came_later_has_its_default_in_a_run_begun_before():
     now = json.loads(json.dumps(identity(load(str(CONFIGS / "tiny.yaml")))))
     before = json.loads(json.dumps(now))
     del (
-        before["optim"]["cqt_head_rate"],
+        before["optim"]["cqt_head_lr_scale"],
         before["model"]["masked_input"],
         before["model"]["conv"]["kernels"],
         before["seed"],
     )
     check_same(before, now, (), "RUN")
-    now["optim"]["cqt_head_rate"] = 0.1
+    now["optim"]["cqt_head_lr_scale"] = 0.1
     with pytest.raises(
-        ValueError, match=r"optim\.cqt_head_rate is 0\.1, the run at RUN was started with 1\.0"
+        ValueError, match=r"optim\.cqt_head_lr_scale is 0\.1, the run at RUN was started with 1\.0"
     ):
         check_same(before, now, (), "RUN")
+
+
+OLD = {  # old name: a value, and how today's configuration has it
+    "optim.rate": (0.25, lambda config: config.optim.lr),
+    "optim.cqt_head_rate": (0.5, lambda config: config.optim.cqt_head_lr_scale),
+    "run.weights": ("there", lambda config: config.run.init_from),
+    "data.weights": ([3.0], lambda config: list(config.data.passes)),
+}
+
+
+def test_every_old_name_has_a_row():
+    assert set(OLD) == set(OLD_NAMES)
+
+
+@pytest.mark.parametrize("old", OLD)
+@pytest.mark.parametrize("way", ["file", "set", "section", "set over a file with the old name"])
+def test_an_old_name_still_works_and_one_line_gives_the_new_one(old, way, tmp_path, capsys):
+    (value, found), (section, _, key) = OLD[old], old.partition(".")
+    new = f"{section}.{OLD_NAMES[old]}"
+    today = {"optim.rate": 1.0, "optim.cqt_head_rate": 1.0, "run.weights": "x", "data.weights": [1.0]}[old]
+    data = {"data": {}} | {section: {OLD_NAMES[old]: today}}
+    if way != "set" and way != "section":
+        data[section] = {key: value if way == "file" else today}
+    (tmp_path / "c.yaml").write_text(json.dumps(data))
+    overrides = {"file": [], "section": [f"{section}={json.dumps({key: value})}"]}
+    config = load(str(tmp_path / "c.yaml"), overrides.get(way, [f"{old}={json.dumps(value)}"]))
+    assert found(config) == value
+    lines = capsys.readouterr().err.splitlines()
+    assert set(lines) == {f"overtone: {old} is now called {new}; the old name still works"}
+    assert len(lines) == (2 if way.startswith("set over") else 1)
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_both_names_at_once_are_refused(old, tmp_path):
+    (value, _), (section, _, key) = OLD[old], old.partition(".")
+    data = {"data": {}} | {section: {key: value, OLD_NAMES[old]: value}}
+    (tmp_path / "c.yaml").write_text(json.dumps(data))
+    with pytest.raises(
+        ValueError, match=f"{old} is the old name of {section}.{OLD_NAMES[old]}, and both are"
+    ):
+        load(str(tmp_path / "c.yaml"))
+
+
+def test_mistakes_in_a_value_under_its_old_name_have_the_new_one():
+    with pytest.raises(ValueError, match=r"optim\.lr is -1: expected a number, above 0"):
+        load(str(CONFIGS / "tiny.yaml"), ["optim.rate=-1"])
+
+
+def test_a_run_begun_under_the_old_names_goes_on_without_a_word(capsys):
+    now = json.loads(json.dumps(identity(load(str(CONFIGS / "quickstart.yaml")))))
+    before = json.loads(json.dumps(now))
+    for old in ("rate", "cqt_head_rate"):
+        before["optim"][old] = before["optim"].pop(OLD_NAMES[f"optim.{old}"])
+    check_same(before, now, (), "RUN")
+    before["optim"]["rate"] = 1.0
+    with pytest.raises(ValueError, match=r"optim\.lr is 0\.002, the run at RUN was started with 1\.0"):
+        check_same(before, now, (), "RUN")
+    assert before["optim"]["rate"] == 1.0 and capsys.readouterr().err == ""
+
+
+def test_the_identity_of_the_data_keeps_its_old_name():
+    """It is in RUN/data.json and in the fingerprint."""
+    assert Data(passes=(2.0,)).identity()["weights"] == [2.0] and "passes" not in Data().identity()
+    assert Config(data=Data(passes=(2.0,))).data.passes_by_corpus == (2.0,)

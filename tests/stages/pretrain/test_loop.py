@@ -15,7 +15,7 @@ from tests.stages.pretrain.model.test_published import save_fairseq
 STILL = (
     "optim.updates=1",
     "optim.warmup_updates=1",
-    "optim.rate=1.0e-20",
+    "optim.lr=1.0e-20",
     "optim.weight_decay=0",
     "model.layer_drop=0",
 )
@@ -34,7 +34,7 @@ def test_a_run_begins_with_the_weights_of_others(tmp_path, layout):
         save_fairseq(place, source)
     else:
         save_file(to_hubert(source.state_dict()), place)
-    with Ranks(config, 1, f"run.weights={place}", *STILL) as ranks:
+    with Ranks(config, 1, f"run.init_from={place}", *STILL) as ranks:
         assert ranks.wait() == 0, ranks.text()
     assert f"weights of {layout} layout" in ranks.text() and len(rows(tmp_path)) == 1
     found = load_file(tmp_path / "toy" / "checkpoints" / "u00000001" / "model.safetensors")

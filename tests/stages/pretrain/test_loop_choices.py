@@ -32,7 +32,7 @@ def test_the_weights_and_the_generators_begin_by_the_seed_alone(quick, monkeypat
             f"run.name=n{noise}{seed}",
             "optim.updates=1",
             "optim.warmup_updates=1",
-            "optim.rate=1.0e-20",
+            "optim.lr=1.0e-20",
         )
     assert begun == [int(np.random.SeedSequence([seed, 0, 0]).generate_state(1)[0]) for seed in (0, 0, 4)]
     same = [all(torch.equal(found[0][name], other[name]) for name in other) for other in found]
@@ -48,7 +48,7 @@ def test_the_best_is_the_lowest_held_out_loss_wherever_it_lies(quick):
     quick.train(
         "optim.updates=12",
         "optim.warmup_updates=12",
-        "optim.rate=1.0",
+        "optim.lr=1.0",
         "watch.validate_every=1",
         "checkpoints.every_updates=1",
         "checkpoints.keep=1",

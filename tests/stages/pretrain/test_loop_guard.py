@@ -53,7 +53,7 @@ def test_bad_updates_in_a_row_end_the_run(quick):
         ValueError,
         match="^2 updates in a row had a loss that jumped or was not finite, up to update 4; there is "
         "no checkpoint "
-        "to go back to, or guard.then is stop: lower optim.rate, and see .*/toy/metrics.jsonl$",
+        "to go back to, or guard.then is stop: lower optim.lr, and see .*/toy/metrics.jsonl$",
     ):
         quick.train("guard.in_a_row=2", "checkpoints.every_updates=2")
     assert quick.tried == 4 and [row["update"] for row in quick.rows()] == [1, 2, 3, 4]

@@ -151,7 +151,7 @@ def test_a_saved_stretch_of_bad_updates_goes_on(quick):
 
 
 def test_weights_of_others_are_taken_at_the_begin_alone_and_then_looked_for(quick):
-    missing = f"run.weights={quick.folder}/none.safetensors"
+    missing = f"run.init_from={quick.folder}/none.safetensors"
     with pytest.raises(ValueError, match="none.safetensors"):
         quick.train(*OFTEN, missing)
     stopped(quick, 1)
@@ -174,9 +174,9 @@ def test_a_head_that_was_given_is_not_fitted(quick, monkeypatch, taken, weights,
 
     monkeypatch.setattr(loop, "baselines_and_start", lambda *a: asked.append(a[3]) or look(*a))
     monkeypatch.setattr(loop, "load_into", lambda model, place: Taken())
-    stopped(quick, 1, "objective.cqt_start=fit", *([f"run.weights={weights}"] if weights else []))
+    stopped(quick, 1, "objective.cqt_start=fit", *([f"run.init_from={weights}"] if weights else []))
     assert ("weights of others" in quick.said) == (weights is not None)
-    quick.train(*OFTEN, "objective.cqt_start=fit", *([f"run.weights={weights}"] if weights else []))
+    quick.train(*OFTEN, "objective.cqt_start=fit", *([f"run.init_from={weights}"] if weights else []))
     assert asked == [how, "default"], "a resumed run's head is the checkpoint's"
 
 

@@ -110,9 +110,9 @@ def test_every_rows_rate_is_the_one_the_update_was_made_with_and_the_schedules(w
     assert [call["rate"] for call in quick.calls] == expected
     assert [row["rate"] for row in quick.rows()] == pytest.approx(expected, rel=1e-12)
     assert (
-        expected[0] == optim.rate / 4
-        and expected[3] == optim.rate
-        and expected[-1] == pytest.approx(optim.rate / 8)
+        expected[0] == optim.lr / 4
+        and expected[3] == optim.lr
+        and expected[-1] == pytest.approx(optim.lr / 8)
     )
 
 

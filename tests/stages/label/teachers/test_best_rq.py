@@ -81,5 +81,5 @@ def test_what_cannot_be_heard_or_given_is_refused(wave):
     [("codebooks", 0), ("codebook_size", 65537), ("dim", 1), ("mels", 1), ("stack", 9), ("seed", -1)],
 )
 def test_impossible_values_are_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"{field}: {value}"):
+    with pytest.raises(ValueError, match=f"BestRq.{field} is {value}: expected "):
         BestRq(**{field: value})

@@ -255,6 +255,6 @@ def test_chunks_side_by_side_are_one_uninterrupted_lstm(monkeypatch, forget_bias
 )
 def test_a_recipe_that_cannot_be_is_refused(wrong):
     with pytest.raises(
-        ValueError, match=f"encodec.{next(iter(wrong))} is {next(iter(wrong.values()))!r}: expected "
+        ValueError, match=f"Encodec.{next(iter(wrong))} is {next(iter(wrong.values()))!r}: expected "
     ):
         Encodec(**wrong)

@@ -231,5 +231,5 @@ def test_damaged_weights_are_refused(fitted):
 
 @pytest.mark.parametrize("field, value", [("codebooks", 0), ("dim", 1), ("dim", 129), ("stack", 9)])
 def test_impossible_values_are_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"{field}: {value}"):
+    with pytest.raises(ValueError, match=f"MelRvq.{field} is {value}: expected "):
         MelRvq(**{field: value})

@@ -72,7 +72,7 @@ def test_the_count_depends_on_the_length_alone_and_a_mask_on_no_neighbour(frames
 def test_too_short_a_crop_is_refused():
     with pytest.raises(ValueError, match=r"masking.span is 5.*6 frames are too few.*data.crop_s"):
         Masking().masked_frames(6)
-    with pytest.raises(ValueError, match="masking.prob is 0"):
+    with pytest.raises(ValueError, match="Masking.prob is 0"):
         Masking(prob=0.0)
 
 
@@ -153,11 +153,11 @@ def test_the_shortest_clip_has_a_start_for_one_span_more(masking, least):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"prob": 0.0}, "masking.prob"),
-        ({"prob": -0.1}, "masking.prob"),
-        ({"prob": 5.001}, "masking.prob"),
-        ({"span": 0}, "masking.span"),
-        ({"min_spans": 0}, "masking.min_spans"),
+        ({"prob": 0.0}, "Masking.prob"),
+        ({"prob": -0.1}, "Masking.prob"),
+        ({"prob": 5.001}, "Masking.prob"),
+        ({"span": 0}, "Masking.span"),
+        ({"min_spans": 0}, "Masking.min_spans"),
     ],
 )
 def test_impossible_masks_are_refused(fields, said):

@@ -99,7 +99,7 @@ def test_the_same_data_has_the_same_fingerprint_wherever_it_lies(copied, made, d
     for name in ("index.parquet", "segments.parquet"):
         Storage(copied.root).delete(name)
     assert pin(ungathered).fingerprint == pin(data).fingerprint
-    assert pin(replace(data, weights=(2.0,))).fingerprint != pin(data).fingerprint
+    assert pin(replace(data, passes=(2.0,))).fingerprint != pin(data).fingerprint
     assert pin(replace(data, min_segment_s=0.1)).fingerprint != pin(data).fingerprint
 
 
@@ -209,7 +209,7 @@ def test_nothing_to_train_on_is_said_at_once(made, copied, data, tmp_path):
 
 def test_two_corpora(made, data, tmp_path):
     other = Corpus(str(tmp_path / "other"), seed=1).write(shards=1, valid=0).gather()
-    both = replace(data, corpora=(made.root, other.root), weights=(1.0, 3.0))
+    both = replace(data, corpora=(made.root, other.root), passes=(1.0, 3.0))
     one, alone = pin(data), pin(of(other, data))
     assert pin(both).samples_per_epoch == one.samples_per_epoch + 3 * alone.samples_per_epoch
     coarse = Corpus(str(tmp_path / "coarse"), seed=2, storage="uint8").write(shards=1, valid=0).gather()
@@ -222,14 +222,14 @@ def test_two_corpora(made, data, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"crop_s": 5.001}, "data.crop_s is 5.001: expected a multiple of 320"),
-        ({"crop_samples": 100}, "data.crop_samples"),
-        ({"corpora": ()}, "data.corpora"),
-        ({"weights": (1.0, 2.0)}, "data.weights"),
-        ({"cqt": "columns"}, "data.cqt is 'columns'"),
-        ({"max_silence": 2.0}, "data.max_silence"),
-        ({"workers": -1}, "data.workers"),
-        ({"crops_per_segment": 0}, "data.crops_per_segment"),
+        ({"crop_s": 5.001}, "Data.crop_s is 5.001: expected a multiple of 320"),
+        ({"crop_samples": 100}, "Data.crop_samples"),
+        ({"corpora": ()}, "Data.corpora"),
+        ({"passes": (1.0, 2.0)}, "Data.passes"),
+        ({"cqt": "columns"}, "Data.cqt is 'columns'"),
+        ({"max_silence": 2.0}, "Data.max_silence"),
+        ({"workers": -1}, "Data.workers"),
+        ({"crops_per_segment": 0}, "Data.crops_per_segment"),
     ],
 )
 def test_impossible_settings(fields, said):

@@ -15,24 +15,24 @@ TWO = {"corpora": ("a", "b")}
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"corpora": ("a", "b", "a")}, "data.corpora is .* one stands twice"),
-        (TWO | {"weights": (1.0,)}, "data.weights is .* each of the 2 corpora"),
-        ({"weights": (0.0,)}, "data.weights is .* above 0"),
-        (TWO | {"weights": (1.0, -1.0)}, "data.weights is .* above 0"),
-        ({"crop_samples": 0}, "data.crop_samples is 0"),
-        ({"crop_samples": -320}, "data.crop_samples is -320"),
-        ({"crop_samples": 321}, "data.crop_samples is 321: expected a multiple of 320"),
-        ({"crop_s": 0.0}, "data.crop_s is 0.0"),
-        ({"min_segment_s": -0.1}, "data.min_segment_s"),
-        ({"max_silence": -0.01}, "data.max_silence"),
-        ({"max_clipping": 1.01}, "data.max_clipping"),
-        ({"max_bad_share": 1.01}, "data.max_bad_share"),
-        ({"window_shards": 0}, "data.window_shards"),
-        ({"valid_crops": -1}, "data.valid_crops"),
-        ({"workers": -1}, "data.workers"),
-        ({"prefetch": 0}, "data.prefetch"),
-        ({"cache_gb": 0.0}, "data.cache_gb"),
-        ({"cqt": "cqt"}, "data.cqt"),
+        ({"corpora": ("a", "b", "a")}, "Data.corpora is .* one is given twice"),
+        (TWO | {"passes": (1.0,)}, "Data.passes is .* each of the 2 corpora"),
+        ({"passes": (0.0,)}, r"Data.passes\[0\] is 0.0: expected a number, above 0"),
+        (TWO | {"passes": (1.0, -1.0)}, r"Data.passes\[1\] is -1.0: expected a number, above 0"),
+        ({"crop_samples": 0}, "Data.crop_samples is 0"),
+        ({"crop_samples": -320}, "Data.crop_samples is -320"),
+        ({"crop_samples": 321}, "Data.crop_samples is 321: expected a multiple of 320"),
+        ({"crop_s": 0.0}, "Data.crop_s is 0.0"),
+        ({"min_segment_s": -0.1}, "Data.min_segment_s"),
+        ({"max_silence": -0.01}, "Data.max_silence"),
+        ({"max_clipping": 1.01}, "Data.max_clipping"),
+        ({"max_bad_share": 1.01}, "Data.max_bad_share"),
+        ({"window_shards": 0}, "Data.window_shards"),
+        ({"valid_crops": -1}, "Data.valid_crops"),
+        ({"workers": -1}, "Data.workers"),
+        ({"prefetch": 0}, "Data.prefetch"),
+        ({"cache_gb": 0.0}, "Data.cache_gb"),
+        ({"cqt": "cqt"}, "Data.cqt"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_name(fields, said):
@@ -43,7 +43,7 @@ def test_what_cannot_be_is_refused_with_its_name(fields, said):
 @pytest.mark.parametrize(
     "fields",
     [
-        TWO | {"weights": (1.0, 0.001)},
+        TWO | {"passes": (1.0, 0.001)},
         TWO,
         {"crop_samples": 320},
         {"crop_s": 320 / 24_000},
@@ -76,8 +76,9 @@ def test_a_crops_length_is_that_in_samples_or_seconds():
     )
 
 
-def test_every_corpus_is_passed_once_unless_weights_say_otherwise():
-    assert Data(**TWO).passes == (1.0, 1.0) and Data(**TWO, weights=(0.5, 2.0)).passes == (0.5, 2.0)
+def test_every_corpus_is_passed_once_unless_passes_say_otherwise():
+    assert Data(**TWO).passes_by_corpus == (1.0, 1.0)
+    assert Data(**TWO, passes=(0.5, 2.0)).passes_by_corpus == (0.5, 2.0)
 
 
 def test_the_cache_lies_where_it_is_said_or_where_caches_lie(monkeypatch):
@@ -100,7 +101,7 @@ OTHERS = {
     "max_silence": 0.5,
     "max_clipping": 0.5,
     "where": "1 = 1",
-    "weights": (2.0,),
+    "passes": (2.0,),
     "window_shards": 3,
 }
 CIRCUMSTANCE = {
@@ -122,7 +123,7 @@ def test_fields_that_decide_the_samples_are_identity_and_no_other():
     for name, value in CIRCUMSTANCE.items():
         assert Data(**{name: value}).identity() == usual, name
     assert Data(crop_s=0.4).identity() == Data(crop_samples=9_600).identity(), "one length, said in two ways"
-    assert usual["weights"] == [1.0] == Data(weights=(1.0,)).identity()["weights"] and usual["codes"] == []
+    assert usual["weights"] == [1.0] == Data(passes=(1.0,)).identity()["weights"] and usual["codes"] == []
 
 
 def test_a_batch_moves_with_all_its_tensors():

@@ -302,7 +302,7 @@ def test_no_clip_depends_on_its_neighbours():
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        ({"heads": 7}, "model.heads is 7: expected a divisor"),
+        ({"heads": 7}, "Model.heads is 7: expected a divisor"),
         ({"norm": "middle"}, "post or pre"),
         ({"layer_drop": 1.0}, "below 1"),
         ({"block": "conformer"}, "expected pre"),

@@ -186,9 +186,9 @@ def test_labels_too_short_or_missing_are_refused():
         ({"temperature": 10.1}, "0.01 to 10"),
         ({"head_width": 0}, "1 or more"),
         ({"cqt_start": "zero"}, "default, mean or fit"),
-        ({"codes_weight": -0.1}, "objective.codes_weight"),
-        ({"cqt_weight": -0.1}, "objective.cqt_weight"),
-        ({"penalty_weight": -0.1}, "objective.penalty_weight"),
+        ({"codes_weight": -0.1}, "Objective.codes_weight is -0.1: expected a number, 0 or more"),
+        ({"cqt_weight": -0.1}, "Objective.cqt_weight is -0.1: expected a number, 0 or more"),
+        ({"penalty_weight": -0.1}, "Objective.penalty_weight is -0.1: expected a number, 0 or more"),
     ],
 )
 def test_impossible_objectives_are_refused(wrong, says):

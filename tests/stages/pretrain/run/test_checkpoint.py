@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stages.pretrain.run.checkpoint import Checkpoints
-from stages.pretrain.run.engine import Engine, EngineSettings
-from stages.pretrain.run.optimiser import Optim
+from stages.pretrain.run.engine import Engine
+from stages.pretrain.run.settings import EngineSettings, Optim
 from stages.pretrain.run.watchdog import EXIT_CODE
 from stages.pretrain.run.world import joined
 from tests import ranks
@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.object_store import served
 from tests.stages.pretrain import toy
 
-OPTIM = Optim(updates=10, warmup_updates=2, rate=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0)
+OPTIM = Optim(updates=10, warmup_updates=2, lr=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0)
 
 
 def update(engine: Engine, number: int) -> float:

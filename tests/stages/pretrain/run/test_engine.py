@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from stages.pretrain.run.engine import Engine, EngineSettings, deepspeed_config
-from stages.pretrain.run.optimiser import Adam, Optim
+from stages.pretrain.run.engine import Engine, deepspeed_config
+from stages.pretrain.run.optimiser import Adam
+from stages.pretrain.run.settings import EngineSettings, Optim
 from stages.pretrain.run.world import World, joined
 from tests import ranks
 from tests.stages.pretrain import toy
 
-OPTIM = Optim(updates=10, warmup_updates=2, rate=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0)
-OPTIMS = {"fp32": replace(OPTIM, cqt_head_rate=0.5), "bf16": OPTIM}  # two groups of parameters, and one
+OPTIM = Optim(updates=10, warmup_updates=2, lr=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0)
+OPTIMS = {"fp32": replace(OPTIM, cqt_head_lr_scale=0.5), "bf16": OPTIM}  # two groups of parameters, and one
 UPDATES = 5
 COMBINATIONS = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
 

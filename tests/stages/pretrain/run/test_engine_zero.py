@@ -10,9 +10,10 @@ from torch import nn
 
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.run import engine
-from stages.pretrain.run.engine import MOMENTS, Engine, EngineSettings, deepspeed_config
+from stages.pretrain.run.engine import MOMENTS, Engine, deepspeed_config
 from stages.pretrain.run.loss_scale import START
-from stages.pretrain.run.optimiser import Adam, Optim
+from stages.pretrain.run.optimiser import Adam
+from stages.pretrain.run.settings import EngineSettings, Optim
 from stages.pretrain.run.world import World
 from tests.stages.pretrain.runs import ALONE, Plain
 from tests.stages.pretrain.zero import DeepSpeed, Tiny, Zero

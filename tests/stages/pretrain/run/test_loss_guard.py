@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.pretrain.config import Guard
 from stages.pretrain.run.loss_guard import LossGuard, given_up
+from stages.pretrain.run.settings import Guard
 
 NAN, INF = math.nan, math.inf
 
@@ -107,6 +107,6 @@ def test_giving_up_says_what_was_seen_what_was_tried_and_what_to_do():
     said = str(given_up(Guard(in_a_row=7), 120, None, Path("runs/a/metrics.jsonl")))
     assert said == (
         "7 updates in a row had a loss that jumped or was not finite, up to update 120; there is no "
-        "checkpoint to go back to, or guard.then is stop: lower optim.rate, and see runs/a/metrics.jsonl"
+        "checkpoint to go back to, or guard.then is stop: lower optim.lr, and see runs/a/metrics.jsonl"
     )
     assert "; u1 was gone back to: lower" in str(given_up(Guard(), 1, "u1 was gone back to", Path("m")))

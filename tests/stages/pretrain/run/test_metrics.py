@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.pretrain.config import Guard
 from stages.pretrain.data.batch import Batch, CodeColumn
 from stages.pretrain.run import metrics
 from stages.pretrain.run.loss_guard import LossGuard
+from stages.pretrain.run.settings import Guard
 from stages.pretrain.run.validation import clip_sums, effective_rank, figures
 from tests.stages.pretrain import toy
 
