@@ -1,4 +1,4 @@
-"""Pictures and sound of a segment as data URIs, small enough that a page of dozens opens from disk.
+"""Pictures and sound of a segment as data URIs, so small that a page of dozens opens from disk.
 
 Letters: N samples at 24 kHz, T frames, F bins, K codebooks.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 from stages.signal.rates import RATE_HZ
 
 WIDTH = 320  # pixels
-OPUS_BITS_A_S = 24_000  # mono at 24 kHz: what there is to hear, 3 kB a second
+OPUS_BITS_A_S = 24_000  # mono, 3 kB a second
 CQT_RANGE_DB = 70.0  # below the segment's loudest value
 
 
@@ -44,15 +44,13 @@ def cqt(frames_TF: np.ndarray, log: bool) -> str:
     shrunk_FT = _shrink(decibels.T[::-1], 112, WIDTH)
     top = float(shrunk_FT.max(initial=-120.0))
     shown = np.clip((shrunk_FT - top) / CQT_RANGE_DB + 1, 0, 1)
-    return _webp(colormaps["magma"](shown, bytes=True)[..., :3])
+    return _image(colormaps["magma"](shown, bytes=True), "webp", quality=75)
 
 
 def codes(codes_TK: np.ndarray, size: int) -> str:
     """A row a codebook, coloured by the code; every n-th frame, for codes have no mean."""
     shown_KT = codes_TK[:: max(1, len(codes_TK) // WIDTH)].T / max(size - 1, 1)
-    out = io.BytesIO()
-    Image.fromarray(colormaps["turbo"](shown_KT, bytes=True)[..., :3]).save(out, "png")
-    return uri("image/png", out.getvalue())
+    return _image(colormaps["turbo"](shown_KT, bytes=True), "png")
 
 
 def opus(wave_N: np.ndarray) -> str:
@@ -80,7 +78,7 @@ def _shrink(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return values
 
 
-def _webp(rgb: np.ndarray) -> str:
+def _image(rgba: np.ndarray, form: str, **options: int) -> str:
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgb)).save(out, "webp", quality=75)
-    return uri("image/webp", out.getvalue())
+    Image.fromarray(np.ascontiguousarray(rgba[..., :3])).save(out, form, **options)
+    return uri(f"image/{form}", out.getvalue())

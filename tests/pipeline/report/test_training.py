@@ -107,7 +107,7 @@ def test_every_plot_is_one_that_plotly_knows(tmp_path):
             "Throughput",
             "Utilisation",
             "Data wait",
-            "CQT error against predictors without hearing",
+            "CQT error against predictors that read no audio",
         } <= titles
         for plot in plots:
             # raises on what it does not know
