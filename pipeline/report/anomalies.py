@@ -7,9 +7,8 @@ which it was not gathered are kept.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
-from pipeline.report.corpus import AMOUNT, Corpus, quoted
+from pipeline.report.corpus import AMOUNT, Corpus, Row, quoted
 from pipeline.report.duplicates import Group, groups
 
 EXAMPLES = 3
@@ -63,7 +62,7 @@ SEGMENTS = (
 COLUMN_OF = {"entropy_bits": "list_avg(code_entropy_bits)"}
 
 
-def anomalies(corpus: Corpus, found: dict[str, Any]) -> list[Anomaly]:
+def anomalies(corpus: Corpus, found: Row) -> list[Anomaly]:
     """All of them, most hours first. `found`: the corpus's `numbers`."""
     counts = ", ".join(f"count(*) FILTER ({where}) AS k{i}" for i, (_, where, _) in enumerate(SEGMENTS))
     counted = corpus.one(f"SELECT {counts} FROM segments").values()
@@ -79,7 +78,7 @@ def everything(anomalies: Sequence[Anomaly]) -> str | None:
     return setting(" OR ".join(parts)) if parts else None
 
 
-def as_data(anomalies: Sequence[Anomaly]) -> list[dict[str, Any]]:
+def as_data(anomalies: Sequence[Anomaly]) -> list[Row]:
     return [asdict(one) | {"exclude": one.exclude} for one in anomalies]
 
 
@@ -134,7 +133,7 @@ def _far_shards(corpus: Corpus) -> list[Anomaly]:
     return [_segments(corpus, "far shards", where, why)] if rows else []
 
 
-def _codebooks(found: dict[str, Any]) -> list[Anomaly]:
+def _codebooks(found: Row) -> list[Anomaly]:
     remedy = "fit the teacher on more varied audio (overtone labels … --refit)"
     return [
         Anomaly(
@@ -148,7 +147,7 @@ def _codebooks(found: dict[str, Any]) -> list[Anomaly]:
     ]
 
 
-def _columns(found: dict[str, Any]) -> list[Anomaly]:
+def _columns(found: Row) -> list[Anomaly]:
     agreement = found["agreement"]
     why = f"{agreement['differ']} shards hold different numbers of frames in their columns"
     remedy = f"overtone verify {found['out']} --repair, then label again"
@@ -156,7 +155,7 @@ def _columns(found: dict[str, Any]) -> list[Anomaly]:
     return [one] if agreement["differ"] else []
 
 
-def _stragglers(found: dict[str, Any]) -> list[Anomaly]:
+def _stragglers(found: Row) -> list[Anomaly]:
     examples = tuple(
         f"{row['stage']} {row['shard']} on {row['host']}: {row['times_median']:.0f} × the median"
         for row in found["slowest_shards"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.corpus import Corpus
+from pipeline.report.corpus import Corpus, Row
 from stages.signal.rates import RATE_HZ
 
 Plot = dict[str, Any]
@@ -54,7 +54,7 @@ def vertical(x: float, width: float = 1, color: str = "#888", **more: Any) -> Pl
     return dict(type="line", xref="x", yref="paper", x0=x, x1=x, y0=0, y1=1, line=stroke, **more)
 
 
-def histograms(found: dict[str, Any]) -> list[Plot]:
+def histograms(found: Row) -> list[Plot]:
     charts = []
     for d in found["distributions"].values():
         counts = np.array(d["counts"])
@@ -130,7 +130,7 @@ def loudness(corpus: Corpus) -> Plot | None:
     return chart("Loudness against silence", data, unit, "silence, share of 10-ms frames", **layout)
 
 
-def run(found: dict[str, Any], times: dict[str, Any] | None) -> list[Plot]:
+def run(found: Row, times: Row | None) -> list[Plot]:
     """Throughput by stage and by host, and where the time went. `times`: what `timeline` found."""
     if times is None:
         return []

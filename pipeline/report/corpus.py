@@ -55,6 +55,9 @@ REMEDIES = {
 }
 
 
+Row = dict[str, Any]
+
+
 @dataclass
 class Corpus:
     """Read-only; close it, or use `opened`."""
@@ -65,14 +68,14 @@ class Corpus:
     db: duckdb.DuckDBPyConnection
     missing: list[str] = field(default_factory=list)  # statistics that were not gathered
 
-    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+    def rows(self, query: str, *values: Any) -> list[Row]:
         """The result of a query of ours."""
         return as_dicts(self.db.execute(query, list(values)))
 
-    def one(self, query: str, *values: Any) -> dict[str, Any]:
+    def one(self, query: str, *values: Any) -> Row:
         return self.rows(query, *values)[0]
 
-    def query(self, query: str) -> list[dict[str, Any]]:
+    def query(self, query: str) -> list[Row]:
         """The result of a query that holds the user's own SQL; ValueError with DuckDB's message."""
         try:
             return self.rows(query)
@@ -80,7 +83,7 @@ class Corpus:
             raise ValueError(f"--where is no condition on segments: {str(error).strip()}") from None
 
 
-def as_dicts(cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def as_dicts(cursor: duckdb.DuckDBPyConnection) -> list[Row]:
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 

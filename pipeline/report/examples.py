@@ -4,12 +4,11 @@ import contextlib
 import io
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import soundfile
 
-from pipeline.report.corpus import Corpus
+from pipeline.report.corpus import Corpus, Row
 from stages.shards import column
 from stages.shards import record as records
 from stages.shards.frames import decode_cqt
@@ -38,7 +37,7 @@ class Example:
 
     wave_N: float32 at 24 kHz; codes_TK: int64; cqt_TF: float32, the column's values. None: no such column."""
 
-    row: dict[str, Any]
+    row: Row
     why: list[str]
     wave_N: np.ndarray
     codes_TK: np.ndarray | None = None
@@ -101,7 +100,7 @@ def read_examples(corpus: Corpus) -> list[Example]:
     return found
 
 
-def _read(corpus: Corpus, row: dict[str, Any], why: list[str]) -> Example:
+def _read(corpus: Corpus, row: Row, why: list[str]) -> Example:
     current, frames = corpus.registry.current, EXCERPT_S * FRAMES_PER_S
     wave_N, _ = soundfile.read(_member(corpus, current["audio"], row), frames * HOP_SAMPLES, dtype="float32")
     one = Example(row, why, wave_N)
@@ -114,7 +113,7 @@ def _read(corpus: Corpus, row: dict[str, Any], why: list[str]) -> Example:
     return one
 
 
-def _member(corpus: Corpus, name: str, row: dict[str, Any]) -> io.BytesIO | None:
+def _member(corpus: Corpus, name: str, row: Row) -> io.BytesIO | None:
     """A segment's member of one column, by the shard's index; None when the column lacks the segment."""
     for place in column.read_index(corpus.out, name, row["shard"]).to_pylist():
         if place["key"] == row["key"]:

@@ -5,11 +5,10 @@ are those of the histograms, so that six million segments take seconds and littl
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pipeline.report.corpus import HOURS, Corpus
+from pipeline.report.corpus import HOURS, Corpus, Row
 from stages.label.statistics.codes import entropy_bits
 from stages.shards import histograms
 from stages.signal.rates import RATE_HZ
@@ -48,15 +47,11 @@ SHOWN = (
 )
 
 
-def numbers(corpus: Corpus) -> dict[str, Any]:
+def numbers(corpus: Corpus) -> Row:
     """Everything but the anomalies."""
     totals = corpus.one(
-        f"SELECT count(*) AS segments, count(*) FILTER (start = 0) AS recordings, {HOURS}, "
-        "count(DISTINCT shard) AS shards FROM segments"
-    )
-    valid = corpus.one(
-        "SELECT count(*) AS n FROM segments SEMI JOIN (FROM planned WHERE split = 'valid') USING (recording) "
-        "WHERE start = 0"
+        f"SELECT count(*) AS segments, count(*) FILTER (start = 0) AS recordings, {HOURS}, count(DISTINCT "
+        "shard) AS shards, count(*) FILTER (start = 0 AND split = 'valid') AS validation FROM named"
     )
     columns, timed = column_rows(corpus), corpus.one("SELECT count(slowest) AS n FROM shards")["n"]
     total_bytes = sum(column["bytes"] for column in columns)
@@ -64,7 +59,6 @@ def numbers(corpus: Corpus) -> dict[str, Any]:
     return {
         "out": corpus.place,
         **totals,
-        "validation": valid["n"],
         "bytes": total_bytes,
         "bytes_per_hour": total_bytes / totals["hours"] if totals["hours"] else 0,
         "columns": columns,
@@ -85,7 +79,7 @@ def numbers(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def column_rows(corpus: Corpus) -> list[dict[str, Any]]:
+def column_rows(corpus: Corpus) -> list[Row]:
     """Per current column, audio first: shards, bytes, frames a second, time, × real time, hosts, retries."""
     sums = ("bytes", "segments", "frames", "rejected")
     found = corpus.rows(
@@ -102,7 +96,7 @@ def column_rows(corpus: Corpus) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: order.index(row["name"]))
 
 
-def agreement(corpus: Corpus) -> dict[str, Any]:
+def agreement(corpus: Corpus) -> Row:
     """Shards whose columns differ in frames or segments, though none of the columns rejected anything."""
     differing = (
         "SELECT shard FROM shards GROUP BY shard HAVING sum(CASE WHEN stage = 'decode' THEN 0 ELSE rejected "
@@ -115,14 +109,14 @@ def agreement(corpus: Corpus) -> dict[str, Any]:
     return counts | {"examples": [row["shard"] for row in first]}
 
 
-def rejects(corpus: Corpus) -> list[dict[str, Any]]:
+def rejects(corpus: Corpus) -> list[Row]:
     return corpus.rows(
         f"SELECT stage, reason, count(*) AS files, list(path ORDER BY path)[:{EXAMPLES}] AS examples FROM "
         "rejected GROUP BY ALL ORDER BY files DESC, stage, reason"
     )
 
 
-def distribution(corpus: Corpus, statistic: Statistic) -> dict[str, Any] | None:
+def distribution(corpus: Corpus, statistic: Statistic) -> Row | None:
     """Count, mean, extremes, quantiles and a histogram of one statistic; None where it has no values."""
     name, low, high = statistic.name, statistic.low, statistic.high
     if low is None:
@@ -164,13 +158,13 @@ def code_counts(corpus: Corpus) -> np.ndarray | None:
     return histograms.read(corpus.out, name)[0].get("codes") if name else None
 
 
-def code_use(corpus: Corpus) -> list[dict[str, Any]]:
+def code_use(corpus: Corpus) -> list[Row]:
     """Per level of the current code column: codes used, dead ones, perplexity, the most frequent code."""
     counts_KC = code_counts(corpus)
     return [] if counts_KC is None else [_level(level, counts_C) for level, counts_C in enumerate(counts_KC)]
 
 
-def _level(level: int, counts_C: np.ndarray) -> dict[str, Any]:
+def _level(level: int, counts_C: np.ndarray) -> Row:
     bits, total = float(entropy_bits(counts_C[None])[0]), float(counts_C.sum())
     used, top = int((counts_C > 0).sum()), int(counts_C.argmax())
     return {
@@ -186,7 +180,7 @@ def _level(level: int, counts_C: np.ndarray) -> dict[str, Any]:
     }
 
 
-def sources(corpus: Corpus) -> list[dict[str, Any]]:
+def sources(corpus: Corpus) -> list[Row]:
     """The recordings' codecs, sample rates and channels."""
     return corpus.rows(
         "SELECT source_codec AS codec, source_rate_hz AS rate_hz, source_channels AS channels, count(*) "
@@ -195,7 +189,7 @@ def sources(corpus: Corpus) -> list[dict[str, Any]]:
     )
 
 
-def slowest_shards(corpus: Corpus) -> list[dict[str, Any]]:
+def slowest_shards(corpus: Corpus) -> list[Row]:
     """The three slowest shards of each stage, for their audio, and the ratio to the stage's median."""
     return corpus.rows(
         """WITH paced AS (SELECT *, wall_s / hours AS pace FROM shards WHERE hours > 0 AND wall_s > 0),
@@ -207,7 +201,7 @@ def slowest_shards(corpus: Corpus) -> list[dict[str, Any]]:
     )
 
 
-def slowest_files(corpus: Corpus) -> list[dict[str, Any]]:
+def slowest_files(corpus: Corpus) -> list[Row]:
     """The files that took most seconds to decode beyond what their length takes at the column's mean speed
     (`lost_s`, below zero for faster ones), rejected ones too. Empty where no shard's record has times."""
     return corpus.rows(

@@ -11,9 +11,9 @@ import plotly.offline
 
 from pipeline.report import charts, examples, label_tables, pictures
 from pipeline.report.anomalies import Anomaly, everything
-from pipeline.report.corpus import Corpus
+from pipeline.report.corpus import Corpus, Row
 from pipeline.report.numbers import code_counts
-from pipeline.report.table import Table, short, size, span
+from pipeline.report.table import Table, short, span
 from pipeline.report.timeline import timeline
 from stages.shards import histograms
 from stages.shards.storage import Storage
@@ -29,27 +29,17 @@ JSON_ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for characte
 @dataclass
 class Section:
     title: str
-    charts: list[dict[str, Any] | None] = field(default_factory=list)
+    charts: list[Row | None] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     note: str = ""
 
 
-def of_corpus(corpus: Corpus, found: dict[str, Any], anomalies: list[Anomaly]) -> str:
+def of_corpus(corpus: Corpus, found: Row, anomalies: list[Anomaly]) -> str:
     """Write OUT/report/index.html; returns where it is."""
-    tiles = {
-        "recordings": f"{found['recordings']:,}",
-        "hours": f"{found['hours']:,.2f}",
-        "segments": f"{found['segments']:,}",
-        "shards": f"{found['shards']:,}",
-        "size": size(found["bytes"]),
-        "per hour": size(found["bytes_per_hour"]),
-        "for validation": f"{found['validation']:,}",
-        "rejected": f"{sum(r['files'] for r in found['rejects']):,}",
-    }
-    own, version = label_tables, "gathered by the version that labelled this OUT."
+    tables, version = label_tables.tables(found), "gathered by the version that labelled this OUT."
     lacking = ", ".join(found["not_gathered"])
     sections = [
-        Section("What there is", tables=[own.columns(found), own.sources(found)]),
+        Section("What there is", tables=[tables["Columns"], tables["Sources"]]),
         Section(
             "Segments",
             [charts.loudness(corpus), *charts.histograms(found)],
@@ -58,17 +48,17 @@ def of_corpus(corpus: Corpus, found: dict[str, Any], anomalies: list[Anomaly]) -
         Section(
             "Codes and pitch",
             _label_charts(corpus),
-            [own.codes(found)],
+            [tables["Code use"]],
             note="" if found["codes"] else f"Code use was not {version}",
         ),
         Section(
             "The run",
             [*charts.run(found, timeline(corpus)), charts.stragglers(corpus)],
-            [own.slowest_shards(found), own.slowest_files(found), own.longest_files(found)],
+            [tables[name] for name in ("Slowest shards", "Slowest files", "Longest files")],
         ),
         Section(
             "Rejected",
-            tables=[own.rejects(found)],
+            tables=[tables["Rejected"]],
             note="" if found["rejects"] else "Nothing was rejected.",
         ),
     ]
@@ -77,7 +67,7 @@ def of_corpus(corpus: Corpus, found: dict[str, Any], anomalies: list[Anomaly]) -
         "everything": everything(anomalies),
         "examples": _examples(corpus, found),
     }
-    return _write(corpus.out, "labels", corpus.place, tiles, sections, values)
+    return _write(corpus.out, "labels", corpus.place, label_tables.totals(found), sections, values)
 
 
 def of_runs(runs: list[Any]) -> str:
@@ -96,7 +86,7 @@ def _write(
     place: str,
     tiles: dict[str, str],
     sections: list[Section],
-    values: dict[str, Any],
+    values: Row,
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -126,7 +116,7 @@ def _write(
     return out.path(NAME) if out.is_local else f"{out.root}/{NAME}"
 
 
-def _label_charts(corpus: Corpus) -> list[dict[str, Any]]:
+def _label_charts(corpus: Corpus) -> list[Row]:
     """Plots of the label columns' histograms, of those that were gathered."""
     plots, name = [], corpus.registry.current.get("cqt")
     if (counts := code_counts(corpus)) is not None:
@@ -141,7 +131,7 @@ def _label_charts(corpus: Corpus) -> list[dict[str, Any]]:
     return plots
 
 
-def _examples(corpus: Corpus, found: dict[str, Any]) -> list[dict[str, Any]]:
+def _examples(corpus: Corpus, found: Row) -> list[Row]:
     """The rows of the examples, with what the page shows of each."""
     size = found["codes"][0]["codes"] if found["codes"] else 0
     rows = []

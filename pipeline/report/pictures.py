@@ -41,9 +41,10 @@ def waveform(wave_N: np.ndarray) -> str:
 def cqt(frames_TF: np.ndarray, log: bool) -> str:
     """Constant-Q values, low pitch at the bottom; linear magnitudes in decibels below the loudest."""
     decibels = frames_TF * (20 / np.log(10)) if log else 20 * np.log10(np.maximum(frames_TF, 1e-6))
-    shrunk_FT = _shrink(decibels.T[::-1], 112, WIDTH)
-    top = float(shrunk_FT.max(initial=-120.0))
-    shown = np.clip((shrunk_FT - top) / CQT_RANGE_DB + 1, 0, 1)
+    size = (min(WIDTH, len(decibels)), min(112, decibels.shape[1]))
+    picture = Image.fromarray(decibels.T[::-1].astype(np.float32)).resize(size, Image.Resampling.BOX)
+    shown_FT = np.asarray(picture)
+    shown = np.clip((shown_FT - shown_FT.max(initial=-120.0)) / CQT_RANGE_DB + 1, 0, 1)
     return _image(colormaps["magma"](shown, bytes=True), "webp", quality=75)
 
 
@@ -66,16 +67,6 @@ def opus(wave_N: np.ndarray) -> str:
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return uri("audio/ogg", out.getvalue())
-
-
-def _shrink(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Means over even blocks, at most `rows` by `columns`."""
-    for axis, most in ((0, rows), (1, columns)):
-        if values.shape[axis] > most:
-            edges = np.linspace(0, values.shape[axis], most + 1).astype(int)
-            sizes = np.diff(edges).reshape((-1, 1) if axis == 0 else (1, -1))
-            values = np.add.reduceat(values, edges[:-1], axis=axis) / sizes
-    return values
 
 
 def _image(rgba: np.ndarray, form: str, **options: int) -> str:

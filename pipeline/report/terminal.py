@@ -8,13 +8,14 @@ from rich.text import Text
 
 from pipeline.report import label_tables
 from pipeline.report.anomalies import Anomaly, everything
+from pipeline.report.corpus import Row
 from pipeline.report.label_tables import amount
 from pipeline.report.table import METER_WIDTH, Column, Table, size
 
 POOR_METER = 0.1  # below it a meter is red
 
 
-def show(console: Console, found: dict[str, Any], anomalies: list[Anomaly]) -> None:
+def show(console: Console, found: Row, anomalies: list[Anomaly]) -> None:
     """All that `numbers` and `anomalies` found of an OUT."""
     totals = (
         f"  {found['recordings']:,} recordings ({found['validation']:,} for validation), "
@@ -22,7 +23,7 @@ def show(console: Console, found: dict[str, Any], anomalies: list[Anomaly]) -> N
         f"{size(found['bytes'])}"
     )
     console.print(Text.assemble((found["out"], "bold"), totals))
-    for table in label_tables.all_of(found):
+    for table in label_tables.tables(found).values():
         if table.rows:
             console.print()
             console.print(drawn(table))
@@ -43,7 +44,8 @@ def drawn(table: Table) -> rich.table.Table:
         caption_justify="left",
     )
     for column in table.columns.values():
-        out.add_column(Text(column.head), justify="right" if column.is_right else "left", header_style="dim")
+        justify = "right" if column.is_right else "left"
+        out.add_column(Text(column.head), justify=justify, header_style="dim", overflow="fold")
     for row in table.rows:
         out.add_row(*(_cell(column, row[key]) for key, column in table.columns.items()))
     return out
@@ -58,7 +60,7 @@ def _cell(column: Column, value: Any) -> Text:
     return cell
 
 
-def segments(console: Console, rows: list[dict[str, Any]], counted: dict[str, Any]) -> None:
+def segments(console: Console, rows: list[Row], counted: Row) -> None:
     """Rows of `named` as a table, and how many there are in all."""
     console.print(drawn(label_tables.segments(rows)))
     some = f"; {len(rows)} shown" if counted["segments"] > len(rows) else ""

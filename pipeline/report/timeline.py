@@ -3,18 +3,16 @@
 Letters: J jobs (a shard at a stage), E edges of the time axis.
 """
 
-from typing import Any
-
 import numpy as np
 
-from pipeline.report.corpus import Corpus
+from pipeline.report.corpus import Corpus, Row
 from stages.signal.rates import RATE_HZ
 
 POINTS = 160
 IDLE_SHARE = 0.02  # of the whole time: a longer pause without work on any shard is cut out of the axis
 
 
-def timeline(corpus: Corpus) -> dict[str, Any] | None:
+def timeline(corpus: Corpus) -> Row | None:
     """Seconds of work since the first shard, pauses cut out; audio-s/s by stage and by host."""
     found = corpus.db.execute(
         "SELECT stage, coalesce(host, '?') AS host, started, wall_s, samples FROM shards "

@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 from rich.console import Console
 
-from pipeline.report.corpus import as_dicts
+from pipeline.report.corpus import Row, as_dicts
 from pipeline.report.table import Column, Table, number, spark
 from pipeline.report.terminal import drawn
 from stages.pretrain.run.rows import OLD_NAMES, with_old_names
@@ -35,10 +35,10 @@ class Run:
     """curve: name → values by stretch of updates; lists are a curve a level, `accuracy/0`, `accuracy/1` …"""
 
     place: str
-    starts: list[dict[str, Any]]
-    valid: list[dict[str, Any]]
+    starts: list[Row]
+    valid: list[Row]
     curve: dict[str, list[Any]]
-    last: dict[str, Any]
+    last: Row
     ended: bool
     codebooks: list[str] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ def read(place: str) -> Run:
     new = ", ".join(f"coalesce({new}, {old}) AS {new}" for old, new in OLD_NAMES.items())
     with out.fetched(METRICS) as path, duckdb.connect(":memory:") as db:
 
-        def rows(query: str) -> list[dict[str, Any]]:
+        def rows(query: str) -> list[Row]:
             return as_dicts(db.execute(query))
 
         db.execute(
@@ -97,7 +97,7 @@ def read(place: str) -> Run:
     return Run(place, starts, valid, curve, last[0], ended, codebooks or [])
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summary(run: Run) -> Row:
     """The numbers of one run, as plain data."""
     times = [t for t in run.curve["time"] if t is not None]
     held_out = run.valid[-1] if run.valid else {}
@@ -131,7 +131,7 @@ def table(runs: list[Run]) -> Table:
         "run": Column("run"),
         "progress": Column("update", "count"),
         "loss": Column("loss", "number"),
-        "held_out_loss": Column("held out", "number"),
+        "held_out_loss": Column("held-out loss", "number"),
         "accuracy 0": Column("accuracy 0", "number", 3),
         "gain_over_unigram 0": Column("gain_over_unigram 0", "number", 3),
         "cqt_error": Column("CQT error", "number", 3),
@@ -152,16 +152,10 @@ def table(runs: list[Run]) -> Table:
 
 
 def tiles(runs: list[Run]) -> dict[str, str]:
-    s = summary(runs[0])
-    return {
-        "runs": str(len(runs)),
-        "updates": f"{s['updates']:,}",
-        "loss": number(s["loss"]),
-        "held-out loss": number(s["held_out"]["loss"]),
-        "audio-s/s": number(s["audio_s_per_s"], 1),
-        "utilisation": number(s["utilisation"], 3),
-        "restarts": str(len(s["restarts"])),
-    }
+    of_all = table(runs)
+    texts = {column.head: column.text(of_all.rows[0][key]) for key, column in of_all.columns.items()}
+    shown = ("update", "loss", "held-out loss", "audio-s/s", "utilisation", "restarts")
+    return {"runs": str(len(runs))} | {name: texts[name] for name in shown}
 
 
 def show(console: Console, runs: list[Run]) -> None:

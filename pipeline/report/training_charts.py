@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.report.charts import Plot, chart, colour, line, vertical
+from pipeline.report.corpus import Row
 from pipeline.report.training import CQT_ERRORS, Run
 
 FROM_ZERO = {"rangemode": "tozero"}
@@ -79,7 +80,7 @@ def levels(runs: list[Run], name: str, title: str, unit: str) -> list[Plot]:
     plots = []
     for k in range(max((run.levels for run in runs), default=0)):
 
-        def value(row: dict[str, Any], k: int = k) -> float | None:
+        def value(row: Row, k: int = k) -> float | None:
             return row[name][k] if row[name] and k < len(row[name]) else None
 
         data = []
@@ -130,7 +131,7 @@ def _curve(run: Run, name: str, label: str, number: int, dash: str = "solid") ->
 
 
 def _held_out(
-    run: Run, value: Callable[[dict[str, Any]], float | None], label: str, number: int, **more: Any
+    run: Run, value: Callable[[Row], float | None], label: str, number: int, **more: Any
 ) -> list[Plot]:
     rows = [row for row in run.valid if value(row) is not None]
     x, y = [row["update"] for row in rows], [value(row) for row in rows]

@@ -1,9 +1,9 @@
-"""What people see of a run: the line of an update, TensorBoard, Weights & Biases, and a picture of the
-curves."""
+"""A run on display: the line of an update, TensorBoard, Weights & Biases, and a picture of the curves."""
 
 import importlib.util
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ def line(row: dict[str, Any], updates: int) -> str:
     parts = [f"{row['update']:>7}/{updates}" if is_update else f"{'held-out':>9} {row['update']}"]
     parts.append(f"loss {_n(row.get('loss'), 3)}")
     if row.get("ce"):
-        accuracy, gain = [_times(a, 100) for a in row["accuracy"]], row["gain_over_unigram"]
-        parts += [f"ce {_n(row['ce'], 2)}", f"acc% {_n(accuracy, 1)}", f"gain_over_unigram {_n(gain, 2)}"]
+        parts += [f"ce {_n(row['ce'], 2)}", f"acc% {_n(row['accuracy'], 1, 100)}"]
+        parts.append(f"gain_over_unigram {_n(row['gain_over_unigram'], 2)}")
     if row.get("gain_over_unigram_low"):
         low, high = (_n(row[f"gain_over_unigram_{end}"][0], 3) for end in ("low", "high"))
         parts.append(f"gain_over_unigram[0] in {low}…{high}")
@@ -32,9 +32,8 @@ def line(row: dict[str, Any], updates: int) -> str:
     parts += [f"grad {_n(row['grad_norm'], 2)}", f"lr {_n(row['lr'], 6)}"]
     if row.get("scale", 1) != 1:
         parts.append(f"scale {row['scale']:g}")
-    parts.append(f"{_n(row['audio_s_per_s'], 1)} audio-s/s")
-    parts.append(f"{_n(_times(row.get('utilisation'), 100), 0)}% of peak")
-    parts.append(f"wait {_n(_times(row['data_wait'], 100), 0)}%")
+    parts += [f"{_n(row['audio_s_per_s'], 1)} audio-s/s", f"{_n(row.get('utilisation'), 0, 100)}% of peak"]
+    parts.append(f"wait {_n(row['data_wait'], 0, 100)}%")
     if row.get("skipped"):
         parts.append(f"skipped {row['skipped']}")
     return "  ".join([*parts, f"left {duration(row.get('left_s'))}"])
@@ -47,19 +46,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours}h{rest // 60:02}" if hours else f"{rest // 60}m{rest % 60:02}"
 
 
-def _n(value: float | list[float | None] | None, digits: int) -> str:
+def _n(value: float | list[float | None] | None, digits: int, factor: float = 1) -> str:
     if isinstance(value, list):
-        return " ".join(_n(v, digits) for v in value)
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
+        return " ".join(_n(one, digits, factor) for one in value)
+    return "-" if value is None or not math.isfinite(value) else f"{value * factor:.{digits}f}"
 
 
 class Boards:
-    """TensorBoard and Weights & Biases of rank 0; each named figure of a row is a scalar, a list one a
-    codebook."""
+    """TensorBoard and Weights & Biases of rank 0; a figure of a row is a scalar, a list one per item."""
 
     def __init__(self, folder: Path, watch: "Watch", name: str, config: dict[str, Any], purge: int):
         self._board = self._run = None
@@ -81,9 +75,7 @@ class Boards:
             self._run.define_metric("*", step_metric="update")
 
     def add(self, row: dict[str, Any]) -> None:
-        scalars = {}
-        for key, value in row.items():
-            scalars |= _scalars(f"{row['kind']}/{key}", value)
+        scalars = dict(pair for key, value in row.items() for pair in _scalars(f"{row['kind']}/{key}", value))
         for tag, value in scalars.items() if self._board else ():
             self._board.add_scalar(tag, value, row["update"])
         if self._run:
@@ -94,12 +86,12 @@ class Boards:
             self._board.flush()
 
 
-def _scalars(tag: str, value: Any) -> dict[str, float]:
+def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, list):
-        return {name: v for i, item in enumerate(value) for name, v in _scalars(f"{tag}/{i}", item).items()}
-    if isinstance(value, int | float) and not tag.endswith(("/update", "/time")):
-        return {tag: float(value)}
-    return {}
+        for i, item in enumerate(value):
+            yield from _scalars(f"{tag}/{i}", item)
+    elif isinstance(value, int | float) and not tag.endswith(("/update", "/time")):
+        yield tag, float(value)
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
