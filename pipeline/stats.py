@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.report import anomalies, terminal
+from pipeline.report import anomalies, label_tables, terminal
 from pipeline.report import corpus as corpora
-from pipeline.report.corpus import Corpus, quoted
+from pipeline.report.corpus import AMOUNT, Corpus, quoted
 from pipeline.report.numbers import numbers
+from pipeline.report.table import number, size, span
 from stages.shards.storage import Storage
-from stages.signal.rates import RATE_HZ
 
 METRICS = "metrics.jsonl"
 ROWS = 20  # of segments on a terminal
@@ -24,7 +24,7 @@ ROWS = 20  # of segments on a terminal
 
 @dataclass(frozen=True)
 class StatsQuery:
-    """What the command line asks. Of shard, recording and where, all given must hold."""
+    """The options of the command. Of shard, recording and where, all given must hold."""
 
     places: tuple[str, ...]
     as_json: bool = False
@@ -36,10 +36,11 @@ class StatsQuery:
 
 def stats(query: StatsQuery) -> int:
     """Show it; returns the exit code. ValueError for what is neither an OUT nor a RUN, or a mix."""
-    runs = [Storage(place).exists(METRICS) for place in query.places]
+    places = query.places
+    runs = [Storage(place).exists(METRICS) for place in places]
     if any(runs) and not all(runs):
         raise ValueError(
-            f"{query.places[runs.index(True)]} is a training run, {query.places[runs.index(False)]} is none: "
+            f"{places[runs.index(True)]} is a training run, {places[runs.index(False)]} is none: "
             "give either OUTs of `labels` or RUNs of `train`"
         )
     chosen = query.shard or query.recording or query.where
@@ -49,11 +50,11 @@ def stats(query: StatsQuery) -> int:
                 "--shard, --recording and --where choose segments of an OUT; a training run has none"
             )
         return _runs(query)
-    if len(query.places) > 1:
+    if len(places) > 1:
         if chosen:
             raise ValueError("--shard, --recording and --where look into one OUT: give one")
         return _compare(query)
-    with corpora.opened(query.places[0]) as corpus:
+    with corpora.opened(places[0]) as corpus:
         return _some(corpus, query) if chosen else _whole(corpus, query)
 
 
@@ -61,33 +62,27 @@ def _whole(corpus: Corpus, query: StatsQuery) -> int:
     found = numbers(corpus)
     odd = anomalies.anomalies(corpus, found)
     if query.as_json:
-        return _print_json(
-            found | {"worth_a_look": anomalies.as_data(odd), "exclude_all": anomalies.everything(odd)}
-        )
+        notable = {"worth_a_look": anomalies.as_data(odd), "exclude_all": anomalies.everything(odd)}
+        return _print_json(found | notable)
     console = _console()
     terminal.show(console, found, odd)
     if query.page:
         from pipeline.report import page
 
-        console.print(f"\npage: {page.of_corpus(corpus, found, odd)}", soft_wrap=True)
+        console.print(f"\npage: {page.of_corpus(corpus, found, odd)}", soft_wrap=True, markup=False)
     return 0
 
 
 def _some(corpus: Corpus, query: StatsQuery) -> int:
     """One shard, one recording, or the segments of which a condition holds."""
-    conditions = []
-    if query.shard:
-        conditions.append(f"shard = {quoted(query.shard)}")
+    conditions = [f"shard = {quoted(query.shard)}"] if query.shard else []
     if query.recording:
         text = quoted(query.recording)
         conditions.append(f"(recording = {text} OR path = {text} OR suffix(path, '/' || {text}))")
     if query.where:
         conditions.append(f"({query.where})")
     condition = " AND ".join(conditions)
-    counted = corpus.query(
-        "SELECT count(*) AS segments, count(DISTINCT recording) AS recordings, "
-        f"coalesce(sum(samples), 0) / {RATE_HZ}.0 / 3600 AS hours FROM named WHERE {condition}"
-    )[0]
+    (counted,) = corpus.query(f"SELECT {AMOUNT} FROM named WHERE {condition}")
     if not counted["segments"] and not query.where:
         raise ValueError(
             f"{query.places[0]} holds no segment of {query.shard or query.recording}: "
@@ -95,24 +90,23 @@ def _some(corpus: Corpus, query: StatsQuery) -> int:
         )
     limit = "" if query.as_json else f"LIMIT {ROWS}"
     rows = corpus.query(f"SELECT * FROM named WHERE {condition} ORDER BY path, start {limit}")
-    of_shard = corpus.rows(f"SELECT * FROM shards WHERE shard = {quoted(query.shard)}") if query.shard else []
+    columns = corpus.rows("SELECT * FROM shards WHERE shard = ?", query.shard) if query.shard else []
     if query.as_json:
-        return _print_json(
-            counted | {"condition": condition, "rows": rows} | ({"columns": of_shard} if query.shard else {})
-        )
+        more = {"columns": columns} if query.shard else {}
+        return _print_json(counted | {"condition": condition, "rows": rows} | more)
     console = _console()
-    for row in of_shard:
+    for row in columns:
+        rejects = f" {row['rejects']}" if row["rejected"] and row["rejects"] else ""
         console.print(
-            f"{row['column']}: {terminal.size(row['bytes'])}, {row['kept']} kept, {row['rejected']} "
-            f"rejected{' ' + row['rejects'] if row['rejected'] and row['rejects'] else ''}, "
-            f"{terminal.span(row['wall_s'])} on {row['host']}, {terminal.number(row['times_real_time'], 0)} "
-            f"× real time, attempts {terminal.number(row['attempts'], 0)}"
+            f"{row['column']}: {size(row['bytes'])}, {row['kept']} kept, {row['rejected']} rejected{rejects}"
+            f", {span(row['wall_s'])} on {row['host']}, {number(row['times_real_time'], 0)} × real time, "
+            f"attempts {number(row['attempts'], 0)}",
+            markup=False,
         )
     terminal.segments(console, rows, counted)
-    if query.where and not (query.shard or query.recording) and counted["segments"]:
-        console.print(
-            f"leave them out of training:  {anomalies.setting(query.where)}", soft_wrap=True, markup=False
-        )
+    if query.where and len(conditions) == 1 and rows:
+        option = anomalies.setting(query.where)
+        console.print(f"leave them out of training:  {option}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -123,7 +117,7 @@ def _compare(query: StatsQuery) -> int:
             found.append(numbers(corpus))
     if query.as_json:
         return _print_json(found)
-    terminal.comparison(_console(), found)
+    _console().print(terminal.drawn(label_tables.comparison(found)))
     return 0
 
 
@@ -138,7 +132,7 @@ def _runs(query: StatsQuery) -> int:
     if query.page:
         from pipeline.report import page
 
-        console.print(f"\npage: {page.of_runs(runs)}", soft_wrap=True)
+        console.print(f"\npage: {page.of_runs(runs)}", soft_wrap=True, markup=False)
     return 0
 
 

@@ -1,36 +1,33 @@
-"""`overtone status OUT`: what is planned, finished, rejected; `overtone status RUN`: where it stands."""
+"""`overtone status OUT`: what is planned, finished, rejected; `overtone status RUN`: how far it is."""
 
 import json
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from pipeline.labelling import registry
 from stages.pretrain.run.display import duration, line
+from stages.pretrain.run.rows import renamed, with_old_names
 from stages.shards import catalog
 from stages.shards import record as records
 from stages.shards.storage import Storage
 
 
 def status(place: str) -> tuple[dict[str, Any], str]:
-    """What stands in an OUT or a RUN, as plain data and as text; raises ValueError when it is neither."""
-    if is_run(place):
-        found = run_status(place)
-        return found, run_text(found)
-    found = labels_status(place)
-    return found, labels_text(found)
+    """The state of an OUT or a RUN, as plain data and as text; raises ValueError when it is neither."""
+    read, text = (run_status, run_text) if is_run(place) else (labels_status, labels_text)
+    found = read(place)
+    return found, text(found)
 
 
 def labels_status(place: str) -> dict[str, Any]:
     """Counts of an OUT, from its plan and one listing a column; raises ValueError when it is none."""
     out = Storage(place)
     if not out.exists("plan.parquet"):
-        raise ValueError(
-            f"{place} {'is no folder' if out.is_gone() else 'holds no plan.parquet'}: give the OUT of "
-            f"a `labels` run"
-        )
+        problem = "is no folder" if out.is_gone() else "holds no plan.parquet"
+        raise ValueError(f"{place} {problem}: give the OUT of a `labels` run")
     known = registry.read(out)
     with out.fetched("plan.parquet") as path:
         table = catalog.read_plan(path, ["recording", "shard", "duration_s", "tombstone", "split"])
@@ -38,27 +35,26 @@ def labels_status(place: str) -> dict[str, Any]:
     seconds = dict.fromkeys(catalog.shards_in_order(live), 0.0)
     for name, length in zip(live["shard"].to_pylist(), live["duration_s"].to_pylist(), strict=True):
         seconds[name] += length
+
+    def hours(shards: Iterable[str]) -> float:
+        return round(sum(seconds[name] for name in shards) / 3600, 3)
+
     columns = {}
     for name in known.names if known else ():
         done = records.finished(out, name) & seconds.keys()
-        columns[name] = {
-            "shards": len(done),
-            "hours_by_header": round(sum(seconds[s] for s in done) / 3600, 3),
-        }
-    rejected = (
-        out.read_table("rejected.parquet", ["stage"])["stage"].to_pylist()
-        if out.exists("rejected.parquet")
-        else []
-    )
+        columns[name] = {"shards": len(done), "hours_by_header": hours(done)}
+    rejected = []
+    if out.exists("rejected.parquet"):
+        rejected = out.read_table("rejected.parquet", ["stage"])["stage"].to_pylist()
     return {
         "out": place,
         "recordings": live.num_rows,
-        "validation": int(pc.sum(pc.equal(live["split"], "valid")).as_py() or 0),
-        "hours_by_header": round(sum(seconds.values()) / 3600, 3),
+        "validation": live["split"].to_pylist().count("valid"),
+        "hours_by_header": hours(seconds),
         "shards": len(seconds),
         "columns": columns,
         "tombstoned": table.num_rows - live.num_rows,
-        "rejected": {stage: rejected.count(stage) for stage in sorted(set(rejected))},
+        "rejected": dict(sorted(Counter(rejected).items())),
         "finished": bool(columns) and all(c["shards"] == len(seconds) for c in columns.values()),
     }
 
@@ -85,30 +81,28 @@ def is_run(place: str) -> bool:
 
 
 def run_status(place: str) -> dict[str, Any]:
-    """The last lines of each kind, restarts, checkpoints; raises ValueError when metrics.jsonl is not
-    readable."""
-    run, kinds, restarts = Path(place), {}, -1
+    """The last row of each kind, restarts, checkpoints; ValueError when metrics.jsonl is not readable."""
+    run, kinds, starts = Path(place), {}, 0
     metrics = run / "metrics.jsonl"
     for number, text in enumerate(metrics.read_text().splitlines() if metrics.exists() else (), 1):
         try:
-            row = json.loads(text)
+            row = renamed(json.loads(text))
         except ValueError as error:
             raise ValueError(
                 f"{metrics}, line {number}: {error}; the run itself cuts damaged lines off when it goes on"
             ) from None
-        kinds[row["kind"]] = row
-        restarts += row["kind"] == "start"
-    data = json.loads((run / "data.json").read_text())
-    start, update = kinds.get("start", {}), kinds.get("update", {})
+        kinds[row["kind"]] = with_old_names(row)
+        starts += row["kind"] == "start"
+    update = kinds.get("update")
     return {
         "run": place,
-        "update": update.get("update", 0),
-        "updates": start.get("updates"),
-        "restarts": max(0, restarts),
-        "hours": data["hours"],
+        "update": update["update"] if update else 0,
+        "updates": kinds.get("start", {}).get("updates"),
+        "restarts": max(0, starts - 1),
+        "hours": json.loads((run / "data.json").read_text())["hours"],
         "finished": "end" in kinds,
         "last_seen_s": round(time.time() - update["time"]) if update else None,
-        "update_row": update or None,
+        "update_row": update,
         "valid_row": kinds.get("valid"),
         "checkpoint": kinds.get("checkpoint", {}).get("path"),
     }
@@ -120,17 +114,10 @@ def run_text(found: dict[str, Any]) -> str:
         f"audio, {found['restarts']} restarts"
     ]
     lines += ["  " + line(row, found["updates"]) for row in (found["update_row"], found["valid_row"]) if row]
+    checkpoint, seen = found["checkpoint"], found["last_seen_s"]
     if found["finished"]:
-        return "\n".join([*lines, f"  finished; newest checkpoint {found['checkpoint']}"])
-    seen = (
-        f"last update {duration(found['last_seen_s'])} ago"
-        if found["last_seen_s"] is not None
-        else "no update yet"
-    )
-    return "\n".join(
-        [
-            *lines,
-            f"  {seen}; newest checkpoint {found['checkpoint'] or 'none'}; the same `train` command "
-            f"goes on from there",
-        ]
-    )
+        end = f"finished; newest checkpoint {checkpoint}"
+    else:
+        last = "no update yet" if seen is None else f"last update {duration(seen)} ago"
+        end = f"{last}; newest checkpoint {checkpoint or 'none'}; the same `train` command goes on from there"
+    return "\n".join([*lines, f"  {end}"])

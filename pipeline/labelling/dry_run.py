@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do, from a real scan; nothing is written."""
+"""`--dry-run`: the plan of a run, from a real scan; nothing is written."""
 
 import os
 import tempfile
@@ -24,7 +24,7 @@ def describe(config: Config) -> str:
     s, p = catalogs.scanned, catalogs.planned
     seconds = sum(length for _, length in shards)
     sizes = {kind: size * seconds for kind, size in bytes_per_s(config.recipe).items()}
-    free = out.free_bytes()
+    free, teacher = out.free_bytes(), config.recipe.codes
     lines = [
         f"{', '.join(config.run.audio)} → {out.root} (nothing is written)",
         f"  found       {s.found} = {s.kept} readable + {s.rejected} rejected + {s.duplicates} duplicates; "
@@ -33,8 +33,8 @@ def describe(config: Config) -> str:
         f"  shards      {len(shards)} of about {config.recipe.plan.shard_minutes:g} min; {p.new_shards} new",
         *(f"  {kind:<11} {shown(size)}" for kind, size in sizes.items()),
         f"  in all      {shown(sum(sizes.values()))}; "
-        + (f"{shown(free)} free" if free is not None else "an object store"),
-        f"  teacher     {config.recipe.codes.name if config.recipe.codes else 'none'}",
+        + ("an object store" if free is None else f"{shown(free)} free"),
+        f"  teacher     {teacher.name if teacher else 'none'}",
         f"  resources   {_resources(config)}",
     ]
     return "\n".join(lines)
@@ -43,11 +43,10 @@ def describe(config: Config) -> str:
 def _resources(config: Config) -> str:
     from cluster.session import available_cpus
 
+    each = []
+    for name in ("decode", "codes", "cqt", "audit"):
+        pool = getattr(config.run.pools, name)
+        each.append(f"{name} {pool.cpus:g} CPU" + (f" + {pool.gpus:g} GPU" if pool.gpus else ""))
     address = os.environ.get("RAY_ADDRESS")
-    pools = config.run.pools
-    needs = {n: getattr(pools, n) for n in ("decode", "codes", "cqt", "audit")}
-    each = ", ".join(
-        f"{n} {p.cpus:g} CPU" + (f" + {p.gpus:g} GPU" if p.gpus else "") for n, p in needs.items()
-    )
     here = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
-    return f"{f'Ray cluster at {address}' if address else here}; a worker: {each}"
+    return f"{f'Ray cluster at {address}' if address else here}; a worker: {', '.join(each)}"

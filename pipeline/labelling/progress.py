@@ -1,4 +1,4 @@
-"""Progress people can watch: one screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl."""
+"""Progress of a run: one screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl."""
 
 import contextlib
 import json
@@ -25,9 +25,8 @@ class StageProgress:
     done: int = 0
     failed: int = 0
     rejected: int = 0
-    working: int = 0
     audio_s: float = 0.0
-    first: float | None = None
+    started: float | None = None  # time of the first shard's begin
 
 
 @dataclass
@@ -38,10 +37,9 @@ class Progress:
     )
     stages: dict[str, StageProgress] = field(default_factory=dict)
     note: str = ""
-    # (column, shard) → how often it was tried
-    attempts: dict[tuple[str, str], int] = field(default_factory=dict)
+    attempts: dict[tuple[str, str], int] = field(default_factory=dict)  # by (column, shard)
     _live: Live | None = None
-    _said: float = 0.0
+    _printed: float = 0.0
     _lines: list[str] = field(default_factory=list)
     _uploaded: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -49,8 +47,7 @@ class Progress:
     def log(self, event: str, **facts: Any) -> None:
         """One JSON line, with the time."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str) + "\n"
-        # Events come from threads and after failures: what the labels meet on this disk is told by those who
-        # write them.
+        # Events come from threads and after failures; whoever writes the labels reports an error of the disk.
         with self._lock, contextlib.suppress(OSError):
             if self.out.is_local:
                 with open(self.out.local("log.jsonl"), "a") as file:
@@ -63,39 +60,43 @@ class Progress:
                 self.out.write("log.jsonl", "".join(self._lines).encode())
                 self._uploaded = time.monotonic()
 
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+    def say(self, *lines: str) -> None:
+        for line in lines:
+            self.console.print(line, markup=False)
 
     def status(self, text: str) -> None:
         """What is being done now, when it is no stage over shards (scan, fit)."""
         with self._lock:
             self.note = text
-            if self._live:
-                self._live.update(self._table())
-            elif self.console.is_terminal:
+            if self.console.is_terminal and not self._live:
                 self.console.print(text, markup=False, end="\r")
-            elif time.monotonic() - self._said > LINE_S:
-                self._said = time.monotonic()
-                self.say(text)
+            else:
+                self._show(text)
+
+    def _show(self, *lines: str) -> None:
+        """Refresh the screen, or print these lines if the last ones are `LINE_S` old."""
+        if self._live:
+            self._live.update(self._table())
+        elif time.monotonic() - self._printed > LINE_S:
+            self._printed = time.monotonic()
+            self.say(*lines)
 
     def start(self, totals: dict[str, int]) -> None:
         self.stages = {name: StageProgress(total) for name, total in totals.items()}
-        self.note, self._said = "", time.monotonic()
+        self.note, self._printed = "", time.monotonic()
         if self.console.is_terminal:
             self._live = Live(self._table(), console=self.console, refresh_per_second=2)
             self._live.start()
 
     def event(self, event: dict) -> None:
-        """What a worker reported: the beginning or the end of a shard at a stage."""
+        """A worker's report: the beginning or the end of a shard at a stage."""
         with self._lock:
             stage = self.stages.get(event["stage"])
             if stage is None:
                 return
             if event["event"] == "begin":
-                stage.working += 1
-                stage.first = stage.first or time.time()
+                stage.started = stage.started or time.time()
             else:
-                stage.working = max(0, stage.working - 1)
                 stage.failed += event["status"] == "failed"
                 stage.done += event["status"] != "failed"
                 stage.rejected += event.get("rejected", 0)
@@ -103,56 +104,49 @@ class Progress:
                     self.attempts[event["column"], event["shard"]] = event["attempts"]
                 if event["status"] == "finished":
                     stage.audio_s += event.get("samples", 0) / RATE_HZ
-            facts = {k: v for k, v in event.items() if k != "event"}
-            self.log(f"shard-{event['event']}", **facts)
-            if self._live:
-                self._live.update(self._table())
-            elif time.monotonic() - self._said > LINE_S:
-                self._said = time.monotonic()
-                for line in self.lines():
-                    self.say(line)
+            self.log(f"shard-{event['event']}", **{k: v for k, v in event.items() if k != "event"})
+            self._show(*self.lines())
 
     def stop(self) -> None:
         if self._live:
             self._live.update(self._table())
             self._live.stop()
             self._live = None
-        elif self.stages:
-            for line in self.lines():
-                self.say(line)
+        else:
+            self.say(*self.lines())
         self.stages = {}
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Per stage: name, done/total, audio-seconds a second, time left, rejected and failed."""
         rows = []
         for name, s in self.stages.items():
-            elapsed = time.time() - s.first if s.first else 0.0
-            left = elapsed / s.done * (s.total - s.done) if s.done else None
-            eta = "" if left is None else f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
-            rate = f"{s.audio_s / elapsed:.0f}" if elapsed and s.audio_s else ""
-            odd = ", ".join(
-                f"{n} {what}" for n, what in ((s.rejected, "rejected"), (s.failed, "failed")) if n
-            )
-            rows.append((name, f"{s.done}/{s.total}", rate, eta, odd))
+            elapsed, left, speed = time.time() - s.started if s.started else 0.0, "", ""
+            if s.done:
+                seconds = int(elapsed / s.done * (s.total - s.done))
+                left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+            if elapsed and s.audio_s:
+                speed = f"{s.audio_s / elapsed:.0f}"
+            counts = ((s.rejected, "rejected"), (s.failed, "failed"))
+            problems = ", ".join(f"{n} {what}" for n, what in counts if n)
+            rows.append((name, f"{s.done}/{s.total}", speed, left, problems))
         return rows
 
     def lines(self) -> list[str]:
-        return [
-            "  ".join(
-                filter(
-                    None,
-                    (f"{name:<7}{done:>11} shards", rate and f"{rate} audio-s/s", eta and f"{eta} left", odd),
-                )
+        lines = []
+        for name, done, speed, left, problems in self.rows():
+            parts = (
+                f"{name:<7}{done:>11} shards",
+                speed and f"{speed} audio-s/s",
+                left and f"{left} left",
+                problems,
             )
-            for name, done, rate, eta, odd in self.rows()
-        ]
+            lines.append("  ".join(filter(None, parts)))
+        return lines
 
     def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, caption=self.note or None)
         for title in ("stage", "shards", "audio-s/s", "left", ""):
             table.add_column(title, justify="left" if title in ("stage", "") else "right")
         for row in self.rows():
             table.add_row(*row)
-        if self.note:
-            table.caption = self.note
         return table

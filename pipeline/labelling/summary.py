@@ -1,6 +1,5 @@
-"""What a labelling run ends with: where the labels are, what is in them, what was refused and why."""
+"""The end of a labelling run: where the labels are, what is in them, what was rejected and why."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -16,7 +15,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """found = kept + rejected + duplicates. `failed`: shards that are not finished, and why."""
+    """found = kept + rejected + duplicates. `failed`: unfinished shard → why."""
 
     found: int
     kept: int
@@ -32,22 +31,20 @@ class Outcome:
 
 
 def summarise(out: Storage, config: Config, catalogs, registry: Registry, failed: dict[str, str]) -> Outcome:
-    """Count what there is and say it."""
+    """Counts of the OUT, and the text of them."""
     scanned, planned = catalogs.scanned, catalogs.planned
     rejects = catalogs.rejected.to_pylist()
-    stage_rejects = {r["recording"] for r in rejects if r["stage"] != "scan"}
-    rejected = scanned.rejected + len(stage_rejects)
+    rejected = scanned.rejected + len({r["recording"] for r in rejects if r["stage"] != "scan"})
     kept = scanned.found - rejected - scanned.duplicates
     share = rejected / max(1, scanned.found)
     limit = config.run.max_rejected_share
-    lines = [f"{out.root}"] + [f"  {line}" for line in column_lines(out, registry)]
+    lines = [out.root, *(f"  {line}" for line in column_lines(out, registry))]
     lines.append(
         f"  recordings: {scanned.found} found = {kept} kept + {rejected} rejected + {scanned.duplicates} "
         f"duplicates; {planned.valid} of the kept are for validation"
     )
-    gone = ", ".join(f"{n} {why}" for why, n in planned.tombstoned.items() if n)
-    if gone:
-        lines.append(f"  no longer used: {gone}")
+    if unused := ", ".join(f"{n} {why}" for why, n in planned.tombstoned.items() if n):
+        lines.append(f"  no longer used: {unused}")
     lines += rejected_lines(rejects)
     if share > limit:
         lines.append(
@@ -56,50 +53,44 @@ def summarise(out: Storage, config: Config, catalogs, registry: Registry, failed
         )
     if failed:
         lines.append(f"  {len(failed)} shards are not finished; the same command tries them again:")
-        for why, names in _grouped(failed).items():
-            lines.append(f"    {len(names):>6}  {why}  (e.g. {names[0]})")
+        by_reason: dict[str, list[str]] = {}
+        for shard, why in failed.items():
+            by_reason.setdefault(why.replace(shard, "SHARD"), []).append(shard)
+        lines += [f"    {len(names):>6}  {why}  (e.g. {names[0]})" for why, names in by_reason.items()]
     return Outcome(scanned.found, kept, rejected, scanned.duplicates, failed, "\n".join(lines), share > limit)
 
 
 def shown(size: float) -> str:
-    """Bytes for people."""
+    """A number of bytes as people read it."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def _grouped(failed: dict[str, str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for shard, why in failed.items():
-        groups.setdefault(why.replace(shard, "SHARD"), []).append(shard)
-    return groups
-
-
 def column_lines(out: Storage, registry: Registry) -> list[str]:
-    """One line per current column, and what is in use of it: tombstoned recordings do not count."""
+    """One line per current column, and the audio in use: without that of tombstoned recordings."""
     if not out.exists("shards.parquet"):
         return ["no shard is finished"]
     table = out.read_table("shards.parquet", ["column", "bytes"])
     lines = []
     for name in registry.names:
         own = table.filter(pc.equal(table["column"], name))
-        lines.append(
-            f"columns/{name:<16} {own.num_rows:>6} shards "
-            f"{(pc.sum(own['bytes']).as_py() or 0) / 2**20:>10.1f} MiB"
-        )
+        size = (pc.sum(own["bytes"]).as_py() or 0) / 2**20
+        lines.append(f"columns/{name:<16} {own.num_rows:>6} shards {size:>10.1f} MiB")
     samples = audit.segments(out, registry.names, ["samples"])["samples"]
     hours = (pc.sum(samples).as_py() or 0) / RATE_HZ / 3600
     return [*lines, f"{len(samples)} segments, {hours:.2f} h of audio"]
 
 
 def rejected_lines(rejects: list[dict]) -> list[str]:
-    """A table of what was rejected and why, with examples."""
+    """The reasons of rejection by number of files, with examples."""
     if not rejects:
         return []
     lines = ["  rejected:"]
-    counts = Counter((r["stage"], r["reason"]) for r in rejects)
-    for (stage, reason), count in counts.most_common(20):
-        examples = [r["path"] for r in rejects if (r["stage"], r["reason"]) == (stage, reason)][:EXAMPLES]
-        lines.append(f"    {count:>6}  {stage:<6} {reason}")
-        lines += [f"                   {path}" for path in examples]
-    if len(counts) > 20:
-        lines.append(f"    … {len(counts) - 20} more reasons in rejected.parquet")
+    paths: dict[tuple[str, str], list[str]] = {}
+    for reject in rejects:
+        paths.setdefault((reject["stage"], reject["reason"]), []).append(reject["path"])
+    for (stage, reason), own in sorted(paths.items(), key=lambda item: -len(item[1]))[:20]:
+        lines.append(f"    {len(own):>6}  {stage:<6} {reason}")
+        lines += [f"                   {path}" for path in own[:EXAMPLES]]
+    if len(paths) > 20:
+        lines.append(f"    … {len(paths) - 20} more reasons in rejected.parquet")
     return lines

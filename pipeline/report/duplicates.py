@@ -1,18 +1,16 @@
 """Recordings that are the same music in other bytes, by the fingerprints gathered while labelling.
 
-A fingerprint is 192 bits of a segment's chroma (`stages/label/statistics/pitch.py`); two encodes of the
-same music differ in a few. Sorted by their bits from some bit on, near twins often become neighbours:
-that is done for several first bits and each of a recording's first segments, so that one lucky stretch
+A fingerprint is 192 bits of a segment's chroma (`stages/label/statistics/pitch.py`); two encodings of the
+same music differ in a few. Sorted by their bits from some bit on, near-duplicates often become neighbours:
+this is repeated from several first bits and for each of a recording's first segments, so that one stretch
 of equal bits is enough. Neighbours are then compared in full.
 
 Letters: R recordings, W words of 64 bits.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.report.corpus import Corpus
 
@@ -20,8 +18,7 @@ BITS, WORDS = 192, 3
 ROTATION_BITS = 16  # from one sorting's first bit to the next one's
 NEIGHBOURS = 2  # each is compared with so many that follow it
 SEARCHED = 400_000  # fingerprints: all four of 100,000 recordings, only the first of more
-# sorted in all, from each of twelve bits on; from fewer when there are more fingerprints
-SORTED = 12 * SEARCHED
+SORTED = 12 * SEARCHED  # in all: from each of twelve bits, from fewer if there are more fingerprints
 # bits of 192 that may differ in every segment two recordings share; unrelated music differs in about 96 (D)
 SAME = 48
 
@@ -51,48 +48,28 @@ Prints = list[tuple[np.ndarray, np.ndarray]]
 def searched(corpus: Corpus) -> Prints:
     """Fingerprints of the first segments, of as many as `SEARCHED` allows."""
     many = corpus.one('SELECT count(*) AS n FROM segments WHERE fingerprint IS NOT NULL AND "index" = 0')["n"]
-    return _prints(
-        corpus, f'segments WHERE fingerprint IS NOT NULL AND "index" < {max(1, SEARCHED // max(many, 1))}'
-    )
+    first = max(1, SEARCHED // max(many, 1))
+    return _prints(corpus, f'segments WHERE fingerprint IS NOT NULL AND "index" < {first}')
 
 
 def _all_of(corpus: Corpus, recordings: np.ndarray) -> Prints:
     """All fingerprints of these recordings."""
     corpus.db.execute(
-        "CREATE OR REPLACE TEMP TABLE looked_at AS SELECT unnest(?::VARCHAR[]) AS recording",
+        "CREATE OR REPLACE TEMP TABLE compared AS SELECT unnest(?::VARCHAR[]) AS recording",
         [[f"{r:016x}" for r in recordings]],
     )
-    return _prints(corpus, "segments SEMI JOIN looked_at USING (recording) WHERE fingerprint IS NOT NULL")
+    return _prints(corpus, "segments SEMI JOIN compared USING (recording) WHERE fingerprint IS NOT NULL")
 
 
 def _prints(corpus: Corpus, source: str) -> Prints:
-    table = corpus.db.sql(f'SELECT "index", recording, fingerprint FROM {source}').to_arrow_table()
-    numbers = table["index"].to_numpy()
-    recordings, words = _hex(table["recording"], 1)[:, 0], _hex(table["fingerprint"], WORDS)
-    found = []
-    for number in np.unique(numbers):
-        own = np.flatnonzero(numbers == number)
-        own = own[np.argsort(recordings[own])]
-        found.append((recordings[own], words[own]))
-    return found
-
-
-def _hex(column: pa.ChunkedArray, words: int) -> np.ndarray:
-    """Text of 16·words hex digits each as uint64 (R, words)."""
-    joined = "".join(
-        chunk.cast(pa.binary()).buffers()[2].to_pybytes()[: 16 * words * len(chunk)].decode()
-        for chunk in _whole(column)
-    )
-    return np.frombuffer(bytes.fromhex(joined), ">u8").astype(np.uint64).reshape(-1, words)
-
-
-def _whole(column: pa.ChunkedArray) -> list[pa.Array]:
-    """Chunks whose buffers begin with their first value."""
-    return [
-        pa.concat_arrays([chunk]) if not chunk.offset else pa.array(chunk.to_pylist(), pa.string())
-        for chunk in column.chunks
-        if len(chunk)
-    ]
+    words = [f"('0x' || fingerprint[{16 * w + 1}:{16 * w + 16}])::UBIGINT AS w{w}" for w in range(WORDS)]
+    found = corpus.db.execute(
+        f"SELECT \"index\", ('0x' || recording)::UBIGINT AS recording, {', '.join(words)} FROM {source} "
+        "ORDER BY recording"
+    ).fetchnumpy()
+    words_RW = np.stack([found[f"w{w}"] for w in range(WORDS)], 1)
+    of_number = (found["index"] == number for number in np.unique(found["index"]))
+    return [(found["recording"][own], words_RW[own]) for own in of_number]
 
 
 def candidates(prints: Prints) -> np.ndarray:
@@ -124,7 +101,7 @@ def same(prints: Prints, pairs: np.ndarray) -> np.ndarray:
 
 
 def _from_bit(words_RW: np.ndarray, bit: int) -> np.ndarray:
-    """The 64 bits that begin at `bit`, (R,); they go round."""
+    """The 64 bits that begin at `bit`, (R,), cyclically."""
     word, shift = divmod(bit, 64)
     first, second = words_RW[:, word], words_RW[:, (word + 1) % WORDS]
     return first if not shift else (first << np.uint64(shift)) | (second >> np.uint64(64 - shift))
@@ -139,22 +116,17 @@ def _named(corpus: Corpus, pairs: np.ndarray) -> list[Group]:
     from scipy.sparse.csgraph import connected_components
 
     ids, at = np.unique(pairs, return_inverse=True)
-    at = at.reshape(pairs.shape)
-    graph = coo_matrix((np.ones(len(at), np.int8), (at[:, 0], at[:, 1])), shape=(len(ids), len(ids)))
-    members: dict[int, list[dict[str, Any]]] = {}
-    label = dict(zip((f"{i:016x}" for i in ids), connected_components(graph)[1].tolist(), strict=True))
+    left, right = at.reshape(pairs.shape).T
+    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(len(ids), len(ids)))
     corpus.db.execute(
-        "CREATE OR REPLACE TEMP TABLE twins AS SELECT unnest(?::VARCHAR[]) AS recording", [list(label)]
+        "CREATE OR REPLACE TEMP TABLE linked AS SELECT unnest(?::VARCHAR[]) AS recording, "
+        "unnest(?::INT[]) AS part",
+        [[f"{i:016x}" for i in ids], connected_components(graph)[1].tolist()],
     )
-    rows = corpus.rows(
-        "SELECT recording, coalesce(any_value(path), recording) AS path, coalesce(any_value(split), '') AS "
-        "split, sum(samples) AS samples FROM named SEMI JOIN twins USING (recording) GROUP BY recording "
-        "ORDER BY samples DESC, path, recording"
-    )
-    for row in rows:
-        members.setdefault(label[row["recording"]], []).append(row)
-    found = [
-        Group(*(tuple(row[name] for row in rows) for name in ("recording", "path", "split")))
-        for rows in members.values()
-    ]
-    return sorted(found, key=lambda group: group.paths)
+    own = (f"list({name} ORDER BY samples DESC, path, recording)" for name in ("recording", "path", "split"))
+    rows = corpus.db.execute(
+        f"""SELECT {", ".join(own)} FROM (SELECT recording, any_value(part) AS part, sum(samples) AS samples,
+        coalesce(any_value(path), recording) AS path, coalesce(any_value(split), '') AS split
+        FROM named JOIN linked USING (recording) GROUP BY recording) GROUP BY part ORDER BY 2"""
+    ).fetchall()
+    return [Group(*map(tuple, row)) for row in rows]

@@ -1,15 +1,14 @@
 """The numbers of an OUT as plain data: what the terminal, the page, `--json` and the comparison show.
 
-Every query reads columns of the gathered tables once; histograms are counted in the database, and
-quantiles read off them, so that six million segments take seconds and little memory.
+Every query reads columns of the gathered tables once; the database counts the histograms, and the quantiles
+are those of the histograms, so that six million segments take seconds and little memory.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pipeline.report.corpus import Corpus
+from pipeline.report.corpus import HOURS, Corpus, Row
 from stages.label.statistics.codes import entropy_bits
 from stages.shards import histograms
 from stages.signal.rates import RATE_HZ
@@ -21,7 +20,7 @@ SLOW_FILES = 10
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number of a segment: column of `segments`, title, unit, and the range its histogram spans.
+    """One number of a segment: column of `segments`, title, unit, and the range of its histogram.
 
     Values outside fall into the end bins; a range of None is that of the data."""
 
@@ -48,61 +47,57 @@ SHOWN = (
 )
 
 
-def numbers(corpus: Corpus) -> dict[str, Any]:
-    """Everything but what is odd (`oddities`)."""
+def numbers(corpus: Corpus) -> Row:
+    """Everything but the anomalies."""
     totals = corpus.one(
-        "SELECT count(*) AS segments, count(*) FILTER (start = 0) AS recordings, coalesce(sum(samples), 0) "
-        f"/ {RATE_HZ}.0 / 3600 AS hours, count(DISTINCT shard) AS shards FROM segments"
+        f"SELECT count(*) AS segments, count(*) FILTER (start = 0) AS recordings, {HOURS}, count(DISTINCT "
+        "shard) AS shards, count(*) FILTER (start = 0 AND split = 'valid') AS validation FROM named"
     )
-    valid = corpus.one(
-        "SELECT count(*) AS n FROM segments SEMI JOIN (FROM planned WHERE split = 'valid') USING "
-        "(recording) WHERE start = 0"
-    )["n"]
-    columns = column_rows(corpus)
-    timed = corpus.one("SELECT count(slowest) AS n FROM shards")["n"]
+    columns, timed = column_rows(corpus), corpus.one("SELECT count(slowest) AS n FROM shards")["n"]
     total_bytes = sum(column["bytes"] for column in columns)
+    not_gathered = [s.name for s in SHOWN if s.name in corpus.missing] + ["slowest_files"] * (not timed)
     return {
         "out": corpus.place,
         **totals,
-        "validation": valid,
         "bytes": total_bytes,
         "bytes_per_hour": total_bytes / totals["hours"] if totals["hours"] else 0,
         "columns": columns,
         "agreement": agreement(corpus),
         "rejects": rejects(corpus),
-        "distributions": {s.name: found for s in SHOWN if (found := distribution(corpus, s)) is not None},
-        "not_gathered": [s.name for s in SHOWN if s.name in corpus.missing]
-        + ([] if timed else ["slowest_files"]),
+        "distributions": {s.name: found for s in SHOWN if (found := distribution(corpus, s))},
+        "not_gathered": not_gathered,
         "codes": code_use(corpus),
         "sources": sources(corpus),
-        "slowest_shards": slowest(corpus),
+        "slowest_shards": slowest_shards(corpus),
         "slowest_files": slowest_files(corpus),
         "timed_shards": timed,
         "longest_files": corpus.rows(
-            f"SELECT path, l.* EXCLUDE recording FROM (SELECT recording, sum(samples) / {RATE_HZ}.0 AS "
-            "seconds, min(shard) AS shard FROM segments GROUP BY recording ORDER BY seconds DESC, recording "
-            "LIMIT 5) l LEFT JOIN planned USING (recording) ORDER BY seconds DESC, path"
+            "SELECT path, l.* EXCLUDE recording FROM (SELECT recording, sum(length_s) AS seconds, min(shard) "
+            "AS shard FROM segments GROUP BY recording ORDER BY seconds DESC, recording LIMIT 5) l LEFT JOIN "
+            "planned USING (recording) ORDER BY seconds DESC, path"
         ),
     }
 
 
-def column_rows(corpus: Corpus) -> list[dict[str, Any]]:
+def column_rows(corpus: Corpus) -> list[Row]:
     """Per current column, audio first: shards, bytes, frames a second, time, × real time, hosts, retries."""
+    sums = ("bytes", "segments", "frames", "rejected")
     found = corpus.rows(
-        'SELECT "column" AS name, any_value(stage) AS stage, count(*) AS shards, sum(bytes)::BIGINT AS '
-        "bytes, sum(hours) AS hours, sum(bytes) / nullif(sum(hours), 0) AS bytes_per_hour, "
-        f"sum(segments)::BIGINT AS segments, sum(frames)::BIGINT AS frames, sum(frames) * {RATE_HZ}.0 / "
-        "nullif(sum(samples), 0) AS frames_per_s, sum(wall_s) AS wall_s, sum(busy_s) AS busy_s, sum(hours) "
-        "* 3600 / nullif(sum(wall_s), 0) AS times_real_time, sum(greatest(attempts - 1, 0))::BIGINT AS "
-        "retries, count(DISTINCT host) AS hosts, sum(rejected)::BIGINT AS rejected FROM shards GROUP BY 1"
+        f"""SELECT "column" AS name, any_value(stage) AS stage, count(*) AS shards, sum(hours) AS hours,
+        {", ".join(f"sum({name})::BIGINT AS {name}" for name in sums)},
+        sum(bytes) / nullif(sum(hours), 0) AS bytes_per_hour,
+        sum(frames) * {RATE_HZ}.0 / nullif(sum(samples), 0) AS frames_per_s,
+        sum(wall_s) AS wall_s, sum(busy_s) AS busy_s,
+        sum(hours) * 3600 / nullif(sum(wall_s), 0) AS times_real_time,
+        sum(greatest(attempts - 1, 0))::BIGINT AS retries, count(DISTINCT host) AS hosts
+        FROM shards GROUP BY 1"""
     )
     order = list(corpus.registry.names)
     return sorted(found, key=lambda row: order.index(row["name"]))
 
 
-def agreement(corpus: Corpus) -> dict[str, Any]:
-    """Shards whose columns hold different numbers of frames or segments, though none of them rejected
-    anything."""
+def agreement(corpus: Corpus) -> Row:
+    """Shards whose columns differ in frames or segments, though none of the columns rejected anything."""
     differing = (
         "SELECT shard FROM shards GROUP BY shard HAVING sum(CASE WHEN stage = 'decode' THEN 0 ELSE rejected "
         "END) = 0 AND (min(frames) <> max(frames) OR min(segments) <> max(segments))"
@@ -110,81 +105,73 @@ def agreement(corpus: Corpus) -> dict[str, Any]:
     counts = corpus.one(
         f"SELECT count(*) AS differ, (SELECT count(DISTINCT shard) FROM shards) AS shards FROM ({differing})"
     )
-    return counts | {
-        "examples": [row["shard"] for row in corpus.rows(f"{differing} ORDER BY shard LIMIT {EXAMPLES}")]
-    }
+    first = corpus.rows(f"{differing} ORDER BY shard LIMIT {EXAMPLES}")
+    return counts | {"examples": [row["shard"] for row in first]}
 
 
-def rejects(corpus: Corpus) -> list[dict[str, Any]]:
+def rejects(corpus: Corpus) -> list[Row]:
     return corpus.rows(
         f"SELECT stage, reason, count(*) AS files, list(path ORDER BY path)[:{EXAMPLES}] AS examples FROM "
         "rejected GROUP BY ALL ORDER BY files DESC, stage, reason"
     )
 
 
-def distribution(corpus: Corpus, statistic: Statistic) -> dict[str, Any] | None:
-    """Count, mean, extremes, quantiles and a histogram of one statistic; None where there is none of it."""
+def distribution(corpus: Corpus, statistic: Statistic) -> Row | None:
+    """Count, mean, extremes, quantiles and a histogram of one statistic; None where it has no values."""
     name, low, high = statistic.name, statistic.low, statistic.high
     if low is None:
-        span = corpus.one(f"SELECT min({name}) AS low, max({name}) AS high FROM segments")
-        low, high = span["low"], span["high"]
+        low, high = corpus.one(f"SELECT min({name}) AS low, max({name}) AS high FROM segments").values()
     if low is None or name in corpus.missing:
         return None
     width = (high - low) / FINE_BINS or 1.0
-    counted = corpus.rows(
+    bins = corpus.rows(
         f"SELECT least(greatest(floor(({name} - {low!r}) / {width!r})::INT, 0), {FINE_BINS - 1}) AS bin, "
         f"count(*) AS n, sum({name}) AS total, min({name}) AS low, max({name}) AS high FROM segments WHERE "
         f"{name} IS NOT NULL GROUP BY 1"
     )
-    if not counted:
+    if not bins:
         return None
     counts = np.zeros(FINE_BINS, np.int64)
-    for row in counted:
-        counts[row["bin"]] = row["n"]
+    counts[[row["bin"] for row in bins]] = [row["n"] for row in bins]
     count = int(counts.sum())
-    span = {
-        "count": count,
-        "mean": sum(row["total"] for row in counted) / count,
-        "min": min(row["low"] for row in counted),
-        "max": max(row["high"] for row in counted),
-    }
+    least, most = min(row["low"] for row in bins), max(row["high"] for row in bins)
     edges = low + width * np.arange(FINE_BINS + 1)
     reached = np.concatenate([[0], np.cumsum(counts)]) / count
-    quantiles = {
-        q: float(np.clip(np.interp(float(q) / 100, reached, edges), span["min"], span["max"]))
-        for q in ("5", "50", "95")
-    }
+    quantiles = np.clip(np.interp([0.05, 0.5, 0.95], reached, edges), least, most).tolist()
     return {
         "title": statistic.title,
         "unit": statistic.unit,
-        **span,
-        **{f"p{q}": v for q, v in quantiles.items()},
+        "count": count,
+        "mean": sum(row["total"] for row in bins) / count,
+        "min": least,
+        "max": most,
+        **dict(zip(("p5", "p50", "p95"), quantiles, strict=True)),
         "low": low,
         "width": width,
         "counts": counts.tolist(),
     }
 
 
-def code_use(corpus: Corpus) -> list[dict[str, Any]]:
-    """Per level of the current code column: codes used, dead ones, perplexity, the most frequent code."""
-    found = counts(corpus)
-    return [] if found is None else [_level(level, row) for level, row in enumerate(found)]
-
-
-def counts(corpus: Corpus) -> np.ndarray | None:
+def code_counts(corpus: Corpus) -> np.ndarray | None:
     """How often each code of each level is used, (K, C) float64; None when it was not gathered."""
     name = corpus.registry.current.get("codes")
     return histograms.read(corpus.out, name)[0].get("codes") if name else None
 
 
-def _level(level: int, counts_C: np.ndarray) -> dict[str, Any]:
+def code_use(corpus: Corpus) -> list[Row]:
+    """Per level of the current code column: codes used, dead ones, perplexity, the most frequent code."""
+    counts_KC = code_counts(corpus)
+    return [] if counts_KC is None else [_level(level, counts_C) for level, counts_C in enumerate(counts_KC)]
+
+
+def _level(level: int, counts_C: np.ndarray) -> Row:
     bits, total = float(entropy_bits(counts_C[None])[0]), float(counts_C.sum())
-    top = int(counts_C.argmax())
+    used, top = int((counts_C > 0).sum()), int(counts_C.argmax())
     return {
         "level": level,
         "codes": len(counts_C),
-        "used": int((counts_C > 0).sum()),
-        "dead": int((counts_C == 0).sum()),
+        "used": used,
+        "dead": len(counts_C) - used,
         "entropy_bits": bits,
         "perplexity": 2**bits,
         "share": 2**bits / len(counts_C),
@@ -193,35 +180,36 @@ def _level(level: int, counts_C: np.ndarray) -> dict[str, Any]:
     }
 
 
-def sources(corpus: Corpus) -> list[dict[str, Any]]:
-    """What the recordings were, by codec, rate and channels."""
+def sources(corpus: Corpus) -> list[Row]:
+    """The recordings' codecs, sample rates and channels."""
     return corpus.rows(
         "SELECT source_codec AS codec, source_rate_hz AS rate_hz, source_channels AS channels, count(*) "
-        f"FILTER (start = 0) AS recordings, sum(samples) / {RATE_HZ}.0 / 3600 AS hours FROM segments GROUP "
-        "BY ALL ORDER BY hours DESC, codec LIMIT 30"
+        f"FILTER (start = 0) AS recordings, {HOURS} FROM segments GROUP BY ALL ORDER BY hours DESC, codec "
+        "LIMIT 30"
     )
 
 
-def slowest(corpus: Corpus) -> list[dict[str, Any]]:
-    """The shards that took longest for their audio, of each stage the worst, with its ratio to the stage's
-    median."""
+def slowest_shards(corpus: Corpus) -> list[Row]:
+    """The three slowest shards of each stage, for their audio, and the ratio to the stage's median."""
     return corpus.rows(
-        "WITH paced AS (SELECT *, wall_s / nullif(hours, 0) AS pace FROM shards WHERE hours > 0 AND wall_s "
-        "> 0), medians AS (SELECT stage, approx_quantile(pace, 0.5) AS median FROM paced GROUP BY stage) "
-        "SELECT stage, shard, host, wall_s, busy_s, hours, times_real_time, attempts, pace / nullif(median, "
-        "0) AS times_median FROM paced JOIN medians USING (stage) QUALIFY row_number() OVER (PARTITION BY "
-        "stage ORDER BY pace DESC, shard) <= 3 ORDER BY times_median DESC, shard"
+        """WITH paced AS (SELECT *, wall_s / hours AS pace FROM shards WHERE hours > 0 AND wall_s > 0),
+        medians AS (SELECT stage, approx_quantile(pace, 0.5) AS median FROM paced GROUP BY stage)
+        SELECT stage, shard, host, wall_s, busy_s, hours, times_real_time, attempts,
+        pace / nullif(median, 0) AS times_median FROM paced JOIN medians USING (stage)
+        QUALIFY row_number() OVER (PARTITION BY stage ORDER BY pace DESC, shard) <= 3
+        ORDER BY times_median DESC, shard"""
     )
 
 
-def slowest_files(corpus: Corpus) -> list[dict[str, Any]]:
+def slowest_files(corpus: Corpus) -> list[Row]:
     """The files that took most seconds to decode beyond what their length takes at the column's mean speed
-    (`lost_s`, below zero for faster ones); rejected ones too. Empty where no shard's record says it."""
+    (`lost_s`, below zero for faster ones), rejected ones too. Empty where no shard's record has times."""
     return corpus.rows(
-        "WITH mean AS (SELECT sum(hours) * 3600 / nullif(sum(wall_s), 0) AS speed FROM shards WHERE stage = "
-        "'decode'), timed AS (SELECT shard, host, unnest(slowest, recursive := true) FROM shards), lost AS "
-        "(SELECT timed.*, seconds - coalesce(seconds * times_real_time / nullif(speed, 0), 0) AS lost_s "
-        f"FROM timed, mean ORDER BY lost_s DESC, recording LIMIT {SLOW_FILES}) SELECT path, recording, "
-        "seconds, times_real_time, lost_s, shard, host FROM lost LEFT JOIN planned USING (recording) ORDER "
-        "BY lost_s DESC, recording"
+        f"""WITH mean AS (SELECT sum(hours) * 3600 / nullif(sum(wall_s), 0) AS speed FROM shards
+        WHERE stage = 'decode'),
+        timed AS (SELECT shard, host, unnest(slowest, recursive := true) FROM shards),
+        lost AS (SELECT timed.*, seconds - coalesce(seconds * times_real_time / nullif(speed, 0), 0) AS lost_s
+        FROM timed, mean ORDER BY lost_s DESC, recording LIMIT {SLOW_FILES})
+        SELECT path, recording, seconds, times_real_time, lost_s, shard, host FROM lost
+        LEFT JOIN planned USING (recording) ORDER BY lost_s DESC, recording"""
     )

@@ -9,11 +9,11 @@ from typing import Any
 import jinja2
 import plotly.offline
 
-from pipeline.report import charts, examples, pictures, terminal
+from pipeline.report import charts, examples, label_tables, pictures
 from pipeline.report.anomalies import Anomaly, everything
-from pipeline.report.corpus import Corpus
-from pipeline.report.numbers import counts
-from pipeline.report.terminal import name, number, size, span
+from pipeline.report.corpus import Corpus, Row
+from pipeline.report.numbers import code_counts
+from pipeline.report.table import Table, short, span
 from pipeline.report.timeline import timeline
 from stages.shards import histograms
 from stages.shards.storage import Storage
@@ -21,200 +21,133 @@ from stages.signal.rates import RATE_HZ
 
 NAME = "report/index.html"
 TEMPLATES = Path(__file__).parent / "templates"
-NUMBERS = (  # of a listening row: column of `named`, head, digits
-    ("lufs", "LUFS", 1),
-    ("peak_db", "peak dBFS", 1),
-    ("silence", "silence", 2),
-    ("clipping", "clipping", 5),
-    ("bandwidth_hz", "bandwidth Hz", 0),
-    ("stereo", "stereo", 2),
-    ("entropy_bits", "code bits", 2),
-    ("tuning_cents", "tuning cents", 0),
-    ("cqt_mean", "CQT mean", 2),
-)
-
-
-@dataclass
-class Table:
-    """Rows of (sort value, text) cells; a click on a head sorts."""
-
-    title: str
-    heads: list[str]
-    rows: list[list[tuple[Any, str]]]
-    note: str = ""
+EXAMPLE_FIGURES = "lufs peak_db silence clipping bandwidth_hz stereo entropy_bits tuning_cents cqt_mean"
+# A file's name may hold </script>, which would end the element that the JSON is in.
+JSON_ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&"})
 
 
 @dataclass
 class Section:
     title: str
-    charts: list[dict[str, Any]] = field(default_factory=list)
+    charts: list[Row | None] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     note: str = ""
 
 
-def of_corpus(corpus: Corpus, found: dict[str, Any], odd: list[Anomaly]) -> str:
+def of_corpus(corpus: Corpus, found: Row, anomalies: list[Anomaly]) -> str:
     """Write OUT/report/index.html; returns where it is."""
-    tiles = [
-        ("recordings", f"{found['recordings']:,}"),
-        ("hours", f"{found['hours']:,.2f}"),
-        ("segments", f"{found['segments']:,}"),
-        ("shards", f"{found['shards']:,}"),
-        ("size", size(found["bytes"])),
-        ("per hour", size(found["bytes_per_hour"])),
-        ("for validation", f"{found['validation']:,}"),
-        ("rejected", f"{sum(r['files'] for r in found['rejects']):,}"),
-    ]
+    tables, version = label_tables.tables(found), "gathered by the version that labelled this OUT."
     lacking = ", ".join(found["not_gathered"])
-    note = f"Not gathered by the version that labelled this OUT: {lacking}." if lacking else ""
     sections = [
-        Section("What there is", tables=[_plain(terminal.columns(found)), _plain(terminal.sources(found))]),
+        Section("What there is", tables=[tables["Columns"], tables["Sources"]]),
         Section(
             "Segments",
-            charts=[c for c in (charts.loudness(corpus), *charts.histograms(found)) if c],
-            note=note,
+            [charts.loudness(corpus), *charts.histograms(found)],
+            note=lacking and f"Not {version[:-1]}: {lacking}.",
         ),
         Section(
             "Codes and pitch",
-            charts=_labels(corpus),
-            tables=[_plain(terminal.codes(found))],
-            note="" if found["codes"] else "Code use was not gathered by the version that labelled this OUT.",
+            _label_charts(corpus),
+            [tables["Code use"]],
+            note="" if found["codes"] else f"Code use was not {version}",
         ),
         Section(
             "The run",
-            charts=[c for c in (*charts.run(found, timeline(corpus)), charts.stragglers(corpus)) if c],
-            tables=[
-                _plain(terminal.slow(found)),
-                _plain(terminal.slow_files(found)),
-                _plain(terminal.long_files(found)),
-            ],
+            [*charts.run(found, timeline(corpus)), charts.stragglers(corpus)],
+            [tables[name] for name in ("Slowest shards", "Slowest files", "Longest files")],
         ),
         Section(
             "Rejected",
-            tables=[_plain(terminal.rejects(found))],
+            tables=[tables["Rejected"]],
             note="" if found["rejects"] else "Nothing was rejected.",
         ),
     ]
-    return write(corpus.out, "labels", corpus.place, tiles, sections, odd, _listening(corpus, found))
+    values = {
+        "anomalies": anomalies,
+        "everything": everything(anomalies),
+        "examples": _examples(corpus, found),
+    }
+    return _write(corpus.out, "labels", corpus.place, label_tables.totals(found), sections, values)
 
 
 def of_runs(runs: list[Any]) -> str:
     """Write RUN/report/index.html of the first run, with the curves of all; returns where it is."""
     from pipeline.report import training, training_charts
 
-    sections = [Section(title, charts=own) for title, own in training_charts.charts(runs).items()]
-    sections.insert(0, Section("Runs", tables=[_plain(training.table(runs))]))
-    return write(
-        Storage(runs[0].place),
-        "training",
-        ", ".join(run.place for run in runs),
-        training.tiles(runs),
-        sections,
-    )
+    sections = [Section("Runs", tables=[training.table(runs)])]
+    sections += [Section(title, plots) for title, plots in training_charts.charts(runs).items()]
+    place = ", ".join(run.place for run in runs)
+    return _write(Storage(runs[0].place), "training", place, training.tiles(runs), sections, {})
 
 
-def write(
+def _write(
     out: Storage,
     kind: str,
     place: str,
-    tiles: list[tuple[str, str]],
+    tiles: dict[str, str],
     sections: list[Section],
-    odd: list[Anomaly] = (),
-    heard: list[dict[str, Any]] = (),
+    values: Row,
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     for section in sections:
-        section.charts = [c for c in section.charts if c["data"]]
-        section.tables = [t for t in section.tables if t.rows]
-    sections = [section for section in sections if section.charts or section.tables or section.note]
-    plots = [c for section in sections for c in section.charts]
-    for place_, plot in enumerate(plots):
-        plot["id"] = f"plot{place_}"
-    figures = json.dumps(
-        [{key: plot[key] for key in ("id", "data", "layout")} for plot in plots], allow_nan=False
-    ).replace("</", "<\\/")
+        section.charts = [chart for chart in section.charts if chart and chart["data"]]
+        section.tables = [table for table in section.tables if table.rows]
+    plots = [chart for section in sections for chart in section.charts]
+    for number, plot in enumerate(plots):
+        plot["id"] = f"plot{number}"
+    figures = [{key: plot[key] for key in ("id", "data", "layout")} for plot in plots]
     html = environment.get_template("page.html").render(
         kind=kind,
         place=place,
         tiles=tiles,
-        sections=sections,
-        odd=odd,
-        everything=everything(list(odd)),
-        heard=heard,
-        numbers=NUMBERS,
-        figures=figures,
+        sections=[section for section in sections if section.charts or section.tables or section.note],
+        example_figures=label_tables.chosen(EXAMPLE_FIGURES),
+        amount=label_tables.amount,
+        figures=json.dumps(figures, allow_nan=False).translate(JSON_ESCAPES),
         plotly=plotly.offline.get_plotlyjs(),
         script=(TEMPLATES / "page.js").read_text(),
         style=(TEMPLATES / "page.css").read_text(),
         made=time.strftime("%Y-%m-%d %H:%M"),
+        **values,
     )
     out.write(NAME, html.encode())
     return out.path(NAME) if out.is_local else f"{out.root}/{NAME}"
 
 
-def _labels(corpus: Corpus) -> list[dict[str, Any]]:
-    """Plots of the label columns' sums, of those that were gathered."""
-    found, current = [], corpus.registry.current
-    if (used := counts(corpus)) is not None:
-        found.append(charts.code_use(used))
-    if "cqt" in current:
-        own, shards = histograms.read(corpus.out, current["cqt"])
-        recipe = corpus.registry.columns[current["cqt"]]
+def _label_charts(corpus: Corpus) -> list[Row]:
+    """Plots of the label columns' histograms, of those that were gathered."""
+    plots, name = [], corpus.registry.current.get("cqt")
+    if (counts := code_counts(corpus)) is not None:
+        plots.append(charts.code_use(counts))
+    if name:
+        sums, shards = histograms.read(corpus.out, name)
+        recipe = corpus.registry.columns[name]
         if shards:
-            frames = corpus.one(
-                'SELECT sum(frames)::BIGINT AS n FROM shards WHERE "column" = ?', current["cqt"]
-            )["n"]
-            found.append(charts.pitch(own["cqt"], frames, recipe["fmin_hz"], int(recipe["bins_per_octave"])))
-    return found
+            query = 'SELECT sum(frames)::BIGINT AS n FROM shards WHERE "column" = ?'
+            frames, octave = corpus.one(query, name)["n"], int(recipe["bins_per_octave"])
+            plots.append(charts.pitch(sums["cqt"], frames, recipe["fmin_hz"], octave))
+    return plots
 
 
-def _listening(corpus: Corpus, found: dict[str, Any]) -> list[dict[str, Any]]:
-    codes = found["codes"][0]["codes"] if found["codes"] else 0
+def _examples(corpus: Corpus, found: Row) -> list[Row]:
+    """The rows of the examples, with what the page shows of each."""
+    size = found["codes"][0]["codes"] if found["codes"] else 0
     rows = []
     for one in examples.read_examples(corpus):
-        row = one.row
-        codebook = codes or int(one.codes_TK.max(initial=1)) + 1 if one.codes_TK is not None else 0
-        rows.append(
-            {
-                "key": row["key"],
-                "file": name(row["path"] or "?"),
-                "at": span(row["start"] / RATE_HZ),
-                "start": row["start"],
-                "length": f"{row['length_s']:.1f} s",
-                "why": ", ".join(one.why),
-                "path": row["path"],
-                "numbers": [(row[field], number(row[field], digits)) for field, _, digits in NUMBERS],
-                "wave": pictures.waveform(one.wave_N),
-                "sound": pictures.opus(one.wave_N),
-                "cqt": pictures.cqt(one.cqt_TF, one.log) if one.cqt_TF is not None else None,
-                "codes": pictures.codes(one.codes_TK, codebook) if one.codes_TK is not None else None,
-            }
-        )
+        row, codes_TK, cqt_TF = one.row, one.codes_TK, one.cqt_TF
+        shown = {
+            "file": short(row["path"] or "?"),
+            "at": span(row["start"] / RATE_HZ),
+            "length": f"{row['length_s']:.1f} s",
+            "why": ", ".join(one.why),
+            "wave": pictures.waveform(one.wave_N),
+            "sound": pictures.opus(one.wave_N),
+        }
+        if cqt_TF is not None:
+            shown["cqt"] = pictures.cqt(cqt_TF, one.log)
+        if codes_TK is not None:
+            shown["codes"] = pictures.codes(codes_TK, size or int(codes_TK.max(initial=1)) + 1)
+        rows.append(row | shown)
     return rows
-
-
-def _plain(table: Any) -> Table:
-    """A terminal's table as the page's: the same numbers, said once."""
-    from rich.text import Text
-
-    columns = [[Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns]
-    rows = [[(sortable(text), text) for text in row] for row in zip(*columns, strict=True)]
-    note = Text.from_markup(str(table.caption or "")).plain
-    return Table(str(table.title or ""), [str(column.header) for column in table.columns], rows, note)
-
-
-UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "s": 1}
-
-
-def sortable(text: str) -> float | str:
-    """What a cell sorts by: its number, with its unit's size, or its text."""
-    head, _, unit = text.partition(" ")
-    value = head.replace(",", "").rstrip("%")
-    try:
-        if ":" in value:
-            large, small = value.split(":")
-            return (float(large) * 60 + float(small)) * (60 if unit == "h" else 1)
-        return float(value) * UNITS.get(unit, 1)
-    except ValueError:
-        return text

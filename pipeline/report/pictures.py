@@ -1,4 +1,4 @@
-"""Pictures and sound of a segment as data URIs, small enough that a page of dozens opens from disk.
+"""Pictures and sound of a segment as data URIs, so small that a page of dozens opens from disk.
 
 Letters: N samples at 24 kHz, T frames, F bins, K codebooks.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 from stages.signal.rates import RATE_HZ
 
 WIDTH = 320  # pixels
-OPUS_BITS_A_S = 24_000  # mono at 24 kHz: what there is to hear, 3 kB a second
+OPUS_BITS_A_S = 24_000  # mono, 3 kB a second
 CQT_RANGE_DB = 70.0  # below the segment's loudest value
 
 
@@ -41,18 +41,17 @@ def waveform(wave_N: np.ndarray) -> str:
 def cqt(frames_TF: np.ndarray, log: bool) -> str:
     """Constant-Q values, low pitch at the bottom; linear magnitudes in decibels below the loudest."""
     decibels = frames_TF * (20 / np.log(10)) if log else 20 * np.log10(np.maximum(frames_TF, 1e-6))
-    shrunk_FT = _shrink(decibels.T[::-1], 112, WIDTH)
-    top = float(shrunk_FT.max(initial=-120.0))
-    shown = np.clip((shrunk_FT - top) / CQT_RANGE_DB + 1, 0, 1)
-    return _webp(colormaps["magma"](shown, bytes=True)[..., :3])
+    size = (min(WIDTH, len(decibels)), min(112, decibels.shape[1]))
+    picture = Image.fromarray(decibels.T[::-1].astype(np.float32)).resize(size, Image.Resampling.BOX)
+    shown_FT = np.asarray(picture)
+    shown = np.clip((shown_FT - shown_FT.max(initial=-120.0)) / CQT_RANGE_DB + 1, 0, 1)
+    return _image(colormaps["magma"](shown, bytes=True), "webp", quality=75)
 
 
 def codes(codes_TK: np.ndarray, size: int) -> str:
     """A row a codebook, coloured by the code; every n-th frame, for codes have no mean."""
     shown_KT = codes_TK[:: max(1, len(codes_TK) // WIDTH)].T / max(size - 1, 1)
-    out = io.BytesIO()
-    Image.fromarray(colormaps["turbo"](shown_KT, bytes=True)[..., :3]).save(out, "png")
-    return uri("image/png", out.getvalue())
+    return _image(colormaps["turbo"](shown_KT, bytes=True), "png")
 
 
 def opus(wave_N: np.ndarray) -> str:
@@ -70,17 +69,7 @@ def opus(wave_N: np.ndarray) -> str:
     return uri("audio/ogg", out.getvalue())
 
 
-def _shrink(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Means over even blocks, at most `rows` by `columns`."""
-    for axis, most in ((0, rows), (1, columns)):
-        if values.shape[axis] > most:
-            edges = np.linspace(0, values.shape[axis], most + 1).astype(int)
-            sizes = np.diff(edges).reshape((-1, 1) if axis == 0 else (1, -1))
-            values = np.add.reduceat(values, edges[:-1], axis=axis) / sizes
-    return values
-
-
-def _webp(rgb: np.ndarray) -> str:
+def _image(rgba: np.ndarray, form: str, **options: int) -> str:
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgb)).save(out, "webp", quality=75)
-    return uri("image/webp", out.getvalue())
+    Image.fromarray(np.ascontiguousarray(rgba[..., :3])).save(out, form, **options)
+    return uri(f"image/{form}", out.getvalue())

@@ -1,24 +1,19 @@
-"""Where the time of a labelling run went: throughput by stage and host, from each shard's begin, wall time
-and samples.
+"""Throughput of a labelling run by stage and host, from each shard's begin, wall time and samples.
 
 Letters: J jobs (a shard at a stage), E edges of the time axis.
 """
 
-from typing import Any
-
 import numpy as np
 
-from pipeline.report.corpus import Corpus
+from pipeline.report.corpus import Corpus, Row
 from stages.signal.rates import RATE_HZ
 
 POINTS = 160
-# of the whole span: a longer pause, in which no shard was worked on, is cut out of the axis
-IDLE_SHARE = 0.02
+IDLE_SHARE = 0.02  # of the whole time: a longer pause without work on any shard is cut out of the axis
 
 
-def timeline(corpus: Corpus) -> dict[str, Any] | None:
-    """Seconds of work since the first shard (pauses cut out), audio-s/s by stage and by host; None without
-    times."""
+def timeline(corpus: Corpus) -> Row | None:
+    """Seconds of work since the first shard, pauses cut out; audio-s/s by stage and by host."""
     found = corpus.db.execute(
         "SELECT stage, coalesce(host, '?') AS host, started, wall_s, samples FROM shards "
         "WHERE started IS NOT NULL AND wall_s > 0 ORDER BY started"
@@ -58,7 +53,7 @@ def without_pauses(started_J: np.ndarray, wall_J: np.ndarray) -> tuple[np.ndarra
 
 
 def throughput(begin_J: np.ndarray, end_J: np.ndarray, rate_J: np.ndarray, edges_E: np.ndarray) -> np.ndarray:
-    """Mean rate between neighbouring edges, of jobs that each go on evenly at `rate_J`: (E - 1,)."""
+    """Mean rate between neighbouring edges, of jobs that each run evenly at `rate_J`: (E - 1,)."""
     done_E = _ramp(begin_J, rate_J, edges_E) - _ramp(end_J, rate_J, edges_E)
     return np.diff(done_E) / np.diff(edges_E)
 

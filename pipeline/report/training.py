@@ -6,40 +6,25 @@ from typing import Any
 
 import duckdb
 from rich.console import Console
-from rich.table import Table
 
-from pipeline.report import terminal
-from pipeline.report.terminal import number, span
+from pipeline.report.corpus import Row, as_dicts
+from pipeline.report.table import Column, Table, number, spark
+from pipeline.report.terminal import drawn
+from stages.pretrain.run.rows import OLD_NAMES, with_old_names
 from stages.shards.storage import Storage
 
 METRICS = "metrics.jsonl"
 POINTS = 600  # of a curve: means over so many stretches of updates
+CQT_ERRORS = ("cqt_error", "cqt_mean_error", "cqt_line_error")
 SCALARS = (
-    "loss",
-    "cqt_error",
-    "cqt_mean_error",
-    "cqt_line_error",
-    "penalty",
-    "grad_norm",
-    "rate",
-    "scale",
-    "audio_s_per_s",
-    "utilisation",
-    "data_wait",
-    "masked_frames",
-    "skipped",
-    "time",
+    *("loss", *CQT_ERRORS, "penalty", "grad_norm", "lr", "scale", "audio_s_per_s", "utilisation"),
+    *("data_wait", "masked_frames", "skipped", "time"),
 )
-LISTS = ("ce", "accuracy", "gain", "gain_low", "gain_high", "effective_rank")
+BY_LEVEL = ("ce", "accuracy", "gain_over_unigram")
+LISTS = (*BY_LEVEL, "gain_over_unigram_low", "gain_over_unigram_high", "effective_rank")
 FIELDS = (
-    {
-        "kind": "VARCHAR",
-        "update": "BIGINT",
-        "host": "VARCHAR",
-        "world": "BIGINT",
-        "updates": "BIGINT",
-        "codebooks": "VARCHAR[]",
-    }
+    {"kind": "VARCHAR", "host": "VARCHAR", "codebooks": "VARCHAR[]"}
+    | dict.fromkeys(("update", "world", "updates"), "BIGINT")
     | dict.fromkeys(SCALARS, "DOUBLE")
     | dict.fromkeys(LISTS, "DOUBLE[]")
 )
@@ -47,20 +32,19 @@ FIELDS = (
 
 @dataclass
 class Run:
-    """curve: name → values by stretch of updates; lists are one curve a level, `accuracy/0`, `accuracy/1`
-    …"""
+    """curve: name → values by stretch of updates; lists are a curve a level, `accuracy/0`, `accuracy/1` …"""
 
     place: str
-    starts: list[dict[str, Any]]
-    valid: list[dict[str, Any]]
+    starts: list[Row]
+    valid: list[Row]
     curve: dict[str, list[Any]]
-    last: dict[str, Any]
+    last: Row
     ended: bool
     codebooks: list[str] = field(default_factory=list)
 
     @property
     def restarts(self) -> list[int]:
-        """Updates at which the run went on after a stop or a death."""
+        """Updates at which the run went on after it had stopped or died."""
         return [start["update"] or 0 for start in self.starts[1:]]
 
     @property
@@ -69,68 +53,56 @@ class Run:
 
 
 def read(place: str) -> Run:
-    """Raises ValueError for a file that holds no updates, or none of the lines we know. A half-written last
-    line is passed over."""
+    """Raises ValueError for a file without updates, or without any line that we know. Half a last line is
+    ignored."""
     out = Storage(place)
+    types = FIELDS | {old: FIELDS[new] for old, new in OLD_NAMES.items()}
+    fields = ", ".join(f"{name}: '{kind}'" for name, kind in types.items())
+    new = ", ".join(f"coalesce({new}, {old}) AS {new}" for old, new in OLD_NAMES.items())
     with out.fetched(METRICS) as path, duckdb.connect(":memory:") as db:
-        fields = ", ".join(f"{name}: '{kind}'" for name, kind in FIELDS.items())
+
+        def rows(query: str) -> list[Row]:
+            return as_dicts(db.execute(query))
+
         db.execute(
-            "CREATE TABLE lines AS SELECT * FROM read_json(?, format='newline_delimited', "
-            f"ignore_errors=true, columns={{{fields}}})",
+            f"CREATE TABLE lines AS SELECT * EXCLUDE ({', '.join(OLD_NAMES)}) REPLACE ({new}) FROM "
+            f"read_json(?, format='newline_delimited', ignore_errors=true, columns={{{fields}}})",
             [str(path)],
         )
-        # What was done again after a restart counts as it was done last.
-        db.execute(
-            "CREATE VIEW updates AS SELECT * FROM lines WHERE kind = 'update' AND update IS NOT NULL "
-            "QUALIFY row_number() OVER (PARTITION BY update ORDER BY time DESC NULLS LAST) = 1"
-        )
-        starts = _rows(
-            db,
-            "SELECT update, time, host, world, updates, codebooks FROM lines WHERE kind = 'start' "
-            "ORDER BY time",
-        )
-        valid = _rows(
-            db,
-            "SELECT * FROM lines WHERE kind = 'valid' AND update IS NOT NULL QUALIFY row_number() OVER "
-            "(PARTITION BY update ORDER BY time DESC NULLS LAST) = 1 ORDER BY update",
-        )
-        last = _rows(db, "SELECT * FROM updates ORDER BY update DESC LIMIT 1")
+        # Of an update that was done again after a restart, the last row counts.
+        for view, kind in (("updates", "update"), ("valid", "valid")):
+            db.execute(
+                f"CREATE VIEW {view} AS SELECT * FROM lines WHERE kind = '{kind}' AND update IS NOT NULL "
+                "QUALIFY row_number() OVER (PARTITION BY update ORDER BY time DESC NULLS LAST) = 1 "
+                "ORDER BY update"
+            )
+        starts = rows("SELECT * FROM lines WHERE kind = 'start' ORDER BY time")
+        last = rows("SELECT * FROM updates ORDER BY update DESC LIMIT 1")
         if not last:
             raise ValueError(f"{out.path(METRICS)} holds no update yet: look again when the run has made one")
-        ended = bool(_rows(db, "SELECT 1 FROM lines WHERE kind = 'end'"))
-        levels = {
-            name: _rows(db, f"SELECT coalesce(max(len({name})), 0) AS n FROM updates")[0]["n"]
-            for name in ("ce", "accuracy", "gain")
-        }
-        curve = _curves(db, levels)
-    return Run(
-        place, starts, valid, curve, last[0], ended, (starts[-1]["codebooks"] if starts else None) or []
-    )
+        ended = bool(rows("SELECT 1 FROM lines WHERE kind = 'end'"))
+        means = [f'avg({name}) AS "{name}"' for name in SCALARS]
+        sizes = ", ".join(f"max(len({name})) AS {name}" for name in BY_LEVEL)
+        (levels,) = rows(f"SELECT {sizes} FROM updates")
+        for name, many in levels.items():
+            means += [f'avg({name}[{k + 1}]) AS "{name}/{k}"' for k in range(many or 0)]
+        points = rows(
+            f"WITH span AS (SELECT greatest(1, ceil((max(update) - min(update) + 1) / {POINTS}))::BIGINT AS "
+            "step FROM updates) SELECT max(update) AS update, max(grad_norm) AS grad_norm_max, sum(skipped) "
+            f"AS skipped_sum, {', '.join(means)} FROM updates, span GROUP BY update // step ORDER BY 1"
+        )
+        valid = rows("FROM valid")
+    curve = {name: [point[name] for point in points] for name in points[0]}
+    codebooks = starts[-1]["codebooks"] if starts else None
+    return Run(place, starts, valid, curve, last[0], ended, codebooks or [])
 
 
-def _rows(db: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
-    cursor = db.execute(query)
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-
-
-def _curves(db: duckdb.DuckDBPyConnection, levels: dict[str, int]) -> dict[str, list[Any]]:
-    means = [f'avg({name}) AS "{name}"' for name in SCALARS]
-    means += [f'avg({name}[{k + 1}]) AS "{name}/{k}"' for name, many in levels.items() for k in range(many)]
-    rows = _rows(
-        db,
-        f"WITH span AS (SELECT greatest(1, ceil((max(update) - min(update) + 1) / {POINTS}))::BIGINT AS "
-        "step FROM updates) SELECT max(update) AS update, max(grad_norm) AS grad_norm_max, sum(skipped) AS "
-        f"skipped_sum, {', '.join(means)} FROM updates, span GROUP BY update // step ORDER BY 1",
-    )
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-
-
-def summary(run: Run) -> dict[str, Any]:
+def summary(run: Run) -> Row:
     """The numbers of one run, as plain data."""
     times = [t for t in run.curve["time"] if t is not None]
     held_out = run.valid[-1] if run.valid else {}
     speeds = sorted(v for v in run.curve["audio_s_per_s"] if v is not None)
+    figures = ("loss", "accuracy", "gain_over_unigram", "cqt_error")
     return {
         "run": run.place,
         "updates": run.last["update"],
@@ -138,8 +110,8 @@ def summary(run: Run) -> dict[str, Any]:
         "ended": run.ended,
         "restarts": run.restarts,
         "codebooks": run.codebooks,
-        **{k: run.last[k] for k in ("loss", "accuracy", "gain", "cqt_error")},
-        "held_out": {k: held_out.get(k) for k in ("update", "loss", "accuracy", "gain", "cqt_error")},
+        **with_old_names({k: run.last[k] for k in figures}),
+        "held_out": with_old_names({k: held_out.get(k) for k in ("update", *figures)}),
         "audio_s_per_s": speeds[len(speeds) // 2] if speeds else None,
         "utilisation": _mean(run.curve["utilisation"]),
         "data_wait": _mean(run.curve["data_wait"]),
@@ -154,69 +126,45 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def table(runs: list[Run]) -> Table:
-    """A row a run: where it stands, how well, how fast."""
-    made = terminal.columns_table(
-        "run",
-        ">update",
-        ">loss",
-        ">held out",
-        ">accuracy 0",
-        ">gain 0",
-        ">CQT error",
-        ">audio-s/s",
-        ">utilisation",
-        ">data wait",
-        ">skipped",
-        ">restarts",
-        ">time",
-    )
-    for run in runs:
-        s = summary(run)
-        accuracy, gain = (
-            s["held_out"]["accuracy"] or s["accuracy"] or [None],
-            s["held_out"]["gain"] or s["gain"] or [None],
-        )
-        made.add_row(
-            run.place,
-            f"{s['updates']:,}" + (f" / {s['of']:,}" if s["of"] else ""),
-            number(s["loss"]),
-            number(s["held_out"]["loss"]),
-            number(accuracy[0], 3),
-            number(gain[0], 3),
-            number(s["cqt_error"], 3),
-            number(s["audio_s_per_s"], 1),
-            number(s["utilisation"], 3),
-            number(s["data_wait"], 3),
-            number(s["skipped"], 0),
-            str(len(s["restarts"])),
-            span(s["elapsed_s"]),
-        )
-    return made
+    """A row a run: how far, how well, how fast."""
+    heads = {
+        "run": Column("run"),
+        "progress": Column("update", "count"),
+        "loss": Column("loss", "number"),
+        "held_out_loss": Column("held-out loss", "number"),
+        "accuracy 0": Column("accuracy 0", "number", 3),
+        "gain_over_unigram 0": Column("gain_over_unigram 0", "number", 3),
+        "cqt_error": Column("CQT error", "number", 3),
+        "audio_s_per_s": Column("audio-s/s", "number", 1),
+        "utilisation": Column("utilisation", "number", 3),
+        "data_wait": Column("data wait", "number", 3),
+        "skipped": Column("skipped", "number", 0),
+        "restart_count": Column("restarts", "count"),
+        "elapsed_s": Column("time", "duration"),
+    }
+    rows = []
+    for s in map(summary, runs):
+        held_out, progress = s["held_out"], (s["updates"], s["of"]) if s["of"] else s["updates"]
+        first = {f"{k} 0": (held_out[k] or s[k] or [None])[0] for k in ("accuracy", "gain_over_unigram")}
+        more = {"progress": progress, "held_out_loss": held_out["loss"], "restart_count": len(s["restarts"])}
+        rows.append(s | first | more)
+    return Table("", heads, rows)
 
 
-def tiles(runs: list[Run]) -> list[tuple[str, str]]:
-    s = summary(runs[0])
-    return [
-        ("runs", str(len(runs))),
-        ("updates", f"{s['updates']:,}"),
-        ("loss", number(s["loss"])),
-        ("held-out loss", number(s["held_out"]["loss"])),
-        ("audio-s/s", number(s["audio_s_per_s"], 1)),
-        ("utilisation", number(s["utilisation"], 3)),
-        ("restarts", str(len(s["restarts"]))),
-    ]
+def tiles(runs: list[Run]) -> dict[str, str]:
+    of_all = table(runs)
+    texts = {column.head: column.text(of_all.rows[0][key]) for key, column in of_all.columns.items()}
+    shown = ("update", "loss", "held-out loss", "audio-s/s", "utilisation", "restarts")
+    return {"runs": str(len(runs))} | {name: texts[name] for name in shown}
 
 
 def show(console: Console, runs: list[Run]) -> None:
-    console.print(table(runs))
+    console.print(drawn(table(runs)))
     for run in runs:
         losses = [v for v in run.curve["loss"] if v is not None]
         if losses:
-            console.print(
-                f"{run.place}: loss {terminal.spark(losses)} {number(losses[0])} → {number(losses[-1])}",
-                highlight=False,
-            )
+            curve = f"{spark(losses)} {number(losses[0])} → {number(losses[-1])}"
+            console.print(f"{run.place}: loss {curve}", highlight=False, markup=False)
         if run.restarts:
-            console.print(
-                f"{run.place}: restarted at update {', '.join(map(str, run.restarts))}", highlight=False
-            )
+            updates = ", ".join(map(str, run.restarts))
+            console.print(f"{run.place}: restarted at update {updates}", highlight=False, markup=False)

@@ -1,5 +1,4 @@
-"""A trained encoder as a Hugging Face folder: what goes into its files. Pure: a RUN's contents in, bytes
-out."""
+"""A trained encoder as a Hugging Face folder: the contents of its files, from those of a RUN."""
 
 import json
 from typing import Any
@@ -16,9 +15,8 @@ CURVE_ROWS = 12  # of the model card's table
 
 def files(run: Run) -> dict[str, bytes]:
     """File name → bytes. Raises ValueError naming what HuBERT cannot express."""
-    settings = hubert_config(run.model)
     out = {
-        "config.json": _json(settings),
+        "config.json": _json(hubert_config(run.model)),
         "preprocessor_config.json": _json(preprocessor()),
         "model.safetensors": save(to_hubert(run.weights), {"format": "pt"}),
         "README.md": card(run).encode(),
@@ -28,8 +26,7 @@ def files(run: Run) -> dict[str, bytes]:
 
 
 def preprocessor() -> dict[str, Any]:
-    """Raw mono samples at 24 kHz, full scale ±1; `do_normalize` is stated, for readers' defaults differ and
-    the model heard none."""
+    """Raw mono samples at 24 kHz, full scale ±1, not normalised: stated because readers' defaults differ."""
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
@@ -49,16 +46,11 @@ def card(run: Run) -> str:
         for c in data["codes"]
     )
     cqt = f"| CQT | {data['cqt_bins']} bins | 75 Hz |" if data.get("cqt_bins") else ""
-    recipe = {
-        name: run.config[name]
-        for name in ("model", "objective", "masking", "mixture", "optim")
-        if name in run.config
-    }
-    hours = (
-        f"{data['hours']:.2f} hours for training, {data.get('valid_hours', 0):.2f} held out. "
-        if "hours" in data
-        else ""
-    )
+    names = ("model", "objective", "masking", "mixture", "optim")
+    recipe = {name: run.config[name] for name in names if name in run.config}
+    hours = ""
+    if "hours" in data:
+        hours = f"{data['hours']:.2f} hours for training, {data.get('valid_hours', 0):.2f} held out. "
     picture = "![training curves](curves.png)\n\n" if (run.path / "curves.png").exists() else ""
     return f"""---
 library_name: transformers
@@ -69,7 +61,7 @@ tags: [music, audio, mert, hubert]
 
 A music encoder pre-trained as MERT (arXiv 2306.00107):
 {model.layers} layers of {model.width}, {model.norm}-norm.
-It hears mono audio at {RATE_HZ} Hz, not normalised, and gives 75 frames a second.
+It takes mono audio at {RATE_HZ} Hz, not normalised, and gives 75 frames a second.
 Checkpoint `{run.checkpoint}`.
 
 ```python
@@ -81,7 +73,7 @@ hidden = model(wave_BN, output_hidden_states=True).hidden_states
 
 ## Data
 
-{hours}Fingerprint `{data.get("fingerprint", "unknown")}`. What the model learnt to predict on masked frames:
+{hours}Fingerprint `{data.get("fingerprint", "unknown")}`. The model learnt to predict, on masked frames:
 
 | column | labels | rate |
 |---|---|---|
@@ -101,22 +93,17 @@ hidden = model(wave_BN, output_hidden_states=True).hidden_states
 
 
 def curve(metrics: list[dict[str, Any]]) -> str:
-    """A table of about a dozen updates, evenly spread: training loss, and held-out loss where it was measured
-    there."""
-    rows = {
-        row["update"]: row.get("loss") for row in metrics if row.get("kind") == "update" and "update" in row
-    }
-    held = {
-        row["update"]: row.get("loss") for row in metrics if row.get("kind") == "valid" and "update" in row
-    }
-    if not rows:
-        return "No update was recorded."
-    updates = sorted(rows)
-    chosen = sorted(
-        {updates[round(i * (len(updates) - 1) / (CURVE_ROWS - 1))] for i in range(CURVE_ROWS)}
-        | set(sorted(held)[-CURVE_ROWS:])
+    """A table of a dozen updates, evenly spread: training loss, and held-out loss where there is one."""
+    losses, held_out = (
+        {row["update"]: row.get("loss") for row in metrics if row.get("kind") == kind and "update" in row}
+        for kind in ("update", "valid")
     )
-    lines = [f"| {u} | {_number(rows.get(u))} | {_number(held.get(u))} |" for u in chosen]
+    if not losses:
+        return "No update was recorded."
+    updates = sorted(losses)
+    spread = {updates[round(i * (len(updates) - 1) / (CURVE_ROWS - 1))] for i in range(CURVE_ROWS)}
+    chosen = sorted(spread | set(sorted(held_out)[-CURVE_ROWS:]))
+    lines = [f"| {u} | {_number(losses.get(u))} | {_number(held_out.get(u))} |" for u in chosen]
     return "\n".join(["| update | loss a masked frame | held out |", "|---|---|---|", *lines])
 
 

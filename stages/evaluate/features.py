@@ -13,9 +13,8 @@ from torch import Tensor
 from stages.pretrain.model.backbone import Backbone
 from stages.signal.rates import FRAMES_PER_S, HOP_SAMPLES
 
-WINDOW_FRAMES = (
-    30 * FRAMES_PER_S
-)  # attention's cost grows with its square, and no crop was longer in training
+# Attention's cost grows with its square, and no crop was longer in training.
+WINDOW_FRAMES = 30 * FRAMES_PER_S
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,9 @@ class Window:
 
 
 def windows(name: str, wave_N: np.ndarray, net: Backbone) -> Iterator[Window]:
-    """Cuts a recording so that frame i of all windows joined begins at sample 320 i: none is lost between
-    them.
+    """Cuts a recording so that frame i of all windows joined begins at sample 320 i, without gaps.
 
-    The last window holds from half to one and a half times the frames of the others, never a crumb.
+    The last window has from half to one and a half times the frames of the others.
     Raises ValueError for less than one frame.
     """
     frames = net.model.frames(len(wave_N))
@@ -39,42 +37,40 @@ def windows(name: str, wave_N: np.ndarray, net: Backbone) -> Iterator[Window]:
     count = max(1, round(frames / WINDOW_FRAMES))
     for number in range(count):
         start, last = number * WINDOW_FRAMES * HOP_SAMPLES, number == count - 1
-        yield Window(
-            name, number, last, wave_N[start : None if last else start + net.model.samples(WINDOW_FRAMES)]
-        )
+        end = None if last else start + net.model.samples(WINDOW_FRAMES)
+        yield Window(name, number, last, wave_N[start:end])
 
 
 def batches(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
-    """Windows of one length together, up to `size`; nothing is padded, for a pad would be heard."""
+    """Windows of one length together, up to `size`: unpadded, since padding would change the features."""
     waiting: dict[int, list[Window]] = {}
     for window in found:
-        own = waiting.setdefault(len(window.wave_N), [])
-        own.append(window)
-        if len(own) == size:
-            yield waiting.pop(len(window.wave_N))
+        length = len(window.wave_N)
+        waiting.setdefault(length, []).append(window)
+        if len(waiting[length]) == size:
+            yield waiting.pop(length)
     yield from waiting.values()
 
 
 @torch.no_grad()
 def features(net: Backbone, batch: list[Window], layer: int | None) -> list[Tensor]:
-    """fp32 on the CPU: (T, D) of one hidden state for each window, or (L, T, D) of all. Layer 0 is the input
+    """fp32 on the CPU, for each window: (T, D) of one hidden state, or (L, T, D) of all. Layer 0: the input
     embedding."""
-    device = net.mask_vector.device
-    wave_BN = torch.from_numpy(np.stack([w.wave_N for w in batch])).to(device)
+    wave_BN = torch.from_numpy(np.stack([w.wave_N for w in batch])).to(net.mask_vector.device)
     hidden = net.hidden(wave_BN)
     chosen = torch.stack(hidden, 1) if layer is None else hidden[layer]
     return list(chosen.float().cpu())
 
 
 class Joined:
-    """Puts windows' features back into recordings as they come, in any order."""
+    """Joins windows' features into recordings, in whichever order they come."""
 
     def __init__(self):
         self._parts: dict[str, dict[int, Tensor]] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, window: Window, found: Tensor) -> tuple[str, Tensor] | None:
-        """The recording's name and features, (T, D) or (L, T, D), once its last missing window came."""
+        """The recording's name and features, (T, D) or (L, T, D), once it is complete."""
         parts = self._parts.setdefault(window.name, {})
         parts[window.number] = found
         if window.last:

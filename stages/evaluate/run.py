@@ -19,12 +19,13 @@ from stages.pretrain.model.hubert import from_hubert, model_of
 from stages.pretrain.model.mert import Mert
 from stages.pretrain.model.objective import Objective
 from stages.pretrain.model.weight_files import read, tensors
+from stages.pretrain.run.rows import renamed
 from stages.shards.storage import Storage
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a RUN folder says of itself, and the weights of one of its checkpoints."""
+    """The contents of a RUN folder, and the weights of one of its checkpoints."""
 
     path: Path
     config: dict[str, Any]  # config.yaml, whole
@@ -47,14 +48,11 @@ class Run:
 
 
 def open_run(place: str | Path, checkpoint: str = "latest") -> Run:
-    """A RUN folder; `checkpoint` is `latest`, `best` (by held-out loss) or a folder's name. Raises
-    ValueError."""
+    """A RUN folder; `checkpoint`: `latest`, `best` (by held-out loss) or a folder. Raises ValueError."""
     path = Path(place)
     try:
-        settings, data = (
-            yaml.safe_load((path / "config.yaml").read_text()),
-            json.loads((path / "data.json").read_text()),
-        )
+        settings = yaml.safe_load((path / "config.yaml").read_text())
+        data = json.loads((path / "data.json").read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"RUN {path} cannot be read ({error}): name the folder of a training run") from None
     at = (settings.get("checkpoints") or {}).get("at") or str(path / "checkpoints")
@@ -64,13 +62,12 @@ def open_run(place: str | Path, checkpoint: str = "latest") -> Run:
         weights = load(storage.read(f"{name}/model.safetensors"))
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"RUN {path}: checkpoint {checkpoint!r} below {at} cannot be read ({error}); there may be "
-            f"none yet"
+            f"RUN {path}: checkpoint {checkpoint!r} in {at} cannot be read ({error}); there may be none yet"
         ) from None
-    lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
-    return Run(
-        path, settings, data, name, weights, [json.loads(line) for line in lines if line.endswith("}")]
-    )
+    metrics = path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    rows = [renamed(json.loads(line)) for line in lines if line.endswith("}")]
+    return Run(path, settings, data, name, weights, rows)
 
 
 def open_backbone(place: str | Path, checkpoint: str = "latest") -> Backbone:

@@ -96,7 +96,7 @@ def rows(folder: Path, kind: str = "update") -> list[dict]:
     return [row for row in found if row["kind"] == kind]
 
 
-CURVE = ("update", "epoch", "samples", "loss", "ce", "accuracy", "cqt_error", "grad_norm", "rate")
+CURVE = ("update", "epoch", "samples", "loss", "ce", "accuracy", "cqt_error", "grad_norm", "lr")
 
 
 def curve(folder: Path) -> list[dict]:

@@ -17,10 +17,11 @@ function draw() {
   return Promise.all(figures.map(f => Plotly.react(f.id, f.data, coloured(f.layout), { responsive: true, displayModeBar: false })));
 }
 
-function value(row, column) {
-  const text = row.cells[column].dataset.sort;
-  const number = Number(text);
-  return text === "" || Number.isNaN(number) ? text : number;
+// A name of digits alone, such as 444e84, is no number: the head says which column holds numbers.
+function value(row, head) {
+  const text = row.cells[head.cellIndex].dataset.sort;
+  const number = "number" in head.dataset && text !== "" ? Number(text) : NaN;
+  return Number.isNaN(number) ? text : number;
 }
 
 function compare(a, b) {
@@ -33,7 +34,7 @@ function sort(head) {
   const down = head.getAttribute("aria-sort") === "ascending";
   for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  rows.sort((a, b) => compare(value(a, head.cellIndex), value(b, head.cellIndex)) * (down ? -1 : 1));
+  rows.sort((a, b) => compare(value(a, head), value(b, head)) * (down ? -1 : 1));
   body.append(...rows);
 }
 

@@ -1,44 +1,37 @@
-"""What people see of a run: the line of an update, TensorBoard, Weights & Biases, and a picture of the
-curves."""
+"""A run on display: the line of an update, TensorBoard, Weights & Biases, and a picture of the curves."""
 
 import importlib.util
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stages.pretrain.run.rows import renamed
 from stages.pretrain.run.settings import Watch
 
 
 def line(row: dict[str, Any], updates: int) -> str:
     """One dense line of a `metrics.jsonl` row of kind update or valid."""
-    parts = [
-        f"{row['update']:>7}/{updates}" if row["kind"] == "update" else f"{'held-out':>9} {row['update']}",
-        f"loss {_n(row.get('loss'), 3)}",
-    ]
+    row, is_update = renamed(row), row["kind"] == "update"
+    parts = [f"{row['update']:>7}/{updates}" if is_update else f"{'held-out':>9} {row['update']}"]
+    parts.append(f"loss {_n(row.get('loss'), 3)}")
     if row.get("ce"):
-        parts += [
-            f"ce {_list(row['ce'], 2)}",
-            f"acc% {_list([_times(a, 100) for a in row['accuracy']], 1)}",
-            f"gain {_list(row['gain'], 2)}",
-        ]
-    if row.get("gain_low"):
-        parts.append(f"gain[0] in {_n(row['gain_low'][0], 3)}…{_n(row['gain_high'][0], 3)}")
+        parts += [f"ce {_n(row['ce'], 2)}", f"acc% {_n(row['accuracy'], 1, 100)}"]
+        parts.append(f"gain_over_unigram {_n(row['gain_over_unigram'], 2)}")
+    if row.get("gain_over_unigram_low"):
+        low, high = (_n(row[f"gain_over_unigram_{end}"][0], 3) for end in ("low", "high"))
+        parts.append(f"gain_over_unigram[0] in {low}…{high}")
     if row.get("cqt_error") is not None:
-        parts.append(
-            f"cqt {_n(row['cqt_error'], 4)} (mean {_n(row['cqt_mean_error'], 4)}, line "
-            f"{_n(row['cqt_line_error'], 4)})"
-        )
-    if row["kind"] == "valid":
-        return "  ".join([*parts, f"rank {_list(row.get('effective_rank', []), 0)}"])
-    parts += [f"grad {_n(row['grad_norm'], 2)}", f"rate {_n(row['rate'], 6)}"]
+        own, mean, across = (_n(row[f"cqt_{name}"], 4) for name in ("error", "mean_error", "line_error"))
+        parts.append(f"cqt {own} (mean {mean}, line {across})")
+    if not is_update:
+        return "  ".join([*parts, f"rank {_n(row.get('effective_rank', []), 0)}"])
+    parts += [f"grad {_n(row['grad_norm'], 2)}", f"lr {_n(row['lr'], 6)}"]
     if row.get("scale", 1) != 1:
         parts.append(f"scale {row['scale']:g}")
-    parts += [
-        f"{_n(row['audio_s_per_s'], 1)} audio-s/s",
-        f"{_n(_times(row.get('utilisation'), 100), 0)}% of peak",
-    ]
-    parts.append(f"wait {_n(_times(row['data_wait'], 100), 0)}%")
+    parts += [f"{_n(row['audio_s_per_s'], 1)} audio-s/s", f"{_n(row.get('utilisation'), 0, 100)}% of peak"]
+    parts.append(f"wait {_n(row['data_wait'], 0, 100)}%")
     if row.get("skipped"):
         parts.append(f"skipped {row['skipped']}")
     return "  ".join([*parts, f"left {duration(row.get('left_s'))}"])
@@ -51,32 +44,21 @@ def duration(seconds: float | None) -> str:
     return f"{hours}h{rest // 60:02}" if hours else f"{rest // 60}m{rest % 60:02}"
 
 
-def _n(value: float | None, digits: int) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
-
-
-def _list(values: list[float | None], digits: int) -> str:
-    return " ".join(_n(v, digits) for v in values)
+def _n(value: float | list[float | None] | None, digits: int, factor: float = 1) -> str:
+    if isinstance(value, list):
+        return " ".join(_n(one, digits, factor) for one in value)
+    return "-" if value is None or not math.isfinite(value) else f"{value * factor:.{digits}f}"
 
 
 class Boards:
-    """TensorBoard and Weights & Biases of rank 0; each named figure of a row is a scalar, a list one a
-    codebook."""
+    """TensorBoard and Weights & Biases of rank 0; a figure of a row is a scalar, a list one per item."""
 
-    def __init__(self, folder: Path, watch: Watch, name: str, config: dict[str, Any], purge: int):
-        self._writers: list[Any] = []
+    def __init__(self, folder: Path, watch: "Watch", name: str, config: dict[str, Any], purge: int):
+        self._board = self._run = None
         if watch.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
-            self._writers.append(
-                lambda row, step: [writer.add_scalar(tag, value, step) for tag, value in row.items()]
-            )
-            self._flush = writer.flush
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         if watch.wandb:
             if importlib.util.find_spec("wandb") is None:
                 raise ValueError(
@@ -85,26 +67,24 @@ class Boards:
                 )
             import wandb
 
-            run = wandb.init(
-                project="overtone", name=name, id=name, resume="allow", config=config, dir=str(folder)
-            )
+            own = {"project": "overtone", "name": name, "id": name, "resume": "allow", "dir": str(folder)}
+            self._run = wandb.init(config=config, **own)
             # its own step cannot go back, as a restored run does
-            run.define_metric("*", step_metric="update")
-            self._writers.append(lambda row, step: run.log(row | {"update": step}))
+            self._run.define_metric("*", step_metric="update")
 
     def add(self, row: dict[str, Any]) -> None:
-        scalars = dict(
-            found for key, value in row.items() for found in _scalars(f"{row['kind']}/{key}", value)
-        )
-        for write in self._writers:
-            write(scalars, row["update"])
+        scalars = dict(pair for key, value in row.items() for pair in _scalars(f"{row['kind']}/{key}", value))
+        for tag, value in scalars.items() if self._board else ():
+            self._board.add_scalar(tag, value, row["update"])
+        if self._run:
+            self._run.log(scalars | {"update": row["update"]})
 
     def flush(self) -> None:
-        if hasattr(self, "_flush"):
-            self._flush()
+        if self._board:
+            self._board.flush()
 
 
-def _scalars(tag: str, value: Any):
+def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, list):
         for i, item in enumerate(value):
             yield from _scalars(f"{tag}/{i}", item)
@@ -113,36 +93,32 @@ def _scalars(tag: str, value: Any):
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """RUN/curves.png: loss, gain of each codebook, CQT error beside its baselines, gradient norm and rate."""
+    """RUN/curves.png: loss, gain_over_unigram by codebook, CQT error with its baselines, gradient norm."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(text) for text in metrics.read_text().splitlines()]
+    rows = [renamed(json.loads(text)) for text in metrics.read_text().splitlines()]
     updates, valid = ([r for r in rows if r["kind"] == kind] for kind in ("update", "valid"))
     if not updates:
         return
     figure = Figure(figsize=(12, 8), layout="constrained")
-    loss, gain, cqt, gradient = figure.subplots(2, 2).flat
-    for axes, title, unit in (
-        (loss, "loss", "nats + error"),
-        (gain, "gain over code frequencies", "nats"),
-        (cqt, "CQT error", "mean square"),
-        (gradient, "gradient norm", ""),
-    ):
+    plots = loss, gain, cqt, gradient = [*figure.subplots(2, 2).flat]
+    titles = ("loss", "gain_over_unigram", "CQT error", "gradient norm")
+    for axes, title, unit in zip(plots, titles, ("nats + error", "nats", "mean square", ""), strict=True):
         axes.set(title=title, xlabel="update", ylabel=unit)
         for start in [r["update"] for r in rows if r["kind"] == "start"][1:]:
             axes.axvline(start, color="gray", lw=0.5, ls=":")
     _curve(loss, updates, "loss", "training")
     _curve(loss, valid, "loss", "held-out", "o-")
-    for k in range(len(updates[0].get("gain", []))):
-        _curve(gain, valid or updates, "gain", f"codebook {k}", "-", k)
+    for k in range(len(updates[0].get("gain_over_unigram", []))):
+        _curve(gain, valid or updates, "gain_over_unigram", f"codebook {k}", "-", k)
     for key, label in (
-        ("cqt_error", "model"),
-        ("cqt_mean_error", "mean of each bin"),
-        ("cqt_line_error", "line across the mask"),
+        ("error", "model"),
+        ("mean_error", "mean of each bin"),
+        ("line_error", "line across the mask"),
     ):
-        _curve(cqt, valid or updates, key, label)
+        _curve(cqt, valid or updates, f"cqt_{key}", label)
     _curve(gradient, updates, "grad_norm", "before clipping")
-    for axes in (loss, gain, cqt, gradient):
+    for axes in plots:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=7)

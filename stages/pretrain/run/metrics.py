@@ -1,10 +1,10 @@
-"""What a loss is compared with: predictors that know no music, on the same masked frames.
+"""Baselines of the loss: predictors that read no audio, on the same masked frames.
 
 B clips, T model frames, L label frames, K codebooks of all columns in order, F CQT bins.
 
-Code frequencies of the training set: a code's cross entropy under them minus the model's is the *gain*, in
-nats, which stays at zero until the model uses context. For the CQT, the mean of each bin, and the straight
-line across the masked frames between their unmasked neighbours.
+For codes, their frequencies in the training set: the cross entropy under them minus the model's is
+`gain_over_unigram`, in nats, zero until the model uses context. For the CQT, the mean of each bin, and the
+straight line across the masked frames between their unmasked neighbours.
 """
 
 import zlib
@@ -21,8 +21,7 @@ from stages.signal.rates import HOP_SAMPLES
 
 @dataclass
 class Baselines:
-    """log_probabilities: fp32 (codes of that codebook,) for each of the K codebooks; cqt_mean_F as the target
-    is compared."""
+    """log_probabilities: fp32 (codes,) of each of the K codebooks; cqt_mean_F: as the target is compared."""
 
     log_probabilities: list[Tensor]
     cqt_mean_F: Tensor | None
@@ -36,20 +35,16 @@ class Counter:
     """Counts training crops into `Baselines`.
 
     Frequencies are smoothed by a share of the uniform distribution, chosen for each codebook so that the
-    counts of one half of the recordings predict those of the other best: what a good guess without context is
-    worth on unseen music.
+    counts of one half of the recordings predict those of the other best, as on unseen music.
     """
 
     def __init__(self, codes: tuple[CodeColumn, ...], target):
         self.codes, self.target = codes, target
-        self.counts = [
-            torch.zeros(2, column.size, dtype=torch.float64)
-            for column in codes
-            for _ in range(column.codebooks)
-        ]
+        sizes = [column.size for column in codes for _ in range(column.codebooks)]
+        self.counts = [torch.zeros(2, size, dtype=torch.float64) for size in sizes]
         self.cqt_sum: Tensor | None = None
         self.frames = 0
-        self._half: dict[str, int] = {}  # recordings, by turns
+        self._half: dict[str, int] = {}  # of each recording, in turn 0 and 1
 
     def add(self, batch: Batch) -> None:
         halves = [self._half.setdefault(recording, len(self._half) % 2) for recording in batch.recordings]
@@ -70,7 +65,7 @@ class Counter:
 
 
 def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> Baselines:
-    """What `Counter` finds in these batches."""
+    """The baselines of these batches."""
     counter = Counter(codes, target)
     for batch in batches:
         counter.add(batch)
@@ -78,8 +73,7 @@ def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> 
 
 
 def smoothed(counts_2C: Tensor) -> Tensor:
-    """fp32 (C,): log probabilities of counts in two halves, with the share of uniform that serves each half
-    best on the other."""
+    """fp32 (C,): log probabilities, with the share of uniform that predicts each half from the other best."""
     size = counts_2C.shape[1]
     share_U1 = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)[:, None]
 
@@ -100,14 +94,14 @@ def code_frequency_ce(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Ba
 
 
 def aligned_codes(batch: Batch, column: CodeColumn) -> Tensor:
-    """int64 (B, T, K): the codes that teach each model frame (as in `Mert`)."""
+    """int64 (B, T, K): the target codes of each model frame (as in `Mert`)."""
     frames = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device)
     return batch.codes[column.name][:, frames * HOP_SAMPLES // column.hop_samples].long()
 
 
 @torch.no_grad()
 def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 (B, T) each: mean squared error over bins of the per-bin mean, and of the line across the mask."""
+    """fp32 (B, T) each: mean squared error over bins, of the bins' means and of the line across the mask."""
     mean = (target_BTF - mean_F).square().mean(2)
     line = (target_BTF - interpolated(target_BTF, mask_BT)).square().mean(2)
     return mean, line
@@ -117,59 +111,37 @@ def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Ten
 def further_sums(
     batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines, target
 ) -> dict[str, Tensor]:
-    """The baselines' sums over the masked frames of one micro-batch: `frequency_ce_K`, `cqt_mean`,
-    `cqt_line`."""
-    sums = (
-        {"frequency_ce_K": code_frequency_ce(batch, codes, baselines)[batch.mask_BT].double().sum(0)}
-        if codes
-        else {}
-    )
+    """The baselines' sums over a micro-batch's masked frames: `frequency_ce_K`, `cqt_mean`, `cqt_line`."""
+    mask_BT, values = batch.mask_BT, {}
+    if codes:
+        values["frequency_ce_K"] = code_frequency_ce(batch, codes, baselines)
     if batch.cqt_BLF is not None and baselines.cqt_mean_F is not None:
-        target_BTF = target(batch.cqt_BLF[:, : batch.mask_BT.shape[1]])
-        mean, line = cqt_errors(target_BTF, batch.mask_BT, baselines.cqt_mean_F)
-        sums |= {
-            "cqt_mean": mean[batch.mask_BT].double().sum(),
-            "cqt_line": line[batch.mask_BT].double().sum(),
-        }
-    return sums
+        target_BTF = target(batch.cqt_BLF[:, : mask_BT.shape[1]])
+        values["cqt_mean"], values["cqt_line"] = cqt_errors(target_BTF, mask_BT, baselines.cqt_mean_F)
+    return {name: value[mask_BT].double().sum(0) for name, value in values.items()}
 
 
 def sample_sum(batch: Batch) -> Tensor:
-    """A number that tells one set of samples from another, whatever their order: the sum of a checksum of
-    each.
+    """The sum of a checksum of each sample: identifies a global batch in any order (`samples` of a row).
 
-    Exact in float64 for two million samples: the `samples` of a line says which global batch it was."""
-    return torch.tensor(
-        float(
-            sum(
-                zlib.crc32(f"{key}@{place}".encode())
-                for key, place in zip(batch.keys, batch.positions, strict=True)
-            )
-        ),
-        dtype=torch.float64,
-    )
+    Exact in float64 for two million samples."""
+    samples = zip(batch.keys, batch.positions, strict=True)
+    total = sum(zlib.crc32(f"{key}@{place}".encode()) for key, place in samples)
+    return torch.tensor(float(total), dtype=torch.float64)
 
 
 def row(sums: dict[str, Tensor], frames: int) -> dict[str, object]:
-    """A line's figures from the sums of one update over `frames` masked frames; codebooks left out this time
-    are None."""
-    figures: dict[str, object] = {
-        "loss": float(sums["loss"]) / frames,
-        "masked_frames": frames,
-        "samples": int(sums["samples"]),
-    }
+    """A row's figures, from the sums of one update over `frames` masked frames; None: codebook not drawn."""
+    figures: dict[str, object] = {"loss": float(sums["loss"]) / frames, "masked_frames": frames}
+    figures["samples"] = int(sums["samples"])
     trained = [bool(t) for t in (sums["trained_K"] > 0).tolist()]
 
     def mean(values: Tensor) -> list[float | None]:
         return [float(v) / frames if t else None for v, t in zip(values, trained, strict=True)]
 
-    if len(trained):
-        figures |= {
-            "ce": mean(sums["ce_K"]),
-            "accuracy": mean(sums["correct_K"]),
-            "gain": mean(sums["frequency_ce_K"] - sums["ce_K"]),
-        }
-    for name, key in (("cqt_error", "cqt"), ("cqt_mean_error", "cqt_mean"), ("cqt_line_error", "cqt_line")):
-        if "cqt_mean" in sums:
-            figures[name] = float(sums[key]) / frames
+    if trained:
+        figures |= {"ce": mean(sums["ce_K"]), "accuracy": mean(sums["correct_K"])}
+        figures["gain_over_unigram"] = mean(sums["frequency_ce_K"] - sums["ce_K"])
+    if "cqt_mean" in sums:
+        figures |= {f"{key}_error": float(sums[key]) / frames for key in ("cqt", "cqt_mean", "cqt_line")}
     return figures

@@ -89,7 +89,7 @@ class RunLog:
             "time": time.time(),
             "penalty": float(done.sums["penalty"]) / counters["micro_batches"],
             "grad_norm": done.grad_norm,
-            "rate": rate,
+            "lr": rate,
             "scale": done.scale,
             "audio_s_per_s": crops * self.config.data.samples / RATE_HZ / took_s,
             "utilisation": self.flops * crops / took_s / (self.peak * self.world.size),

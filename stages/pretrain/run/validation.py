@@ -1,9 +1,9 @@
-"""Held-out recordings: the same crops and masks every time, sums by recording, a bootstrap interval for the
-gain.
+"""Held-out recordings: the same crops and masks every time, sums by recording, a bootstrap interval.
 
 B clips, T model frames, S masked frames, K codebooks, D width.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
@@ -15,7 +15,7 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.run.metrics import Baselines, aligned_codes, code_frequency_ce, cqt_errors
 from stages.pretrain.run.world import World
 
-RANK_BATCHES = 4  # micro-batches whose hidden states are looked at for their effective rank
+RANK_BATCHES = 4  # micro-batches of whose hidden states the effective rank is measured
 
 
 def validate(
@@ -26,49 +26,41 @@ def validate(
     resamplings: int,
     seed: int,
 ) -> dict | None:
-    """Figures over all ranks' held-out crops; None when there are none. `model` as `Engine.evaluating` gives
-    it."""
-    own: dict[str, np.ndarray] = {}
-    covariances: list[Tensor] = []
+    """Figures over all ranks' held-out crops; None without any. `model`: of `Engine.evaluating`."""
+    own: dict[str, np.ndarray] = defaultdict(float)
+    moments: list[Tensor] = []
     for i, batch in enumerate(batches):
         batch = batch.to(world.device)
         sums_BV = clip_sums(model, batch, baselines)
         for recording, sums in zip(batch.recordings, sums_BV.cpu().numpy(), strict=True):
-            own[recording] = own.get(recording, 0) + sums
+            own[recording] += sums
         if i < RANK_BATCHES:
-            covariances = _add_moments(covariances, model.hidden(batch.wave_BN))
-    everyone = world.gather(own)
-    total: dict[str, np.ndarray] = {}
-    for part in everyone:
+            moments = _add_moments(moments, model.hidden(batch.wave_BN))
+    total: dict[str, np.ndarray] = defaultdict(float)
+    for part in world.gather(own):
         for recording, sums in part.items():
-            total[recording] = total.get(recording, 0) + sums
+            total[recording] += sums
     if not total:
         return None
     sums_RV = np.stack([total[name] for name in sorted(total)])
-    ranks = [effective_rank(c) for c in covariances]
-    return figures(sums_RV, model, resamplings, seed) | {
-        "recordings": len(total),
-        "effective_rank": world.broadcast(ranks),
-    }
+    ranks = world.broadcast([effective_rank(layer) for layer in moments])
+    found = figures(sums_RV, model, resamplings, seed)
+    return found | {"recordings": len(total), "effective_rank": ranks}
 
 
 def clip_sums(model: nn.Module, batch: Batch, baselines: Baselines) -> Tensor:
-    """float64 (B, 1 + 3K + 3) over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K, cqt,
-    its mean, its line."""
+    """float64 (B, 1 + 3K + 3), sums over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K,
+    and the CQT errors of the model, the mean and the line."""
     logits, cqt_BTF = model.predict(batch.wave_BN, batch.mask_BT)
     mask_BT = batch.mask_BT
     parts = [mask_BT.sum(1, keepdim=True).double()]
     if logits:
-        codes = torch.cat([aligned_codes(batch, column) for column in model.codes], 2)
-        ce = torch.stack(
-            [
-                F.cross_entropy(x.float().transpose(1, 2), codes[..., k], reduction="none")
-                for k, x in enumerate(logits)
-            ],
-            2,
-        )
-        hit = torch.stack([x.argmax(2) == codes[..., k] for k, x in enumerate(logits)], 2)
-        for value_BTK in (ce, code_frequency_ce(batch, model.codes, baselines), hit):
+        codes_KBT = torch.cat([aligned_codes(batch, column) for column in model.codes], 2).unbind(2)
+        pairs = list(zip(logits, codes_KBT, strict=True))
+        ce = [F.cross_entropy(x.float().transpose(1, 2), codes_BT, reduction="none") for x, codes_BT in pairs]
+        hit = [x.argmax(2) == codes_BT for x, codes_BT in pairs]
+        frequency_ce = code_frequency_ce(batch, model.codes, baselines)
+        for value_BTK in (torch.stack(ce, 2), frequency_ce, torch.stack(hit, 2)):
             parts.append((value_BTK.double() * mask_BT[..., None]).sum(1))
     if cqt_BTF is not None and batch.cqt_BLF is not None:
         target_BTF = model.cqt_head.target(batch.cqt_BLF[:, : mask_BT.shape[1]])
@@ -79,7 +71,7 @@ def clip_sums(model: nn.Module, batch: Batch, baselines: Baselines) -> Tensor:
 
 
 def figures(sums_RV: np.ndarray, model: nn.Module, resamplings: int, seed: int) -> dict:
-    """Means over all masked frames; `gain_low`/`gain_high`: 2.5 and 97.5 % over resampled recordings."""
+    """Means over all masked frames; `…_low`, `…_high`: 2.5 and 97.5 % over resampled recordings."""
     count = model.codebooks
     frames, rest = sums_RV[:, 0], sums_RV[:, 1:]
     mean = rest.sum(0) / frames.sum()
@@ -93,30 +85,23 @@ def figures(sums_RV: np.ndarray, model: nn.Module, resamplings: int, seed: int) 
         gain_RK = rest[:, count : 2 * count] - rest[:, :count]
         resampled = gain_RK[draws].sum(1) / frames[draws].sum(1)[:, None]
         low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-        found |= {"ce": ce.tolist(), "accuracy": correct.tolist(), "gain": (frequency - ce).tolist()}
-        found |= {"gain_low": low.tolist(), "gain_high": high.tolist()}
-    if len(cqt):
-        found |= {
-            "cqt_error": float(cqt[0]),
-            "cqt_mean_error": float(cqt[1]),
-            "cqt_line_error": float(cqt[2]),
-        }
+        found |= {"ce": ce.tolist(), "accuracy": correct.tolist()}
+        for end, gain in (("", frequency - ce), ("_low", low), ("_high", high)):
+            found[f"gain_over_unigram{end}"] = gain.tolist()
+    for name, error in zip(("cqt_error", "cqt_mean_error", "cqt_line_error"), cqt, strict=False):
+        found[name] = float(error)
     return found
 
 
 def _add_moments(sums: list[Tensor], hidden: list[Tensor]) -> list[Tensor]:
-    """(D + 1, D + 1) second moments of each layer's frames with a 1 appended: mean and covariance in one
-    matrix."""
-    found = []
-    for x_BTD in hidden:
-        x_SD = F.pad(x_BTD.flatten(0, 1).float(), (0, 1), value=1.0).double()
-        found.append(x_SD.T @ x_SD)
+    """(D + 1, D + 1) of each layer: second moments of its frames with a 1 appended."""
+    frames = [F.pad(x_BTD.flatten(0, 1).float(), (0, 1), value=1.0).double() for x_BTD in hidden]
+    found = [x_SD.T @ x_SD for x_SD in frames]
     return [a + b for a, b in zip(sums, found, strict=True)] if sums else found
 
 
 def effective_rank(moments: Tensor) -> float:
-    """exp of the entropy of the covariance's normalised eigenvalues (Roy and Vetterli 2007): 1 when
-    collapsed, D when white."""
+    """exp of the entropy of the covariance's normalised eigenvalues (Roy and Vetterli 2007); 1: collapsed."""
     mean = moments[:-1, -1] / moments[-1, -1]
     values = torch.linalg.eigvalsh(moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)).clamp_min(0)
     share = values / values.sum().clamp_min(1e-30)

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.report import corpus as corpora
+from pipeline.report import label_tables
 from pipeline.report import numbers as counted
-from pipeline.report import terminal
 from pipeline.report.anomalies import anomalies, everything
 from pipeline.report.timeline import throughput, without_pauses
 from tests.pipeline.report import synthetic
@@ -181,7 +181,7 @@ def test_a_slow_file_is_found_among_all_shards_and_a_long_one_is_not(tmp_path):
         "path"
     ].startswith("/music/")
     assert found["slowest_files"][1]["recording"] == "long" and found["slowest_files"][1]["lost_s"] < 0
-    assert "gathered for 11 of 12 shards" in terminal.slow_files(found).caption
+    assert "gathered for 11 of 12 shards" in label_tables.tables(found)["Slowest files"].note
 
 
 class TestWorthALook:
@@ -322,10 +322,6 @@ class TestTimeline:
     def test_a_pause_is_cut_out(self):
         begin, cuts = without_pauses(np.array([0.0, 5.0, 1000.0, 1001.0]), np.array([10.0, 10.0, 10.0, 4.0]))
         assert begin.tolist() == [0, 5, 15, 16] and cuts == [{"at_s": 15.0, "pause_s": 985.0}]
-
-
-def test_a_bar_shows_what_is_there_at_all():
-    assert terminal.bar([1] + [0] * 98 + [1000], 10) == "▁        █"
 
 
 def test_what_is_no_out_is_said(tmp_path, capsys):

@@ -1,11 +1,14 @@
 """The page in a real Chromium, from disk and without a network."""
 
 import base64
+import json
 import re
 import shutil
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
@@ -167,6 +170,31 @@ class TestInChromium:
         head.click()
         assert shown() == sorted(before, reverse=True)
 
+    def test_a_table_is_sorted_by_the_value_and_not_by_its_text(self, browser, report):
+        """1,000 KiB are fewer bytes than 1 MiB, and a name of digits is no number."""
+        visit(browser, report)
+        head, values, order = browser.execute_script(
+            "const table = document.querySelector('table'), heads = [...table.rows[0].cells]; "
+            "const at = heads.findIndex(head => head.textContent === 'size'); "
+            "const cells = () => [...table.tBodies[0].rows].map(row => row.cells[at].dataset.sort); "
+            "const values = cells(); heads[at].click(); "
+            "return [heads[at].className, values, cells()]"
+        )
+        sizes = [sum(p.stat().st_size for p in (report.parents[1] / "columns").glob(f"{kind}*/*.tar"))
+                 for kind in ("audio", "codes", "cqt")]  # fmt: skip
+        assert head == "number" and list(map(int, values)) == sizes
+        assert list(map(int, order)) == sorted(sizes) != sizes
+        names = ["444e84", "5e1", "60", "7"]
+        found = browser.execute_script(
+            "const body = document.querySelector('table').tBodies[0], rows = [...body.rows]; "
+            "for (const name of arguments[0]) { const row = rows[0].cloneNode(true); "
+            "row.cells[0].dataset.sort = name; body.append(row); } rows.forEach(row => row.remove()); "
+            "document.querySelector('table th').click(); "
+            "return [...body.rows].map(row => row.cells[0].dataset.sort)",
+            names[::-1],
+        )
+        assert found == names
+
     def test_light_and_dark_can_be_read(self, browser, report):
         contrasts = {}
         for scheme in ("light", "dark"):
@@ -194,6 +222,52 @@ class TestInChromium:
         )
         lines = browser.execute_script("return document.querySelectorAll('.plot .js-line').length")
         assert marks == 2 and lines > 10
+
+
+NAME = "</script><!--<script>alert(1)&amp;<b>.flac"
+
+
+def test_no_name_ends_the_embedded_figures(report, tmp_path):
+    """All that is between the tags is JSON without < > &, whatever the files are called."""
+    out = renamed_files(report.parents[1], tmp_path)
+    text = re.search(
+        r'id="figures">(.*?)</script>', (out / "report/index.html").read_text(), re.DOTALL
+    ).group(1)
+    assert not set("<>&") & set(text) and "\\u003c!--\\u003cscript" in text
+    assert any(NAME.split("/")[-1] in name for name in json.loads(text)[0]["data"][0]["text"])
+
+
+def renamed_files(labelled: Path, tmp_path: Path) -> Path:
+    """A copy whose place and recordings have a name that would end a script element."""
+    out = tmp_path / "a<" / "script>"
+    shutil.copytree(labelled, out)
+    plan = pq.read_table(out / "plan.parquet")
+    paths = pa.array([f"/music/{number}{NAME}" for number in range(plan.num_rows)])
+    pq.write_table(plan.set_column(plan.column_names.index("path"), "path", paths), out / "plan.parquet")
+    assert main(["stats", str(out)]) == 0
+    return out
+
+
+@needs_chromium
+class TestNamesThatLookLikeMarkup:
+    def test_of_recordings(self, browser, report, tmp_path):
+        out = renamed_files(report.parents[1], tmp_path)
+        visit(browser, out / "report/index.html")
+        heading, files = browser.execute_script(
+            "return [document.querySelector('h1').textContent, "
+            "[...document.querySelectorAll('#listen td.file')].map(c => c.title)]"
+        )
+        assert heading == str(out) and files and all(name.endswith(NAME) for name in files)
+
+    def test_of_a_run(self, browser, tmp_path):
+        from tests.pipeline.report.test_training import write
+
+        run = write(tmp_path / "</script><script>document.title = 1" / "run", 20)
+        assert main(["stats", str(run)]) == 0
+        visit(browser, run / "report/index.html")
+        assert browser.title == f"overtone training: {run}"
+        name = browser.execute_script("return document.querySelector('.plot').data[0].name")
+        assert name == str(run), "the legend's text is the whole path"
 
 
 def luminance(colour: str) -> float:

@@ -36,13 +36,13 @@ def write(folder, updates: int, restarts=(), **missing):
                     "loss": 1000.0 - done - shift,
                     "ce": [5.0, 6.0],
                     "accuracy": [done / updates, None],
-                    "gain": [1.0, 0.5],
+                    "gain_over_unigram": [1.0, 0.5],
                     "cqt_error": 0.5,
                     "cqt_mean_error": 1.0,
                     "cqt_line_error": 0.8,
                     "penalty": 0.1,
                     "grad_norm": 2.0 + 50 * (done == 7),
-                    "rate": 1e-3,
+                    "lr": 1e-3,
                     "scale": 1.0,
                     "audio_s_per_s": 40.0,
                     "utilisation": 0.4,
@@ -61,7 +61,7 @@ def write(folder, updates: int, restarts=(), **missing):
                         "time": time,
                         "loss": 990.0 - done,
                         "accuracy": [0.2, 0.1],
-                        "gain": [1, 1],
+                        "gain_over_unigram": [1, 1],
                         "effective_rank": [9.0, 8.0],
                     }
                 )
@@ -107,7 +107,7 @@ def test_every_plot_is_one_that_plotly_knows(tmp_path):
             "Throughput",
             "Utilisation",
             "Data wait",
-            "CQT error against predictors without hearing",
+            "CQT error against predictors that read no audio",
         } <= titles
         for plot in plots:
             # raises on what it does not know
@@ -125,7 +125,14 @@ def test_missing_keys_leave_curves_out(tmp_path, capsys):
     run = write(
         tmp_path / "run",
         30,
-        without=("cqt_error", "cqt_mean_error", "cqt_line_error", "grad_norm", "gain", "skipped"),
+        without=(
+            "cqt_error",
+            "cqt_mean_error",
+            "cqt_line_error",
+            "grad_norm",
+            "gain_over_unigram",
+            "skipped",
+        ),
     )
     assert main(["stats", str(run)]) == 0
     html = (run / "report/index.html").read_text()
@@ -157,3 +164,37 @@ def test_the_page_is_the_first_runs(tmp_path, at):
     assert (tmp_path / "ab"[at] / "report/index.html").exists() and not (
         tmp_path / "ab"[1 - at] / "report"
     ).exists()
+
+
+OLD = {"gain_over_unigram": "gain", "lr": "rate"}
+
+
+def with_old_keys(run, until: int):
+    """Rename the figures of the updates up to `until`, as a version before these names wrote them."""
+    path, lines = run / "metrics.jsonl", []
+    for line in path.read_text().splitlines()[:-1]:
+        row = json.loads(line)
+        old = row["update"] <= until
+        lines.append(json.dumps({OLD.get(k, k) if old else k: v for k, v in row.items()}))
+    path.write_text("\n".join(lines) + "\n")
+    return run
+
+
+@pytest.mark.parametrize("until", [0, 50, 100])
+def test_a_run_with_old_new_or_both_names_is_one_curve(tmp_path, until, capsys):
+    run = with_old_keys(write(tmp_path / "run", 100), until)
+    assert ('"gain": ' in (run / "metrics.jsonl").read_text()) == (until > 0)
+    found = training.read(str(run))
+    assert found.curve["gain_over_unigram/1"] == [0.5] * 100 and found.curve["lr"] == [1e-3] * 100
+    assert [row["gain_over_unigram"] for row in found.valid] == [[1, 1]] * 5
+    charts = training_charts.charts([found])
+    (gain,), rate = charts["Codes: gain_over_unigram"], charts["Optimisation"][1]
+    assert [len(curve["x"]) for curve in gain["data"]] == [100, 5, 100, 5]
+    assert len(rate["data"][0]["x"]) == 100
+    assert gain["layout"]["yaxis"]["title"]["text"] == "gain_over_unigram, nats"
+    assert main(["stats", str(run), "--no-page"]) == 0
+    assert "gain_over_unigram" in capsys.readouterr().out
+    assert main(["stats", str(run), "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    for figures, gain in ((shown, [1.0, 0.5]), (shown["held_out"], [1, 1])):
+        assert figures["gain_over_unigram"] == figures["gain"] == gain, "also under the old name"

@@ -108,7 +108,7 @@ def test_every_rows_rate_is_the_one_the_update_was_made_with_and_the_schedules(w
     quick, optim = whole[0], whole[0].training.config.optim
     expected = [optim.lr_at(update) for update in range(UPDATES)]
     assert [call["rate"] for call in quick.calls] == expected
-    assert [row["rate"] for row in quick.rows()] == pytest.approx(expected, rel=1e-12)
+    assert [row["lr"] for row in quick.rows()] == pytest.approx(expected, rel=1e-12)
     assert (
         expected[0] == optim.lr / 4
         and expected[3] == optim.lr

@@ -79,8 +79,10 @@ def test_sums_by_clip_are_the_objectives_sums():
     assert float(sums[:, -1].sum()) == pytest.approx(float(further["cqt_line"]), rel=1e-5)
     found = figures(sums.numpy(), model, 200, 0)
     assert (
-        found["gain_low"][0] <= found["gain"][0] <= found["gain_high"][0]
-        and found["gain_low"] != found["gain_high"]
+        found["gain_over_unigram_low"][0]
+        <= found["gain_over_unigram"][0]
+        <= found["gain_over_unigram_high"][0]
+        and found["gain_over_unigram_low"] != found["gain_over_unigram_high"]
     )
 
 

@@ -47,7 +47,11 @@ def test_means_are_weighted_by_the_frames_of_each_recording():
     )
     found = figures(sums, Heads(2), 100, 0)
     assert found["masked_frames"] == 4
-    assert found["ce"] == [7.0, 2.0] and found["gain"] == [1.0, 2.5] and found["accuracy"] == [0.75, 0.25]
+    assert (
+        found["ce"] == [7.0, 2.0]
+        and found["gain_over_unigram"] == [1.0, 2.5]
+        and found["accuracy"] == [0.75, 0.25]
+    )
     assert (found["cqt_error"], found["cqt_mean_error"], found["cqt_line_error"]) == (4.0, 5.0, 6.0)
     assert found["loss"] == 0.5 * 9.0 + 3.0 * 4.0
 
@@ -59,7 +63,7 @@ def test_a_constant_gain_has_an_interval_of_no_width_however_unequal_the_recordi
         [1, 10, 1000], ce, [[c + g for c, g in zip(row, gains, strict=True)] for row in ce], [[0.0, 0.0]] * 3
     )
     found = figures(sums, Heads(2), 500, 3)
-    for name in ("gain_low", "gain", "gain_high"):
+    for name in ("gain_over_unigram_low", "gain_over_unigram", "gain_over_unigram_high"):
         assert found[name] == pytest.approx(gains, abs=1e-12)
 
 
@@ -68,7 +72,11 @@ def test_the_interval_is_that_of_resampled_recordings():
     1/4."""
     sums = table([5, 5], [[1.0], [1.0]], [[1.0], [2.0]], [[0.0], [0.0]])
     found = figures(sums, Heads(1), 2000, 0)
-    assert (found["gain_low"], found["gain"], found["gain_high"]) == ([0.0], [0.5], [1.0])
+    assert (found["gain_over_unigram_low"], found["gain_over_unigram"], found["gain_over_unigram_high"]) == (
+        [0.0],
+        [0.5],
+        [1.0],
+    )
 
 
 def test_the_interval_holds_95_percent():
@@ -77,15 +85,18 @@ def test_the_interval_holds_95_percent():
     sums = table([7] * 40, np.zeros((40, 1)), gain, np.zeros((40, 1)))
     found = figures(sums, Heads(1), 4000, 0)
     spread = 1.96 * gain.std() / 40**0.5
-    assert found["gain_low"] == pytest.approx(gain.mean(0) - spread, abs=0.08 * spread)
-    assert found["gain_high"] == pytest.approx(gain.mean(0) + spread, abs=0.08 * spread)
+    assert found["gain_over_unigram_low"] == pytest.approx(gain.mean(0) - spread, abs=0.08 * spread)
+    assert found["gain_over_unigram_high"] == pytest.approx(gain.mean(0) + spread, abs=0.08 * spread)
 
 
 def test_the_interval_repeats_by_its_seed_and_narrows_with_nothing_else():
     sums = table([3, 5, 9], [[1.0], [2.0], [3.0]], [[1.1], [3.0], [3.2]], [[0.0]] * 3)
     draw = [figures(sums, Heads(1), 100, seed) for seed in (1, 1, 2, 3)]
-    assert draw[0] == draw[1] and len({(d["gain_low"][0], d["gain_high"][0]) for d in draw}) > 1
-    assert all(d["gain"] == draw[0]["gain"] for d in draw)
+    assert (
+        draw[0] == draw[1]
+        and len({(d["gain_over_unigram_low"][0], d["gain_over_unigram_high"][0]) for d in draw}) > 1
+    )
+    assert all(d["gain_over_unigram"] == draw[0]["gain_over_unigram"] for d in draw)
 
 
 def test_without_codes_or_without_the_cqt_their_figures_are_left_out():
@@ -103,9 +114,9 @@ def test_without_codes_or_without_the_cqt_their_figures_are_left_out():
         "masked_frames": 2,
         "ce": [3.0],
         "accuracy": [0.5],
-        "gain": [1.0],
-        "gain_low": [1.0],
-        "gain_high": [1.0],
+        "gain_over_unigram": [1.0],
+        "gain_over_unigram_low": [1.0],
+        "gain_over_unigram_high": [1.0],
     }
 
 
@@ -191,7 +202,10 @@ def test_without_held_out_recordings_there_are_no_figures(held_out):
 
 def test_the_seed_and_the_number_of_resamplings_are_handed_on(held_out):
     assert found(held_out, 8, seed=1) == found(held_out, 8, seed=1)
-    assert found(held_out, 8, seed=1)["gain_low"] != found(held_out, 8, seed=2)["gain_low"]
+    assert (
+        found(held_out, 8, seed=1)["gain_over_unigram_low"]
+        != found(held_out, 8, seed=2)["gain_over_unigram_low"]
+    )
 
 
 def test_only_masked_frames_count(held_out):
