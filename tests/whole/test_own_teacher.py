@@ -29,8 +29,8 @@ from tests.ranks import environment
 
 
 def toy() -> str:
-    """The example of the README, as it stands there."""
-    lines = (ROOT / "README.md").read_text().splitlines()
+    """The example of docs/teachers.md, as it is printed there."""
+    lines = (ROOT / "docs" / "teachers.md").read_text().splitlines()
     start = lines.index("    from dataclasses import dataclass")
     stop = next(i for i in range(start, len(lines)) if lines[i] and not lines[i].startswith("    "))
     return textwrap.dedent("\n".join(lines[start:stop]))

@@ -215,7 +215,7 @@ def test_two_corpora(made, data, tmp_path):
     coarse = Corpus(str(tmp_path / "coarse"), seed=2, storage="uint8").write(shards=1, valid=0).gather()
     with pytest.raises(ValueError, match="data.cqt: .* and .*coarse.*label both with one recipe.cqt"):
         pin(replace(data, corpora=(made.root, coarse.root)))
-    # D: recipe.md
+    # D
     assert pin(replace(data, corpora=(made.root, coarse.root), cqt="online")).cqt.context_samples == 25_230
 
 
