@@ -56,7 +56,7 @@ def _teacher(data: Any, built_in: Callable[[Any], Teacher]) -> Teacher:
     try:
         own = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"teacher is {name!r}: it cannot be imported: {error}") from None
+        raise ValueError(f"teacher {name!r} cannot be imported: {error}") from None
     return config.build(own, {key: value for key, value in data.items() if key != "teacher"})
 
 
