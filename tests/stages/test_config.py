@@ -88,6 +88,10 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path, text, value):
             "recipe.codes.teacher=7",
             "recipe.codes.teacher is 7: name one of encodec, mel_rvq, best_rq",
         ),
+        (
+            "recipe.codes.teacher=pathlib:Path",
+            "recipe.codes.teacher is 'pathlib:Path': the class is no dataclass",
+        ),
         ("recipe.codes.teacher=zzz", "recipe.codes.teacher is 'zzz': name one of encodec, mel_rvq, best_rq"),
         (
             "recipe.codes={teacher: encodec, codebooks: 33}",
