@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args
 
@@ -34,6 +34,7 @@ from stages.label.teachers.kmeans import KMeans
 from stages.label.teachers.mel_rvq import MelRvq
 from stages.signal.rates import HOP_SAMPLES
 
+# chosen by their field `teacher`, their name
 BuiltIn = Encodec | MelRvq | BestRq | KMeans
 Threads = Annotated[Count, Field(le=64)]
 Fraction = remedy("fractions such as 0.5 are allowed")
@@ -56,7 +57,8 @@ def _teacher(data: Any, built_in: Callable[[Any], Teacher]) -> Teacher:
     try:
         own = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"teacher is {name!r}: it cannot be imported: {error}") from None
+        raise ValueError(f"teacher {name!r} cannot be imported: {error}") from None
+    require(is_dataclass(own), "teacher", name, "the class is no dataclass; its fields are its recipe")
     return config.build(own, {key: value for key, value in data.items() if key != "teacher"})
 
 

@@ -1,4 +1,4 @@
-"""The whole configuration of a training run, and what of it a resumed run may change only if it is allowed."""
+"""The whole configuration of a training run, and what of it a resumed run may change only by allowance."""
 
 import json
 from dataclasses import asdict

@@ -80,10 +80,17 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path, text, value):
         ("recipe.codes.codebooks=65", "recipe.codes.codebooks is 65: expected a whole number, 1 to 64"),
         ("recipe.codes.n_fft=2049", "n_fft is 2049: expected a whole number, 320 to 65536, a multiple of 2"),
         ("recipe.codes.mels=1000", "recipe.codes.mels: 1000 leaves"),
+        ("recipe.codes={teacher: mel_rvq, n_fft: 320, mels: 161}", "mels is 161: expected 2 to 160, half of"),
+        ("recipe.cqt.bins=3000", "recipe.cqt.bins is 3000: the top bin is at"),
+        ("rum={}", "rum is no known key: did you mean 'run'?"),
         ("recipe.codes.dim=129", "recipe.codes.dim is 129: expected 2 to 128, mels times stack"),
         (
             "recipe.codes.teacher=7",
             "recipe.codes.teacher is 7: name one of encodec, mel_rvq, best_rq",
+        ),
+        (
+            "recipe.codes.teacher=pathlib:Path",
+            "recipe.codes.teacher is 'pathlib:Path': the class is no dataclass",
         ),
         ("recipe.codes.teacher=zzz", "recipe.codes.teacher is 'zzz': name one of encodec, mel_rvq, best_rq"),
         (
@@ -116,7 +123,12 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, override, said):
         ("a: [", "not valid YAML"),
         ("[]", "expected keys"),
         ("recipe: {codes: mel_rvq}\nrun: {audio: [a]}", "expected a mapping"),
-        ("recipe: {}\n", "run is missing"),
+        ("recipe: {}\n", "run is missing: expected a mapping"),
+        ("recipe: {}\nrum: {}\n", "rum is no known key: did you mean 'run'?"),
+        (
+            "recipe: {}\nrun: {out: x}",
+            "run.audio is missing: name at least one folder, s3:// prefix or list of files",
+        ),
         ("recipe: {codes: {codebooks: 4}}\nrun: {audio: [a]}", "recipe.codes.teacher"),
     ],
 )

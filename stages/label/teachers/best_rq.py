@@ -34,13 +34,13 @@ class BestRq:
     version: ClassVar[int] = 1
     cpu_s: ClassVar[float] = 0.004
 
-    teacher: Literal["best_rq"] = "best_rq"
     codebooks: recipes.Codebooks = 1  # MusicFM: 1
     codebook_size: recipes.CodebookSize = 8192  # codes; MusicFM: 8192, 4096 is usual too
     dim: recipes.Dim = 16  # width in which codes are looked up
     mels: recipes.Mels = 128  # bands
     stack: recipes.Stack = 4  # neighbouring mel frames taken together, centred on the label frame
     seed: recipes.Seed = 0  # of the projection
+    teacher: Literal["best_rq"] = "best_rq"
 
     def __post_init__(self) -> None:
         recipes.check_bands(self, N_FFT)

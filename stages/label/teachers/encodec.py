@@ -33,7 +33,6 @@ class Encodec:
     version: ClassVar[int] = 1
     cpu_s: ClassVar[float] = 0.045
 
-    teacher: Literal["encodec"] = "encodec"
     # of 32: 0.75 kbps each, MERT uses 6 kbps
     codebooks: Annotated[Count, Field(le=32), remedy("the model has 32")] = 8
     # codes of a codebook
@@ -42,6 +41,7 @@ class Encodec:
     block_s: Annotated[float, Field(ge=1, le=3600), NUMBER] = 60.0
     # of the convolutions; bf16 and fp16 change tokens, see `Labeller.facts`
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    teacher: Literal["encodec"] = "encodec"
 
     later: ClassVar[tuple[str, ...]] = ("dtype",)
 

@@ -36,7 +36,6 @@ class KMeans:
     cpu_s: ClassVar[float] = 0.004
     codebooks: ClassVar[int] = 1
 
-    teacher: Literal["kmeans"] = "kmeans"
     codebook_size: recipes.CodebookSize = 1024  # codes of a codebook
     mels: recipes.Mels = 128  # bands
     n_fft: recipes.Window = 4096  # samples; 5.9 Hz a bin: semitones are told apart from about 200 Hz up
@@ -44,6 +43,7 @@ class KMeans:
     batch: recipes.Batch = 4096  # frames a step
     seed: recipes.Seed = 0  # of the fit
     fit_minutes: Number = 30.0  # at most this much audio is read to fit
+    teacher: Literal["kmeans"] = "kmeans"
 
     def __post_init__(self) -> None:
         recipes.check_fitted(self)

@@ -33,7 +33,6 @@ class MelRvq:
     version: ClassVar[int] = 1
     cpu_s: ClassVar[float] = 0.003
 
-    teacher: Literal["mel_rvq"] = "mel_rvq"
     codebooks: recipes.Codebooks = 8  # this and the next four: MuQ
     codebook_size: recipes.CodebookSize = 1024  # codes of a codebook
     dim: recipes.Dim = 16  # width in which codes are looked up
@@ -45,6 +44,7 @@ class MelRvq:
     batch: recipes.Batch = 2048  # frames a step
     seed: Annotated[Natural, Field(le=2**63 - 1)] = 0  # of the fit
     fit_minutes: Number = 30.0  # at most this much audio is read to fit
+    teacher: Literal["mel_rvq"] = "mel_rvq"
 
     def __post_init__(self) -> None:
         recipes.check_fitted(self)

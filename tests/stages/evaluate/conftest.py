@@ -24,7 +24,7 @@ def write_run(path: Path, **choices) -> tuple[Path, object]:
         "run": {"name": "attempt"},
         "model": dataclasses.asdict(net.model),
         "objective": dataclasses.asdict(net.objective),
-        "optim": {"rate": 0.001},
+        "optim": {"rate": 0.001},  # as runs begun before `lr` have it
         "checkpoints": {"at": None},
     }
     (path / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))

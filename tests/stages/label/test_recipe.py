@@ -93,3 +93,27 @@ def test_its_mistakes_are_named_too(own, override, said):
     with pytest.raises(ValueError) as error:
         own(override)
     assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (
+            {"hop_samples": 100},
+            "Recipe.codes.hop_samples is 100: of teacher loudness; expected a multiple of 320",
+        ),
+        ({"hop_samples": 0}, "Recipe.codes.hop_samples is 0"),
+        (
+            {"codebook_size": 1},
+            "Recipe.codes.codebook_size is 1: of teacher loudness; expected 2 to 65536, codes are",
+        ),
+        ({"codebook_size": 65_537}, "Recipe.codes.codebook_size is 65537"),
+    ],
+)
+def test_what_no_column_can_hold_is_refused(own, facts, said):
+    teacher = type(own())
+    with pytest.raises(ValueError) as error:
+        recipe.Recipe(codes=type("Own", (teacher,), facts)())
+    assert str(error.value).startswith(said)
+    for facts in ({"hop_samples": 640}, {"codebook_size": 2}, {"codebook_size": 65_536}):
+        assert recipe.Recipe(codes=type("Own", (teacher,), facts)())

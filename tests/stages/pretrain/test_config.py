@@ -102,6 +102,12 @@ def test_the_cqt_head_may_have_a_rate_of_its_own(share, groups):
         ("run.name=a/b", r"run\.name is 'a/b'"),
         ("resume.allow=[dta]", r"resume\.allow\[0\] is 'dta': expected data, model, .* or all"),
         ("guard.spike=0.5", r"guard\.spike is 0\.5"),
+        ("run.dir=null", r"run\.dir is empty: expected text$"),
+        ("model.conv.kernels=[3, 3]", r"model\.conv\.kernels is \[3, 3\]: expected 7, one a layer"),
+        (
+            "model.mel.n_fft=321",
+            r"model\.mel\.n_fft is 321: expected a whole number, 320 or more, a multiple of 2; no sa",
+        ),
         ("checkpoints.keep=0", r"checkpoints\.keep is 0"),
     ],
 )
@@ -214,5 +220,13 @@ def test_a_run_begun_under_the_old_names_goes_on_without_a_word(capsys):
 
 def test_the_identity_of_the_data_keeps_its_old_name():
     """It is in RUN/data.json and in the fingerprint."""
-    assert Data(passes=(2.0,)).identity()["weights"] == [2.0] and "passes" not in Data().identity()
+    named = ["crops_per_segment", "max_clipping", "max_silence", "min_rms_db", "where"]
+    assert Data(passes=(2.0,)).identity() == dict.fromkeys(named) | {
+        "codes": [],
+        "cqt": "column",
+        "crop_samples": 120_000,
+        "min_segment_s": 0.0,
+        "weights": [2.0],
+        "window_shards": 64,
+    }
     assert Config(data=Data(passes=(2.0,))).data.passes_by_corpus == (2.0,)

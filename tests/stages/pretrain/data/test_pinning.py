@@ -91,6 +91,10 @@ def test_a_run_keeps_its_shards_and_settings(copied, data):
         ValueError, match=r"data.crop_samples is 8000, this run was begun with 16000.*resume.allow=data"
     ):
         pin(replace(own, crop_samples=8000), again)
+    with pytest.raises(
+        ValueError, match=r"data.passes is \[2.0\], this run was begun with \[1.0\]: set it back"
+    ):
+        pin(replace(own, passes=(2.0,)), again)
     assert pin(replace(own, workers=7, prefetch=9), again).fingerprint == pinned.fingerprint, "circumstance"
 
 

@@ -306,6 +306,11 @@ def test_no_clip_depends_on_its_neighbours():
         ({"norm": "middle"}, "post or pre"),
         ({"layer_drop": 1.0}, "below 1"),
         ({"block": "conformer"}, "expected pre"),
+        (
+            {"block": "conformer", "norm": "pre", "conformer_kernel": 30},
+            "Model.conformer_kernel is 30: expected an odd",
+        ),
+        ({"position_groups": 7}, "Model.position_groups is 7: expected a divisor of width 768"),
         ({"positions": "rotary", "heads": 256}, "even width"),
         ({"attention_relax": 0.5}, "1 or more"),
     ],
