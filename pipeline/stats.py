@@ -11,14 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.report import anomalies, label_tables, terminal
+from pipeline.report import anomalies, label_tables, terminal, training
 from pipeline.report import corpus as corpora
 from pipeline.report.corpus import AMOUNT, Corpus, quoted
 from pipeline.report.numbers import numbers
 from pipeline.report.table import number, size, span
 from stages.shards.storage import Storage
 
-METRICS = "metrics.jsonl"
 ROWS = 20  # of segments on a terminal
 
 
@@ -37,7 +36,7 @@ class StatsQuery:
 def stats(query: StatsQuery) -> int:
     """Show it; returns the exit code. ValueError for what is neither an OUT nor a RUN, or a mix."""
     places = query.places
-    runs = [Storage(place).exists(METRICS) for place in places]
+    runs = [Storage(place).exists(training.METRICS) for place in places]
     if any(runs) and not all(runs):
         raise ValueError(
             f"{places[runs.index(True)]} is a training run, {places[runs.index(False)]} is none: "
@@ -60,16 +59,16 @@ def stats(query: StatsQuery) -> int:
 
 def _whole(corpus: Corpus, query: StatsQuery) -> int:
     found = numbers(corpus)
-    odd = anomalies.anomalies(corpus, found)
+    unusual = anomalies.anomalies(corpus, found)
     if query.as_json:
-        notable = {"worth_a_look": anomalies.as_data(odd), "exclude_all": anomalies.everything(odd)}
+        notable = {"worth_a_look": anomalies.as_data(unusual), "exclude_all": anomalies.everything(unusual)}
         return _print_json(found | notable)
     console = _console()
-    terminal.show(console, found, odd)
+    terminal.show(console, found, unusual)
     if query.page:
         from pipeline.report import page
 
-        console.print(f"\npage: {page.of_corpus(corpus, found, odd)}", soft_wrap=True, markup=False)
+        _print_page(console, page.of_corpus(corpus, found, unusual))
     return 0
 
 
@@ -122,8 +121,6 @@ def _compare(query: StatsQuery) -> int:
 
 
 def _runs(query: StatsQuery) -> int:
-    from pipeline.report import training
-
     runs = [training.read(place) for place in query.places]
     if query.as_json:
         return _print_json([training.summary(run) for run in runs])
@@ -132,13 +129,17 @@ def _runs(query: StatsQuery) -> int:
     if query.page:
         from pipeline.report import page
 
-        console.print(f"\npage: {page.of_runs(runs)}", soft_wrap=True, markup=False)
+        _print_page(console, page.of_runs(runs))
     return 0
 
 
 def _console() -> Console:
     # Without a terminal rich assumes 80 columns, which would fold the tables of a log file.
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _print_page(console: Console, path: str) -> None:
+    console.print(f"\npage: {path}", soft_wrap=True, markup=False)
 
 
 def _print_json(found: Any) -> int:

@@ -48,13 +48,11 @@ REGATHER = (
     "again, which gathers them anew"
 )
 REMEDIES = {
-    "segments.parquet": REGATHER,
-    "shards.parquet": REGATHER,
-    "plan.parquet": "restore it, or use another OUT",
-    "rejected.parquet": "delete it and run the same `labels` again, which writes it anew",
+    "segments": REGATHER,
+    "shards": REGATHER,
+    "plan": "restore it, or use another OUT",
+    "rejected": "delete it and run the same `labels` again, which writes it anew",
 }
-
-
 Row = dict[str, Any]
 
 
@@ -104,11 +102,15 @@ def opened(place: str) -> Iterator[Corpus]:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="overtone-"))
         db = stack.enter_context(contextlib.closing(tables.connect(Path(scratch), MEMORY_GB)))
         corpus = Corpus(place, out, known, db)
-        for name in ("segments", "shards", "plan", "rejected"):
+        for name in REMEDIES:
             if out.exists(f"{name}.parquet"):
                 path = str(stack.enter_context(out.fetched(f"{name}.parquet")))
                 files[name] = f"read_parquet({quoted(path)})"
-                _check(corpus, f"{name}.parquet", files[name])
+                try:
+                    _columns(corpus, files[name])
+                except duckdb.Error as error:
+                    why = str(error).splitlines()[0]
+                    raise ValueError(f"{place}/{name}.parquet is damaged ({why}): {REMEDIES[name]}") from None
         _segments(corpus, files["segments"])
         _shards(corpus, files["shards"])
         db.execute(
@@ -119,23 +121,13 @@ def opened(place: str) -> Iterator[Corpus]:
             "CREATE VIEW named AS SELECT s.*, p.path, p.split FROM segments s LEFT JOIN planned p "
             "USING (recording)"
         )
-        nothing = "(SELECT '' AS stage, '' AS path, '' AS reason WHERE false)"
-        rejected = files.get("rejected", nothing)
+        rejected = files.get("rejected", "(SELECT '' AS stage, '' AS path, '' AS reason WHERE false)")
         db.execute(f"CREATE VIEW rejected AS SELECT stage, reason, path FROM {rejected}")
         yield corpus
 
 
 def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def _check(corpus: Corpus, name: str, table: str) -> None:
-    try:
-        _columns(corpus, table)
-    except duckdb.Error as error:
-        raise ValueError(
-            f"{corpus.place}/{name} is damaged ({str(error).splitlines()[0]}): {REMEDIES[name]}"
-        ) from None
 
 
 def _columns(corpus: Corpus, table: str) -> list[str]:
@@ -146,10 +138,8 @@ def _segments(corpus: Corpus, table: str) -> None:
     names = _columns(corpus, table)
     corpus.missing = [name for name in STATISTICS if name not in names]
     # A statistic that was NULL in all rows has no type of its own in the file.
-    fields = [
-        f'NULL::{kind} AS "{name}"' if name in corpus.missing else f'"{name}"::{kind} AS "{name}"'
-        for name, kind in STATISTICS.items()
-    ]
+    fields = [f'"{name}"::{kind} AS "{name}"' for name, kind in STATISTICS.items() if name in names]
+    fields += [f'NULL::{STATISTICS[name]} AS "{name}"' for name in corpus.missing]
     others = [f'"{name}"' for name in names if name not in STATISTICS and name != "columns"]
     current = f"WHERE columns = {quoted(' '.join(corpus.registry.names))}" if "columns" in names else ""
     corpus.db.execute(

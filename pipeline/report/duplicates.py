@@ -92,12 +92,12 @@ def candidates(prints: Prints) -> np.ndarray:
 
 def same(prints: Prints, pairs: np.ndarray) -> np.ndarray:
     """Which pairs (P, 2) are close in every segment number that both have a fingerprint of: bool (P,)."""
-    whole = np.ones(len(pairs), bool)
+    alike = np.ones(len(pairs), bool)
     for recordings_R, words_RW in prints:
         at = np.searchsorted(recordings_R, pairs).clip(max=len(recordings_R) - 1)
         both = (recordings_R[at] == pairs).all(1)
-        whole &= ~both | (_apart(words_RW[at[:, 0]], words_RW[at[:, 1]]) <= SAME)
-    return whole
+        alike &= ~both | (_apart(words_RW[at[:, 0]], words_RW[at[:, 1]]) <= SAME)
+    return alike
 
 
 def _from_bit(words_RW: np.ndarray, bit: int) -> np.ndarray:

@@ -69,10 +69,10 @@ def choose_examples(corpus: Corpus) -> dict[str, list[str]]:
 
 def ranks(values_S: np.ndarray) -> np.ndarray:
     """Each value's place among all, 0 … 1, equal values alike; one half for NaN."""
-    known, places = np.isfinite(values_S), np.full(len(values_S), 0.5)
-    kinds, at = np.unique(values_S[known], return_inverse=True)
-    places[known] = at / max(len(kinds) - 1, 1)
-    return places
+    from scipy.stats import rankdata
+
+    places = rankdata(values_S, "dense", nan_policy="omit") - 1
+    return np.nan_to_num(places / np.nanmax(places, initial=1), nan=0.5)
 
 
 def spread(places_SF: np.ndarray, count: int) -> list[int]:

@@ -92,8 +92,7 @@ def column_rows(corpus: Corpus) -> list[Row]:
         sum(greatest(attempts - 1, 0))::BIGINT AS retries, count(DISTINCT host) AS hosts
         FROM shards GROUP BY 1"""
     )
-    order = list(corpus.registry.names)
-    return sorted(found, key=lambda row: order.index(row["name"]))
+    return sorted(found, key=lambda row: corpus.registry.names.index(row["name"]))
 
 
 def agreement(corpus: Corpus) -> Row:
@@ -102,11 +101,10 @@ def agreement(corpus: Corpus) -> Row:
         "SELECT shard FROM shards GROUP BY shard HAVING sum(CASE WHEN stage = 'decode' THEN 0 ELSE rejected "
         "END) = 0 AND (min(frames) <> max(frames) OR min(segments) <> max(segments))"
     )
-    counts = corpus.one(
-        f"SELECT count(*) AS differ, (SELECT count(DISTINCT shard) FROM shards) AS shards FROM ({differing})"
+    return corpus.one(
+        f"SELECT count(*) AS differ, (SELECT count(DISTINCT shard) FROM shards) AS shards, "
+        f"coalesce(list(shard ORDER BY shard)[:{EXAMPLES}], []) AS examples FROM ({differing})"
     )
-    first = corpus.rows(f"{differing} ORDER BY shard LIMIT {EXAMPLES}")
-    return counts | {"examples": [row["shard"] for row in first]}
 
 
 def rejects(corpus: Corpus) -> list[Row]:
@@ -125,9 +123,9 @@ def distribution(corpus: Corpus, statistic: Statistic) -> Row | None:
         return None
     width = (high - low) / FINE_BINS or 1.0
     bins = corpus.rows(
-        f"SELECT least(greatest(floor(({name} - {low!r}) / {width!r})::INT, 0), {FINE_BINS - 1}) AS bin, "
-        f"count(*) AS n, sum({name}) AS total, min({name}) AS low, max({name}) AS high FROM segments WHERE "
-        f"{name} IS NOT NULL GROUP BY 1"
+        f"""SELECT least(greatest(floor((x - {low!r}) / {width!r})::INT, 0), {FINE_BINS - 1}) AS bin,
+        count(*) AS n, sum(x) AS total, min(x) AS low, max(x) AS high
+        FROM (SELECT {name} AS x FROM segments) WHERE x IS NOT NULL GROUP BY 1"""
     )
     if not bins:
         return None
@@ -138,18 +136,10 @@ def distribution(corpus: Corpus, statistic: Statistic) -> Row | None:
     edges = low + width * np.arange(FINE_BINS + 1)
     reached = np.concatenate([[0], np.cumsum(counts)]) / count
     quantiles = np.clip(np.interp([0.05, 0.5, 0.95], reached, edges), least, most).tolist()
-    return {
-        "title": statistic.title,
-        "unit": statistic.unit,
-        "count": count,
-        "mean": sum(row["total"] for row in bins) / count,
-        "min": least,
-        "max": most,
-        **dict(zip(("p5", "p50", "p95"), quantiles, strict=True)),
-        "low": low,
-        "width": width,
-        "counts": counts.tolist(),
-    }
+    mean = sum(row["total"] for row in bins) / count
+    row = {"title": statistic.title, "unit": statistic.unit, "count": count, "mean": mean}
+    row |= {"min": least, "max": most, **dict(zip(("p5", "p50", "p95"), quantiles, strict=True))}
+    return row | {"low": low, "width": width, "counts": counts.tolist()}
 
 
 def code_counts(corpus: Corpus) -> np.ndarray | None:
@@ -160,24 +150,15 @@ def code_counts(corpus: Corpus) -> np.ndarray | None:
 
 def code_use(corpus: Corpus) -> list[Row]:
     """Per level of the current code column: codes used, dead ones, perplexity, the most frequent code."""
-    counts_KC = code_counts(corpus)
-    return [] if counts_KC is None else [_level(level, counts_C) for level, counts_C in enumerate(counts_KC)]
-
-
-def _level(level: int, counts_C: np.ndarray) -> Row:
-    bits, total = float(entropy_bits(counts_C[None])[0]), float(counts_C.sum())
-    used, top = int((counts_C > 0).sum()), int(counts_C.argmax())
-    return {
-        "level": level,
-        "codes": len(counts_C),
-        "used": used,
-        "dead": len(counts_C) - used,
-        "entropy_bits": bits,
-        "perplexity": 2**bits,
-        "share": 2**bits / len(counts_C),
-        "top_code": top,
-        "top_share": float(counts_C[top] / total) if total else 0.0,
-    }
+    counts_KC, levels = code_counts(corpus), []
+    for level, counts_C in enumerate(() if counts_KC is None else counts_KC):
+        bits, size = float(entropy_bits(counts_C[None])[0]), len(counts_C)
+        used, top = int((counts_C > 0).sum()), int(counts_C.argmax())
+        share = float(counts_C[top] / max(counts_C.sum(), 1))
+        row = {"level": level, "codes": size, "used": used, "dead": size - used, "entropy_bits": bits}
+        row |= {"perplexity": 2**bits, "share": 2**bits / size, "top_code": top, "top_share": share}
+        levels.append(row)
+    return levels
 
 
 def sources(corpus: Corpus) -> list[Row]:

@@ -29,7 +29,7 @@ JSON_ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for characte
 @dataclass
 class Section:
     title: str
-    charts: list[Row | None] = field(default_factory=list)
+    charts: list[Row | None]
     tables: list[Table] = field(default_factory=list)
     note: str = ""
 
@@ -38,56 +38,34 @@ def of_corpus(corpus: Corpus, found: Row, anomalies: list[Anomaly]) -> str:
     """Write OUT/report/index.html; returns where it is."""
     tables, version = label_tables.tables(found), "gathered by the version that labelled this OUT."
     lacking = ", ".join(found["not_gathered"])
+    lacking = lacking and f"Not {version[:-1]}: {lacking}."
+    no_codes = "" if found["codes"] else f"Code use was not {version}"
+    no_rejects = "" if found["rejects"] else "Nothing was rejected."
+    of_run = [*charts.run(found, timeline(corpus)), charts.stragglers(corpus)]
+    slow = [tables[name] for name in ("Slowest shards", "Slowest files", "Longest files")]
     sections = [
-        Section("What there is", tables=[tables["Columns"], tables["Sources"]]),
-        Section(
-            "Segments",
-            [charts.loudness(corpus), *charts.histograms(found)],
-            note=lacking and f"Not {version[:-1]}: {lacking}.",
-        ),
-        Section(
-            "Codes and pitch",
-            _label_charts(corpus),
-            [tables["Code use"]],
-            note="" if found["codes"] else f"Code use was not {version}",
-        ),
-        Section(
-            "The run",
-            [*charts.run(found, timeline(corpus)), charts.stragglers(corpus)],
-            [tables[name] for name in ("Slowest shards", "Slowest files", "Longest files")],
-        ),
-        Section(
-            "Rejected",
-            tables=[tables["Rejected"]],
-            note="" if found["rejects"] else "Nothing was rejected.",
-        ),
+        Section("What there is", [], [tables["Columns"], tables["Sources"]]),
+        Section("Segments", [charts.loudness(corpus), *charts.histograms(found)], note=lacking),
+        Section("Codes and pitch", _label_charts(corpus), [tables["Code use"]], no_codes),
+        Section("The run", of_run, slow),
+        Section("Rejected", [], [tables["Rejected"]], no_rejects),
     ]
-    values = {
-        "anomalies": anomalies,
-        "everything": everything(anomalies),
-        "examples": _examples(corpus, found),
-    }
-    return _write(corpus.out, "labels", corpus.place, label_tables.totals(found), sections, values)
+    rows, option = _examples(corpus, found), everything(anomalies)
+    values = {"kind": "labels", "anomalies": anomalies, "everything": option, "examples": rows}
+    return _write(corpus.out, corpus.place, label_tables.totals(found), sections, values)
 
 
 def of_runs(runs: list[Any]) -> str:
     """Write RUN/report/index.html of the first run, with the curves of all; returns where it is."""
     from pipeline.report import training, training_charts
 
-    sections = [Section("Runs", tables=[training.table(runs)])]
+    sections = [Section("Runs", [], [training.table(runs)])]
     sections += [Section(title, plots) for title, plots in training_charts.charts(runs).items()]
     place = ", ".join(run.place for run in runs)
-    return _write(Storage(runs[0].place), "training", place, training.tiles(runs), sections, {})
+    return _write(Storage(runs[0].place), place, training.tiles(runs), sections, {"kind": "training"})
 
 
-def _write(
-    out: Storage,
-    kind: str,
-    place: str,
-    tiles: dict[str, str],
-    sections: list[Section],
-    values: Row,
-) -> str:
+def _write(out: Storage, place: str, tiles: dict[str, str], sections: list[Section], values: Row) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -99,7 +77,6 @@ def _write(
         plot["id"] = f"plot{number}"
     figures = [{key: plot[key] for key in ("id", "data", "layout")} for plot in plots]
     html = environment.get_template("page.html").render(
-        kind=kind,
         place=place,
         tiles=tiles,
         sections=[section for section in sections if section.charts or section.tables or section.note],

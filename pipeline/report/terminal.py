@@ -69,7 +69,7 @@ def segments(console: Console, rows: list[Row], counted: Row) -> None:
 
 def _worth_a_look(console: Console, anomalies: list[Anomaly]) -> None:
     if not anomalies:
-        console.print("\nworth a look: nothing odd was found")
+        console.print("\nworth a look: nothing unusual was found")
         return
     console.print("\n[bold]Worth a look[/]")
     for one in anomalies:
@@ -78,6 +78,6 @@ def _worth_a_look(console: Console, anomalies: list[Anomaly]) -> None:
         if one.examples:
             console.print(Text(f"      e.g. {', '.join(one.examples)}"))
         console.print(Text(f"      {one.exclude}"), soft_wrap=True)
-    whole = everything(anomalies)
-    if whole and sum(bool(one.where) for one in anomalies) > 1:
-        console.print(Text(f"  all of it left out of training:\n      {whole}"), soft_wrap=True)
+    option = everything(anomalies)
+    if option and sum(bool(one.where) for one in anomalies) > 1:
+        console.print(Text(f"  all of it left out of training:\n      {option}"), soft_wrap=True)

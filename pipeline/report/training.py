@@ -1,7 +1,7 @@
 """Training runs: RUN/metrics.jsonl as curves and as a few numbers. A line is an object; a missing key is a
 missing curve."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -16,16 +16,14 @@ from stages.shards.storage import Storage
 METRICS = "metrics.jsonl"
 POINTS = 600  # of a curve: means over so many stretches of updates
 CQT_ERRORS = ("cqt_error", "cqt_mean_error", "cqt_line_error")
-SCALARS = (
-    *("loss", *CQT_ERRORS, "penalty", "grad_norm", "lr", "scale", "audio_s_per_s", "utilisation"),
-    *("data_wait", "masked_frames", "skipped", "time"),
-)
+SPEEDS = ("audio_s_per_s", "utilisation", "data_wait")
+SCALARS = ("loss", "penalty", "grad_norm", "lr", "scale", "masked_frames", "skipped", "time")
 BY_LEVEL = ("ce", "accuracy", "gain_over_unigram")
 LISTS = (*BY_LEVEL, "gain_over_unigram_low", "gain_over_unigram_high", "effective_rank")
 FIELDS = (
     {"kind": "VARCHAR", "host": "VARCHAR", "codebooks": "VARCHAR[]"}
     | dict.fromkeys(("update", "world", "updates"), "BIGINT")
-    | dict.fromkeys(SCALARS, "DOUBLE")
+    | dict.fromkeys((*SCALARS, *CQT_ERRORS, *SPEEDS), "DOUBLE")
     | dict.fromkeys(LISTS, "DOUBLE[]")
 )
 
@@ -40,7 +38,10 @@ class Run:
     curve: dict[str, list[Any]]
     last: Row
     ended: bool
-    codebooks: list[str] = field(default_factory=list)
+    codebooks: list[str]
+
+    def known(self, name: str) -> list[Any]:
+        return [value for value in self.curve[name] if value is not None]
 
     @property
     def restarts(self) -> list[int]:
@@ -70,39 +71,39 @@ def read(place: str) -> Run:
             [str(path)],
         )
         # Of an update that was done again after a restart, the last row counts.
-        for view, kind in (("updates", "update"), ("valid", "valid")):
+        for kind in ("update", "valid"):
             db.execute(
-                f"CREATE VIEW {view} AS SELECT * FROM lines WHERE kind = '{kind}' AND update IS NOT NULL "
-                "QUALIFY row_number() OVER (PARTITION BY update ORDER BY time DESC NULLS LAST) = 1 "
-                "ORDER BY update"
+                f"CREATE VIEW of_{kind} AS SELECT * FROM lines WHERE kind = '{kind}' AND update IS NOT NULL "
+                "QUALIFY row_number() OVER (PARTITION BY update ORDER BY time DESC NULLS LAST) = 1"
             )
         starts = rows("SELECT * FROM lines WHERE kind = 'start' ORDER BY time")
-        last = rows("SELECT * FROM updates ORDER BY update DESC LIMIT 1")
+        last = rows("SELECT * FROM of_update ORDER BY update DESC LIMIT 1")
         if not last:
             raise ValueError(f"{out.path(METRICS)} holds no update yet: look again when the run has made one")
         ended = bool(rows("SELECT 1 FROM lines WHERE kind = 'end'"))
-        means = [f'avg({name}) AS "{name}"' for name in SCALARS]
+        means = [f'avg({name}) AS "{name}"' for name, kind in FIELDS.items() if kind == "DOUBLE"]
         sizes = ", ".join(f"max(len({name})) AS {name}" for name in BY_LEVEL)
-        (levels,) = rows(f"SELECT {sizes} FROM updates")
+        (levels,) = rows(f"SELECT {sizes} FROM of_update")
         for name, many in levels.items():
             means += [f'avg({name}[{k + 1}]) AS "{name}/{k}"' for k in range(many or 0)]
         points = rows(
-            f"WITH span AS (SELECT greatest(1, ceil((max(update) - min(update) + 1) / {POINTS}))::BIGINT AS "
-            "step FROM updates) SELECT max(update) AS update, max(grad_norm) AS grad_norm_max, sum(skipped) "
-            f"AS skipped_sum, {', '.join(means)} FROM updates, span GROUP BY update // step ORDER BY 1"
+            f"""WITH span AS (SELECT greatest(1, ceil((max(update) - min(update) + 1) / {POINTS}))::BIGINT
+            AS step FROM of_update) SELECT max(update) AS update, max(grad_norm) AS grad_norm_max,
+            sum(skipped) AS skipped_sum, {", ".join(means)} FROM of_update, span
+            GROUP BY update // step ORDER BY 1"""
         )
-        valid = rows("FROM valid")
+        valid = rows("FROM of_valid ORDER BY update")
     curve = {name: [point[name] for point in points] for name in points[0]}
-    codebooks = starts[-1]["codebooks"] if starts else None
-    return Run(place, starts, valid, curve, last[0], ended, codebooks or [])
+    codebooks = (starts[-1]["codebooks"] if starts else None) or []
+    return Run(place, starts, valid, curve, last[0], ended, codebooks)
 
 
 def summary(run: Run) -> Row:
     """The numbers of one run, as plain data."""
-    times = [t for t in run.curve["time"] if t is not None]
+    times, speeds = run.known("time"), sorted(run.known("audio_s_per_s"))
     held_out = run.valid[-1] if run.valid else {}
-    speeds = sorted(v for v in run.curve["audio_s_per_s"] if v is not None)
     figures = ("loss", "accuracy", "gain_over_unigram", "cqt_error")
+    shares = {name: run.known(name) for name in ("utilisation", "data_wait")}
     return {
         "run": run.place,
         "updates": run.last["update"],
@@ -113,16 +114,10 @@ def summary(run: Run) -> Row:
         **with_old_names({k: run.last[k] for k in figures}),
         "held_out": with_old_names({k: held_out.get(k) for k in ("update", *figures)}),
         "audio_s_per_s": speeds[len(speeds) // 2] if speeds else None,
-        "utilisation": _mean(run.curve["utilisation"]),
-        "data_wait": _mean(run.curve["data_wait"]),
-        "skipped": sum(v or 0 for v in run.curve["skipped_sum"]),
+        **{name: sum(values) / len(values) if values else None for name, values in shares.items()},
+        "skipped": sum(run.known("skipped_sum")),
         "elapsed_s": times[-1] - (run.starts[0]["time"] or times[0]) if times and run.starts else None,
     }
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
 
 
 def table(runs: list[Run]) -> Table:
@@ -161,8 +156,7 @@ def tiles(runs: list[Run]) -> dict[str, str]:
 def show(console: Console, runs: list[Run]) -> None:
     console.print(drawn(table(runs)))
     for run in runs:
-        losses = [v for v in run.curve["loss"] if v is not None]
-        if losses:
+        if losses := run.known("loss"):
             curve = f"{spark(losses)} {number(losses[0])} → {number(losses[-1])}"
             console.print(f"{run.place}: loss {curve}", highlight=False, markup=False)
         if run.restarts:

@@ -1,4 +1,4 @@
-"""`overtone stats` where OUT lies on an object store, and what it says to a place that is none."""
+"""`overtone stats` of an OUT on an object store, and its message for a place that is none."""
 
 import json
 import shutil
@@ -63,12 +63,12 @@ class TestOnAnObjectStore:
         assert main(["stats", REMOTE]) == 0
         assert f"page: {REMOTE}/report/index.html" in capsys.readouterr().out
         html = remote.read("report/index.html").decode()
-        assert REMOTE in html and html.count("<audio") >= 10, "what is heard was read from the tars there"
+        assert REMOTE in html and html.count("<audio") >= 10, "the sound was read from the tars there"
 
     def test_it_is_compared_with_a_local_one(self, remote, labelled, capsys):
         assert main(["stats", REMOTE, str(labelled)]) == 0
-        said = capsys.readouterr().out
-        assert "Compared" in said and REMOTE in said
+        shown = capsys.readouterr().out
+        assert "Compared" in shown and REMOTE in shown
 
     @pytest.mark.parametrize("place", ["s3://labels/none", "s3://nobody/out"])
     def test_a_place_without_labels_is_a_mistake(self, remote, place, capsys):
@@ -78,18 +78,18 @@ class TestOnAnObjectStore:
     def test_many_duplicates_are_named_in_the_condition(self, store, tmp_path, capsys):
         same = 'UPDATE segments SET fingerprint = printf(\'%048x\', "index" + 7) WHERE "index" < 4'
         local = synthetic.out(tmp_path, 20, changes=[same])
-        put(local, "s3://labels/twins")
-        odd = {o["what"]: o for o in as_json(capsys, "s3://labels/twins")["worth_a_look"]}
+        put(local, "s3://labels/copies")
+        odd = {o["what"]: o for o in as_json(capsys, "s3://labels/copies")["worth_a_look"]}
         assert (
             odd["near-duplicates"]["recordings"] == 20 * 3 - 1
             and "read_csv" not in odd["near-duplicates"]["where"]
         )
 
 
-def assert_one_sentence(said: str, *words: str) -> None:
-    assert said.startswith("overtone: ") and said.count("\n") == 1 and "Traceback" not in said
+def assert_one_sentence(shown: str, *words: str) -> None:
+    assert shown.startswith("overtone: ") and shown.count("\n") == 1 and "Traceback" not in shown
     for one in words:
-        assert one in said
+        assert one in shown
 
 
 class TestWhatIsNoOut:

@@ -8,14 +8,14 @@ from pipeline.report.duplicates import SAME, WORDS, candidates, same
 RNG = np.random.default_rng(0)
 
 
-def prints(recordings: int, twins: int, flipped: float, numbers: int = 4):
-    """Random fingerprints of R recordings; the last `twins` are copies of the first with a share of bits
+def prints(recordings: int, copies: int, flipped: float, numbers: int = 4):
+    """Random fingerprints of R recordings; the last `copies` are copies of the first with a share of bits
     flipped."""
     found = []
     for _ in range(numbers):
         words = RNG.integers(0, 2**64, (recordings, WORDS), dtype=np.uint64)
-        flips = np.packbits(RNG.random((twins, 192)) < flipped, axis=1).view(">u8").astype(np.uint64)
-        words[-twins:] = words[:twins] ^ flips
+        flips = np.packbits(RNG.random((copies, 192)) < flipped, axis=1).view(">u8").astype(np.uint64)
+        words[-copies:] = words[:copies] ^ flips
         found.append((np.arange(recordings, dtype=np.uint64), words))
     return found
 
@@ -74,8 +74,8 @@ def test_mp3_and_opus_of_one_piece_are_found_by_labels_and_stats(tmp_path, music
     config.write_text(SMALL.format(audio=json.dumps(str(audio)), out=json.dumps(str(out))))
     done = run_overtone("labels", config)
     assert done.returncode == 0, done.stdout + done.stderr
-    said = json.loads(run_overtone("stats", out, "--json").stdout)
-    found = next(o for o in said["worth_a_look"] if o["what"] == "near-duplicates")
+    shown = json.loads(run_overtone("stats", out, "--json").stdout)
+    found = next(o for o in shown["worth_a_look"] if o["what"] == "near-duplicates")
     assert "2 groups" in found["why"] and found["recordings"] == 4
     for path, group in zip(music[:2], found["examples"], strict=True):
         assert all(f"{path.stem}.{extension}" in group for extension in ("flac", "mp3", "opus"))

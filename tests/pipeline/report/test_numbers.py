@@ -1,4 +1,4 @@
-"""What `overtone stats` says of an OUT: against the tars themselves, of older versions, and what is odd."""
+"""The numbers of `overtone stats`: against the tars themselves, of older versions, and the anomalies."""
 
 import io
 import json
@@ -107,11 +107,11 @@ class TestOfALabelledFolder:
     def test_one_recording_one_shard_and_a_condition(self, labelled, capsys):
         shard = pq.read_table(labelled / "shards.parquet")["shard"][0].as_py()
         assert main(["stats", str(labelled), "--shard", shard, "--json"]) == 0
-        said = json.loads(capsys.readouterr().out)
-        assert {row["shard"] for row in said["rows"]} == {shard} and len(said["columns"]) == 3
+        shown = json.loads(capsys.readouterr().out)
+        assert {row["shard"] for row in shown["rows"]} == {shard} and len(shown["columns"]) == 3
         assert (
             main(
-                ["stats", str(labelled), "--recording", said["rows"][0]["path"].rsplit("/", 1)[-1], "--json"]
+                ["stats", str(labelled), "--recording", shown["rows"][0]["path"].rsplit("/", 1)[-1], "--json"]
             )
             == 0
         )
@@ -124,7 +124,7 @@ class TestOfALabelledFolder:
 
     def test_the_terminal_says_it(self, labelled, capsys):
         assert main(["stats", str(labelled), "--no-page"]) == 0
-        said = capsys.readouterr().out
+        shown = capsys.readouterr().out
         for words in (
             "10 recordings",
             "perplexity",
@@ -136,7 +136,7 @@ class TestOfALabelledFolder:
             "longest files",
             "Worth a look",
         ):
-            assert words.lower() in said.lower()
+            assert words.lower() in shown.lower()
 
     def test_an_older_out_is_shown_with_what_it_has(self, labelled, tmp_path, capsys):
         old = tmp_path / "old"
@@ -156,9 +156,9 @@ class TestOfALabelledFolder:
         fields = ["hours", "times_real_time", "attempts", "rejects", "slowest"]
         pq.write_table(pq.read_table(old / "shards.parquet").drop_columns(fields), old / "shards.parquet")
         assert main(["stats", str(old)]) == 0
-        said = capsys.readouterr().out
-        assert "not gathered" in said and "lufs, bandwidth_hz, stereo" in said and "slowest_files" in said
-        assert "Slowest files" not in said
+        shown = capsys.readouterr().out
+        assert "not gathered" in shown and "lufs, bandwidth_hz, stereo" in shown and "slowest_files" in shown
+        assert "Slowest files" not in shown
         assert main(["stats", str(labelled), str(old)]) == 0
         assert "not gathered" in capsys.readouterr().out
         assert "not gathered" in (old / "report/index.html").read_text()
@@ -217,9 +217,9 @@ class TestWorthALook:
         assert (found.recordings, found.segments) == (1, 8) and found.hours == pytest.approx(8 * 30 / 3600)
         where = found.exclude.removeprefix('--set "data.where=').removesuffix('"')
         rows = duckdb.sql(f"SELECT recording, {where} AS kept FROM '{out}/segments.parquet'").fetchall()
-        gone = {recording for recording, kept in rows if not kept}
+        left_out = {recording for recording, kept in rows if not kept}
         smallest, greatest = min(r for r, _ in rows), max(r for r, _ in rows)
-        assert gone in ({smallest}, {greatest}) if what == "near-duplicates" else gone == {smallest}
+        assert left_out in ({smallest}, {greatest}) if what == "near-duplicates" else left_out == {smallest}
         assert all(kept is not None for _, kept in rows), (
             "a condition that is unknown would leave everything out"
         )
@@ -287,7 +287,7 @@ def table_of(rows):
 
 
 def test_the_trainers_own_filter_takes_the_command(tmp_path):
-    """What is said after --set is one value of a strict configuration, and comes back as it was."""
+    """The text after --set is one value of a strict configuration, and comes back as it was."""
     from stages import config
 
     out = synthetic.out(

@@ -81,9 +81,9 @@ def test_a_run_is_read_with_its_restarts_and_the_last_of_what_was_done_twice(tmp
         "done again after the restart"
     )
     assert run.curve["accuracy/0"][-1] == 1 and set(run.curve["accuracy/1"]) == {None}
-    said = training.summary(run)
-    assert (said["updates"], said["loss"], said["audio_s_per_s"], said["skipped"]) == (100, 700, 40, 1)
-    assert said["held_out"]["update"] == 100
+    shown = training.summary(run)
+    assert (shown["updates"], shown["loss"], shown["audio_s_per_s"], shown["skipped"]) == (100, 700, 40, 1)
+    assert shown["held_out"]["update"] == 100
 
 
 def test_many_updates_become_means_and_spikes_stay_to_be_seen(tmp_path):
