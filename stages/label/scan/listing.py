@@ -64,8 +64,8 @@ def open_root(root: str) -> Callable[[], Listing]:
 
 
 def _walk(top: bytes) -> Listing:
-    """Every folder below, by symbolic links too, unless they lead to an ancestor. Not recursive: the interpreter
-    bounds that."""
+    """Every folder below, by symbolic links too, unless they lead to an ancestor. Not recursive: it may be
+    deeper than the interpreter allows."""
     stack: list[tuple[bytes, bytes, tuple]] = [(top, b"", ())]
     while stack:
         folder, prefix, ancestors = stack.pop()

@@ -40,7 +40,7 @@ def answer(probe: Callable[[bytes], dict], request: dict, send: Callable[[bytes,
 
 
 def probe(path: bytes) -> dict[str, Any]:
-    """Facts of one file, local or `s3://bucket/key`: columns of the catalog. `reason` is null, or why the file
+    """Facts of a file, local or `s3://bucket/key`: columns of the catalog. `reason` is null, or why the file
     is rejected: the decoder's own words, or `unreadable: …`. Raises nothing about the file."""
     facts = dict(quick=None, container=None, codec=None, rate_hz=0, channels=0, duration_s=0.0, reason=None)
     try:

@@ -1,6 +1,9 @@
 """Headers are probed in processes of their own: a crash, a hang or a bomb costs one file."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import pytest
 from stages.label.scan import probe_pool as module
 from stages.label.scan.probe_pool import probe_all
 
-QUICKSTART = Path(__file__).resolve().parents[4] / "examples" / "quickstart"
+ROOT = Path(__file__).resolve().parents[4]
+QUICKSTART = ROOT / "examples" / "quickstart"
 
 FAKE = """
 import os, signal, time
@@ -20,6 +24,7 @@ def probe(path):
     if b"exit" in path: os._exit(3)
     if b"hang" in path: time.sleep(100)
     if b"raise" in path: raise KeyError("odd")
+    if b"bomb" in path: hoard = bytearray(8 << 30)
     if b"once" in path and open({log!r}, "rb").read().count(b"once") < 2: os._exit(3)
     return {{"reason": None}}
 """
@@ -70,3 +75,98 @@ def test_a_worker_that_cannot_start_is_not_the_files_fault(monkeypatch):
     monkeypatch.setattr(module, "PROBE", "no_such_module:probe")
     with pytest.raises(RuntimeError, match="could not start"):
         probed([b"/a"], 1)
+
+
+def test_one_that_hangs_while_it_starts_is_not_the_files_fault(fake, tmp_path, monkeypatch):
+    (tmp_path / "overtone_slow_import.py").write_text("import time\ntime.sleep(100)\n")
+    monkeypatch.setattr(module, "PROBE", "overtone_slow_import:probe")
+    monkeypatch.setattr(module, "START_S", 0.5)
+    with pytest.raises(RuntimeError, match="could not start .header probe hung for 0.5 s"):
+        probed([b"/a"], 1)
+
+
+def test_a_bomb_meets_the_memory_limit_and_costs_itself(fake, tmp_path, monkeypatch):
+    assert module.MEMORY_GB == 16.0
+    monkeypatch.setattr(module, "MEMORY_GB", 2.0)
+    outcomes = dict(probed([b"/a", b"/bomb", b"/b"], 1))
+    assert {path: facts["reason"] for path, facts in outcomes.items()} == {
+        b"/a": None, b"/bomb": "unreadable: out of memory", b"/b": None,
+    }  # fmt: skip
+    assert (tmp_path / "log").read_bytes().count(b"bomb") == 2
+
+
+def test_any_bytes_are_a_path(fake, tmp_path):
+    paths = [b"/b\xff\xfe", "/ünïcode".encode(), b'/qu"o\\te', b"/new line"]
+    assert sorted(path for path, _ in probed(paths, 1)) == sorted(paths)
+    assert (tmp_path / "log").read_bytes().split(b"\n")[:-1] == [path[1:] for path in paths]
+
+
+@pytest.mark.parametrize("files, workers, processes", [(64, 8, 1), (65, 8, 2), (300, 2, 2)])
+def test_processes_start_as_chunks_need_them(fake, monkeypatch, files, workers, processes):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **b: started.append(popen(*a, **b)) or started[-1])
+    assert len(probed([b"/good%d" % i for i in range(files)], workers)) == files
+    assert len(started) == processes
+    assert all(process.returncode is not None for process in started)
+
+
+def test_nothing_stays_open_and_nobody_alive_when_it_is_left_midway(fake, monkeypatch):
+    started, popen = [], subprocess.Popen
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **b: started.append(popen(*a, **b)) or started[-1])
+    outcomes = probe_all(((b"/good%d" % i,) for i in range(200)), 2)
+    next(outcomes)
+    outcomes.close()
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_one_killed_while_idle_costs_no_file(fake, monkeypatch):
+    """After its first chunk, for which a second worker is busy: it gets another that it cannot answer."""
+    workers, real = [], module._Worker
+    monkeypatch.setattr(module, "_Worker", lambda: workers.append(real()) or workers[-1])
+
+    def paths():
+        for place in range(64):
+            yield (b"/good%d" % place,)
+        (worker,) = workers
+        worker.process.kill()
+        worker.process.wait()
+        yield (b"/last",)
+
+    monkeypatch.setattr(module, "CHUNK", 64)
+    outcomes = list(probe_all(paths(), 1))
+    assert len(outcomes) == 65 and all(facts["reason"] is None for _, facts in outcomes)
+    assert len(workers) == 2
+
+
+def test_the_children_die_with_their_parent(fake, tmp_path):
+    program = (
+        "from stages.label.scan import probe_pool as module\n"
+        "import subprocess\n"
+        "module.PROBE = 'overtone_fake_probe:probe'\n"
+        "popen = subprocess.Popen\n"
+        "def start(*a, **b):\n"
+        "    child = popen(*a, **b)\n"
+        "    print(child.pid, flush=True)\n"
+        "    return child\n"
+        "subprocess.Popen = start\n"
+        "list(module.probe_all([(b'/hang',)], 1))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = Path("/proc", parent.stdout.readline().strip(), "stat")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)  # until it hangs
+    parent.kill()
+    parent.wait()
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(stat):
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
