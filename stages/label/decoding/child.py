@@ -9,10 +9,10 @@ little-endian), payload. Two kinds come from here, the others from the target:
 
 import ctypes
 import functools
-import importlib
 import json
 import logging
 import os
+import pkgutil
 import resource
 import signal
 import struct
@@ -36,11 +36,6 @@ def serve(answer: Callable[[dict, Send], None], send: Send) -> None:
             return  # the rest of this heap cannot be trusted
 
 
-def load(target: str) -> Callable:
-    module, function = target.split(":")
-    return getattr(importlib.import_module(module), function)
-
-
 def main() -> None:
     memory_bytes, parent = map(int, sys.argv[1:3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
@@ -61,7 +56,7 @@ def main() -> None:
         out.flush()
 
     try:
-        serve(functools.partial(*map(load, sys.argv[3:])), send)
+        serve(functools.partial(*map(pkgutil.resolve_name, sys.argv[3:])), send)
     except BrokenPipeError:
         os._exit(0)  # the parent has closed the pipe
 

@@ -181,10 +181,11 @@ class Decoding:
         self.decoded_s += fifo.samples / rate_hz
         if self.decoded_s > self.max_s:
             raise RejectRecording(f"longer than {self.max_s / 3600:g} h")
-        planes = float_planes(fifo.read().to_ndarray(), channels, name)
-        if channels > 1:
-            self.channels.append((begin_s, self.decoded_s, *stereo.products(planes)))
-        return downmix(planes, channels, name), rate_hz
+        with np.errstate(over="ignore", invalid="ignore"):  # `downmix` rejects it
+            planes = float_planes(fifo.read().to_ndarray(), channels, name)
+            if channels > 1:
+                self.channels.append((begin_s, self.decoded_s, *stereo.products(planes)))
+            return downmix(planes, channels, name), rate_hz
 
     def _frames(self) -> Iterator[av.AudioFrame]:
         for packet in self._demux():
@@ -256,8 +257,7 @@ def float_planes(values: np.ndarray, channels: int, name: str) -> np.ndarray:
     if name.removesuffix("p") not in SCALE:
         raise RejectRecording(f"unknown sample format {name}")
     planes = values if name.endswith("p") else values.reshape(-1, channels).T
-    with np.errstate(over="ignore", invalid="ignore"):  # `downmix` rejects it
-        planes = np.ascontiguousarray(planes, np.float32)
+    planes = np.ascontiguousarray(planes, np.float32)
     return planes - np.float32(128) if name.startswith("u8") else planes
 
 
@@ -265,14 +265,12 @@ def downmix(planes: np.ndarray, channels: int, name: str) -> np.ndarray:
     """The mean of the channels, full scale ±1: float32 (N,) of planes (C, N) of the sample format `name`.
 
     Raises `RejectRecording` for NaN and infinity."""
-    scale = SCALE[name.removesuffix("p")]
-    with np.errstate(over="ignore", invalid="ignore"):  # rejected below
-        mono = planes[0] if channels == 1 else planes[0] + planes[1]
-        for plane in planes[2:]:
-            mono += plane
-        mono = mono * np.float32(scale / channels)
-        if name[:3] in ("flt", "dbl") and not (np.isfinite(mono.min()) and np.isfinite(mono.max())):
-            raise RejectRecording("NaN or infinite samples")
+    mono = planes[0] if channels == 1 else planes[0] + planes[1]
+    for plane in planes[2:]:
+        mono += plane
+    mono = mono * np.float32(SCALE[name.removesuffix("p")] / channels)
+    if name[:3] in ("flt", "dbl") and not (np.isfinite(mono.min()) and np.isfinite(mono.max())):
+        raise RejectRecording("NaN or infinite samples")
     return mono
 
 

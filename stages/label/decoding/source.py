@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 
 from stages.label.base import ReadError
-from stages.label.decoding.quick import MIB, hash_ends, read_ends
+from stages.label.decoding.quick import MIB, hash_ends
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def quick_hash(path: str | bytes | os.PathLike) -> str:
     """`hash_ends` of a file; one shorter than 1 MiB counts twice, whole. Raises `OSError`."""
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        return hash_ends(*read_ends(file, size), size)
+        return hash_ends(file, size)[0]
 
 
 class SourceHasher:
@@ -74,10 +74,8 @@ class SourceHasher:
     def _run(self) -> None:
         try:
             self._sha256 = self._whole()
-        except ReadError as error:
-            self._error = error
-        except (OSError, MemoryError) as error:
-            self._error = unreadable(self._source, error)
+        except (ReadError, OSError, MemoryError) as error:
+            self._error = error if isinstance(error, ReadError) else unreadable(self._source, error)
 
     def _whole(self) -> str:
         if quick_hash(self._path) != self._source.quick:

@@ -86,10 +86,9 @@ class SupervisedChild:
         return text.rpartition("\n")[2].strip()
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for file in (self.process.stdin, self.process.stdout, self._stderr):
-            file.close()
+        with self.process:  # waits, and closes the pipes
+            self.process.kill()
+        self._stderr.close()
 
     def _exactly(self, count: int, deadline: float, patience_s: float) -> bytearray:
         data = bytearray(count)

@@ -48,9 +48,9 @@ QUALIFY row_number() OVER (PARTITION BY l.path_bytes ORDER BY l.root_order, l.na
 #   known    bytes were labelled under this id before: they must be the same
 #   new
 _ROWS = """
+CREATE VIEW accepted AS FROM old WHERE status IN ('kept', 'duplicate');
 CREATE TABLE missing AS SELECT name_bytes, size, quick, mtime_ns, any_value(recording) AS recording,
-    any_value(sha256) AS sha256 FROM old
-    WHERE status IN ('kept', 'duplicate') AND path_bytes NOT IN (SELECT path_bytes FROM listed)
+    any_value(sha256) AS sha256 FROM accepted WHERE path_bytes NOT IN (SELECT path_bytes FROM listed)
     GROUP BY ALL HAVING count(*) = 1;
 CREATE TABLE rows AS
 SELECT o.* EXCLUDE (path, status, duplicate_of, recording)
@@ -63,11 +63,9 @@ SELECT f.*, l.root, l.name_bytes, CASE WHEN t.path_bytes IS NULL THEN m.sha256 E
         WHEN f.known_sha IS NOT NULL THEN 'known' ELSE 'new' END AS rule,
     coalesce(t.recording, m.recording) AS old_recording, t.sha256 AS old_sha,
     coalesce(t.status = 'kept', m.recording IS NOT NULL) AS was_kept
-FROM probed f JOIN listed l USING (path_bytes)
-LEFT JOIN old t ON t.path_bytes = f.path_bytes AND t.size = f.size AND t.quick = f.quick
-    AND t.status IN ('kept', 'duplicate')
-LEFT JOIN missing m ON m.name_bytes = l.name_bytes AND m.size = f.size AND m.quick = f.quick
-    AND m.mtime_ns = f.mtime_ns
+FROM probed f JOIN (SELECT path_bytes, root, name_bytes FROM listed) l USING (path_bytes)
+LEFT JOIN missing m USING (name_bytes, size, quick, mtime_ns)
+LEFT JOIN accepted t USING (path_bytes, size, quick)
 """
 
 _TO_PROBE = "problem IS NULL AND NOT excluded AND NOT unchanged"
@@ -88,8 +86,7 @@ _NO_CONTENT_ID = _ID % "''"
 # The base id belongs to the content that had it first: other content gets an id with its sha256.
 _SETTLED = f"""
 CREATE TABLE settled AS WITH hashes AS (
-    SELECT rows.* EXCLUDE (sha256, reason), coalesce(rows.sha256, h.sha256) AS sha256,
-        coalesce(rows.reason, h.error) AS reason
+    SELECT rows.* REPLACE (coalesce(rows.sha256, h.sha256) AS sha256, coalesce(reason, error) AS reason)
     FROM rows LEFT JOIN hashed h USING (path_bytes)
 ), named AS (
     SELECT *, CASE
@@ -97,21 +94,19 @@ CREATE TABLE settled AS WITH hashes AS (
         WHEN rule IN ('same', 'moved') THEN old_recording
         WHEN coalesce(known_sha, CASE WHEN rule = 'touched' AND old_recording = base
             THEN coalesce(old_sha, sha256) END) = sha256 THEN base
-        ELSE {_SHA_ID} END AS recording
+        ELSE {_SHA_ID} END AS recording, was_kept AND recording = old_recording AS first
     FROM hashes
 ), copies AS (
-    SELECT *, was_kept AND recording = old_recording AS first,
-        row_number() OVER w AS copy, first_value(path_bytes) OVER w AS original
+    SELECT *, row_number() OVER w AS copy, first_value(path_bytes) OVER w AS original
     FROM named WHERE reason IS NULL
-    WINDOW w AS (PARTITION BY size, quick, coalesce(sha256, hex(path_bytes))
-        ORDER BY (was_kept AND recording = old_recording) DESC, path_bytes)
+    WINDOW w AS (PARTITION BY size, quick, coalesce(sha256, hex(path_bytes)) ORDER BY first DESC, path_bytes)
 )
 SELECT * REPLACE (CASE WHEN copy = 1 AND row_number() OVER
         (PARTITION BY recording, copy = 1 ORDER BY first DESC, rule <> 'same', path_bytes) > 1
     THEN {_SHA_ID} ELSE recording END AS recording)
 FROM copies
 UNION ALL BY NAME
-SELECT *, false AS first, 0 AS copy, NULL::BLOB AS original FROM named WHERE reason IS NOT NULL
+SELECT *, 0 AS copy FROM named WHERE reason IS NOT NULL
 """
 
 _CATALOG = f"""
@@ -139,10 +134,7 @@ class Identity:
         self._read("listing", listing)
         self._db.execute(_LISTED, {"unreadable": UNREADABLE, "retry": retry_rejected}).fetchall()
 
-    def __enter__(self) -> "Identity":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._db.close()
 
     def counts(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from stages.label.scan.probing import UNREADABLE
 
 CHUNK = 64  # files given to a child at once
 HANG_S = 60.0  # M a header takes milliseconds; S3 with its retries, seconds
-MEMORY_GB = 16.0  # address space: the threads of the S3 client and of Arrow reserve some of it for each core
+MEMORY_GB = 4.0  # address space; S3 with its threads takes 0.5
 ANSWER, PROBE = "stages.label.scan.probing:answer", "stages.label.scan.probing:probe"
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import av
 
-from stages.label.decoding.quick import MIB, hash_ends, read_ends
+from stages.label.decoding.quick import MIB, hash_ends
 
 S3 = b"s3://"
 UNREADABLE = "unreadable: "  # begins reasons that the next scan tries again
@@ -50,10 +50,9 @@ def probe(path: bytes) -> dict[str, Any]:
                 facts["mtime_ns"] = os.fstat(raw.fileno()).st_mtime_ns
             if size == 0:
                 return facts | {"reason": "empty file"}
-            head, tail = read_ends(raw, size)
+            facts["quick"], head, tail = hash_ends(raw, size)
             if len(head) != len(tail) or len(head) < min(MIB, size):
                 raise OSError("file became shorter while it was read")
-            facts["quick"] = hash_ends(head, tail, size)
             source = _Source(raw, size, head, tail)
             try:
                 facts |= header(source)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -80,7 +81,7 @@ def scan(
     with tempfile.TemporaryDirectory(prefix="overtone-scan-") as name:
         listing, probed, hashed = (Path(name) / f"{step}.parquet" for step in ("listing", "probed", "hashed"))
         _write(listing, LISTING, _list(roots, exclude, counts, report))
-        with Identity(listing, previous, Path(name), retry_rejected) as identity:
+        with closing(Identity(listing, previous, Path(name), retry_rejected)) as identity:
             total, unchanged = identity.counts()
             outcomes = probe_all(identity.to_probe(), workers)
             _write(probed, PROBED, _probed(outcomes, total, known_sha256, report))
@@ -144,9 +145,9 @@ def _hash(paths: Iterator[tuple[bytes]], workers: int, report: "_Report") -> Ite
 
     def one(path: bytes) -> Row:
         try:
-            return {"path_bytes": path, "sha256": full_sha256(path), "error": None}
+            return {"path_bytes": path, "sha256": full_sha256(path)}
         except OSError as error:
-            return {"path_bytes": path, "sha256": None, "error": UNREADABLE + words(error)}
+            return {"path_bytes": path, "error": UNREADABLE + words(error)}
 
     done = 0
     with ThreadPoolExecutor(workers) as pool:

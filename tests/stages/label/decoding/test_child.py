@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.label.decoding.child import load, serve
+from stages.label.decoding.child import serve
 from stages.label.decoding.process import ANSWER
 from tests.stages.label.decoding.sounds import encode
 from tests.stages.label.decoding.test_recording_answer import request, wav
@@ -48,10 +48,6 @@ class TestServe:
     def test_any_other_error_is_a_bug_and_ends_the_process(self, served):
         with pytest.raises(ZeroDivisionError):
             served({"a": ZeroDivisionError()})
-
-
-def test_a_target_is_a_function_of_a_module():
-    assert load("os.path:join") is os.path.join
 
 
 class TestProcess:

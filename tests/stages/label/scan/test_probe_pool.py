@@ -86,7 +86,7 @@ def test_one_that_hangs_while_it_starts_is_not_the_files_fault(fake, tmp_path, m
 
 
 def test_a_bomb_meets_the_memory_limit_and_costs_itself(fake, tmp_path, monkeypatch):
-    assert module.MEMORY_GB == 16.0
+    assert module.MEMORY_GB == 4.0
     monkeypatch.setattr(module, "MEMORY_GB", 2.0)
     outcomes = dict(probed([b"/a", b"/bomb", b"/b"], 1))
     assert {path: facts["reason"] for path, facts in outcomes.items()} == {
