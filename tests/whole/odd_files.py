@@ -27,8 +27,10 @@ DUPLICATES = {b"same again.ogg"}
 
 HOOK = """
 import ctypes
-def by_name(path):
-    if "crash" in path: ctypes.string_at(0)
+from stages.label.decoding.recording import answer
+def by_name(request, send):
+    if "crash" in request["path"]: ctypes.string_at(0)
+    answer(request, send)
 """
 
 

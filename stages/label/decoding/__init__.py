@@ -1,5 +1,6 @@
-"""Decoding apart from the worker: a crash, a hang or a bomb in a decoder costs a child process, not a shard.
+"""Decoding in a child process: a crash, a hang or a decompression bomb costs that process, not a shard.
 
-`recording` decodes one file, in `child`, a process of its own; `process` feeds and watches the child;
-`source` proves that the bytes are those that were scanned, and could all be read.
+`supervised` starts and watches a child, `child` is its other end; `scan/` probes headers with them too.
+`process` decides what a decoder's death means, `recording` decodes one file in the child, `source` checks
+that the bytes are those that were scanned (`quick`) and that all of them could be read.
 """

@@ -1,20 +1,18 @@
-"""The decoder's own process: `python -m stages.label.decoding.child MEMORY_BYTES PARENT_PID`.
+"""The child's end of `supervised`: `python -m stages.label.decoding.child MEMORY_BYTES PARENT_PID TARGET...`.
 
-One request a line on stdin (JSON), answered by messages on stdout: a kind (1 byte), a length
-(uint32, little-endian), a payload. `guard` is the other end.
+A TARGET is `module:function`. The first is called with the functions of the others, then a request (JSON, one
+a line of stdin) and `send(kind, payload)`, which writes a message to stdout: kind (1 byte), length (uint32,
+little-endian), payload. Two kinds come from here, the others from the target:
 
-    S  ready, once                       B  int16 mono samples at the asked rate
-    H  JSON facts of the source          E  JSON facts known at the end: the recording is whole
-    R  the reason it is rejected         O  JSON [errno, words]: its bytes could not be read
-    M  memory ran out; the process ends
-    C  JSON [begin s, end s, sums of products]: how alike a stretch's first two channels are
+    S  ready, once                       M  memory ran out; the process ends
 """
 
 import ctypes
-import importlib
+import functools
 import json
 import logging
 import os
+import pkgutil
 import resource
 import signal
 import struct
@@ -23,72 +21,26 @@ from collections.abc import Callable
 
 import av
 
-from stages.label.base import RejectRecording
-from stages.label.decoding.recording import Decoding, File, resampled, to_int16
-from stages.signal.rates import HOP_SAMPLES
-
 PR_SET_PDEATHSIG = 1
+Send = Callable[[bytes, bytes | memoryview], None]
 
 
-def answer(request: dict, send: Callable[[bytes, bytes], None]) -> None:
-    """Decode one recording. Raises `RejectRecording`, `OSError` (its bytes), `MemoryError`."""
-    file = File(os.fsencode(request["path"]))
-    decoding, samples = None, 0
-    try:
-        decoding = Decoding(file, request["max_s"])
-        blocks = decoding.blocks(lambda facts: send(b"H", json.dumps(facts).encode()))
-        for block in resampled(blocks, request["rate_hz"], request["resampler"]):
-            samples += len(block)
-            while decoding.channels:
-                send(b"C", json.dumps(decoding.channels.pop(0)).encode())
-            send(b"B", to_int16(block).data)
-        if samples == 0:
-            raise RejectRecording("0 samples decoded")
-        if samples < HOP_SAMPLES:
-            one = "1 sample" if samples == 1 else f"{samples} samples"
-            raise RejectRecording(f"{one} at 24 kHz: shorter than one label frame ({HOP_SAMPLES})")
-    finally:
-        if decoding is not None:
-            decoding.close()
-        file.close()
-        if file.error is not None:  # whatever libav made of it
-            raise file.error
-    end = {
-        "decoded_s": round(decoding.decoded_s, 6),
-        "damaged_packets": decoding.damaged,
-        "changes": decoding.changes,
-    }
-    send(b"E", json.dumps(end).encode())
-
-
-def serve(send: Callable[[bytes, bytes], None]) -> None:
-    """Answer requests until stdin ends. Any other exception is a bug: it ends the process, and the guard
-    tells."""
-    hook = os.environ.get("OVERTONE_TEST_DECODER")  # tests: module:function, called with each path
-    if hook:
-        module, _, function = hook.partition(":")
-        hook = getattr(importlib.import_module(module), function)
+def serve(answer: Callable[[dict, Send], None], send: Send) -> None:
+    """Answer requests until stdin ends. Any exception but MemoryError is a bug and ends the process."""
     send(b"S", b"")
     for line in iter(sys.stdin.buffer.readline, b""):
-        request = json.loads(line)
         try:
-            if hook:
-                hook(request["path"])
-            answer(request, send)
-        except RejectRecording as refused:
-            send(b"R", str(refused).encode("utf-8", "backslashreplace"))
+            answer(json.loads(line), send)
         except MemoryError:
             send(b"M", b"")
-            return  # what is left of this heap is not worth trusting
-        except OSError as error:
-            send(b"O", json.dumps([error.errno, error.strerror or str(error)]).encode())
+            return  # the rest of this heap cannot be trusted
 
 
 def main() -> None:
-    memory_bytes, parent = int(sys.argv[1]), int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    memory_bytes, parent = map(int, sys.argv[1:3])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked to die with it
+    if os.getppid() != parent:  # it died before the line above
         return
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -96,19 +48,17 @@ def main() -> None:
     # Without a handler all of it goes to stderr, whose last line is given as the reason of a crash.
     logging.getLogger("libav").addHandler(logging.NullHandler())
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not speak the protocol
+    os.dup2(2, 1)  # what a library prints must not end up among the messages
 
     def send(kind: bytes, payload: bytes | memoryview) -> None:
-        out.write(
-            struct.pack("<cI", kind, payload.nbytes if isinstance(payload, memoryview) else len(payload))
-        )
+        out.write(struct.pack("<cI", kind, memoryview(payload).nbytes))
         out.write(payload)
         out.flush()
 
     try:
-        serve(send)
+        serve(functools.partial(*map(pkgutil.resolve_name, sys.argv[3:])), send)
     except BrokenPipeError:
-        os._exit(0)  # nobody listens any more
+        os._exit(0)  # the parent has closed the pipe
 
 
 if __name__ == "__main__":

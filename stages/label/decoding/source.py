@@ -1,4 +1,4 @@
-"""A recording as the plan knows it, and the witness that its bytes are those and could all be read."""
+"""A recording of the plan, and the check that its bytes are those that were scanned and could all be read."""
 
 import hashlib
 import os
@@ -7,13 +7,12 @@ import threading
 from dataclasses import dataclass
 
 from stages.label.base import ReadError
-
-MIB = 1 << 20
+from stages.label.decoding.quick import MIB, hash_ends
 
 
 @dataclass(frozen=True)
 class Source:
-    """One recording of the plan: where it lies and how it looked when it was scanned."""
+    """One recording of the plan, as it was when it was scanned."""
 
     recording: str  # id, the first part of every key
     path_bytes: bytes  # os.fsencode(path), or an s3:// address
@@ -32,37 +31,27 @@ class Source:
 
 
 def quick_hash(path: str | bytes | os.PathLike) -> str:
-    """Hex sha256 of the first MiB, then the last MiB, then the decimal size.
-
-    A file shorter than 1 MiB counts twice, whole. Raises `OSError`."""
+    """`hash_ends` of a file; one shorter than 1 MiB counts twice, whole. Raises `OSError`."""
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256(_exactly(file, min(size, MIB)))
-        file.seek(max(0, size - MIB))
-        digest.update(_exactly(file, min(size, MIB)))
-    digest.update(str(size).encode())
-    return digest.hexdigest()
-
-
-def _exactly(file, count: int) -> bytes:
-    parts = []
-    while count and (part := file.read(count)):  # network file systems give short reads
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
+        return hash_ends(file, size)[0]
 
 
 class SourceHasher:
-    """Reads the whole file in a thread, beside the decoder: its sha256, or why it cannot be read.
+    """Reads the whole file in a thread while it is decoded: its sha256, or why it cannot be read.
 
-    Only what a witness has read to the end may be rejected: everything else is a read error."""
+    Only a file that was read to its end may be rejected: everything else is a read error."""
 
     def __init__(self, source: Source, path: bytes):
         self._source, self._path = source, path
+        self._changed = ReadError(f"{source.shown}: changed since it was scanned; run the same command again")
         self._read, self._stop = 0, False
         self._sha256, self._error = None, None
-        self._same(self._stat())  # a changed file is not worth decoding
-        self._thread = threading.Thread(target=self._run, name="witness", daemon=True)
+        try:
+            self._check()  # a changed file is not worth decoding
+        except OSError as error:
+            raise unreadable(source, error) from error
+        self._thread = threading.Thread(target=self._run, name="source-hasher", daemon=True)
         self._thread.start()
 
     def result(self, patience_s: float) -> str:
@@ -78,46 +67,35 @@ class SourceHasher:
             raise self._error
         return self._sha256
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Give up reading; the thread ends at its next chunk."""
         self._stop = True
 
     def _run(self) -> None:
         try:
             self._sha256 = self._whole()
-        except ReadError as error:
-            self._error = error
-        except (OSError, MemoryError) as error:
-            self._error = unreadable(self._source, error)
+        except (ReadError, OSError, MemoryError) as error:
+            self._error = error if isinstance(error, ReadError) else unreadable(self._source, error)
 
     def _whole(self) -> str:
         if quick_hash(self._path) != self._source.quick:
-            raise self._changed()
+            raise self._changed
         digest, chunk = hashlib.sha256(), memoryview(bytearray(MIB))
         with open(self._path, "rb", buffering=0) as file:
             while not self._stop and (count := file.readinto(chunk)):
                 digest.update(chunk[:count])
                 self._read += count
         if not self._stop and self._read != self._source.size:
-            raise self._changed()
-        self._same(self._stat())  # written to while it was decoded
+            raise self._changed
+        self._check()  # it may have been written to while it was decoded
         return digest.hexdigest()
 
-    def _stat(self) -> os.stat_result:
-        try:
-            return os.stat(self._path)
-        except OSError as error:
-            raise unreadable(self._source, error) from error
-
-    def _same(self, seen: os.stat_result) -> None:
-        same = stat.S_ISREG(seen.st_mode) and seen.st_size == self._source.size
-        if not self._source.remote and self._source.mtime_ns:  # a fetched copy has a time of its own
-            same = same and seen.st_mtime_ns == self._source.mtime_ns
-        if not same:
-            raise self._changed()
-
-    def _changed(self) -> ReadError:
-        return ReadError(f"{self._source.shown}: changed since it was scanned; run the same command again")
+    def _check(self) -> None:
+        source, seen = self._source, os.stat(self._path)
+        timed = source.mtime_ns and not source.remote  # a fetched copy has a time of its own
+        known = (source.size, source.mtime_ns if timed else seen.st_mtime_ns)
+        if not stat.S_ISREG(seen.st_mode) or (seen.st_size, seen.st_mtime_ns) != known:
+            raise self._changed
 
 
 def unreadable(source: Source, error: BaseException) -> ReadError:

@@ -1,2 +1,2 @@
-"""What is there. `listing` names the files, `probing` reads their headers in processes of `probe_pool`,
-`identity` finds copies and edits, `scan` makes the catalog of it."""
+"""The scan of the roots: `listing` names the files, `probing` reads headers in the child processes of
+`probe_pool`, `identity` finds copies and edits, `scan` writes the catalog."""

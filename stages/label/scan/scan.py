@@ -1,8 +1,7 @@
 """scan: every audio file under the roots → `catalog.parquet`, reading only what is new or changed.
 
-found = kept + rejected + duplicates, always; each rejection has a reason, each excluded file a row.
-Nothing here grows with the corpus but files on disk: listing, facts and hashes are parquet, joined
-out of core.
+found = kept + rejected + duplicates, always; each rejection has a reason, each excluded file a row. Memory
+does not grow with the corpus: listing, facts and hashes are parquet files, joined out of core.
 """
 
 import fnmatch
@@ -10,8 +9,10 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,14 +23,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.label.scan.identity import HASHED, LISTING, PROBED, Identity
-from stages.label.scan.listing import Found, open_root
-from stages.label.scan.probe_pool import HANG_S, PROBE, probe_all
+from stages.label.scan.listing import open_root
+from stages.label.scan.probe_pool import probe_all
 from stages.label.scan.probing import UNREADABLE, full_sha256, recording_id, words
 from stages.shards.catalog import CATALOG, read_catalog, write_parquet
 
-BATCH = 4096  # rows written at once
+BATCH = 4096  # rows in one write
 PROGRESS_S = 0.5
-Known = Mapping[str, str] | Callable[[str], str | None]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,23 @@ def scan(
     workers: int = 2,
     exclude: Iterable[str] = (),
     retry_rejected: str | None = None,
-    known_sha256: Known | None = None,
-    progress: Callable[[dict[str, Any]], None] | None = None,
-    probe: str = PROBE,
-    hang_s: float = HANG_S,
+    known_sha256: Callable[[str], str | None] = {}.get,
+    progress: Callable[[Row], None] | None = None,
 ) -> ScanSummary:
     """Find, probe and identify; write the catalog to the local path `out`, whole or not at all.
 
-    roots           local folders, s3://bucket/prefix, or lists (.txt: one path a line; .parquet: a
-                    column `path`); relative listed paths start at the list's folder
-    previous        the catalog of the last scan: a row of the same path, size and mtime is not read
-                    again, except when it was rejected as `unreadable: …`. May be `out`.
+    roots           local folders, s3://bucket/prefix, or lists (.txt: one path a line; .parquet: a column
+                    `path`); relative listed paths start at the list's folder
+    previous        the last scan's catalog, may be `out`: a row of the same path, size and mtime is not read
+                    again, unless it was rejected as `unreadable: …`
     workers         processes that read headers; few files start fewer
     exclude         shell patterns on the path relative to its root; `*` crosses `/`
     retry_rejected  rejected files whose reason contains this text are probed again; `all`: every one
     known_sha256    recording id → sha256 of the bytes that were labelled under it, or None
     progress        called with {"stage": "scan", "step": "list" | "probe" | "hash", "done", …}
-    probe, hang_s   `module:function` that reads one header, and the seconds it may take
 
-    Raises ValueError for a root or catalog that cannot be read, before anything is listed; OSError
-    when `out` cannot be written.
+    Raises ValueError for a root or catalog that cannot be read, before anything is listed; OSError when `out`
+    cannot be written.
     """
     if workers < 1:
         raise ValueError(f"scan: workers is {workers}; give 1 or more")
@@ -79,156 +77,105 @@ def scan(
         raise ValueError("scan: no audio roots; give a folder, s3://bucket/prefix or a list")
     if previous is not None and (previous := Path(previous)).exists():
         read_catalog(previous, columns=["size"])
-    tell = _Teller(progress)
+    report, counts = _Report(progress), Counter()
     with tempfile.TemporaryDirectory(prefix="overtone-scan-") as name:
-        scratch = Path(name)
-        ignored = _list(roots, list(exclude), scratch / "listing.parquet", tell)
-        with Identity(scratch / "listing.parquet", previous, scratch, retry_rejected) as identity:
+        listing, probed, hashed = (Path(name) / f"{step}.parquet" for step in ("listing", "probed", "hashed"))
+        _write(listing, LISTING, _list(roots, exclude, counts, report))
+        with closing(Identity(listing, previous, Path(name), retry_rejected)) as identity:
             total, unchanged = identity.counts()
-            outcomes = _probe(identity, total, workers, known_sha256, probe, hang_s, tell)
-            _write(scratch / "probed.parquet", PROBED, outcomes)
-            hashes = _hash(identity.to_hash(scratch / "probed.parquet"), workers, tell)
-            _write(scratch / "hashed.parquet", HASHED, hashes)
-            counts: dict[str, float] = {"hours": 0.0}
-            rows = _counted(identity.catalog(scratch / "hashed.parquet"), counts)
-            write_parquet(Path(out), CATALOG, rows)
-    kept, rejected, copies = (int(counts.get(s, 0)) for s in ("kept", "rejected", "duplicate"))
+            outcomes = probe_all(identity.to_probe(), workers)
+            _write(probed, PROBED, _probed(outcomes, total, known_sha256, report))
+            _write(hashed, HASHED, _hash(identity.to_hash(probed), workers, report))
+            write_parquet(Path(out), CATALOG, _counted(identity.catalog(hashed), counts))
     return ScanSummary(
-        found=kept + rejected + copies,
-        kept=kept,
-        rejected=rejected,
-        duplicates=copies,
-        ignored=ignored,
-        excluded=int(counts.get("excluded", 0)),
+        found=counts["kept"] + counts["rejected"] + counts["duplicate"],
+        duplicates=counts["duplicate"],
         unchanged=unchanged,
-        hours=counts["hours"],
+        hours=float(counts["hours"]),
+        **{name: counts[name] for name in ("kept", "rejected", "ignored", "excluded")},
     )
 
 
 def check_roots(roots: list[str], exclude: Iterable[str] = ()) -> None:
-    """Raise ValueError unless every root can be read and one of them holds a file to scan; lists no further
-    than that."""
-    listings, ignored = _opened(roots)
-    passed, excluded = 0, _excluded(exclude)
-    for listing in listings:
-        for found in listing():
-            if not excluded(found):
-                return
-            passed += 1
-    left_out = f" and {passed} that run.exclude leaves out" if passed else ""
+    """Raise ValueError unless every root can be read and some root holds a file to scan. Lists no further."""
+    counts = Counter()
+    for row in _list(roots, exclude, counts, _Report(None)):
+        if not row["excluded"]:
+            return
+        counts["excluded"] += 1
+    left_out = f" and {counts['excluded']} that run.exclude leaves out" if counts["excluded"] else ""
     raise ValueError(
-        f"no audio files found under {', '.join(roots)} ({ignored.count} other files{left_out} seen): "
+        f"no audio files found under {', '.join(roots)} ({counts['ignored']} other files{left_out} seen): "
         f"give a folder with wav, flac, mp3, ogg, opus, m4a or aac files"
     )
 
 
-def _opened(roots: list[str]) -> tuple[list[Callable[[], Iterator[Found]]], "_Count"]:
-    """All roots, opened before the first is listed: a mistyped one must not cost an hour. And a count of what
-    is no candidate."""
-    ignored = _Count()
-    return [open_root(root, ignored.add) for root in roots], ignored
+def _list(roots: list[str], exclude: Iterable[str], counts: Counter, report: "_Report") -> Iterator[Row]:
+    """Rows of `LISTING`; counts the other files as ignored. Opens all roots before it lists the first: a
+    mistyped one must not cost an hour."""
+    excluded = re.compile("|".join(fnmatch.translate(pattern) for pattern in exclude) or r"(?!)")
+    done = 0
+    for order, (root, listing) in enumerate([(root, open_root(root)) for root in roots]):
+        for found in listing():
+            if found is None:
+                counts["ignored"] += 1
+                continue
+            done += 1
+            report("list", done=done)
+            matched = bool(excluded.match(os.fsdecode(found.name_bytes)))
+            yield found._asdict() | {"root": root, "root_order": order, "excluded": matched}
+    report("list", done=done, last=True)
 
 
-def _excluded(exclude: Iterable[str]) -> Callable[[Found], bool]:
-    patterns = re.compile("|".join(fnmatch.translate(p) for p in exclude) or r"(?!)")
-    return lambda found: bool(patterns.match(os.fsdecode(found.name)))
-
-
-class _Count:
-    def __init__(self):
-        self.count = 0
-
-    def add(self) -> None:
-        self.count += 1
-
-
-def _list(roots: list[str], exclude: list[str], path: Path, tell: "_Teller") -> int:
-    """Write the listing of all roots; returns how many files were not candidates."""
-    listings, ignored = _opened(roots)
-    excluded = _excluded(exclude)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        found = 0
-        for order, (root, listing) in enumerate(zip(roots, listings, strict=True)):
-            for f in listing():
-                found += 1
-                tell("list", done=found)
-                row = {"path_bytes": f.path, "name_bytes": f.name, "root": root, "root_order": order}
-                row |= {"size": f.size, "mtime_ns": f.mtime_ns, "problem": f.problem}
-                yield row | {"excluded": excluded(f)}
-        tell("list", done=found, last=True)
-
-    _write(path, LISTING, rows())
-    return ignored.count
-
-
-def _probe(
-    identity: Identity,
-    total: int,
-    workers: int,
-    known: Known | None,
-    target: str,
-    hang_s: float,
-    tell: "_Teller",
-) -> Iterator[dict[str, Any]]:
+def _probed(outcomes: Iterator, total: int, known_sha: Callable, report: "_Report") -> Iterator[Row]:
     """Rows of `PROBED`, in the order of completion."""
-    known_sha = known.get if isinstance(known, Mapping) else known
-    listed: dict[bytes, tuple[bytes, int, int]] = {}  # what is being probed now: bounded by the workers
-
-    def paths() -> Iterator[bytes]:
-        for path, name, size, mtime_ns in identity.to_probe():
-            listed[path] = (name, size, mtime_ns)
-            yield path
-
     rejected = 0
-    for done, (path, facts) in enumerate(probe_all(paths(), workers, target, hang_s), start=1):
-        name, size, mtime_ns = listed.pop(path)
-        row = {"size": size, "mtime_ns": mtime_ns, "rate_hz": 0, "channels": 0, "duration_s": 0.0}
+    for done, ((path, name, size, mtime_ns), facts) in enumerate(outcomes, start=1):
+        row = dict(size=size, mtime_ns=mtime_ns, rate_hz=0, channels=0, duration_s=0.0)
         row |= facts | {"path_bytes": path}
         row["base"] = recording_id(name, row["size"], row.get("quick") or "")
-        row["known_sha"] = known_sha(row["base"]) if known_sha and row.get("quick") else None
+        row["known_sha"] = known_sha(row["base"]) if row.get("quick") else None
         rejected += row.get("reason") is not None
-        tell("probe", done=done, total=total, rejected=rejected, last=done == total)
+        report("probe", done=done, total=total, rejected=rejected, last=done == total)
         yield row
 
 
-def _hash(paths: Iterator[tuple[bytes]], workers: int, tell: "_Teller") -> Iterator[dict[str, Any]]:
-    """Rows of `HASHED`. Threads: hashing and reading leave the interpreter, and nothing is decoded."""
+def _hash(paths: Iterator[tuple[bytes]], workers: int, report: "_Report") -> Iterator[Row]:
+    """Rows of `HASHED`. In threads: hashing and reading release the GIL, and nothing is decoded."""
 
-    def one(path: bytes) -> dict[str, Any]:
+    def one(path: bytes) -> Row:
         try:
-            return {"path_bytes": path, "sha256": full_sha256(path), "error": None}
+            return {"path_bytes": path, "sha256": full_sha256(path)}
         except OSError as error:
-            return {"path_bytes": path, "sha256": None, "error": UNREADABLE + words(error)}
+            return {"path_bytes": path, "error": UNREADABLE + words(error)}
 
     done = 0
     with ThreadPoolExecutor(workers) as pool:
         while some := [path for (path,) in islice(paths, 256)]:
             for row in pool.map(one, some):
                 done += 1
-                tell("hash", done=done)
+                report("hash", done=done)
                 yield row
 
 
-def _counted(batches: Iterator[pa.RecordBatch], counts: dict[str, float]) -> Iterator[pa.RecordBatch]:
+def _counted(batches: Iterator[pa.RecordBatch], counts: Counter) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        for status in pc.value_counts(batch["status"]).to_pylist():
-            counts[status["values"]] = counts.get(status["values"], 0) + status["counts"]
+        counts.update(batch["status"].to_pylist())
         kept = batch.filter(pc.equal(batch["status"], "kept"))
         counts["hours"] += (pc.sum(kept["duration_s"]).as_py() or 0.0) / 3600
         yield batch
 
 
-def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> None:
+def _write(path: Path, schema: pa.Schema, rows: Iterator[Row]) -> None:
     with pq.ParquetWriter(path, schema) as writer:
         while some := list(islice(rows, BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(some, schema=schema))
 
 
-class _Teller:
+class _Report:
     """Progress a few times a second, not once a file."""
 
-    def __init__(self, progress: Callable[[dict[str, Any]], None] | None):
+    def __init__(self, progress: Callable[[Row], None] | None):
         self._progress, self._next = progress, 0.0
 
     def __call__(self, step: str, *, last: bool = False, **facts: int) -> None:

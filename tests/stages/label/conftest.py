@@ -1,5 +1,7 @@
 """Shared by the tests of decoding."""
 
+import os
+
 import pytest
 
 from stages.label.decode import Decode
@@ -15,5 +17,5 @@ def decoder():
 
 @pytest.fixture
 def scans(tmp_path, monkeypatch) -> Scans:
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     return Scans(tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from contextlib import closing
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -68,7 +69,7 @@ class Scans:
         ]  # fmt: skip
         by_path = {f.place: f for f in reversed(files)}
         self._write("listing", LISTING, listing)
-        with Identity(self.folder / "listing", self.catalog, self.folder, retry) as identity:
+        with closing(Identity(self.folder / "listing", self.catalog, self.folder, retry)) as identity:
             todo = list(identity.to_probe())
             self.probed = [path for path, *_ in todo]
             total, self.unchanged = identity.counts()

@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import soundfile
 
+from stages.label.scan import probe_pool
 from stages.label.scan.scan import scan
 from stages.shards.catalog import read_catalog
 
@@ -29,11 +31,11 @@ class Scans:
         self.known = {}
         (tmp_path / "overtone_counting_probe.py").write_text(COUNTING.format(log=str(self.log)))
 
-    def __call__(self, *roots, **options):
+    def __call__(self, *roots, probe="overtone_counting_probe:probe", **options):
         self.log.write_bytes(b"")
-        options = {"workers": 2, "probe": "overtone_counting_probe:probe", **options}
         places = [str(r) for r in roots] or [str(self.music)]
-        self.summary = scan(places, self.catalog, self.catalog, **options)
+        with mock.patch.object(probe_pool, "PROBE", probe):
+            self.summary = scan(places, self.catalog, self.catalog, **{"workers": 2, **options})
         s = self.summary
         assert s.found == s.kept + s.rejected + s.duplicates
         self.rows = read_catalog(self.catalog).to_pylist()

@@ -1,6 +1,5 @@
-"""The decoder's own process, seen from inside: which messages answer a request, and when it ends."""
+"""A supervised child, seen from inside: which messages answer a request, and when it ends."""
 
-import errno
 import io
 import json
 import os
@@ -11,101 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
-from stages.label.base import RejectRecording
-from stages.label.decoding import child
-from stages.label.decoding.child import answer, serve
+from stages.label.decoding.child import serve
+from stages.label.decoding.process import ANSWER
 from tests.stages.label.decoding.sounds import encode
+from tests.stages.label.decoding.test_recording_answer import request, wav
 
 ROOT = Path(__file__).resolve().parents[4]
-
-
-def request(path, **values):
-    return {"path": str(path), "rate_hz": 24_000, "resampler": "HQ", "max_s": 60.0} | values
-
-
-def wav(path, seconds=2.0, rate_hz=24_000, channels=1):
-    wave = np.random.default_rng(0).integers(-999, 999, (round(seconds * rate_hz), channels), np.int16)
-    soundfile.write(path, wave, rate_hz, format="WAV", subtype="PCM_16")
-    return path
-
-
-def messages(asked):
-    """[(kind, payload as bytes)] of one request."""
-    sent = []
-    answer(asked, lambda kind, payload: sent.append((kind, bytes(payload))))
-    return sent
-
-
-class TestAnswer:
-    def test_the_head_then_the_blocks_then_the_end(self, tmp_path):
-        path = wav(tmp_path / "x.wav", 12)
-        sent = messages(request(path))
-        assert b"".join(kind for kind, _ in sent) == b"HBBBE"
-        assert json.loads(sent[0][1])["source_rate_hz"] == 24_000
-        assert json.loads(sent[-1][1]) == {"decoded_s": 12.0, "damaged_packets": 0, "changes": 0}
-        heard = np.frombuffer(b"".join(payload for kind, payload in sent if kind == b"B"), "<i2")
-        assert np.array_equal(heard, soundfile.read(path, dtype="int16")[0])
-
-    def test_a_stretchs_channels_are_told_before_its_samples(self, tmp_path):
-        sent = messages(request(wav(tmp_path / "x.wav", 12, channels=2)))
-        assert b"".join(kind for kind, _ in sent) == b"HCBCBCBE"
-        stretches = [json.loads(payload) for kind, payload in sent if kind == b"C"]
-        assert [a[1] == b[0] for a, b in zip(stretches, stretches[1:], strict=False)] == [True, True]
-        assert (stretches[0][0], stretches[-1][1]) == (0.0, 12.0)
-
-    def test_the_length_told_is_that_of_the_source(self, tmp_path):
-        sent = messages(request(wav(tmp_path / "x.wav", 1 / 3, rate_hz=48_000)))
-        assert json.loads(sent[-1][1])["decoded_s"] == round(16_000 / 48_000, 6) == 0.333333
-
-    @pytest.mark.parametrize("samples, reason", [
-        (0, "0 samples decoded"),
-        (1, "1 sample at 24 kHz: shorter than one label frame (320)"),
-        (2, "2 samples at 24 kHz: shorter than one label frame (320)"),
-        (319, "319 samples at 24 kHz: shorter than one label frame (320)"),
-        (320, None),
-    ])  # fmt: skip
-    def test_less_than_one_label_frame_is_refused(self, tmp_path, samples, reason):
-        asked = request(wav(tmp_path / "x.wav", samples / 24_000))
-        if reason is None:
-            assert messages(asked)[-1][0] == b"E"
-            return
-        with pytest.raises(RejectRecording) as refused:
-            messages(asked)
-        assert str(refused.value) == reason
-
-    @pytest.mark.parametrize("reads", [0, 1, 2])
-    def test_a_read_error_goes_before_whatever_libav_made_of_it(self, tmp_path, monkeypatch, reads):
-        class Dying(child.File):
-            left = reads
-
-            def read(self, count):
-                if self.left == 0:
-                    self.error = OSError(errno.EIO, "disk")
-                    return b""  # which libav takes for the end
-                self.left -= 1
-                return super().read(count)
-
-        monkeypatch.setattr(child, "File", Dying)
-        with pytest.raises(OSError) as raised:
-            messages(request(wav(tmp_path / "x.wav", 12)))
-        assert raised.value.errno == errno.EIO
-
-    def test_nothing_stays_open(self, tmp_path, monkeypatch):
-        path = wav(tmp_path / "x.wav")
-        (tmp_path / "bad.wav").write_bytes(b"garbage" * 99)
-        before = os.listdir("/proc/self/fd")
-        files, closed, close = [], [], child.Decoding.close
-        opened = child.File
-        monkeypatch.setattr(child, "File", lambda path: files.append(opened(path)) or files[-1])
-        monkeypatch.setattr(child.Decoding, "close", lambda decoding: closed.append(close(decoding)))
-        messages(request(path))
-        for bad in (request(tmp_path / "bad.wav"), request(path, max_s=1.0)):
-            with pytest.raises(RejectRecording):
-                messages(bad)
-        assert len(os.listdir("/proc/self/fd")) == len(before)
-        assert [file._file.closed for file in files] == [True] * 3 and len(closed) == 2
 
 
 class TestServe:
@@ -120,28 +31,16 @@ class TestServe:
                 send(b"E", outcome)
 
             lines = b"".join(json.dumps({"path": path}).encode() + b"\n" for path in outcomes)
-            monkeypatch.setattr(child, "answer", answered)
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
             sent = []
-            serve(lambda kind, payload: sent.append((kind, payload)))
+            serve(answered, lambda kind, payload: sent.append((kind, payload)))
             return sent
 
-        monkeypatch.delenv("OVERTONE_TEST_DECODER", raising=False)
         return run
 
     def test_ready_is_said_once_and_each_request_answered_until_stdin_ends(self, served):
         assert served({}) == [(b"S", b"")]
         assert served({"a": b"1", "b": b"2"}) == [(b"S", b""), (b"E", b"1"), (b"E", b"2")]
-
-    def test_a_refusal_and_a_read_error_are_told_and_the_next_is_answered(self, served):
-        sent = served({
-            "a": RejectRecording("torn \udcff"), "b": OSError(errno.EIO, "disk"), "c": OSError("words alone"),
-            "d": b"last",
-        })  # fmt: skip
-        assert sent[1:] == [
-            (b"R", b"torn \\udcff"), (b"O", b'[5, "disk"]'), (b"O", b'[null, "words alone"]'),
-            (b"E", b"last"),
-        ]  # fmt: skip
 
     def test_after_memory_ran_out_nothing_more_is_answered(self, served):
         assert served({"a": MemoryError(), "b": b"never"}) == [(b"S", b""), (b"M", b"")]
@@ -152,8 +51,8 @@ class TestServe:
 
 
 class TestProcess:
-    def run(self, memory=4 << 30, parent=None, lines=b"", **environment):
-        arguments = [str(memory), str(os.getpid() if parent is None else parent)]
+    def run(self, memory=4 << 30, parent=None, lines=b"", targets=(ANSWER,), **environment):
+        arguments = [str(memory), str(os.getpid() if parent is None else parent), *targets]
         return subprocess.run(
             [sys.executable, "-m", "stages.label.decoding.child", *arguments], input=lines,
             capture_output=True,
@@ -163,11 +62,12 @@ class TestProcess:
     def test_messages_are_framed_by_kind_and_length_and_what_a_library_prints_is_none(self, tmp_path):
         (tmp_path / "overtone_printing.py").write_text(
             "import os, resource, signal\n"
-            "def hook(path):\n"
+            "def answer(decode, request, send):\n"
             "    os.write(1, b'noise of a library')\n"
             "    assert resource.getrlimit(resource.RLIMIT_AS) == (3 << 30, 3 << 30)\n"
             "    assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)\n"
             "    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN\n"
+            "    decode(request, send)\n"
         )
         (tmp_path / "bad.wav").write_bytes(b"garbage" * 99)
         lines = (
@@ -179,8 +79,8 @@ class TestProcess:
         done = self.run(
             3 << 30,
             lines=lines.encode(),
+            targets=("overtone_printing:answer", ANSWER),
             PYTHONPATH=str(tmp_path),
-            OVERTONE_TEST_DECODER="overtone_printing:hook",
         )
         assert done.returncode == 0 and done.stderr.count(b"noise of a library") == 2, done.stderr
         kinds, data = b"", done.stdout
@@ -209,7 +109,8 @@ class TestProcess:
         assert (done.returncode, done.stdout) == (0, b"")
 
     def test_it_ends_quietly_when_nobody_listens(self):
-        command = [sys.executable, "-m", "stages.label.decoding.child", str(4 << 30), str(os.getpid())]
+        arguments = [str(4 << 30), str(os.getpid()), ANSWER]
+        command = [sys.executable, "-m", "stages.label.decoding.child", *arguments]
         read, write = os.pipe()
         os.close(read)
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The guard's side of the protocol: attempts, patience and what is handed on, with children that follow a
+"""The parent's side of the protocol: attempts, patience and what is handed on, with children that follow a
 script."""
 
 import contextlib
@@ -19,8 +19,8 @@ from tests.stages.label.decoding.sounds import source
 REQUEST = {"rate_hz": 24_000, "resampler": "HQ", "max_s": 60.0}
 END = (b"E", b'{"decoded_s": 1}')
 CRASH, KILL = (
-    DecoderDied("decoder crashed: signal 11"),
-    DecoderDied("decoder crashed: signal 9", outside=True),
+    DecoderDied("decoder crashed: signal 11", -11),
+    DecoderDied("decoder crashed: signal 9", -9),
 )
 
 
@@ -67,7 +67,7 @@ def run(tmp_path, monkeypatch):
 
     class Run:
         def __init__(self, *scripts, stall_s=10.0):
-            self.guard, self.facts, self.children, self.heard, self.told = (
+            self.process, self.facts, self.children, self.heard, self.told = (
                 DecoderProcess(stall_s, 2.5),
                 {},
                 [],
@@ -81,11 +81,11 @@ def run(tmp_path, monkeypatch):
                 self.children.append(Scripted(todo.pop(0), clock))
                 return self.children[-1]
 
-            monkeypatch.setattr(module, "Child", start)
+            monkeypatch.setattr(module, "start_decoder", start)
 
         def __call__(self):
             self.heard, self.told = [], []
-            for found in self.guard.decode(
+            for found in self.process.decode(
                 source(path), os.fsencode(path), REQUEST, self.facts, lambda *a: self.told.append(a)
             ):
                 self.heard.append(int(found[0]))
@@ -164,7 +164,7 @@ class TestAttempts:
 
     def test_left_in_the_middle_the_child_is_ended(self, run):
         one = run([[block(1), block(2), END]])
-        blocks = one.guard.decode(source(one.path), os.fsencode(one.path), REQUEST, {})
+        blocks = one.process.decode(source(one.path), os.fsencode(one.path), REQUEST, {})
         next(blocks)
         blocks.close()
         assert [child.ended for child in one.children] == [1]
@@ -178,8 +178,8 @@ class TestAttempts:
     @pytest.mark.parametrize("last", [END, (b"R", b"torn"), (b"O", b'[5, "disk"]')])
     def test_however_it_ends_the_witness_reads_no_further(self, run, monkeypatch, last):
         stopped = []
-        real = module.SourceHasher.stop
-        monkeypatch.setattr(module.SourceHasher, "stop", lambda hasher: stopped.append(real(hasher)))
+        real = module.SourceHasher.close
+        monkeypatch.setattr(module.SourceHasher, "close", lambda hasher: stopped.append(real(hasher)))
         with contextlib.suppress(RejectRecording, ReadError):
             run([[block(1), last]])()
         assert len(stopped) == 1
@@ -190,7 +190,7 @@ class TestAttempts:
         one.path.write_bytes(b"BYTES")
         os.utime(one.path, ns=(planned.mtime_ns, planned.mtime_ns))
         with pytest.raises(ReadError, match="changed since it was scanned"):
-            list(one.guard.decode(planned, os.fsencode(one.path), REQUEST, {}))
+            list(one.process.decode(planned, os.fsencode(one.path), REQUEST, {}))
 
 
 def test_the_defaults_are_those_of_the_stage():
@@ -217,7 +217,7 @@ class TestTooSlow:
     def test_the_readers_own_time_does_not_count(self, run):
         one = run([[block(1), block(2), block(3), END]])
         heard = []
-        for wave_N in one.guard.decode(source(one.path), os.fsencode(one.path), REQUEST, {}):
+        for wave_N in one.process.decode(source(one.path), os.fsencode(one.path), REQUEST, {}):
             heard.append(len(wave_N))
             one.clock[0] += 1000
         assert len(heard) == 3 and all(heard)

@@ -131,11 +131,11 @@ class TestRefused:
         monkeypatch.setattr(av.logging, "get_last_error", lambda: tuple(logged))
         decoding = opened(tmp_path / "x.wav")
         error = av.error.InvalidDataError(1, "torn")
-        assert decoding._said(error) == "torn"
+        assert decoding._message(error) == "torn"
         logged[:] = 4, (16, "flac", "invalid residual\n")
-        assert decoding._said(error) == "torn (flac: invalid residual)"
+        assert decoding._message(error) == "torn (flac: invalid residual)"
         logged[:] = 0, None
-        assert decoding._said(error) == "torn"
+        assert decoding._message(error) == "torn"
         decoding.close()
 
     def test_memory_that_runs_out_while_decoding_is_nobodys_damage(self, tmp_path):

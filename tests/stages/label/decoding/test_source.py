@@ -193,7 +193,7 @@ class TestWitness:
 
         def stopped(place):
             ready.wait(60)
-            hasher.stop()
+            hasher.close()
             return source.quick
 
         monkeypatch.setattr(module, "quick_hash", stopped)

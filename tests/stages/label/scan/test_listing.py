@@ -47,10 +47,11 @@ def test_a_root_that_cannot_be_read_is_named(tmp_path, root):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    monkeypatch.setattr("stages.label.scan.probing._s3", [])
+def bucket():
+    s3.cache_clear()
     with served("corpus"):
         yield s3()
+    s3.cache_clear()
 
 
 def test_s3(scans, bucket, tmp_path):

@@ -1,8 +1,7 @@
-"""probe: what one header says, and what is said of a header that cannot be read; prober: isolation."""
+"""probe: what one header says, and what is said of a header that cannot be read."""
 
 import errno
 import os
-import time
 from pathlib import Path
 
 import av
@@ -11,7 +10,6 @@ import pytest
 import soundfile
 
 from stages.label.scan import probing
-from stages.label.scan.probe_pool import probe_all
 from stages.label.scan.probing import full_sha256, probe, recording_id
 
 QUICKSTART = Path(__file__).resolve().parents[4] / "examples" / "quickstart"
@@ -172,56 +170,3 @@ def test_full_sha256_raises_what_the_disk_raises(tmp_path):
     assert full_sha256(os.fsencode(tmp_path / "a")).startswith("ba7816bf")
     with pytest.raises(OSError):
         full_sha256(os.fsencode(tmp_path / "b"))
-
-
-FAKE = """
-import os, signal, time
-def probe(path):
-    with open({log!r}, "ab") as log:
-        log.write(os.path.basename(path) + b"\\n")
-    if b"segfault" in path: os.kill(os.getpid(), signal.SIGSEGV)
-    if b"exit" in path: os._exit(3)
-    if b"hang" in path: time.sleep(100)
-    if b"raise" in path: raise KeyError("odd")
-    if b"once" in path and open({log!r}, "rb").read().count(b"once") < 2: os._exit(3)
-    return {{"reason": None}}
-"""
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    (tmp_path / "overtone_fake_probe.py").write_text(FAKE.format(log=str(tmp_path / "log")))
-    monkeypatch.syspath_prepend(tmp_path)
-    return "overtone_fake_probe:probe"
-
-
-def test_crashes_and_hangs_cost_one_file_each(fake, tmp_path):
-    odd = {
-        b"/segfault": "decoder crashed: signal 11",
-        b"/exit": "decoder crashed: exit code 3",
-        b"/hang": "header probe hung for 1 s",
-        b"/raise": "decoder failed: KeyError: 'odd'",
-        b"/once": None,
-    }
-    paths = [b"/good%d" % i for i in range(150)]
-    for place, path in zip((3, 40, 70, 100, 149), odd, strict=True):
-        paths.insert(place, path)
-    outcomes = list(probe_all(iter(paths), 2, fake, hang_s=1))
-    assert sorted(path for path, _ in outcomes) == sorted(paths)
-    reasons = {path: facts["reason"] for path, facts in outcomes if facts["reason"]}
-    assert reasons == {path: reason for path, reason in odd.items() if reason}
-    tried = (tmp_path / "log").read_bytes().split(b"\n")
-    assert [tried.count(p[1:]) for p in odd] == [2, 2, 2, 1, 2]
-
-
-def test_few_files_start_fast_and_none_start_nothing(monkeypatch):
-    begun = time.perf_counter()
-    assert len(list(probe_all([os.fsencode(QUICKSTART / "stg4.ogg")], 8))) == 1
-    assert time.perf_counter() - begun < 10
-    monkeypatch.setattr("stages.label.scan.probe_pool._Worker", None)
-    assert list(probe_all([], 8)) == []
-
-
-def test_a_worker_that_cannot_start_is_not_the_files_fault():
-    with pytest.raises(RuntimeError, match="could not start"):
-        list(probe_all([b"/a"], 1, "no_such_module:probe"))

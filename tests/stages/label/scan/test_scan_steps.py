@@ -69,7 +69,7 @@ def test_every_step_tells_how_far_it_is(scans, monkeypatch):
 def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch):
     now, seen = [0.0], []
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    tell = module._Teller(seen.append)
+    tell = module._Report(seen.append)
     for now[0], last in (
         (1.0, False),
         (1.2, False),

@@ -1,4 +1,4 @@
-"""One decoder process as the guard holds it: real processes, that say something else than a decoder would."""
+"""One child as its parent sees it: real processes, that say something else than a decoder would."""
 
 import fcntl
 import itertools
@@ -13,30 +13,43 @@ from pathlib import Path
 import pytest
 
 from stages.label.base import ReadError
-from stages.label.decoding import process as module
-from stages.label.decoding.process import Child, DecoderDied
+from stages.label.decoding import process
+from stages.label.decoding import supervised as module
+from stages.label.decoding.process import ANSWER, start_decoder
+from stages.label.decoding.supervised import DecoderDied, SupervisedChild
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Put a shell script in the place of the interpreter that children run."""
+
+    def write(script):
+        program = tmp_path / "program"
+        program.write_text("#!/bin/sh\nready() { printf 'S\\0\\0\\0\\0'; }\n" + script)
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr(sys, "executable", str(program))
+
+    return write
+
+
+@pytest.fixture
+def child(program):
+    """Start a child that runs a script, and wait until it is ready."""
+    children = []
+
+    def start(script):
+        program(script)
+        children.append(SupervisedChild(1.5, "some:function", "another:function"))
+        assert children[-1].receive(30.0) == (b"S", b"")
+        return children[-1]
+
+    start.children = children
+    yield start
+    for one in children:
+        one.end()
 
 
 class TestChild:
-    """Real processes that say something else than a decoder would."""
-
-    @pytest.fixture
-    def child(self, tmp_path, monkeypatch):
-        children = []
-
-        def start(script):
-            program = tmp_path / "program"
-            program.write_text("#!/bin/sh\nready() { printf 'S\\0\\0\\0\\0'; }\n" + script)
-            program.chmod(program.stat().st_mode | stat.S_IXUSR)
-            monkeypatch.setattr(sys, "executable", str(program))
-            children.append(Child(1.5))
-            return children[-1]
-
-        start.children = children
-        yield start
-        for one in children:
-            one.end()
-
     def test_it_is_told_its_memory_and_its_parent_and_shields_its_imports(self, child, monkeypatch, tmp_path):
         monkeypatch.setenv("PYTHONPATH", "/theirs")
         child(
@@ -49,6 +62,8 @@ class TestChild:
             "stages.label.decoding.child",
             str(3 << 29),
             str(os.getpid()),
+            "some:function",
+            "another:function",
             f"{module.ROOT}:/theirs",
             *"111",
         ]
@@ -72,16 +87,6 @@ class TestChild:
         one = child("ready; exec sleep 5")
         with pytest.raises(DecoderDied, match="^decoder hung"):
             one.receive(-1.0)
-
-    @pytest.mark.parametrize("kind", "RT")
-    def test_another_first_word_is_a_bug(self, child, kind):
-        with pytest.raises(AssertionError):
-            child(f"printf '{kind}\\0\\0\\0\\0'; exec sleep 5")
-
-    def test_its_pipe_holds_four_blocks(self, child):
-        with open("/proc/sys/fs/pipe-max-size") as limit:
-            allowed = int(limit.read())
-        assert fcntl.fcntl(child("ready; exec sleep 5")._out, fcntl.F_GETPIPE_SZ) == min(1 << 20, allowed)
 
     @pytest.fixture
     def unignored(self):
@@ -118,30 +123,6 @@ class TestChild:
         with pytest.raises(DecoderDied, match="^decoder crashed: closed its pipe$"):
             one.receive(30.0)
 
-    @pytest.mark.parametrize(
-        "script", ["echo 'no such decoder' >&2; exit 1", "echo 'no such decoder' >&2; cat"]
-    )
-    def test_one_that_is_never_ready_is_nobodys_fault_but_the_machines(self, child, monkeypatch, script):
-        assert module.START_S == 120.0
-        monkeypatch.setattr(module, "START_S", 0.5)
-        with pytest.raises(
-            ReadError, match="the decoder process does not start .decoder .*: no such decoder$"
-        ):
-            child(script)
-
-    def test_one_that_does_not_start_is_ended(self, child, monkeypatch):
-        started, popen = [], subprocess.Popen
-
-        def start(*arguments, **options):
-            started.append(popen(*arguments, **options))
-            return started[-1]
-
-        monkeypatch.setattr(module.subprocess, "Popen", start)
-        monkeypatch.setattr(module, "START_S", 0.1)
-        with pytest.raises(ReadError):
-            child("exec sleep 60")
-        assert [process.returncode for process in started] == [-signal.SIGKILL]
-
     def test_an_ended_one_is_gone_and_its_pipes_are_closed(self, child):
         process = child("ready; exec sleep 60").process
         assert Path("/proc", str(process.pid)).exists()
@@ -155,3 +136,61 @@ class TestChild:
         with pytest.raises(DecoderDied) as death:
             one.receive(30.0)
         assert str(death.value) == "decoder crashed: " + "x" * 4096
+
+
+class TestStartDecoder:
+    @pytest.fixture
+    def started(self, program, monkeypatch):
+        """Start a decoder that runs a script. Those that did not start are ended by the test."""
+        children, real = [], SupervisedChild
+
+        def start(script):
+            program(script)
+            return start_decoder(1.5)
+
+        def listed(memory_gb, *targets):
+            assert (memory_gb, targets) == (1.5, (ANSWER,))
+            children.append(real(memory_gb, *targets))
+            return children[-1]
+
+        monkeypatch.delenv("OVERTONE_TEST_DECODER", raising=False)
+        monkeypatch.setattr(process, "SupervisedChild", listed)
+        yield start
+        for one in children:
+            one.end()
+
+    @pytest.mark.parametrize("kind", "RT")
+    def test_another_first_word_is_a_bug(self, started, kind):
+        with pytest.raises(AssertionError):
+            started(f"printf '{kind}\\0\\0\\0\\0'; exec sleep 5")
+
+    def test_its_pipe_holds_four_blocks(self, started):
+        with open("/proc/sys/fs/pipe-max-size") as limit:
+            allowed = int(limit.read())
+        assert fcntl.fcntl(started("ready; exec sleep 5").fileno(), fcntl.F_GETPIPE_SZ) == min(
+            1 << 20, allowed
+        )
+
+    @pytest.mark.parametrize(
+        "script", ["echo 'no such decoder' >&2; exit 1", "echo 'no such decoder' >&2; cat"]
+    )
+    def test_one_that_is_never_ready_is_nobodys_fault_but_the_machines(self, started, monkeypatch, script):
+        assert module.START_S == 120.0
+        monkeypatch.setattr(process, "START_S", 0.5)
+        with pytest.raises(
+            ReadError, match="the decoder process does not start .decoder .*: no such decoder$"
+        ):
+            started(script)
+
+    def test_one_that_does_not_start_is_ended(self, started, monkeypatch):
+        processes, popen = [], subprocess.Popen
+
+        def start(*arguments, **options):
+            processes.append(popen(*arguments, **options))
+            return processes[-1]
+
+        monkeypatch.setattr(module.subprocess, "Popen", start)
+        monkeypatch.setattr(process, "START_S", 0.1)
+        with pytest.raises(ReadError):
+            started("exec sleep 60")
+        assert [process.returncode for process in processes] == [-signal.SIGKILL]
