@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.labelling.progress import Progress
-from stages.label import audit
+from stages.label import gathering
 from stages.label.plan import PlanSummary, plan
 from stages.label.recipe import Config
 from stages.label.scan.scan import ScanSummary, scan
@@ -151,13 +151,13 @@ class Catalogs:
         )
         live = self.live()
         place = dict(zip(live["recording"].to_pylist(), live["shard"].to_pylist(), strict=True))
-        rows = audit.rejected_rows(
+        rows = gathering.rejected_rows(
             self.out, columns, set(place.values()), lambda shard, r: place.get(r) == shard
         )
-        self.rejected = pa.concat_tables([scanned.cast(audit.REJECTED), rows])
+        self.rejected = pa.concat_tables([scanned.cast(gathering.REJECTED), rows])
         self.out.write_table(REJECTED, self.rejected)
 
-    rejected: pa.Table = audit.REJECTED.empty_table()
+    rejected: pa.Table = gathering.REJECTED.empty_table()
 
 
 def retry_rejected_text(reason: str | None) -> str | None:

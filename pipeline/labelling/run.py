@@ -13,7 +13,7 @@ from pipeline.labelling import registry, teachers
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.registry import Registry
 from pipeline.labelling.summary import shown
-from stages.label import audit
+from stages.label import audit, gathering
 from stages.label import recipe as recipes
 from stages.label.base import Needs
 from stages.label.codes import Codes
@@ -116,7 +116,7 @@ class LabelRun:
     def pending(self) -> list[str]:
         """Shards, in plan order, with an unfinished column or not yet audited; from one listing a column."""
         columns = [job.column for job in self.jobs()]
-        done = set.intersection(*map(self.done, columns)) & audit.gathered(self.out, columns)
+        done = set.intersection(*map(self.done, columns)) & gathering.gathered(self.out, columns)
         return [name for name, _ in self.shards if name not in done]
 
     def check_space(self) -> None:
@@ -243,10 +243,10 @@ class LabelRun:
         there."""
         columns = self.registry.names
         done = set.intersection(*map(self.done, columns)) - set(self.failed)
-        missing, stale = audit.ungathered(self.out, columns, live, refused)
-        new = (done - audit.gathered(self.out, columns)) | (missing & done)
+        missing, stale = gathering.ungathered(self.out, columns, live, refused)
+        new = (done - gathering.gathered(self.out, columns)) | (missing & done)
         if new or stale:
-            audit.gather(
+            gathering.gather(
                 self.out, columns, sorted(new), live["recording"].combine_chunks(), self.progress.attempts
             )
 

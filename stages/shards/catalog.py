@@ -1,7 +1,7 @@
-"""What is known of the recordings: `catalog.parquet` (what was found) and `plan.parquet` (where it goes).
+"""Tables of recordings: `catalog.parquet` (what was found) and `plan.parquet` (which shard it is in).
 
-Schemas, readers and an atomic writer. A path's truth is `path_bytes` (file names need not be
-UTF-8); `path` is for people.
+Schemas, readers and an atomic writer. `path_bytes` is exact (file names need not be UTF-8); `path` is for
+people.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,51 +14,39 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from stages.shards.storage import Storage
+from stages.shards.storage import Storage, fields
 
 ROW_GROUP = 65_536  # rows; fixed, so that the same rows are the same bytes
 
 # One row per path found. `status` is kept, rejected, duplicate or excluded (by the user; never read).
 CATALOG = pa.schema(
-    [
-        ("recording", pa.string()),  # 16 hex digits; null when excluded
-        ("status", pa.string()),
-        ("reason", pa.string()),  # why rejected, in the decoder's own words
-        ("duplicate_of", pa.string()),  # recording whose bytes are the same
-        ("path", pa.string()),
-        ("path_bytes", pa.binary()),  # absolute path, or s3://bucket/key
-        ("root", pa.string()),
-        ("name_bytes", pa.binary()),  # path relative to its root: part of the id
-        ("size", pa.int64()),  # bytes
-        ("mtime_ns", pa.int64()),
-        ("quick", pa.string()),  # sha256 of first MiB, last MiB and size
-        ("sha256", pa.string()),  # of the whole file; null until it was needed
-        ("container", pa.string()),
-        ("codec", pa.string()),
-        ("rate_hz", pa.int64()),
-        ("channels", pa.int64()),
-        ("duration_s", pa.float64()),  # by the header, which may lie; 0 when it does not say
-    ],
+    # recording: 16 hex digits, null when excluded; reason: why rejected, from the decoder;
+    # duplicate_of: recording whose bytes are the same
+    fields(pa.string(), "recording status reason duplicate_of path")
+    + fields(pa.binary(), "path_bytes")  # absolute path, or s3://bucket/key
+    + fields(pa.string(), "root")
+    + fields(pa.binary(), "name_bytes")  # path relative to its root: part of the id
+    + fields(pa.int64(), "size mtime_ns")  # bytes; nanoseconds
+    # quick: sha256 of first MiB, last MiB and size; sha256: of the whole file, null until it was needed
+    + fields(pa.string(), "quick sha256 container codec")
+    + fields(pa.int64(), "rate_hz channels")
+    + fields(pa.float64(), "duration_s"),  # by the header, which may be wrong; 0 when it states none
     metadata={"overtone.catalog": "1"},
 )
 
 # One row per recording ever planned, in planning order; the rows of a shard are neighbours.
 PLAN = pa.schema(
-    [
-        ("recording", pa.string()),
-        ("shard", pa.string()),
-        ("order", pa.int64()),  # ascending; never reused, gaps where a recording moved to a new shard
-        ("attempt", pa.int32()),  # 0, then 1 more each time it was planned anew by request
-        ("path", pa.string()),
-        ("path_bytes", pa.binary()),
-        ("size", pa.int64()),  # bytes
-        ("mtime_ns", pa.int64()),
-        ("quick", pa.string()),
-        ("sha256", pa.string()),  # null until it was needed
-        ("duration_s", pa.float64()),  # by the header when planned
-        ("split", pa.string()),  # train or valid
-        ("tombstone", pa.string()),  # null, or edited, vanished, excluded, duplicate
-    ],
+    fields(pa.string(), "recording shard")
+    + fields(pa.int64(), "order")  # ascending; never reused, gaps where a recording moved to a new shard
+    + fields(pa.int32(), "attempt")  # 0, then 1 more each time a request planned it again
+    + fields(pa.string(), "path")
+    + fields(pa.binary(), "path_bytes")
+    + fields(pa.int64(), "size mtime_ns")  # bytes; nanoseconds
+    + fields(pa.string(), "quick sha256")  # as in the catalog
+    + fields(pa.float64(), "duration_s")  # by the header when planned
+    + fields(
+        pa.string(), "split tombstone"
+    ),  # train | valid; null | edited | vanished | excluded | duplicate
     metadata={"overtone.plan": "1"},
 )
 
@@ -87,9 +75,11 @@ def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
     try:
         seen = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{what} {path}: {error}; delete it to have it made anew") from error
+        raise ValueError(f"{what} {path}: {error}; delete it to have it made again") from error
     if not seen.equals(schema):
-        raise ValueError(f"{what} {path}: its columns are not this version's; delete it to have it made anew")
+        raise ValueError(
+            f"{what} {path}: its columns are not this version's; delete it to have it made again"
+        )
 
 
 def read_catalog(path: Path | str, columns: list[str] | None = None) -> pa.Table:
@@ -110,7 +100,7 @@ def live(plan: pa.Table) -> pa.Table:
 
 
 def tombstoned(plan: pa.Table) -> set[str]:
-    """Recordings whose samples must not be used any more."""
+    """Recordings whose samples must no longer be used."""
     return set(plan.filter(pc.is_valid(plan["tombstone"]))["recording"].to_pylist())
 
 
@@ -159,7 +149,7 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Where a producer cut its batches must not show in the file."""
+    """Row groups that do not depend on the size of the batches."""
     held = schema.empty_table()
     for batch in batches:
         table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)

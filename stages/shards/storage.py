@@ -1,8 +1,7 @@
 """One folder of files, local or on an object store, in which nothing half-written has a real name.
 
-Locally a file is written under an attempt's name beside its place, flushed, and renamed. On S3 it
-is finished in a local temporary file first and then put in one upload: an object appears whole or
-not at all, and a stream is never closed after an exception.
+Locally a file is written next to its place under an attempt's name, flushed, and renamed. For S3 it is
+finished in a local temporary file, then put in one upload: an object appears whole or not at all.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 from stages.shards import fetching
 
-ATTEMPT = ".attempt-"  # files with this prefix are nobody's: a run that died left them
+ATTEMPT = ".attempt-"  # prefix of unfinished files; a run that died leaves them
 
 
 def s3_filesystem() -> pafs.FileSystem:
@@ -29,18 +28,16 @@ def s3_filesystem() -> pafs.FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     options: dict = {"connect_timeout": 10, "request_timeout": 60}
     if endpoint:
-        options["endpoint_override"] = endpoint
-        options["scheme"] = "http" if endpoint.startswith("http://") else "https"
-        region = region or "us-east-1"  # a store of one's own has no region; AWS's look-up would hang
-    if region:
-        options["region"] = region
-    return pafs.S3FileSystem(**options)
+        scheme = "http" if endpoint.startswith("http://") else "https"
+        options |= {"endpoint_override": endpoint, "scheme": scheme}
+        region = region or "us-east-1"  # a private store has no region; AWS's look-up would hang
+    return pafs.S3FileSystem(**options, **({"region": region} if region else {}))
 
 
 class Storage:
     """Files below one root: a local path or `s3://bucket/prefix`. Names are relative, with `/`.
 
-    `standing`: the root is there already; should it be deleted, a write fails and does not make it anew."""
+    `standing`: the root exists already; if it is deleted, a write fails and does not create it again."""
 
     def __init__(self, root: str | os.PathLike, standing: bool = False):
         self.root, self.standing = os.fspath(root).rstrip("/") or "/", standing
@@ -67,7 +64,7 @@ class Storage:
         return Path(self.path(name))
 
     def names(self, folder: str) -> set[str]:
-        """File names in one folder, by one listing; an absent folder is empty."""
+        """File names in one folder, by one listing; a missing folder is empty."""
         if self.is_local:
             try:
                 return {name for name in os.listdir(self.path(folder)) if not name.startswith(ATTEMPT)}
@@ -143,8 +140,8 @@ class Storage:
             os.replace(path, place)
             fsync(place.parent)
             return
-        # Not in a `with`: leaving it by an exception would close the stream, and a closed stream is
-        # a finished object. An upload left open is never seen.
+        # Not in a `with`: an exception would close the stream, and a closed stream is a finished object.
+        # An upload left open never appears.
         stream = self.fs.open_output_stream(self.path(name))
         with open(path, "rb") as source:
             shutil.copyfileobj(source, stream, fetching.CHUNK)
@@ -164,8 +161,8 @@ class Storage:
 
     @contextlib.contextmanager
     def arriving(self, name: str) -> Iterator[tuple[Path, Callable[[int], None]]]:
-        """As `fetched`, without waiting for the bytes: call what comes second with the end of those that are
-        to be read."""
+        """As `fetched`, without waiting for the bytes: before reading, call the second value with the end of
+        what is to be read."""
         if self.is_local:
             yield self.local(name), lambda end: None
             return
@@ -174,7 +171,7 @@ class Storage:
             yield arrival.path, arrival.wait
 
     def sweep(self, folder: str) -> int:
-        """Remove attempts a dead run left in one folder; returns how many."""
+        """Remove the attempts of dead runs from one folder; returns how many."""
         if not self.is_local:
             return 0
         try:  # one plain listing: there may be hundreds of thousands of names
@@ -187,7 +184,7 @@ class Storage:
         return len(left)
 
     def free_bytes(self) -> int | None:
-        """Free bytes where this root lies (or will lie); None on an object store."""
+        """Free bytes where this root is (or will be); None on an object store."""
         if not self.is_local:
             return None
         path = Path(self.base)
@@ -205,10 +202,15 @@ def fsync(path: Path) -> None:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """Parquet bytes of a table, for what is held in memory."""
+    """Parquet bytes of a table in memory."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def fields(kind: pa.DataType, names: str) -> list[pa.Field]:
+    """Fields of one type for a schema, by their names with spaces between."""
+    return [pa.field(name, kind) for name in names.split()]
 
 
 @contextlib.contextmanager

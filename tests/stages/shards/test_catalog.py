@@ -111,12 +111,12 @@ def test_rows_of_a_shard_must_be_neighbours():
 def test_a_table_of_another_version_is_refused_with_its_remedy(plan, tmp_path):
     with pytest.raises(
         ValueError,
-        match="catalog .*plan.parquet: its columns are not this version's; delete it to have it made anew",
+        match="catalog .*plan.parquet: its columns are not this version's; delete it to have it made again",
     ):
         catalog.read_catalog(tmp_path / "plan.parquet")
     catalog.check_schema(tmp_path / "plan.parquet", PLAN, "plan")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="plan .*torn.parquet: .*; delete it to have it made anew"):
+    with pytest.raises(ValueError, match="plan .*torn.parquet: .*; delete it to have it made again"):
         catalog.read_plan(tmp_path / "torn.parquet")
 
 
