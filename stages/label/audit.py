@@ -35,9 +35,8 @@ def damaged(storage: Storage, shard: str, columns: Iterable[str]) -> dict[str, s
     """Damaged columns of a shard and what is wrong with each; empty when all is well.
 
     Besides each column's own bytes: every key has the same samples and frames in all columns, but for
-    recordings that the labels reject, and labels were made from the present audio. Raises OSError when
-    bytes could not be read, which is no damage.
-    """
+    recordings that the labels reject, and labels were made from the present audio. Raises OSError when bytes
+    could not be read, which is no damage."""
     found: dict[str, str] = {}
     audio_sha256, audio = None, {}
     for name in columns:

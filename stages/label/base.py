@@ -1,11 +1,8 @@
 """The contract of a labelling stage and of a teacher, on one screen.
 
 A stage is a frozen dataclass: its fields are its recipe. For each recording it yields samples, then exactly
-one outcome: `Kept`, or `Rejected` with a reason. The writer removes samples that precede a `Rejected`, so
-kept + rejected = inputs, always.
-
-N samples at 24 kHz, T frames at 75 Hz (hop 320), K codebooks.
-"""
+one outcome: `Kept`, or `Rejected` with a reason, which removes the samples before it. So kept + rejected =
+inputs, always. N samples at 24 kHz, T frames at 75 Hz (hop 320), K codebooks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,13 +19,13 @@ class RejectRecording(ValueError):
 
 
 class ReadError(Exception):
-    """Bytes could not be read (disk, NFS, S3, memory): the recording itself may be good.
+    """Bytes could not be read (disk, NFS, S3, memory): fails the shard, which is run again.
 
-    Fails the shard, which is run again; only errors in bytes that were read reject a recording."""
+    Only errors in bytes that were read reject a recording."""
 
 
 class TeacherError(RuntimeError):
-    """The teacher's codes are wrong, whatever the recording: every shard would fail, so the run ends."""
+    """The teacher's codes are wrong for any recording: every shard would fail, so the run ends."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +87,16 @@ class Wave(Protocol):
         ...
 
 
+# Yields consecutive uint16 (t, K) blocks, at least ceil(floor(samples / 320) · 320 / hop_samples) frames in
+# all. It reads samples with `read_checked`; `RejectRecording` (any ValueError) rejects the recording.
+LabelFunction = Callable[[Wave], Iterator[np.ndarray]]
+
+
 class Teacher(Protocol):
     """Gives codes for a recording. Weights are canonical safetensors bytes, identified by their sha256.
 
-    A teacher has `fit` (codebooks from the user's corpus), or `locate` (published weights), or neither.
-    Each record's facts tell the trainer about the codes: codebooks, codebook_size, hop_samples (320, of
-    a stored row), teacher_hop_samples.
-    """
+    A teacher has `fit` (codebooks from the user's corpus), or `locate` (published weights), or neither. The
+    trainer knows the codes by each record's facts (`stages/shards/frames.py`)."""
 
     name: ClassVar[str]
     version: ClassVar[int]
@@ -105,60 +105,44 @@ class Teacher(Protocol):
     # hop_samples: int = 320, between two codes; a multiple of 320. Every column has 75 rows a second:
     # the codes stage repeats a slower teacher's code in each row that it covers.
 
-    def open(
-        self, weights: bytes | None, device: str, threads: int
-    ) -> Callable[[Wave], Iterator[np.ndarray]]:
-        """The labeller yields consecutive uint16 (t, K) blocks, at least ceil(floor(samples / 320) · 320 /
-        hop_samples) frames in all.
-
-        It reads samples with `read_checked`; `RejectRecording` (any ValueError) rejects the recording.
-        """
+    def open(self, weights: bytes | None, device: str, threads: int) -> LabelFunction:
+        """Load once per worker. ValueError: weights that are missing, damaged or of another recipe."""
         ...
 
 
 def read_checked(wave: Wave, start: int, stop: int) -> np.ndarray:
     """`wave.read(start, stop)`, checked: float32 (stop - start,) of finite samples at 24 kHz mono.
 
-    Raises `RejectRecording` naming the rate, the channels, the dtype or the first sample that is NaN
-    or infinite. `ReadError` passes.
-    """
-    rate_hz = getattr(wave, "rate_hz", RATE_HZ)
+    Raises `RejectRecording` naming the rate, the channels, the dtype or the first sample that is NaN or
+    infinite. `ReadError` passes."""
+    rate_hz, problem = getattr(wave, "rate_hz", RATE_HZ), None
     if rate_hz != RATE_HZ:
-        raise RejectRecording(
-            f"sample rate {rate_hz} Hz: teachers take {RATE_HZ}; resample it (the decode stage does)"
-        )
-    sound_N = wave.read(start, stop)
-    if sound_N.ndim != 1:
-        raise RejectRecording(
-            f"{sound_N.ndim} dimensions, shape {sound_N.shape}: teachers take one channel; mix it to mono"
-        )
-    if sound_N.dtype != np.float32:
-        raise RejectRecording(
-            f"dtype {sound_N.dtype}: teachers take float32 at full scale ±1; convert and scale it"
-        )
-    finite = np.isfinite(sound_N)
-    if not finite.all():
+        problem = f"sample rate {rate_hz} Hz: teachers take {RATE_HZ}; resample it (the decode stage does)"
+    elif (sound_N := wave.read(start, stop)).ndim != 1:
+        shape = f"{sound_N.ndim} dimensions, shape {sound_N.shape}"
+        problem = f"{shape}: teachers take one channel; mix it to mono"
+    elif sound_N.dtype != np.float32:
+        problem = f"dtype {sound_N.dtype}: teachers take float32 at full scale ±1; convert and scale it"
+    elif not (finite := np.isfinite(sound_N)).all():
         at = start + int(np.flatnonzero(~finite)[0])
-        raise RejectRecording(
-            f"samples: NaN or infinity first at sample {at}; leave this recording out or repair it"
-        )
+        problem = f"samples: NaN or infinity first at sample {at}; leave this recording out or repair it"
+    if problem:
+        raise RejectRecording(problem)
     return sound_N
 
 
 def cut(blocks: Iterable[np.ndarray], segments: list[dict]) -> Iterator[tuple[dict, np.ndarray]]:
     """Cut consecutive blocks (t, C) of a recording's frames at its segments' borders.
 
-    Yields (segment, frames (T, C)) with T = floor(samples / 320). Segments start on multiples of 320
-    samples, so no frame is shared. Holds one segment; RuntimeError when there are too few frames.
-    """
+    Yields (segment, frames (T, C)), T = floor(samples / 320): segments start on multiples of 320, so none
+    share a frame. Holds one segment; RuntimeError when there are too few frames."""
     source, held, have = iter(blocks), [], 0
     for segment in segments:
         count = segment["samples"] // HOP_SAMPLES
         while have < count:
             if (block := next(source, None)) is None:
-                raise RuntimeError(
-                    f"{segment['recording']}: the teacher gave {have} frames, {count} are needed"
-                )
+                name = segment["recording"]
+                raise RuntimeError(f"{name}: the teacher gave {have} frames, {count} are needed")
             held.append(block)
             have += len(block)
         joined = held[0] if len(held) == 1 else np.concatenate(held)

@@ -1,8 +1,7 @@
 """The codes stage: a teacher's codes over each uninterrupted recording, cut to its segments.
 
-Writes uint16 (T, K) at 75 Hz. The teacher reads the audio as stored, so labels are of what is trained on.
-The record's facts describe the codes for the trainer (see `stages/shards/frames.py`).
-"""
+Writes uint16 (T, K) at 75 Hz. The teacher reads the audio as stored, so labels are of what is trained on. The
+record's facts describe the codes for the trainer (see `stages/shards/frames.py`)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -69,8 +68,7 @@ class CodesRun:
         covers.
 
         RuntimeError, which fails the shard, where a teacher breaks its contract: no label is better than a
-        wrong one.
-        """
+        wrong one."""
         name, books, size = self.teacher.name, self.teacher.codebooks, self.teacher.codebook_size
         if codes_TK.dtype != np.uint16 or codes_TK.ndim != 2 or codes_TK.shape[1] != books:
             seen = f"{codes_TK.dtype} {codes_TK.shape}"

@@ -1,8 +1,7 @@
 """The cqt stage: constant-Q magnitudes over each uninterrupted recording, cut to its segments.
 
 Writes (T, 336); frame i is centred on sample 320 i of the segment. Linear magnitude as float16 unless the
-recipe sets log or uint8. Each shard's record states how much precision storing lost.
-"""
+recipe sets log or uint8. Each shard's record states how much precision storing lost."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -112,8 +111,7 @@ class CqtRun:
     A uint8 shard is computed twice, a small part of labelling: first for its least and greatest value, which
     give its scale, then to be written. A bound known beforehand (a full-scale sine's magnitude) would need
     one pass but leave a quiet shard a few of the 256 steps; and a shard's float32 frames (360 MB an hour)
-    would not fit in a worker's memory.
-    """
+    would not fit in a worker's memory."""
 
     stage: CqtStage
     transform: Any

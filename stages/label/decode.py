@@ -1,7 +1,6 @@
 """The decode stage: any audio file to 24 kHz mono, cut into segments. Column `audio`.
 
-A child process decodes (`decoding/`), so that a bad file costs one file. N samples at 24 kHz.
-"""
+A child process decodes (`decoding/`), so that a bad file costs one file. N samples at 24 kHz."""
 
 import contextlib
 import io
@@ -89,16 +88,16 @@ class Decode:
     ) -> "Decoder":
         """A worker's decoder. `weights`, `device` and `threads` have no effect: one core decodes.
 
-        stall_s: longest wait for the next seconds of audio. memory_gb: limit of the child process.
-        fetch: makes the local copy of an s3:// source."""
+        stall_s: longest wait for the next seconds of audio. memory_gb: limit of the child process. fetch:
+        makes the local copy of an s3:// source."""
         return Decoder(self, DecoderProcess(stall_s, memory_gb), fetch)
 
 
 class Decoder:
     """Called with a shard's sources; yields each one's samples, then its `Kept` or `Rejected`.
 
-    `ReadError`, which fails the shard: bytes that cannot be read, or are not those that were scanned.
-    The decoder stays usable. Holds about two segments in memory."""
+    `ReadError`, which fails the shard: bytes that cannot be read, or are not those that were scanned. The
+    decoder stays usable. Holds about two segments in memory."""
 
     def __init__(self, stage: Decode, decoder: DecoderProcess, fetch: Fetch | None):
         self._stage, self._process, self._fetch = stage, decoder, fetch

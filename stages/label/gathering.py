@@ -2,8 +2,7 @@
 
 `OUT/index.parquet` has one row per segment and column, `OUT/segments.parquet` one per segment,
 `OUT/shards.parquet` one per shard and column, `OUT/sums.parquet` a few per column. Only shards not yet
-gathered are read.
-"""
+gathered are read."""
 
 import json
 from collections import Counter
@@ -61,9 +60,8 @@ def gather(
 ) -> None:
     """Add these shards to the three tables and the histograms, replacing the rows they had.
 
-    Segments of recordings that are not `live` (tombstoned since) leave index and segments.
-    `attempts`: of (column, shard), as this run counted them.
-    """
+    Segments of recordings that are not `live` (tombstoned since) leave index and segments. `attempts`: of
+    (column, shard), as this run counted them."""
     replaced = pa.array(shards, pa.string())
     shard_rows = partial(_shard_rows, attempts=attempts or {})
     with ThreadPoolExecutor(8) as pool:
@@ -139,8 +137,7 @@ def ungathered(
 ) -> tuple[set[str], bool]:
     """(shards with a live recording that segments.parquet lacks, whether it holds one no longer live).
 
-    `plan`: its live rows; `refused`: recordings a stage rejected, which have no segments.
-    """
+    `plan`: its live rows; `refused`: recordings a stage rejected, which have no segments."""
     if not storage.exists("segments.parquet"):
         return set(), False
     present = pc.unique(segments(storage, columns, ["recording"])["recording"])

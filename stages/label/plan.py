@@ -1,8 +1,7 @@
 """plan: recordings → shards of about `shard_minutes`. A pure function of the previous plan and the catalog.
 
 A planned recording keeps its place: new recordings make new shards, missing or changed ones only get a
-tombstone. Tables stay in DuckDB, which spills to disk: 2.4 million recordings take under 4 GiB.
-"""
+tombstone. Tables stay in DuckDB, which spills to disk: 2.4 million recordings take under 4 GiB."""
 
 import hashlib
 import tempfile
@@ -52,10 +51,9 @@ def plan(
                       copies and of its later versions (same path) never changes
     retry             live recordings to plan again, in new shards
 
-    Of two or more recordings planned first, at least one is validation. When no validation recording is
-    left, the next new recording becomes one: never one that was trained on. Raises ValueError for
-    impossible values, and for files that are no catalog or plan.
-    """
+    Of two or more recordings planned first, at least one is validation. When no validation recording is left,
+    the next new recording becomes one: never one that was trained on. Raises ValueError for impossible
+    values, and for files that are no catalog or plan."""
     if not shard_minutes > 0:
         raise ValueError(f"plan.shard_minutes is {shard_minutes}; give minutes above 0, such as 60")
     if not 0 <= validation_share < 1:
@@ -191,8 +189,7 @@ def next_fit(lengths_s: Iterable[float], shard_s: float) -> list[int]:
 def shard_name(members: Iterable[tuple[str, int]]) -> str:
     """`s` and 12 hex digits from (recording, attempt) of each member: content, not a position.
 
-    With the attempt, a recording planned again alone does not get the name of its finished shard.
-    """
+    With the attempt, a recording planned again alone does not get the name of its finished shard."""
     text = "\n".join(f"{recording}#{attempt}" if attempt else recording for recording, attempt in members)
     return "s" + hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -1,11 +1,10 @@
 """Tables of recordings: `catalog.parquet` (what was found) and `plan.parquet` (which shard it is in).
 
 Schemas, readers and an atomic writer. `path_bytes` is exact (file names need not be UTF-8); `path` is for
-people.
-"""
+people."""
 
+from collections import namedtuple
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,42 +43,22 @@ PLAN = pa.schema(
     + fields(pa.int64(), "size mtime_ns")  # bytes; nanoseconds
     + fields(pa.string(), "quick sha256")  # as in the catalog
     + fields(pa.float64(), "duration_s")  # by the header when planned
-    + fields(
-        pa.string(), "split tombstone"
-    ),  # train | valid; null | edited | vanished | excluded | duplicate
+    # split: train or valid; tombstone: null, or edited, vanished, excluded, duplicate
+    + fields(pa.string(), "split tombstone"),
     metadata={"overtone.plan": "1"},
 )
 
-
-@dataclass(frozen=True)
-class Planned:
-    """One row of the plan."""
-
-    recording: str
-    shard: str
-    order: int
-    attempt: int
-    path: str
-    path_bytes: bytes
-    size: int
-    mtime_ns: int
-    quick: str
-    sha256: str | None
-    duration_s: float
-    split: str
-    tombstone: str | None
+Planned = namedtuple("Planned", PLAN.names)
 
 
 def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
     """Raises ValueError, with the remedy, unless `path` is a parquet file of this schema."""
     try:
-        seen = pq.read_schema(path)
+        problem = "" if pq.read_schema(path).equals(schema) else "its columns are not this version's"
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{what} {path}: {error}; delete it to have it made again") from error
-    if not seen.equals(schema):
-        raise ValueError(
-            f"{what} {path}: its columns are not this version's; delete it to have it made again"
-        )
+        problem = error
+    if problem:
+        raise ValueError(f"{what} {path}: {problem}; delete it to have it made again")
 
 
 def read_catalog(path: Path | str, columns: list[str] | None = None) -> pa.Table:
@@ -108,9 +87,7 @@ def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
     """Shard → (first row, rows) of this table, shards in planning order."""
     if not plan.num_rows:
         return {}
-    codes = pc.dictionary_encode(plan["shard"].combine_chunks())
-    if isinstance(codes, pa.ChunkedArray):
-        codes = codes.combine_chunks()
+    codes = pa.concat_arrays(plan["shard"].chunks).dictionary_encode()
     index = codes.indices.to_numpy()
     starts = np.flatnonzero(np.diff(index, prepend=-1))
     names = codes.dictionary.take(pa.array(index[starts])).to_pylist()
@@ -119,30 +96,11 @@ def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
     return {n: (int(a), int(b - a)) for n, a, b in zip(names, starts, stops, strict=True)}
 
 
-def shards_in_order(plan: pa.Table) -> list[str]:
-    """Names of the shards of these rows, in planning order; `live(plan)` gives those worth making."""
-    return list(shard_slices(plan))
-
-
-def planned(plan: pa.Table, shard: str) -> list[Planned]:
-    """The recordings of one shard, tombstoned ones too; raises KeyError. For many, use `each_shard`."""
-    start, rows = shard_slices(plan)[shard]
-    return [Planned(**row) for row in plan.slice(start, rows).to_pylist()]
-
-
-def each_shard(plan: pa.Table) -> Iterator[tuple[str, list[Planned]]]:
-    """Shards and their recordings in planning order, one shard in memory at a time."""
-    for shard, (start, rows) in shard_slices(plan).items():
-        yield shard, [Planned(**row) for row in plan.slice(start, rows).to_pylist()]
-
-
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write a local file that appears whole or not at all; equal rows give equal bytes.
 
-    Holds one row group in memory. Raises OSError (disk full, not writable).
-    """
-    path = Path(path)
-    place = Storage(path.parent, standing=True).attempt(path.name)
+    Holds one row group in memory. Raises OSError (disk full, not writable)."""
+    place = Storage(Path(path).parent, standing=True).attempt(Path(path).name)
     with place as attempt, pq.ParquetWriter(attempt, schema, compression="zstd") as writer:
         for table in _row_groups(schema, batches):
             writer.write_table(table, row_group_size=ROW_GROUP)
@@ -164,7 +122,6 @@ def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterato
 def read_shard(storage: Storage, shard: str) -> list[Planned]:
     """The live recordings of one shard, by id, from OUT/plan.parquet; reads only the rows it needs."""
     wanted = (ds.field("shard") == shard) & ds.field("tombstone").is_null()
-    table = pq.read_table(
-        storage.path("plan.parquet"), filesystem=storage.fs, filters=wanted, partitioning=None
-    )
+    path = storage.path("plan.parquet")
+    table = pq.read_table(path, filesystem=storage.fs, filters=wanted, partitioning=None)
     return sorted((Planned(**row) for row in table.to_pylist()), key=lambda p: p.recording)

@@ -23,8 +23,7 @@ def check(storage: Storage, column: str, shard: str) -> records.Record:
     """Read a finished shard back whole; raises ValueError naming what is damaged.
 
     Checks the tar's bytes and sha256 against the record; that record, index and statistics hold the same
-    recordings and segments; and every member's place, header and identity against its index row.
-    """
+    recordings and segments; and every member's place, header and identity against its index row."""
     where, kind, data = f"{column}/{shard}", "json", {}
     try:
         record = records.read(storage, column, shard)

@@ -2,8 +2,7 @@
 
 A member's bytes, order and header depend only on the samples: keys ascend, time and owner are fixed. `tar`
 and stock `webdataset` read the file; the index gives each member's place, so that a reader takes only the
-bytes it needs. `checking` reads all of it back.
-"""
+bytes it needs. `checking` reads all of it back."""
 
 import hashlib
 import io
@@ -145,8 +144,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def publishing(storage: Storage, column: str, shard: str) -> Iterator["Publication"]:
     """Write a shard of a column; when the block ends well and `record` was set, its files get their names.
 
-    Order: index, statistics and histograms, the tar, then the record, last. An exception changes no file.
-    """
+    Order: index, statistics and histograms, the tar, then the record, last. An exception changes no file."""
     with storage.attempt(records.file(column, shard, "tar")) as path:
         publication = Publication(writer := ColumnWriter(path))
         try:

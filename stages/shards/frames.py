@@ -6,8 +6,7 @@ T frames at 75 Hz, K codebooks, F bins. A column's record has, under `facts`:
     cqt     bins, hop_samples, magnitude (linear | log), storage (float16 | uint8), and under the storage's
             name the error of storing: max_abs_error, relative_rms_error; for uint8 its offset and scale
 
-Older records have the same in their recipe, or hold linear float16 frames.
-"""
+Older records have the same in their recipe, or hold linear float16 frames."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +51,7 @@ def decode_cqt(stored: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
     """Stored frames (…, F) as float32, in the magnitude (linear or natural log) that `facts` name.
 
     facts: from the record of the frames' own shard, for each uint8 shard has its own scale; float16 needs
-    none. ValueError for another dtype, or uint8 without its scale.
-    """
+    none. ValueError for another dtype, or uint8 without its scale."""
     if stored.dtype in (np.float16, np.float32):
         return stored.astype(np.float32)
     if stored.dtype != np.uint8:

@@ -3,8 +3,7 @@ pitch.
 
 SHARD.sums.parquet, next to a tar, has a row per name and level; OUT/sums.parquet has the same, added up over
 blocks of shards, so that a corpus of any size is shown from a few thousand rows. They count everything in the
-tars, also recordings with a tombstone.
-"""
+tars, also recordings with a tombstone."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor

@@ -2,8 +2,7 @@
 
 It is written last. All of it but `run` depends only on the inputs, the recipe, the kind of device and the
 software versions; `run` holds what may differ between two runs (host, times, the recordings slowest to
-decode, how a teacher compared with another implementation).
-"""
+decode, how a teacher compared with another implementation)."""
 
 import hashlib
 import json

@@ -34,8 +34,8 @@ class StoredRecording:
         self.samples = last["start"] + last["samples"]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """float32 (stop - start,), full scale ±1, zero outside the recording. ValueError unless stored as
-        24 kHz mono, 16 bits."""
+        """float32 (stop - start,), full scale ±1, zero outside the recording. ValueError unless stored as 24
+        kHz mono, 16 bits."""
         out = np.zeros(stop - start, dtype=np.float32)
         for number, segment in enumerate(self.segments):
             begin = segment["start"]

@@ -1,8 +1,7 @@
-"""One folder of files, local or on an object store, in which nothing half-written has a real name.
+"""One folder of files, local or on an object store, in which no half-written file has a real name.
 
-Locally a file is written next to its place under an attempt's name, flushed, and renamed. For S3 it is
-finished in a local temporary file, then put in one upload: an object appears whole or not at all.
-"""
+Locally a file is written under an attempt's name, flushed, and renamed. For S3 it is finished in a local
+temporary file, then put in one upload: an object appears whole or not at all."""
 
 import contextlib
 import io
@@ -46,8 +45,7 @@ class Storage:
             self.fs: pafs.FileSystem = pafs.LocalFileSystem()
             self.base = os.path.abspath(self.root)
         elif self.root.startswith("s3://"):
-            self.fs = s3_filesystem()
-            self.base = self.root[len("s3://") :]
+            self.fs, self.base = s3_filesystem(), self.root.removeprefix("s3://")
         else:
             raise ValueError(
                 f"OUT is {self.root!r}: only a local folder or s3://bucket/prefix can be written"
@@ -56,6 +54,11 @@ class Storage:
     def __reduce__(self):
         return Storage, (self.root, self.standing)
 
+    @property
+    def place(self) -> str:
+        """The root for other processes: an absolute path, or its s3:// address."""
+        return self.base if self.is_local else self.root
+
     def path(self, name: str) -> str:
         return f"{self.base}/{name}" if name else self.base
 
@@ -63,13 +66,17 @@ class Storage:
         assert self.is_local
         return Path(self.path(name))
 
+    def _listed(self, folder: str) -> list[str]:
+        """By one plain local listing: there may be hundreds of thousands of names."""
+        try:
+            return os.listdir(self.path(folder))
+        except FileNotFoundError:
+            return []
+
     def names(self, folder: str) -> set[str]:
         """File names in one folder, by one listing; a missing folder is empty."""
         if self.is_local:
-            try:
-                return {name for name in os.listdir(self.path(folder)) if not name.startswith(ATTEMPT)}
-            except FileNotFoundError:
-                return set()
+            return {name for name in self._listed(folder) if not name.startswith(ATTEMPT)}
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
         return {info.base_name for info in self.fs.get_file_info(selector)}
 
@@ -88,7 +95,7 @@ class Storage:
         return info.size
 
     def read(self, name: str) -> bytes:
-        with self.fs.open_input_file(self.path(name)) as f:
+        with self.open(name) as f:
             return f.read()
 
     def open(self, name: str) -> pa.NativeFile:
@@ -113,12 +120,13 @@ class Storage:
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[Path]:
         """A local path to write to; it gets its real name when the block ends without an exception."""
+        unique = f"{ATTEMPT}{uuid.uuid4().hex}"
         if self.is_local:
             place = self.local(name)
             self._make_folder(place.parent)
-            path = place.with_name(f"{ATTEMPT}{uuid.uuid4().hex}-{place.name}")
+            path = place.with_name(f"{unique}-{place.name}")
         else:
-            path = Path(tempfile.gettempdir()) / f"overtone{ATTEMPT}{uuid.uuid4().hex}"
+            path = Path(tempfile.gettempdir()) / f"overtone{unique}"
         try:
             yield path
             self._publish(path, name)
@@ -161,8 +169,8 @@ class Storage:
 
     @contextlib.contextmanager
     def arriving(self, name: str) -> Iterator[tuple[Path, Callable[[int], None]]]:
-        """As `fetched`, without waiting for the bytes: before reading, call the second value with the end of
-        what is to be read."""
+        """As `fetched`, without waiting: before reading, call the second value with the end of the bytes to
+        read."""
         if self.is_local:
             yield self.local(name), lambda end: None
             return
@@ -172,12 +180,7 @@ class Storage:
 
     def sweep(self, folder: str) -> int:
         """Remove the attempts of dead runs from one folder; returns how many."""
-        if not self.is_local:
-            return 0
-        try:  # one plain listing: there may be hundreds of thousands of names
-            left = [name for name in os.listdir(self.path(folder)) if name.startswith(ATTEMPT)]
-        except FileNotFoundError:
-            return 0
+        left = [n for n in self._listed(folder) if n.startswith(ATTEMPT)] if self.is_local else []
         for name in left:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self.path(folder)}/{name}")
@@ -202,14 +205,14 @@ def fsync(path: Path) -> None:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """Parquet bytes of a table in memory."""
+    """A table as parquet."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
 def fields(kind: pa.DataType, names: str) -> list[pa.Field]:
-    """Fields of one type for a schema, by their names with spaces between."""
+    """Fields of one type for a schema; `names` are separated by spaces."""
     return [pa.field(name, kind) for name in names.split()]
 
 

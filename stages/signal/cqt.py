@@ -11,8 +11,7 @@ frequency index r·M + m becomes m, so the bin is
 a matrix product for each m, over many bins and blocks at once. The tables are the spectra of nnAudio's own
 kernels over every row where a unit sine gives more than `TAIL`, so quiet bins next to a loud tone hold its
 leakage as nnAudio's do. They are real: a kernel of even length is Hermitian about its frame's centre; one of
-odd length is so half a sample earlier, and takes a spectrum delayed by that much.
-"""
+odd length is so half a sample earlier, and takes a spectrum delayed by that much."""
 
 import contextlib
 from collections.abc import Iterator
@@ -59,8 +58,7 @@ class ConstantQ:
         Frame i is centred on wave position first_sample + hop·i; the wave is zero outside. Exact where
         `spec.context_samples` of the recording (or its end) surround the frame's centre. Error against
         nnAudio in float64: 1e-6 for a full-scale wave, plus float32 rounding of the frame, in any autocast
-        state. ValueError unless wave_BN is float32 (B, N); NaN is not checked.
-        """
+        state. ValueError unless wave_BN is float32 (B, N); NaN is not checked."""
         if wave_BN.dtype != torch.float32:
             raise ValueError(f"wave_BN: dtype {wave_BN.dtype}, need torch.float32; convert it with .float()")
         if wave_BN.dim() != 2:

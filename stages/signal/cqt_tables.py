@@ -1,13 +1,11 @@
 """What a constant-Q transform computes, and the tables it computes with: spectra of nnAudio's kernels.
 
 K bins, M frames of one FFT block, R rows of its spectrum (see `cqt`). A leaf: torch, numpy, and nnAudio's
-kernel maker while tables are built.
-"""
+kernel maker while tables are built."""
 
 import contextlib
 import hashlib
 import json
-
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version

@@ -1,8 +1,7 @@
 """Log-mel spectrogram in decibels, frame by frame: no frame depends on another.
 
 B waves, N samples, T frames, F mel bins, W = n_fft window samples. The 128 bins and the window of 2,048
-samples are those of Mel-RVQ (MuQ, arXiv 2501.01108). A leaf: numpy and torch only.
-"""
+samples are those of Mel-RVQ (MuQ, arXiv 2501.01108). A leaf: numpy and torch only."""
 
 from typing import TYPE_CHECKING
 
@@ -43,8 +42,7 @@ def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
 def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarray:
     """Triangles equally spaced in mel from 0 Hz to rate/2, each of unit area in Hz.
 
-    float32 (n_fft // 2 + 1, mels). ValueError where a triangle is too narrow to contain an FFT bin.
-    """
+    float32 (n_fft // 2 + 1, mels). ValueError where a triangle is too narrow to contain an FFT bin."""
     bins_hz = np.arange(n_fft // 2 + 1) * (rate_hz / n_fft)
     edges_hz = mel_to_hz(np.linspace(0.0, hz_to_mel(rate_hz / 2), mels + 2))
     low, centre, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
@@ -91,10 +89,9 @@ class LogMel:
     def __call__(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
         """float32 (B, N) → float32 (B, count, F) in dB, on the device of this object.
 
-        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of label frame
-        [hop·i, hop·(i + 1)). Indices are those of `wave_BN` and may be negative; outside [0, N) the wave is
-        zero. The same frames come of one call or several.
-        """
+        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of label frame [hop·i, hop·(i +
+        1)). Indices are those of `wave_BN` and may be negative; outside [0, N) the wave is zero. The same
+        frames come of one call or several."""
         import torch
 
         wave_BN, tiles = wave_BN.to(self._window.device, torch.float32), []

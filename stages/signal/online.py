@@ -2,8 +2,7 @@
 
 Instead of a stored column. Frames are those of the whole recording, not of a crop between zeros: the lowest
 kernels reach 25,230 samples to either side. (MERT uses the bare crop: its low bins are wrong for a second at
-both ends.) B clips, N samples of a clip with its context on both sides, L frames, F bins.
-"""
+both ends.) B clips, N samples of a clip with its context on both sides, L frames, F bins."""
 
 from pathlib import Path
 
@@ -44,11 +43,10 @@ class OnlineCqt:
 
     @torch.no_grad()
     def __call__(self, context_BN: Tensor) -> Tensor:
-        """float32 (B, N) → float32 (B, L, F), L = floor((N − 2·context_samples) / hop), in any autocast state.
+        """float32 (B, N) → float32 (B, L, F), L = floor((N − 2·context_samples) / hop), in any autocast.
 
         Frame i is centred on sample hop·i of the crop, which begins at context_samples. ValueError: another
-        dtype or shape, another device than the tables', or fewer samples than the context alone.
-        """
+        dtype or shape, another device than the tables', or fewer samples than the context alone."""
         device, samples = self._transform.device, context_BN.shape[-1]
         if context_BN.device.type != device.type:
             raise ValueError(

@@ -1,9 +1,8 @@
 """The EnCodec teacher: residual codes of the 24 kHz model, 8 codebooks of 1024 at 75 Hz.
 
-MERT's acoustic teacher: 6 kbps, the whole recording in one causal pass, no loudness normalisation
-(M scripts/prepare_codecs_from_manifest.py). Weights are the published ones, never trained here; each worker
-checks its codes against the `encodec` package.
-"""
+MERT's acoustic teacher: 6 kbps, the whole recording in one causal pass, no loudness normalisation (M
+scripts/prepare_codecs_from_manifest.py). Weights are the published ones, never trained here; each worker
+checks its codes against the `encodec` package."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,9 +31,8 @@ PACKAGE_SHARE = (
 class Encodec:
     """Codes (T, codebooks), T = ceil(samples / 320), as `encodec`'s `EncodecModel.encode` gives them.
 
-    A recording passes in blocks of `block_s` with all state carried over, so the block bounds
-    memory (about 40 MB at 60 s) and never the codes, but for ties within float32 rounding.
-    """
+    A recording passes in blocks of `block_s` with all state carried over, so the block bounds memory (about
+    40 MB at 60 s) and never the codes, but for ties within float32 rounding."""
 
     name: ClassVar[str] = "encodec"
     version: ClassVar[int] = 1
@@ -80,8 +78,7 @@ class Encodec:
 
         Sets torch's thread count for the process: the same count gives the same bytes. ValueError while
         labelling: an unreadable recording (NaN, another rate, channels or dtype). TeacherError: other codes
-        than the `encodec` package's.
-        """
+        than the `encodec` package's."""
         import torch
         from safetensors.torch import load
 
@@ -100,8 +97,7 @@ class Labeller:
     """Gives a recording's codes block by block, and compares some of them with two references.
 
     With the `encodec` package: float32 tokens of the first 10 s of the worker's first recording. In half
-    precision also with float32: tokens of the first 4 s of every recording.
-    """
+    precision also with float32: tokens of the first 4 s of every recording."""
 
     teacher: Encodec
     exact: "Encoder"  # in fp32
@@ -132,7 +128,7 @@ class Labeller:
         """Raise TeacherError, on this recording and every later one, where too many tokens differ."""
         from stages.label.teachers import encodec_package
 
-        if self.compared is None:
+        if self.compared is None and wave.samples:
             stop = round(PACKAGE_S * RATE_HZ)  # beyond a shorter recording: silence
             ours_TK = np.concatenate([codes_TK for *_, codes_TK in self._blocks(self.exact, wave, stop)])
             encode = encodec_package.reference(self.weights, self.teacher.codebooks)
@@ -140,7 +136,7 @@ class Labeller:
             package = f"encodec {encodec_package.package().__version__}"
             name = getattr(wave, "recording", "")
             self.compared = {"package": package, "share": share, "tokens": tokens, "recording": name}
-        if self.compared["share"] < PACKAGE_SHARE:
+        if self.compared and self.compared["share"] < PACKAGE_SHARE:
             package, share, tokens, name = self.compared.values()
             raise TeacherError(
                 f"overtone's own EnCodec and the package {package} agree on {share:.2%} of {tokens} tokens "

@@ -1,7 +1,6 @@
 """The `encodec` package as a reference: its own encoder and quantiser give tokens to compare ours with.
 
-N samples at 24 kHz, T frames at 75 Hz, K codebooks.
-"""
+N samples at 24 kHz, T frames at 75 Hz, K codebooks."""
 
 import sys
 from collections.abc import Callable
@@ -18,8 +17,7 @@ def package() -> ModuleType:
     """The imported package; ValueError with the command that installs it.
 
     It imports torchaudio only to read and resample files: where torchaudio is missing, or made for another
-    torch, an empty module takes its place during the import.
-    """
+    torch, an empty module takes its place during the import."""
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError):

@@ -1,28 +1,25 @@
-"""What the mel teachers share: the frames they look at, and how they look codes up and name them alike in any
-block.
+"""What the mel teachers share: their input frames, and a look-up that gives the same codes in any block.
 
-T frames, D = stack · bands input width, C codes. A frame is a window of `n_fft` samples centred on the
-middle of label frame [320 i, 320 (i + 1)); stacked frames are neighbours, centred on it together.
-"""
+T frames, D = stack · bands input width, C codes. A frame is a window of `n_fft` samples centred on the middle
+of label frame [320 i, 320 (i + 1)); stacked frames are neighbours, centred on it together."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.label.base import Wave, read_checked
+from stages.label.base import LabelFunction, Wave, read_checked
 from stages.signal.mel import LogMel, mel_filters
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
     import torch
 
-# Whole tiles in a block keep every frame at the same row of every matrix product, whoever asks.
-TILE_FRAMES = 256
+TILE_FRAMES = 256  # whole tiles in a block keep every frame at the same row of every matrix product
 BLOCK_FRAMES = 18 * TILE_FRAMES  # 61 s
-
-FRAMES_PER_CODE = 4  # the fewest to fit on: with under four, codes would be copies of single frames
+FRAMES_PER_CODE = 4  # to fit on, at least: with fewer, codes would be copies of single frames
 
 
 class Features:
@@ -38,8 +35,8 @@ class Features:
 
         first = first_frame * HOP_SAMPLES - (self._stack - 1) * HOP_SAMPLES // 2
         start, stop = self._log_mel.span(first, count + self._stack - 1)
-        samples = torch.tensor(read_checked(wave, start, stop))
-        return self._log_mel(samples[None], first - start, count + self._stack - 1)[0]
+        samples_1N = torch.tensor(read_checked(wave, start, stop))[None]
+        return self._log_mel(samples_1N, first - start, count + self._stack - 1)[0]
 
     def stacked(self, mel_TF: "torch.Tensor") -> "torch.Tensor":
         """(count + stack - 1, bands) → (count, D), oldest frame first."""
@@ -55,9 +52,10 @@ class Features:
 
 def labeller(
     features: Features, tile: "Callable[[torch.Tensor], torch.Tensor]", threads: int
-) -> Callable[..., Iterator[np.ndarray]]:
-    """Of `tile`, (T, D) → int64 (T, K), make what `Teacher.open` returns: uint16 (t, K) blocks of about a
-    minute."""
+) -> LabelFunction:
+    """What `Teacher.open` returns, from `tile`: (T, D) → int64 (T, K).
+
+    Blocks of about a minute, floor(samples / 320) frames in all; ValueError for unreadable samples."""
 
     def codes(wave: Wave, first: int, count: int) -> np.ndarray:
         import torch
@@ -75,7 +73,7 @@ def labeller(
 
 
 def best(score_TC: "torch.Tensor") -> "torch.Tensor":
-    """argmax over codes, (T, C) → int64 (T,): in two strides, torch's own is ten times slower on CPUs."""
+    """argmax over codes, (T, C) → int64 (T,), in two steps: torch's own is ten times slower on CPUs."""
     import torch
 
     if score_TC.shape[1] % 32:
@@ -86,34 +84,29 @@ def best(score_TC: "torch.Tensor") -> "torch.Tensor":
     return group_T * 32 + inside_T
 
 
-class threads_set:
-    """torch's own count of CPU threads, for the time of a block; the caller's comes back after it."""
+@contextlib.contextmanager
+def threads_set(threads: int) -> Iterator[None]:
+    """torch's own count of CPU threads, for the time of a block."""
+    import torch
 
-    def __init__(self, threads: int):
-        if threads < 1:
-            raise ValueError(f"threads: {threads} is less than 1")
-        self._threads = threads
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._before)
+    if threads < 1:
+        raise ValueError(f"threads: {threads} is less than 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def between(name: str, value: int, low: int, high: int) -> None:
-    """Raise the ValueError of a recipe's whole number outside [low, high]."""
+    """ValueError unless a recipe's number is a whole one in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{name}: {value!r} is not a whole number from {low} to {high}")
 
 
 def check_fitted(recipe: Any) -> None:
-    """Raise the ValueError of what the recipe of every fitted mel teacher has: its bands, codes and fit."""
+    """ValueError for what every fitted mel teacher's recipe has: its bands, codes and fit."""
     between("codebook_size", recipe.codebook_size, 2, 65536)  # codes are uint16
     between("n_fft", recipe.n_fft, HOP_SAMPLES, 65536)
     between("mels", recipe.mels, 2, recipe.n_fft // 2)

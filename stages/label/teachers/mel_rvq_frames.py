@@ -1,8 +1,7 @@
 """What Mel-RVQ and k-means are fitted on: a seeded sample of stretches of the corpus, some of it held out.
 
-N mel frames in memory, T frames to fit on, D input width, F mel bins (see `mel_rvq`).
-Memory is bounded by the recipe's fit_minutes: 30 minutes of 128 bins are 69 MB.
-"""
+N mel frames in memory (30 fit_minutes of 128 bins: 69 MB), T frames to fit on, D input width, F mel bins (see
+`mel_rvq`)."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from stages.label.base import Wave
 from stages.label.teachers.features import FRAMES_PER_CODE, Features
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
-STRETCH_FRAMES = 300  # 4 s: short enough to touch many recordings, long against a window of 6 hops
+STRETCH_FRAMES = 300  # 4 s: short, for many recordings, but long against a window of 6 hops
 HELDOUT_SHARE = 0.05
 
 
@@ -30,21 +29,14 @@ class Frames:
             base += len(mel_TF)
         device = mels[0].device
         self.fit_T, self.heldout_T = (torch.cat(part).to(device) for part in starts)
-        seen = torch.cat([mel_TF for mel_TF, held in zip(mels, heldout, strict=True) if not held]).double()
+        seen = torch.cat([mel for mel, held in zip(mels, heldout, strict=True) if not held]).double()
         self.mean_db = seen.mean().float()
         self.std_db = seen.std().float().clamp_min(1e-2)  # a corpus of silence has no spread
         self._mel_NF = torch.cat(mels).sub_(self.mean_db).div_(self.std_db)
 
     @classmethod
-    def read(
-        cls,
-        recipe: Any,
-        waves: Sequence[Wave],
-        device: str,
-        generator: torch.Generator,
-        progress: Callable,
-    ) -> "Frames":
-        """Seeded stretches of the waves. ValueError where they are too few for the codebooks."""
+    def read(cls, recipe: Any, waves: Sequence[Wave], device: str, generator, progress) -> "Frames":
+        """Of the stretches that `read_stretches` reads."""
         features = recipe.features(device)
         mels, heldout = read_stretches(recipe, features, waves, generator, progress)
         return cls(features, mels, heldout, recipe.stack)
@@ -70,29 +62,26 @@ def read_stretches(
 ) -> tuple[list[torch.Tensor], list[bool]]:
     """Log bands (t, F) of seeded stretches of the waves, and which are held out.
 
-    recipe: of any fitted teacher (codebook_size, fit_minutes). ValueError where the waves
-    are too few for the codebooks, or one of them cannot be heard.
-    """
+    recipe: of any fitted teacher (codebook_size, fit_minutes). ValueError: too little audio for the
+    codebooks, or unreadable samples."""
     lengths = np.array([wave.samples // HOP_SAMPLES for wave in waves], np.int64)
-    budget = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES)
+    budget, total = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES), lengths.sum()
     needed = FRAMES_PER_CODE * recipe.codebook_size
-    if min(lengths.sum(), budget) < needed:
+    if min(total, budget) < needed:
         raise ValueError(
-            f"codebook_size: {recipe.codebook_size} needs at least {needed} frames to fit, the "
-            f"{len(waves)} recordings hold {lengths.sum()} ({lengths.sum() * HOP_SAMPLES / RATE_HZ:.1f} s); "
-            f"add audio or lower codebook_size to at most {lengths.sum() // FRAMES_PER_CODE}"
+            f"codebook_size: {recipe.codebook_size} needs at least {needed} frames to fit, the {len(waves)} "
+            f"recordings hold {total} ({total * HOP_SAMPLES / RATE_HZ:.1f} s); add audio or lower "
+            f"codebook_size to at most {total // FRAMES_PER_CODE}"
         )
-    pieces = draw_stretches(lengths, budget, generator)
-    mels, heldout = [], []
+    pieces, mels = draw_stretches(lengths, budget, generator), []
     ticker = Ticker("read", len(pieces), progress)
-    for done, (index, first, count, held) in enumerate(pieces):
+    for done, (index, first, count, _) in enumerate(pieces):
         try:
             mels.append(features.mel(waves[index], first, count))
         except ValueError as error:
             raise ValueError(f"recording {index} of {len(waves)}, {error}") from error
-        heldout.append(held)
         ticker.tick(done + 1, None)
-    return mels, heldout
+    return mels, [held for *_, held in pieces]
 
 
 def draw_stretches(
@@ -100,10 +89,8 @@ def draw_stretches(
 ) -> list[tuple[int, int, int, bool]]:
     """(wave, first frame, frames, held out) pieces of the recordings laid end to end, in their order.
 
-    Where they hold more than `budget` frames the line is cut into equal strata and one stretch is
-    drawn inside each: every recording is met in proportion to its length. About one stretch in
-    twenty, at least one, is held out whole.
-    """
+    Of more than `budget` frames one stretch is drawn in each of equal strata: every recording is read in
+    proportion to its length. About one stretch in twenty, at least one, is held out whole."""
     total, ends = int(lengths.sum()), np.cumsum(lengths)
     size = min(STRETCH_FRAMES, max(1, min(total, budget) // 20))
     if total <= budget:
@@ -113,12 +100,8 @@ def draw_stretches(
         slack = total / strata - size
         inside = torch.rand(strata, generator=generator, dtype=torch.float64).numpy()
         starts = np.floor(np.arange(strata) * (total / strata) + inside * slack).astype(np.int64)
-    held = set(
-        torch.randperm(len(starts), generator=generator)[
-            : max(1, round(len(starts) * HELDOUT_SHARE))
-        ].tolist()
-    )
-    pieces = []
+    order, count = torch.randperm(len(starts), generator=generator), round(len(starts) * HELDOUT_SHARE)
+    held, pieces = set(order[: max(1, count)].tolist()), []
     for number, start in enumerate(starts.tolist()):
         stop = min(start + size, total)
         while start < stop:
@@ -142,7 +125,5 @@ class Ticker:
             return
         self._last = now
         eta_s = round((now - self._began) * (self._steps - step) / step, 1)
-        value = None if loss is None else float(loss)
-        self._progress(
-            {"phase": self._phase, "step": step, "steps": self._steps, "loss": value, "eta_s": eta_s}
-        )
+        event = {"phase": self._phase, "step": step, "steps": self._steps}
+        self._progress(event | {"loss": None if loss is None else float(loss), "eta_s": eta_s})
