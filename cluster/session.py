@@ -43,7 +43,7 @@ def session(cpus: int | None = None) -> Iterator[Session]:
     """A Ray connection, by RAY_ADDRESS or started on this machine; closed at the end."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    options: dict = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    options = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options |= {"num_cpus": cpus or available_cpus(), "include_dashboard": False}
     else:

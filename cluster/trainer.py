@@ -39,8 +39,6 @@ class Layout:
 
 @ray.remote(max_restarts=0)
 class Rank:
-    """One process of the training run."""
-
     def where(self) -> tuple[str, int]:
         return ray.util.get_node_ip_address(), free_port()
 
@@ -52,15 +50,15 @@ class Rank:
 
 
 def layout(config: Config) -> Layout:
-    """One rank a GPU of the cluster, or one a node without any; ValueError when `run.ranks` cannot be."""
+    """One rank per GPU of the cluster, or per node without any; ValueError when `run.ranks` are too many."""
     nodes = [n["Resources"] for n in alive()]
-    gpus = int(sum(n.get("GPU", 0) for n in nodes))
+    cpus, gpus = sum(n["CPU"] for n in nodes), int(sum(n.get("GPU", 0) for n in nodes))
     ranks = config.run.ranks or gpus or len(nodes)
-    if gpus and ranks > gpus:
-        raise ValueError(f"run.ranks is {ranks}, the cluster has {gpus} GPUs: lower it, or leave it out")
-    cpus = sum(n["CPU"] for n in nodes)
-    if ranks > cpus:
-        raise ValueError(f"run.ranks is {ranks}, the cluster has {cpus:g} CPUs: lower it, or leave it out")
+    for have, kind in ((gpus or ranks, "GPUs"), (cpus, "CPUs")):
+        if ranks > have:
+            raise ValueError(
+                f"run.ranks is {ranks}, the cluster has {have:g} {kind}: lower it, or leave it out"
+            )
     each = max(1, min(int(cpus // ranks), int(min(n["CPU"] for n in nodes))))
     return Layout(ranks, each, 1.0 if gpus else 0.0)
 

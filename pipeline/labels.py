@@ -119,6 +119,6 @@ def open_out(config: Config) -> Storage:
 
 def deleted_error(out: Storage) -> OSError:
     return OSError(
-        f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts anew, "
+        f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts over, "
         f"or goes on if you move it back first"
     )

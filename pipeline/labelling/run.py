@@ -36,8 +36,6 @@ def bytes_per_s(recipe: recipes.Recipe) -> dict[str, int]:
 
 @dataclass
 class LabelRun:
-    """The columns of one run over the shards of one plan."""
-
     config: Config
     out: Storage
     progress: Progress

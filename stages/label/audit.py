@@ -37,7 +37,7 @@ def damaged(storage: Storage, shard: str, columns: Iterable[str]) -> dict[str, s
     Besides each column's own bytes: every key has the same samples and frames in all columns, but for
     recordings that the labels reject, and labels were made from the present audio. Raises OSError when bytes
     could not be read, which is no damage."""
-    found: dict[str, str] = {}
+    found = {}
     audio_sha256, audio = None, {}
     for name in columns:
         try:

@@ -150,6 +150,17 @@ def cut(blocks: Iterable[np.ndarray], segments: list[dict]) -> Iterator[tuple[di
         held, have = [joined[count:]], have - count
 
 
+def outcomes(waves: Iterable[Any], samples: Callable[[Any], Iterator[Sample]]) -> Iterator[Item]:
+    """Each recording's samples and outcome; any ValueError rejects it."""
+    for wave in waves:
+        try:
+            yield from samples(wave)
+        except ValueError as error:
+            yield Rejected(wave.recording, str(error))
+        else:
+            yield Kept(wave.recording)
+
+
 def segment_row(segment: dict) -> dict:
     """The fields of a segment's row that all columns of the shard share."""
     return {name: segment[name] for name in ("recording", "start", "samples", "frames")}

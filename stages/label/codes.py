@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.label.base import Item, Kept, Rejected, Sample, Teacher, cut, segment_row
+from stages.label.base import Item, Sample, Teacher, cut, outcomes, segment_row
 from stages.label.statistics.codes import of_codes
 from stages.shards.column import npy_bytes
 from stages.signal.rates import HOP_SAMPLES
@@ -42,16 +42,13 @@ class CodesRun:
     def __call__(self, waves: Iterable[Any]) -> Iterator[Item]:
         if hasattr(self.label, "restart_facts"):
             self.label.restart_facts()
-        for wave in waves:
-            try:
-                for segment, codes_TK in cut(map(self._rows, self.label(wave)), wave.segments):
-                    stats, counts_KC = of_codes(codes_TK, self.teacher.codebook_size)
-                    members = {"codes.npy": npy_bytes(codes_TK)}
-                    yield Sample(segment["key"], members, segment_row(segment), stats, {"codes": counts_KC})
-            except ValueError as error:  # the teacher rejects this recording
-                yield Rejected(wave.recording, str(error))
-            else:
-                yield Kept(wave.recording)
+        yield from outcomes(waves, self._samples)
+
+    def _samples(self, wave: Any) -> Iterator[Sample]:
+        for segment, codes_TK in cut(map(self._rows, self.label(wave)), wave.segments):
+            stats, counts_KC = of_codes(codes_TK, self.teacher.codebook_size)
+            members = {"codes.npy": npy_bytes(codes_TK)}
+            yield Sample(segment["key"], members, segment_row(segment), stats, {"codes": counts_KC})
 
     def facts(self) -> dict[str, Any]:
         """What the trainer must know of this column, and what the labeller itself has measured."""
@@ -64,11 +61,9 @@ class CodesRun:
         return self.label.run_facts() if hasattr(self.label, "run_facts") else {}
 
     def _rows(self, codes_TK: np.ndarray) -> np.ndarray:
-        """A block of the teacher's codes as stored rows: a slower teacher's code is repeated in each row it
-        covers.
+        """A block of the teacher's codes as stored rows: a slower teacher's code in each row it covers.
 
-        RuntimeError, which fails the shard, where a teacher breaks its contract: no label is better than a
-        wrong one."""
+        RuntimeError, which fails the shard, where a teacher breaks its contract."""
         name, books, size = self.teacher.name, self.teacher.codebooks, self.teacher.codebook_size
         if codes_TK.dtype != np.uint16 or codes_TK.ndim != 2 or codes_TK.shape[1] != books:
             seen = f"{codes_TK.dtype} {codes_TK.shape}"

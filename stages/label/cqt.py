@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from stages.config import require
-from stages.label.base import Item, Kept, Rejected, Sample, cut, read_checked, segment_row
+from stages.label.base import Item, Sample, cut, outcomes, read_checked, segment_row
 from stages.label.statistics.pitch import of_cqt
 from stages.shards.column import npy_bytes
 from stages.shards.frames import STEPS, decode_cqt, encode_uint8
@@ -33,21 +33,19 @@ class StorageError:
     overflow: int = 0  # this and the next: of float16
     subnormal: int = 0
     max_abs_error: float = 0.0
-    sum_squared_error: float = 0.0
-    sum_squared: float = 0.0
+    squares_2: np.ndarray = field(default_factory=lambda: np.zeros(2))  # summed: of the error, of the frames
 
     def add(self, exact_TF: np.ndarray, read_back_TF: np.ndarray) -> None:
         error, size = read_back_TF - exact_TF, np.abs(exact_TF)
         self.values += exact_TF.size
         self.overflow += int((size > FLOAT16_MAX).sum())
         self.subnormal += int(((size > 0) & (size < FLOAT16_TINY)).sum())
-        if error.size:
-            self.max_abs_error = max(self.max_abs_error, float(np.abs(error).max()))
-        self.sum_squared_error += float(np.square(error, dtype=np.float64).sum())
-        self.sum_squared += float(np.square(exact_TF, dtype=np.float64).sum())
+        self.max_abs_error = max(self.max_abs_error, float(np.abs(error).max(initial=0.0)))
+        self.squares_2 += np.array([np.square(x, dtype=np.float64).sum() for x in (error, exact_TF)])
 
     def facts(self) -> dict:
-        relative = (self.sum_squared_error / self.sum_squared) ** 0.5 if self.sum_squared else 0.0
+        lost, total = self.squares_2.tolist()
+        relative = (lost / total) ** 0.5 if total else 0.0
         errors = {"max_abs_error": round(self.max_abs_error, 9), "relative_rms_error": round(relative, 9)}
         return {"values": self.values, **errors}
 
@@ -123,14 +121,7 @@ class CqtRun:
         if self.stage.storage == "uint8":
             waves = list(waves)
             self.scaling = self._scaling(waves)
-        for wave in waves:
-            try:
-                for number, (segment, exact_TF) in enumerate(cut(self._blocks(wave), wave.segments)):
-                    yield self._sample(segment, exact_TF, number)
-            except ValueError as error:  # unreadable samples
-                yield Rejected(wave.recording, str(error))
-            else:
-                yield Kept(wave.recording)
+        yield from outcomes(waves, self._samples)
 
     def facts(self) -> dict:
         stage = self.stage
@@ -138,14 +129,16 @@ class CqtRun:
         frames = {"bins": stage.bins, "hop_samples": HOP_SAMPLES, "magnitude": stage.magnitude}
         return frames | {"storage": stage.storage, stage.storage: self.error.facts() | own}
 
-    def _sample(self, segment: dict, exact_TF: np.ndarray, number: int) -> Sample:
-        half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
-        stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
-        self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
-        linear_TF = np.exp(exact_TF) if self.stage.magnitude == "log" else exact_TF
-        stats, sums_2F = of_cqt(exact_TF, linear_TF, self.stage.fmin_hz, self.stage.bins_per_octave, number)
-        members = {"cqt.npy": npy_bytes(stored_TF)}
-        return Sample(segment["key"], members, segment_row(segment), stats, {"cqt": sums_2F})
+    def _samples(self, wave: Any) -> Iterator[Sample]:
+        stage = self.stage
+        for number, (segment, exact_TF) in enumerate(cut(self._blocks(wave), wave.segments)):
+            half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
+            stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
+            self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
+            linear_TF = np.exp(exact_TF) if stage.magnitude == "log" else exact_TF
+            stats, sums_2F = of_cqt(exact_TF, linear_TF, stage.fmin_hz, stage.bins_per_octave, number)
+            members = {"cqt.npy": npy_bytes(stored_TF)}
+            yield Sample(segment["key"], members, segment_row(segment), stats, {"cqt": sums_2F})
 
     def _scaling(self, waves: list[Any]) -> dict[str, float]:
         """256 even steps from the shard's least value to its greatest, rounded to float32 as when used."""

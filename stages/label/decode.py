@@ -7,7 +7,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, ClassVar
@@ -20,14 +20,12 @@ from stages.label.decoding.process import DecoderProcess
 from stages.label.decoding.source import Source
 from stages.label.statistics.stereo import Stereo
 from stages.label.statistics.wave import of_wave
+from stages.shards.fetching import Fetch
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 FORMATS = ("wav", "flac")
 SLOWEST = 5  # recordings of a shard whose decoding times are recorded
 QUALITIES = ("QQ", "LQ", "MQ", "HQ", "VHQ")  # soxr's
-
-# An address to a context manager whose value is the path of a local copy.
-Fetch = Callable[[str], contextlib.AbstractContextManager[str | bytes | os.PathLike]]
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,7 @@ class Decoder:
             yield Rejected(source.recording, str(refused))
 
     def _recording(self, source: Source) -> Iterator[Item]:
-        stage, facts, stereo, start = self._stage, {}, Stereo(), 0
-        max_s = stage.max_recording_h * 3600
+        stage, facts, stereo, start, max_s = self._stage, {}, Stereo(), 0, self._stage.max_recording_h * 3600
         request = {"rate_hz": stage.rate_hz, "resampler": stage.resampler, "max_s": max_s}
         with self._local(source) as path:
             blocks = self._process.decode(source, path, request, facts, stereo.add)
@@ -178,10 +175,8 @@ class Decoder:
         source = {name: facts[name] for name in ("source_rate_hz", "source_channels", "source_codec")}
         identity = place | source | {"rate_hz": RATE_HZ}
         encode = wav_bytes if self._stage.format == "wav" else flac_bytes
-        members = {
-            "json": json.dumps(identity, sort_keys=True, separators=(",", ":")).encode(),
-            self._stage.format: encode(segment),
-        }
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        members = {"json": text.encode(), self._stage.format: encode(segment)}
         row = {"recording": recording, "index": index} | place | {"frames": len(segment) // HOP_SAMPLES}
         return Sample(f"{recording}-{index:05d}", members, row, of_wave(segment) | {"stereo": stereo})
 

@@ -60,8 +60,7 @@ def gather(
 ) -> None:
     """Add these shards to the three tables and the histograms, replacing the rows they had.
 
-    Segments of recordings that are not `live` (tombstoned since) leave index and segments. `attempts`: of
-    (column, shard), as this run counted them."""
+    Removes segments of recordings that are not `live`. `attempts`: of (column, shard), in this run."""
     replaced = pa.array(shards, pa.string())
     shard_rows = partial(_shard_rows, attempts=attempts or {})
     with ThreadPoolExecutor(8) as pool:
@@ -79,8 +78,7 @@ def _rewrite(
     new: Iterator[pa.Table],
     live: pa.Array,
 ) -> None:
-    """Copy the old table without the replaced shards (of these columns), then the new rows; in bounded
-    memory."""
+    """The old table without the replaced shards (of these columns), then the new rows; in bounded memory."""
     writer, schema, file = None, None, f"{name}.parquet"
     with storage.attempt(file) as path:
         for table in _old_and_new(storage, file, replaced, columns, new):
@@ -197,8 +195,7 @@ def _shard_rows(
 def rejected_rows(
     storage: Storage, columns: Iterable[str], done: set[str], wanted: Callable[[str, str], bool]
 ) -> pa.Table:
-    """Rejections of finished shards (`done`) as rows of OUT/rejected.parquet; only records with some are
-    read."""
+    """Rejections of finished shards (`done`) for OUT/rejected.parquet; reads only records with some."""
     rows, shards = [], []
     if storage.exists("shards.parquet"):
         table = storage.read_table("shards.parquet", ["shard", "column", "rejected"])

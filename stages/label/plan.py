@@ -47,13 +47,13 @@ def plan(
     """Write the next plan to the local path `out` (may be `previous`), whole or not at all.
 
     shard_minutes     of audio in a shard; recordings stay whole: a longer one gets a shard of its own
-    validation_share  of the recordings, by a hash of their id; the split of a recording, of its
-                      copies and of its later versions (same path) never changes
+    validation_share  of the recordings, by a hash of their id; the split of a recording, of its copies and of
+                      its later versions (same path) never changes
     retry             live recordings to plan again, in new shards
 
-    Of two or more recordings planned first, at least one is validation. When no validation recording is left,
-    the next new recording becomes one: never one that was trained on. Raises ValueError for impossible
-    values, and for files that are no catalog or plan."""
+    At least one of two or more recordings planned first is for validation. When none of those is left, the
+    next new recording is, never one that was trained on. ValueError: impossible values, or files that are no
+    catalog or plan."""
     if not shard_minutes > 0:
         raise ValueError(f"plan.shard_minutes is {shard_minutes}; give minutes above 0, such as 60")
     if not 0 <= validation_share < 1:
@@ -165,7 +165,7 @@ def _pack(db: duckdb.DuckDBPyConnection, shard_s: float) -> pa.Table:
     ids, sizes, durations, attempts = (c.to_pylist() for c in db.sql(query).to_arrow_table().columns)
     seconds = (d if d > 0 else size / BYTES_PER_S for d, size in zip(durations, sizes, strict=True))
     starts = next_fit(seconds, shard_s)
-    shards: list[str] = []
+    shards = []
     for start, stop in zip(starts, [*starts, len(ids)][1:], strict=True):
         members = zip(ids[start:stop], attempts[start:stop], strict=True)
         shards += [shard_name(members)] * (stop - start)
@@ -176,7 +176,7 @@ def _pack(db: duckdb.DuckDBPyConnection, shard_s: float) -> pa.Table:
 
 def next_fit(lengths_s: Iterable[float], shard_s: float) -> list[int]:
     """Index of the first recording of each shard: one that would exceed its shard starts the next."""
-    starts: list[int] = []
+    starts = []
     filled_s = 0.0
     for place, length_s in enumerate(lengths_s):
         if not starts or filled_s + length_s > shard_s:

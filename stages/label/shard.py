@@ -27,7 +27,7 @@ SOFTWARE = ("overtone", "numpy", "torch", "soxr", "av", "soundfile", "safetensor
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker of one stage needs; the same for every shard."""
+    """What a worker of one stage needs, for any shard."""
 
     stage: Stage
     column: str
@@ -42,7 +42,7 @@ class Job:
 
 
 def software() -> dict[str, str]:
-    """Versions of what bytes depend on, for records and to compare nodes."""
+    """Versions that bytes depend on, for records and to compare nodes."""
     found = {"python": platform.python_version()}
     for name in SOFTWARE:
         try:
@@ -79,8 +79,7 @@ class ShardWorker:
     def __call__(self, shard: str) -> dict[str, Any]:
         """Finish one shard's column, or state the error; never raises for a problem of one shard.
 
-        Returns a small row: shard, column, status ('finished' | 'skipped' | 'failed'), error, counts, times.
-        """
+        Returns a row: shard, column, status ('finished' | 'skipped' | 'failed'), error, counts, times."""
         stopwatch = Stopwatch()
         row = {"shard": shard, "column": self.job.column, "stage": self.job.stage.name, "error": None}
         try:
@@ -113,24 +112,11 @@ class ShardWorker:
             with column.publishing(self.storage, job.column, shard) as publication:
                 kept, rejects = write(publication.writer, self.run(inputs), paths)
                 totals = publication.writer.finish()
-                facts, own = (
-                    getattr(self.run, name)() if hasattr(self.run, name) else {}
-                    for name in ("facts", "run_facts")
-                )
-                publication.record = records.Record(
-                    shard=shard,
-                    column=job.column,
-                    recipe=job.recipe,
-                    inputs=len(paths),
-                    kept=kept,
-                    rejects=rejects,
-                    source_sha256=source_sha256,
-                    software=self.software,
-                    device=job.device.split(":")[0],
-                    facts=facts,
-                    run=stopwatch.read() | own,
-                    **totals,
-                )
+                facts, own = getattr(self.run, "facts", dict)(), getattr(self.run, "run_facts", dict)()
+                about = {"inputs": len(paths), "kept": kept, "rejects": rejects, "facts": facts, **totals}
+                about |= {"source_sha256": source_sha256, "software": self.software}
+                about |= {"device": job.device.split(":")[0], "run": stopwatch.read() | own}
+                publication.record = records.Record(shard, job.column, job.recipe, **about)
         return publication.record
 
     @contextmanager
@@ -158,8 +144,8 @@ class ShardWorker:
 def write(
     writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, str]
 ) -> tuple[int, list[dict]]:
-    """Write a stage's items while it computes the next; returns (kept, rejects). One outcome per input, or
-    AssertionError."""
+    """Write a stage's items while it computes the next: (kept, rejects). AssertionError unless each input has
+    one outcome."""
     kept, rejects, seen = 0, [], set()
     for item in ahead(items):
         if isinstance(item, Sample):

@@ -90,7 +90,7 @@ class ColumnWriter:
         self._open = {}
 
     def finish(self) -> dict[str, Any]:
-        """End the tar; returns its bytes, sha256 and totals."""
+        """End the tar; returns its size, sha256 and totals."""
         self._file.write(b"\0" * (2 * BLOCK))
         self._file.seek(0)
         digest = hashlib.file_digest(self._file, "sha256").hexdigest()
@@ -134,7 +134,6 @@ def npy_header(data: bytes) -> tuple[int, tuple[int, ...], np.dtype]:
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
-    """An array as npy version 1.0."""
     stream = io.BytesIO()
     np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return stream.getvalue()

@@ -1,9 +1,8 @@
-"""Totals over a shard's segments, too long for a row per segment: how often each code is used, magnitude by
-pitch.
+"""Totals over a shard's segments: how often each code is used, magnitude by pitch.
 
 SHARD.sums.parquet, next to a tar, has a row per name and level; OUT/sums.parquet has the same, added up over
-blocks of shards, so that a corpus of any size is shown from a few thousand rows. They count everything in the
-tars, also recordings with a tombstone."""
+blocks of shards, so that a corpus of any size is shown from a few thousand rows. Recordings with a tombstone
+count too."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +48,7 @@ def table(histograms: Histograms) -> pa.Table:
 
 
 def _arrays(rows: list[dict]) -> Histograms:
-    levels: dict[str, list] = {}
+    levels = {}
     for row in sorted(rows, key=lambda row: row["level"]):
         levels.setdefault(row["name"], []).append(row["values"])
     return {name: np.array(values) for name, values in levels.items()}
@@ -65,11 +64,11 @@ def read_shard(storage: Storage, column: str, shard: str) -> Histograms:
 
 def read(storage: Storage, column: str) -> tuple[Histograms, int]:
     """(histograms of a column over all gathered shards, how many shards have any)."""
-    total: Histograms = {}
+    total = {}
     if not storage.exists(NAME):
         return total, 0
     rows = _rows(storage.read_table(NAME).filter(pc.field("column") == column))
-    blocks: dict[str, list[dict]] = {}
+    blocks = {}
     for row in rows:
         blocks.setdefault(row["shards"][0], []).append(row)
     for block in blocks.values():
@@ -79,7 +78,7 @@ def read(storage: Storage, column: str) -> tuple[Histograms, int]:
 
 def _rows(table: pa.Table) -> list[dict]:
     """Rows as dicts, `values` as arrays: Python's own numbers would take seconds."""
-    values: list[np.ndarray] = []
+    values = []
     for chunk in table["values"].chunks:
         if len(chunk):
             values += np.split(chunk.flatten().to_numpy(), np.cumsum(pc.list_value_length(chunk))[:-1])
@@ -88,9 +87,8 @@ def _rows(table: pa.Table) -> list[dict]:
 
 
 def gather(storage: Storage, columns: Iterable[str], shards: Iterable[str]) -> None:
-    """Add these shards' histograms to OUT/sums.parquet, in place of those that it had of them.
-
-    A block of the table that held one of them is added up again from the files next to the tars."""
+    """Replace these shards' part of OUT/sums.parquet: each block that has one of them is added up again from
+    the files next to the tars."""
     held = storage.read_table(NAME) if storage.exists(NAME) else TABLE.empty_table()
     columns, new = set(columns), set(shards)
     rows = [row for row in held.to_pylist() if row["column"] not in columns or not new & set(row["shards"])]
@@ -100,7 +98,7 @@ def gather(storage: Storage, columns: Iterable[str], shards: Iterable[str]) -> N
             names = sorted(new.union(*(block for block in blocks if block & new)))
             for start in range(0, len(names), BLOCK):
                 own = names[start : start + BLOCK]
-                total: Histograms = {}
+                total = {}
                 found = list(pool.map(partial(read_shard, storage, column), own))
                 for histograms in found:
                     add(total, histograms)

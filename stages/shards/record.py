@@ -41,7 +41,6 @@ class Record:
 
 
 def _digest(data: dict[str, Any]) -> str:
-    """sha256 of a record's fields, all but `run`."""
     own = {k: v for k, v in data.items() if k != "run"}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 

@@ -25,7 +25,7 @@ def s3_filesystem() -> pafs.FileSystem:
     """S3 by the usual variables: AWS_ENDPOINT_URL(_S3), AWS_REGION, credentials by the AWS chain."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    options: dict = {"connect_timeout": 10, "request_timeout": 60}
+    options = {"connect_timeout": 10, "request_timeout": 60}
     if endpoint:
         scheme = "http" if endpoint.startswith("http://") else "https"
         options |= {"endpoint_override": endpoint, "scheme": scheme}
@@ -42,7 +42,7 @@ class Storage:
         self.root, self.standing = os.fspath(root).rstrip("/") or "/", standing
         self.is_local = "://" not in self.root
         if self.is_local:
-            self.fs: pafs.FileSystem = pafs.LocalFileSystem()
+            self.fs = pafs.LocalFileSystem()
             self.base = os.path.abspath(self.root)
         elif self.root.startswith("s3://"):
             self.fs, self.base = s3_filesystem(), self.root.removeprefix("s3://")
@@ -67,9 +67,8 @@ class Storage:
         return Path(self.path(name))
 
     def _listed(self, folder: str) -> list[str]:
-        """By one plain local listing: there may be hundreds of thousands of names."""
         try:
-            return os.listdir(self.path(folder))
+            return os.listdir(self.path(folder))  # plain: there may be hundreds of thousands of names
         except FileNotFoundError:
             return []
 
@@ -99,7 +98,6 @@ class Storage:
             return f.read()
 
     def open(self, name: str) -> pa.NativeFile:
-        """Random access for positioned reads."""
         return self.fs.open_input_file(self.path(name))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -205,7 +203,6 @@ def fsync(path: Path) -> None:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A table as parquet."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()

@@ -44,7 +44,6 @@ class ConstantQ:
         self.to(device)
 
     def to(self, device: str | torch.device) -> "ConstantQ":
-        """Move the tables; returns self."""
         self.device = torch.device(device)
         self._delay = self._delay.to(self.device)
         tables = [replace(t, bins=t.bins.to(device), weights=t.weights.to(device)) for t in self._tables]

@@ -32,7 +32,6 @@ class OnlineCqt:
         self._transform = ConstantQ(spec, cache_dir or table_cache(), device)
 
     def to(self, device: str | torch.device) -> "OnlineCqt":
-        """Move the tables; returns self."""
         self._transform.to(device)
         return self
 

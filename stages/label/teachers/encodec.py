@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 DTYPES = ("fp32", "bf16", "fp16")
 COMPARED_S = 4.0  # of each recording's beginning, encoded in fp32 too where half precision was chosen
 PACKAGE_S = 10.0  # of a worker's first recording, compared with the package
-PACKAGE_SHARE = (
-    0.999  # of equal tokens at least; float32 rounding changes about one in 100,000 (D test_encodec)
-)
+PACKAGE_SHARE = 0.999  # of equal tokens, at least; float32 rounding changes one in 100,000 (D)
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,8 @@ class Encodec:
         return round(self.block_s * RATE_HZ / HOP_SAMPLES) * HOP_SAMPLES
 
     def locate(self, path: str | None) -> bytes:
-        """Canonical weights; see `encodec_weights.locate` for the places searched and the errors.
-
-        ValueError also where the `encodec` package is missing, with which each worker compares its codes."""
+        """Canonical weights, as `encodec_weights.locate`; ValueError also where the `encodec` package is
+        missing."""
         from stages.label.teachers import encodec_package, encodec_weights
 
         encodec_package.package()
@@ -76,9 +73,8 @@ class Encodec:
     def open(self, weights: bytes, device: str, threads: int) -> "Labeller":
         """Load once per worker; then one recording at a time, whose state the labeller carries.
 
-        Sets torch's thread count for the process: the same count gives the same bytes. ValueError while
-        labelling: an unreadable recording (NaN, another rate, channels or dtype). TeacherError: other codes
-        than the `encodec` package's."""
+        Sets torch's thread count for the process: the same count gives the same bytes. Labelling raises
+        TeacherError for other codes than the `encodec` package's."""
         import torch
         from safetensors.torch import load
 
@@ -94,10 +90,8 @@ class Encodec:
 
 @dataclass
 class Labeller:
-    """Gives a recording's codes block by block, and compares some of them with two references.
-
-    With the `encodec` package: float32 tokens of the first 10 s of the worker's first recording. In half
-    precision also with float32: tokens of the first 4 s of every recording."""
+    """Gives a recording's codes block by block, and compares some: float32 ones of the first 10 s of the
+    worker's first recording with the package's, half precision's of 4 s of every recording with float32's."""
 
     teacher: Encodec
     exact: "Encoder"  # in fp32
@@ -129,11 +123,10 @@ class Labeller:
         from stages.label.teachers import encodec_package
 
         if self.compared is None and wave.samples:
-            stop = round(PACKAGE_S * RATE_HZ)  # beyond a shorter recording: silence
+            stop = round(PACKAGE_S * RATE_HZ)  # a shorter recording is followed by silence
             ours_TK = np.concatenate([codes_TK for *_, codes_TK in self._blocks(self.exact, wave, stop)])
-            encode = encodec_package.reference(self.weights, self.teacher.codebooks)
+            package, encode = encodec_package.reference(self.weights, self.teacher.codebooks)
             share, tokens = encodec_package.agreement(ours_TK, encode(read_checked(wave, 0, stop)))
-            package = f"encodec {encodec_package.package().__version__}"
             name = getattr(wave, "recording", "")
             self.compared = {"package": package, "share": share, "tokens": tokens, "recording": name}
         if self.compared and self.compared["share"] < PACKAGE_SHARE:

@@ -16,8 +16,8 @@ from stages.label.teachers.encodec_weights import CODES, DIMENSION, layers
 def package() -> ModuleType:
     """The imported package; ValueError with the command that installs it.
 
-    It imports torchaudio only to read and resample files: where torchaudio is missing, or made for another
-    torch, an empty module takes its place during the import."""
+    It uses torchaudio only to read and resample files: where that is missing, or made for another torch, an
+    empty module replaces it during the import."""
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError):
@@ -35,10 +35,10 @@ def package() -> ModuleType:
     return encodec
 
 
-def reference(weights: dict[str, Tensor], codebooks: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The package's model, float32 on the CPU, with the `weights` that `encodec_weights.shapes` names.
+def reference(weights: dict[str, Tensor], codebooks: int) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+    """(the package's name and version, its model as a function of a recording: float32 (N,) → int64 (T, K)).
 
-    The result turns a whole recording, float32 (N,), into its tokens, int64 (T, K)."""
+    float32 on the CPU, with the weights that `encodec_weights.shapes` names."""
     encodec = package()
     with torch.random.fork_rng(devices=[]):  # initial values are drawn, and replaced
         encoder = encodec.modules.SEANetEncoder(channels=1, norm="none", causal=True).eval()
@@ -56,14 +56,14 @@ def reference(weights: dict[str, Tensor], codebooks: int) -> Callable[[np.ndarra
             codes_K1T = quantizer.encode(encoder(torch.tensor(wave_N)[None, None]), 75)
         return codes_K1T[:, 0].T.numpy()
 
-    return encode
+    return f"encodec {encodec.__version__}", encode
 
 
 def agreement(ours_TK: np.ndarray, theirs_TK: np.ndarray) -> tuple[float, int]:
     """(share of equal tokens, tokens compared).
 
-    Of a frame's tokens those after the first that differs are left out: they quantise another residual, so
-    that one choice between two codes equally near would count up to K times."""
+    In a frame, tokens after the first that differs are left out: they quantise another residual, so one
+    choice between two equally near codes would count up to K times."""
     differs_TK = ours_TK != theirs_TK
     compared_TK = differs_TK.cumsum(1) - differs_TK == 0
     return round(1 - float(differs_TK[compared_TK].mean()), 6), int(compared_TK.sum())

@@ -26,7 +26,7 @@ from stages.label.teachers.encodec_model import LEVELS, WIDTH
 FILE = "encodec_24khz-d7cc33bc.th"  # encodec 0.1.1, model.py: the name has the first digits of the sha256
 URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{FILE}"  # encodec 0.1.1, model.py ROOT_URL
 TIMEOUT_S = 5  # to reach the server, name look-up included
-DIMENSION, CODES, MAX_CODEBOOKS = 128, 1024, 32  # encodec 0.1.1: SEANetEncoder, ResidualVectorQuantizer
+DIMENSION, CODES = 128, 1024  # encodec 0.1.1: SEANetEncoder, ResidualVectorQuantizer
 
 
 def layers() -> dict[str, tuple[str, tuple[int, int, int]]]:
@@ -43,7 +43,7 @@ def layers() -> dict[str, tuple[str, tuple[int, int, int]]]:
 
 def shapes(codebooks: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the canonical form."""
-    found: dict[str, tuple[int, ...]] = {}
+    found = {}
     for name, (_, shape) in layers().items():
         found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     for n in range(2):
@@ -181,7 +181,7 @@ def _download(target: Path) -> None:
 
 def _reach(url: str) -> HTTPResponse:
     """An open response within `TIMEOUT_S`. In a thread, since no timeout covers the name look-up."""
-    answers: queue.SimpleQueue = queue.SimpleQueue()
+    answers = queue.SimpleQueue()
 
     def request() -> None:
         try:

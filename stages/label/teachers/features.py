@@ -15,7 +15,7 @@ from stages.signal.mel import LogMel, mel_filters
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 TILE_FRAMES = 256  # whole tiles in a block keep every frame at the same row of every matrix product
 BLOCK_FRAMES = 18 * TILE_FRAMES  # 61 s
@@ -29,7 +29,7 @@ class Features:
         self._log_mel = LogMel(RATE_HZ, HOP_SAMPLES, mels, n_fft, device, filters)
         self._stack = stack
 
-    def mel(self, wave: Wave, first_frame: int, count: int) -> "torch.Tensor":
+    def mel(self, wave: Wave, first_frame: int, count: int) -> "Tensor":
         """float32 (count + stack - 1, bands) in dB; with an even stack centred on the frames' borders."""
         import torch
 
@@ -38,11 +38,11 @@ class Features:
         samples_1N = torch.tensor(read_checked(wave, start, stop))[None]
         return self._log_mel(samples_1N, first - start, count + self._stack - 1)[0]
 
-    def stacked(self, mel_TF: "torch.Tensor") -> "torch.Tensor":
+    def stacked(self, mel_TF: "Tensor") -> "Tensor":
         """(count + stack - 1, bands) → (count, D), oldest frame first."""
         return mel_TF.unfold(0, self._stack, 1).transpose(1, 2).flatten(1)
 
-    def tiles(self, wave: Wave, first_frame: int, count: int) -> "Iterator[torch.Tensor]":
+    def tiles(self, wave: Wave, first_frame: int, count: int) -> "Iterator[Tensor]":
         """The (TILE_FRAMES, D) tiles of a block; the last is filled up with zeros."""
         import torch
 
@@ -50,9 +50,7 @@ class Features:
         return iter(torch.nn.functional.pad(x_TD, (0, 0, 0, -count % TILE_FRAMES)).split(TILE_FRAMES))
 
 
-def labeller(
-    features: Features, tile: "Callable[[torch.Tensor], torch.Tensor]", threads: int
-) -> LabelFunction:
+def labeller(features: Features, tile: "Callable[[Tensor], Tensor]", threads: int) -> LabelFunction:
     """What `Teacher.open` returns, from `tile`: (T, D) → int64 (T, K).
 
     Blocks of about a minute, floor(samples / 320) frames in all; ValueError for unreadable samples."""
@@ -72,7 +70,7 @@ def labeller(
     return label
 
 
-def best(score_TC: "torch.Tensor") -> "torch.Tensor":
+def best(score_TC: "Tensor") -> "Tensor":
     """argmax over codes, (T, C) → int64 (T,), in two steps: torch's own is ten times slower on CPUs."""
     import torch
 

@@ -18,7 +18,7 @@ from stages.signal.mel import mel_filters
 from stages.signal.rates import RATE_HZ
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 _START_FRAMES_PER_CODE = 8  # in the first batch, from which k-means++ starts
 _CHUNK_FRAMES = 8192  # looked up at once in the report
@@ -86,19 +86,19 @@ class KMeans:
         tensors = {key: torch.from_numpy(array.copy()).to(device) for key, array in arrays.items()}
         mean_D, scale_D, nearest = tensors["mean"], tensors["scale"], _nearest(tensors["codes"])
 
-        def tile(bands_TD: torch.Tensor) -> torch.Tensor:
+        def tile(bands_TD: "Tensor") -> "Tensor":
             return nearest((self._seen(bands_TD) - mean_D) / scale_D)[:, None]
 
         return labeller(self.features(device), tile, threads)
 
-    def _seen(self, bands_TD: "torch.Tensor") -> "torch.Tensor":
+    def _seen(self, bands_TD: "Tensor") -> "Tensor":
         """Bands in dB, the chroma ones relative to their frame's mean: mel has the loudness already."""
         import torch
 
         mel, chroma = bands_TD[:, : self.mels], bands_TD[:, self.mels :]
         return torch.cat([mel, chroma - chroma.mean(1, keepdim=True)], 1)
 
-    def _joined(self, bands: "list[torch.Tensor]") -> np.ndarray:
+    def _joined(self, bands: "list[Tensor]") -> np.ndarray:
         return np.concatenate([self._seen(part).cpu().numpy() for part in bands])
 
     def _half_widths(self) -> np.ndarray:
@@ -131,7 +131,7 @@ class KMeans:
         return identity(self, ("codebook_size", "mels", "n_fft"))
 
 
-def _nearest(codes_CD: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":
+def _nearest(codes_CD: "Tensor") -> "Callable[[Tensor], Tensor]":
     """(T, D) → int64 (T,): the nearest code, of largest x·c − |c|²/2, since |x|² is the same for all."""
     import torch
 

@@ -16,7 +16,7 @@ from stages.label.teachers.features import Features, best, between, check_fitted
 from stages.label.teachers.fitted_weights import identity, pack, unpack
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 _SHAPING = ("codebooks", "codebook_size", "dim", "mels", "n_fft", "stack")  # what the weights depend on
 
@@ -99,7 +99,7 @@ class Coder:
             directions_EC = torch.nn.functional.normalize(codes, dim=1).T.contiguous()
             self._levels.append((in_w, in_b, directions_EC, codes @ out_w.T + out_b))
 
-    def name(self, x_TD: "torch.Tensor") -> "torch.Tensor":
+    def name(self, x_TD: "Tensor") -> "Tensor":
         """(T, D) → int64 (T, K)."""
         import torch
 

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as fn
 
 from stages.label.base import Wave
@@ -29,7 +30,7 @@ KEYS = ("codebook", "in_w", "in_b", "out_w", "out_b")  # of a level
 
 def fit_levels(
     recipe: Any, waves: Sequence[Wave], device: str, progress: Callable[[dict], None]
-) -> tuple[dict[str, torch.Tensor], dict]:
+) -> tuple[dict[str, Tensor], dict]:
     """Tensors as `MelRvq` packs them, and the report. See `MelRvq.fit`."""
     began = time.monotonic()
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -44,9 +45,7 @@ def fit_levels(
     return tensors | {"mean_db": mean_db, "std_db": std_db}, report
 
 
-def _start(
-    recipe: Any, frames: Frames, generator: torch.Generator, progress: Callable
-) -> dict[str, torch.Tensor]:
+def _start(recipe: Any, frames: Frames, generator: torch.Generator, progress: Callable) -> dict[str, Tensor]:
     """Trainable levels, each started from the residual of the levels before it."""
     chosen = _picked(len(frames.fit_T), INIT_FRAMES_PER_CODE * recipe.codebook_size, generator)
     rest_TD = frames.stacked(frames.fit_T[chosen.to(frames.fit_T.device)])
@@ -65,12 +64,12 @@ def _start(
     return {key: torch.stack([level[key] for level in levels]) for key in levels[0]}
 
 
-def _picked(total: int, count: int, generator: torch.Generator) -> torch.Tensor:
+def _picked(total: int, count: int, generator: torch.Generator) -> Tensor:
     """Up to `count` of range(total), at random."""
     return torch.randperm(total, generator=generator)[:count]
 
 
-def _first_level(rest_TD: torch.Tensor, dim: int) -> dict[str, torch.Tensor]:
+def _first_level(rest_TD: Tensor, dim: int) -> dict[str, Tensor]:
     """Projections onto the residual's principal axes but one; the last coordinate is constant.
 
     Look-up is by direction alone. With a constant coordinate, points of one direction and different size
@@ -92,12 +91,12 @@ def _first_level(rest_TD: torch.Tensor, dim: int) -> dict[str, torch.Tensor]:
     return {"in_v": in_v, "in_g": in_g, "in_b": in_b, "out_v": out_v, "out_g": out_g, "out_b": mean_D}
 
 
-def _normed(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+def _normed(v: Tensor, g: Tensor) -> Tensor:
     """Weight normalisation: rows of `v` scaled to length `g`."""
     return v * (g / v.norm(dim=-1).clamp_min(1e-12)).unsqueeze(-1)
 
 
-def _folded(levels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _folded(levels: dict[str, Tensor]) -> dict[str, Tensor]:
     """Plain weights instead of normalised ones."""
     weights = {f"{side}_w": _normed(levels[f"{side}_v"], levels[f"{side}_g"]) for side in ("in", "out")}
     return {key: weights[key] if key in weights else levels[key] for key in KEYS}
@@ -105,7 +104,7 @@ def _folded(levels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _train(
     recipe: Any,
-    levels: dict[str, torch.Tensor],
+    levels: dict[str, Tensor],
     frames: Frames,
     generator: torch.Generator,
     progress: Callable,
@@ -132,7 +131,7 @@ def _train(
         ticker.tick(step + 1, loss.detach())
 
 
-def _loss(levels: dict[str, torch.Tensor], x_BD: torch.Tensor) -> tuple[torch.Tensor, list, list]:
+def _loss(levels: dict[str, Tensor], x_BD: Tensor) -> tuple[Tensor, list, list]:
     """Scalar loss; per level z (B, E) and code (B,). Gradients pass the look-up straight through.
 
     The L1 error is taken after every level: after the last alone, the first levels, which matter most as
@@ -151,9 +150,7 @@ def _loss(levels: dict[str, torch.Tensor], x_BD: torch.Tensor) -> tuple[torch.Te
     return loss, z_KBE, code_KB
 
 
-def _revive(
-    codebook, adam, dead_KC: torch.Tensor, z_KBE: list[torch.Tensor], generator: torch.Generator
-) -> None:
+def _revive(codebook, adam, dead_KC: Tensor, z_KBE: list[Tensor], generator: torch.Generator) -> None:
     """Dead codes move onto frames of this batch, without their momentum."""
     state = adam.state[codebook]
     for k, (dead_C, z_BE) in enumerate(zip(dead_KC.cpu(), z_KBE, strict=True)):
@@ -163,14 +160,14 @@ def _revive(
             state[moment][k, dead] = 0
 
 
-def _nearest(z_TE: torch.Tensor, codes_CE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest(z_TE: Tensor, codes_CE: Tensor) -> tuple[Tensor, Tensor]:
     """Code of the nearest direction (T,), and squared distance to it (T,)."""
     directions_EC = fn.normalize(codes_CE, dim=1).T.contiguous()
     code_T = torch.cat([best(part @ directions_EC) for part in z_TE.split(CHUNK)])
     return code_T, (z_TE - codes_CE[code_T]).square().sum(1)
 
 
-def _kmeans_round(z_TE: torch.Tensor, codes_CE: torch.Tensor) -> torch.Tensor:
+def _kmeans_round(z_TE: Tensor, codes_CE: Tensor) -> Tensor:
     """Codes moved to the mean of their frames, unused ones to the frames farthest from their codes."""
     code_T, error_T = _nearest(z_TE, codes_CE)
     counts_C = torch.bincount(code_T, minlength=len(codes_CE))
@@ -180,7 +177,7 @@ def _kmeans_round(z_TE: torch.Tensor, codes_CE: torch.Tensor) -> torch.Tensor:
     return _reseeded(moved_CE, counts_C, z_TE, error_T)
 
 
-def _reseeded(codes_CE, counts_C: torch.Tensor, z_TE: torch.Tensor, error_T: torch.Tensor) -> torch.Tensor:
+def _reseeded(codes_CE, counts_C: Tensor, z_TE: Tensor, error_T: Tensor) -> Tensor:
     """A copy whose unused codes lie on the frames farthest from their codes."""
     unused = (counts_C == 0).nonzero()[:, 0][: len(z_TE)]
     codes_CE = codes_CE.clone()
@@ -189,7 +186,7 @@ def _reseeded(codes_CE, counts_C: torch.Tensor, z_TE: torch.Tensor, error_T: tor
 
 
 @torch.no_grad()
-def _settle(recipe: Any, tensors: dict[str, torch.Tensor], frames: Frames, progress: Callable) -> None:
+def _settle(recipe: Any, tensors: dict[str, Tensor], frames: Frames, progress: Callable) -> None:
     """Level by level over every fitting frame: codes still unused move to the frames farthest from theirs."""
     rest_TD = frames.stacked(frames.fit_T)
     ticker = Ticker("settle", recipe.codebooks, progress)
@@ -207,7 +204,7 @@ def _settle(recipe: Any, tensors: dict[str, torch.Tensor], frames: Frames, progr
 
 
 @torch.no_grad()
-def _report(tensors: dict[str, torch.Tensor], frames: Frames) -> dict:
+def _report(tensors: dict[str, Tensor], frames: Frames) -> dict:
     """Counts, and per level used codes, perplexity (fitting frames), error left (held-out frames)."""
     levels = []
     rest_TD, held_TD = frames.stacked(frames.fit_T), frames.stacked(frames.heldout_T)
@@ -226,7 +223,7 @@ def _report(tensors: dict[str, torch.Tensor], frames: Frames) -> dict:
     return counts | {"mean_db": float(frames.mean_db), "std_db": float(frames.std_db), "levels": levels}
 
 
-def perplexity(counts_C: torch.Tensor) -> float:
+def perplexity(counts_C: Tensor) -> float:
     """exp of the entropy of code frequencies: so many equally frequent codes have the same entropy."""
     share = counts_C[counts_C > 0].double() / counts_C.sum()
     return float((-(share * share.log()).sum()).exp())

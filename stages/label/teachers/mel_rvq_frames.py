@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stages.label.base import Wave
 from stages.label.teachers.features import FRAMES_PER_CODE, Features
@@ -21,7 +22,7 @@ HELDOUT_SHARE = 0.05
 class Frames:
     """The sample: normalised mel of all its stretches end to end, and where each frame starts in it."""
 
-    def __init__(self, features: Features, mels: list[torch.Tensor], heldout: list[bool], stack: int):
+    def __init__(self, features: Features, mels: list[Tensor], heldout: list[bool], stack: int):
         self._features, self._stack = features, stack
         starts, base = ([], []), 0
         for mel_TF, held in zip(mels, heldout, strict=True):
@@ -41,13 +42,13 @@ class Frames:
         mels, heldout = read_stretches(recipe, features, waves, generator, progress)
         return cls(features, mels, heldout, recipe.stack)
 
-    def stacked(self, starts_T: torch.Tensor) -> torch.Tensor:
+    def stacked(self, starts_T: Tensor) -> Tensor:
         """(T,) starts → (T, D)."""
         if self._stack == 1:
             return self._mel_NF[starts_T]
         return self._mel_NF[starts_T[:, None] + torch.arange(self._stack, device=starts_T.device)].flatten(1)
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Endless shuffled epochs over the fitting frames, (B, D) each; batches run across epochs."""
         left = torch.empty(0, dtype=torch.int64)
         while True:
@@ -59,7 +60,7 @@ class Frames:
 
 def read_stretches(
     recipe: Any, features: Features, waves: Sequence[Wave], generator: torch.Generator, progress: Callable
-) -> tuple[list[torch.Tensor], list[bool]]:
+) -> tuple[list[Tensor], list[bool]]:
     """Log bands (t, F) of seeded stretches of the waves, and which are held out.
 
     recipe: of any fitted teacher (codebook_size, fit_minutes). ValueError: too little audio for the
@@ -119,7 +120,7 @@ class Ticker:
         self._phase, self._steps, self._progress = phase, steps, progress
         self._began = self._last = time.monotonic()
 
-    def tick(self, step: int, loss: "float | torch.Tensor | None") -> None:
+    def tick(self, step: int, loss: "float | Tensor | None") -> None:
         now = time.monotonic()
         if now - self._last < 1.0 and step < self._steps:
             return
