@@ -1,7 +1,6 @@
-"""The ledger of a chain: how often each shard was begun at each stage, and what workers report meanwhile.
+"""The ledger of a chain: how often each shard was begun at each stage, and reports of the workers.
 
-Apart from `sharded.py`, so that its process need not import Ray Data, which costs a second.
-"""
+Not in `sharded.py`, so that its process need not import Ray Data, which takes a second."""
 
 import contextlib
 import threading
@@ -12,13 +11,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-POLL_S = 0.5  # a worker's report is seen by then
+POLL_S = 0.5  # a worker's report arrives within it
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
-    """Counts attempts per shard and stage, so that a shard that kills its worker is given up; carries
-    events."""
+    """Counts attempts per shard and stage, to give up a shard that kills its worker; carries events."""
 
     def __init__(self):
         self.attempts: dict[tuple[str, str], int] = {}
@@ -26,13 +24,12 @@ class Ledger:
 
     def begin(self, stage: str, shard: str, host: str) -> int:
         self.attempts[stage, shard] = self.attempts.get((stage, shard), 0) + 1
-        self.events.append(
-            {"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()}
-        )
+        event = {"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()}
+        self.events.append(event)
         return self.attempts[stage, shard]
 
     def end(self, row: dict) -> None:
-        # a neighbour's death in its block is not its own
+        # a later death of another shard in its block does not count
         self.attempts.pop((row.get("stage"), row.get("shard")), None)
         self.events.append({"event": "end", **row})
 
@@ -42,14 +39,14 @@ class Ledger:
 
 
 def ledger_here() -> Any:
-    """A ledger on the driver's own node: the death of another must not take it along."""
+    """A ledger on the driver's own node, which the death of another does not end."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return Ledger.options(scheduling_strategy=here).remote()
 
 
 @contextlib.contextmanager
 def watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[None]:
-    """Poll the ledger in a thread: rows may be minutes apart, or too many for a question each."""
+    """Poll the ledger in a thread: rows may be minutes apart, or too many for a call each."""
     stop, lock = threading.Event(), threading.Lock()
 
     def poll() -> None:

@@ -1,5 +1,4 @@
-"""Connect to a Ray cluster or start Ray here; check beforehand what would fail later, in one clear
-sentence."""
+"""Connect to a Ray cluster or start Ray here; state beforehand, in one sentence, what would fail later."""
 
 import logging
 import os
@@ -18,8 +17,7 @@ from pathlib import Path
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # read by ray.data when it is imported
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# its warnings would tear our screen; set it to see them
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # set it to see Ray's warnings, across our screen
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -45,31 +43,24 @@ def session(cpus: int | None = None) -> Iterator[Session]:
     """A Ray connection, by RAY_ADDRESS or started on this machine; closed at the end."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"address": "local", "num_cpus": cpus or available_cpus(), "include_dashboard": False}
+        options |= {"num_cpus": cpus or available_cpus(), "include_dashboard": False}
     else:
         reachable(address)
         root = Path(__file__).resolve().parent.parent
-        options |= {"address": address}
-        options["runtime_env"] = {
-            "py_modules": [str(root / name) for name in ("pipeline", "stages", "cluster")]
-        }
+        modules = [str(root / name) for name in ("pipeline", "stages", "cluster")]
+        options["runtime_env"] = {"py_modules": modules}
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         with _quiet():
             ray.init(**options)
-        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in its place
+        signal.signal(signal.SIGTERM, on_term)  # ray.init replaces it with its own
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise ValueError(f"Ray at {address} cannot be used: {str(error).splitlines()[0]}") from None
     try:
-        total = ray.cluster_resources()
-        yield Session(
-            total.get("CPU", 0),
-            total.get("GPU", 0),
-            max(n["Resources"]["CPU"] for n in alive()),
-            total.get("memory", 0),
-        )
+        total, largest = ray.cluster_resources(), max(n["Resources"]["CPU"] for n in alive())
+        yield Session(total.get("CPU", 0), total.get("GPU", 0), largest, total.get("memory", 0))
     finally:
         ray.shutdown()
 
@@ -92,8 +83,7 @@ def available_cpus() -> int:
 
 
 def preflight(gpus_wanted: float) -> None:
-    """Refuse before the scan what need not wait for it: a stale RAY_ADDRESS, a GPU asked for where none
-    is."""
+    """Before the scan, refuse a stale RAY_ADDRESS, and a GPU for a machine without one."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
         reachable(address)
@@ -108,15 +98,15 @@ def preflight(gpus_wanted: float) -> None:
 
 
 def reachable(address: str) -> None:
-    """Refuse in seconds an address at which nothing listens; Ray itself waits for minutes."""
+    """Refuse within seconds an address without a healthy cluster; Ray itself waits for minutes."""
     seen = address
     if address == "auto":
         try:
             seen = Path("/tmp/ray/ray_current_cluster").read_text().strip()
         except OSError:
             raise ValueError(
-                "RAY_ADDRESS=auto, but no Ray cluster was started on this machine: "
-                "start one (ray start --head), or unset RAY_ADDRESS"
+                "RAY_ADDRESS=auto, but no Ray cluster was started on this machine: start one (ray start "
+                "--head), or unset RAY_ADDRESS"
             ) from None
     host, _, port = seen.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
@@ -128,20 +118,13 @@ def reachable(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except OSError as error:
         raise ValueError(
-            f"no Ray cluster answers at {seen} ({error.strerror or error}): start it, correct "
-            f"RAY_ADDRESS, or unset it to run on this machine"
+            f"no Ray cluster answers at {seen} ({error.strerror or error}): start it, correct RAY_ADDRESS, "
+            f"or unset it to run on this machine"
         ) from None
-    check = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "health-check",
-        "--address",
-        seen,
-        "--skip-version-check",
-    ]
+    check = ["-m", "ray.scripts.scripts", "health-check", "--address", seen, "--skip-version-check"]
     try:
-        healthy = subprocess.run(check, capture_output=True, timeout=HEALTH_S).returncode == 0
+        done = subprocess.run([sys.executable, *check], capture_output=True, timeout=HEALTH_S)
+        healthy = done.returncode == 0
     except subprocess.TimeoutExpired:
         healthy = False
     if not healthy:
@@ -157,46 +140,40 @@ def alive() -> list[dict]:
 
 @ray.remote(num_cpus=0, max_retries=2)
 def _look(out: str, probe: str, roots: list[str]) -> dict:
-    storage = Storage(out)
     missing = [r for r in roots if "://" not in r and not os.path.exists(r)]
-    return {
-        "host": socket.gethostname(),
-        "sees": storage.exists(probe),
-        "software": software(),
-        "missing": missing,
-    }
+    sees = Storage(out).exists(probe)
+    return {"host": socket.gethostname(), "sees": sees, "software": software(), "missing": missing}
 
 
 def check_nodes(out: Storage, roots: list[str]) -> None:
-    """Every node sees OUT and the audio, and has the packages of this one; ValueError naming the node
-    otherwise."""
+    """Every node sees OUT and the audio, and has this node's packages; else ValueError naming the node."""
     if len(alive()) == 1 and not os.environ.get("RAY_ADDRESS"):
-        return  # this machine: the scan has seen the audio, and OUT was written to
+        return  # this machine: the scan has read the audio, and OUT was written to
     roots = [r if "://" in r else os.path.abspath(r) for r in roots]
     probe = f"probe-{uuid.uuid4().hex}"
-    place = out.root if not out.is_local else out.base
     out.write(probe, b"seen\n")
     try:
         tasks = []
         for node in alive():
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            tasks.append((node, _look.options(scheduling_strategy=where).remote(place, probe, roots)))
+            task = _look.options(scheduling_strategy=where).remote(out.place, probe, roots)
+            tasks.append((node["NodeManagerAddress"], task))
         own, deadline = software(), time.monotonic() + PROBE_S
-        for node, task in tasks:
+        for address, task in tasks:
             try:
                 seen = ray.get(task, timeout=max(1.0, deadline - time.monotonic()))
-            except ray.exceptions.RayError as error:  # also that of a time-out
+            except ray.exceptions.RayError as error:  # a time-out too
                 raise ValueError(
-                    f"node {node['NodeManagerAddress']} does not answer ({type(error).__name__}): "
-                    f"remove it from the cluster or see its Ray logs"
+                    f"node {address} does not answer ({type(error).__name__}): remove it from the cluster or "
+                    f"see its Ray logs"
                 ) from None
-            _check_node(seen, node["NodeManagerAddress"], own, out)
+            _check_node(seen, address, own, out)
     finally:
         out.delete(probe)
 
 
 def _check_node(seen: dict, address: str, own: dict[str, str], out: Storage) -> None:
-    name = f"node {seen['host']} ({address})"
+    name, versions = f"node {seen['host']} ({address})", seen["software"]
     if not seen["sees"]:
         raise ValueError(
             f"{name} does not see {out.root}: OUT must be on storage that every node shares, or s3://"
@@ -205,9 +182,7 @@ def _check_node(seen: dict, address: str, own: dict[str, str], out: Storage) -> 
         raise ValueError(
             f"{name} does not see the audio at {seen['missing'][0]}: mount it there, or use s3://"
         )
-    other = [
-        f"{k} {seen['software'].get(k)} (here {v})" for k, v in own.items() if seen["software"].get(k) != v
-    ]
+    other = [f"{k} {versions.get(k)} (here {v})" for k, v in own.items() if versions.get(k) != v]
     if other:
         raise ValueError(
             f"{name} has {', '.join(other)}: labels repeat only with the same versions everywhere"

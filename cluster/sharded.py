@@ -1,8 +1,7 @@
 """Run a chain of stages over shard names as one stream: while one shard is decoded, another is labelled.
 
-Ray Data carries only shard names and small outcome rows; audio stays in the workers. Each stage has
-its own pool of actors, which grows and shrinks with the cluster.
-"""
+Ray Data carries only shard names and small outcome rows. Each stage has its own pool of actors, which grows
+and shrinks with the cluster."""
 
 import json
 import logging
@@ -30,7 +29,7 @@ class StageSpec:
     make: Callable[[], Callable[[str], dict]]
     needs: Needs = Needs()
     max_workers: int | None = None
-    cpu_s: float = 1.0  # a second of audio costs, against the other links: how a small machine is shared
+    cpu_s: float = 1.0  # for a second of audio, relative to the other stages: divides a small machine
 
 
 @dataclass(frozen=True)
@@ -45,48 +44,41 @@ def size_pools(
 ) -> list[Pool]:
     """Sizes of the pools, so that one actor of each and one more task always fit.
 
-    On a cluster too small for that, reservations shrink to fractions, with room for a busy stage's
-    pool to grow, and with one actor of each on one node of `node_cpus`, should the others die. Raises
-    ValueError naming the stage when a GPU is asked for and too few are there.
-    """
-    gpu_needs = sum(spec.needs.gpus for spec in specs)
+    On a smaller cluster reservations shrink to fractions, with room for a busy stage's pool to grow, and for
+    one actor of each on one node of `node_cpus`, should the others die. Raises ValueError naming a stage that
+    needs more GPUs than there are."""
+    gpu_needs, whole = sum(spec.needs.gpus for spec in specs), sum(spec.needs.cpus for spec in specs)
     if gpu_needs > gpus:
         wanting = next(spec for spec in specs if spec.needs.gpus)
         raise ValueError(
             f"stage {wanting.name} asks for {wanting.needs.gpus:g} GPU, the cluster has {gpus:g}: "
             f"lower run.pools.{wanting.name}.gpus or add a GPU node"
         )
-    usable = cpus * (1 - SLACK)
-    whole = sum(spec.needs.cpus for spec in specs)
-    scale = 1.0
+    usable, scale = cpus * (1 - SLACK), 1.0
     if usable < whole + 1:
         # Room for one actor of each and for as many more as there are CPUs.
         scale = min(usable / (whole + math.ceil(cpus)), (node_cpus or cpus) * (1 - SLACK) / whole)
-    pools = []
+    pools, work = [], sum(spec.cpu_s for spec in specs)
     for spec in specs:
-        reserved = math.floor(spec.needs.cpus * scale * 1000) / 1000 if scale < 1 else spec.needs.cpus
+        needs = spec.needs
+        reserved = math.floor(needs.cpus * scale * 1000) / 1000 if scale < 1 else needs.cpus
         room = 1 + (usable - whole * scale) / max(reserved, 1e-9)
-        if spec.needs.gpus:
-            room = min(room, 1 + (gpus - gpu_needs) / spec.needs.gpus)
+        if needs.gpus:
+            room = min(room, 1 + (gpus - gpu_needs) / needs.gpus)
         most = int(room + 1e-6)
-        # on a small machine a process more than its stage's share of the CPUs costs its start and gains
-        # nothing
-        if scale < 1:
-            most = min(
-                most, math.ceil(cpus * spec.cpu_s / sum(other.cpu_s for other in specs) / spec.needs.cpus)
-            )
+        if scale < 1:  # on a small machine, no process beyond a stage's share of the CPUs: it gains nothing
+            most = min(most, math.ceil(cpus * spec.cpu_s / work / needs.cpus))
         most = max(1, most)
         pools.append(Pool(reserved, 1, min(most, spec.max_workers or most)))
     return pools
 
 
 class Actor:
-    """What runs inside a pool: opens its worker at the first shard and passes rows of failed shards on."""
+    """The process of a pool: opens its worker, runs shards and passes on the rows of failed ones."""
 
     def __init__(self, spec: StageSpec, ledger: Any, attempts: int):
         self.spec, self.ledger, self.attempts = spec, ledger, attempts
-        # In a thread, so that the models of all pools load at the same time; what fails is said with the
-        # first shard.
+        # In a thread, so that all pools load their models at once; the first shard reports an error of it.
         self.opening = ThreadPoolExecutor(1).submit(spec.make)
 
     def __call__(self, batch: dict) -> dict:
@@ -98,39 +90,31 @@ class Actor:
             return row
         import platform
 
-        shard, name = row["shard"], self.spec.name
-        tried = ray.get(self.ledger.begin.remote(name, shard, platform.node()))
+        shard, name, host = row["shard"], self.spec.name, platform.node()
+        tried = ray.get(self.ledger.begin.remote(name, shard, host))
+        failed = {"shard": shard, "stage": name, "status": "failed"}
         if tried > self.attempts:
-            out = {
-                "shard": shard,
-                "stage": name,
-                "status": "failed",
-                "host": platform.node(),
-                "error": f"the worker died {self.attempts} times on this shard (out of memory?)",
-            }
+            error = f"the worker died {self.attempts} times on this shard (out of memory?)"
+            out = failed | {"host": host, "error": error}
         else:
             try:
                 out = self.opening.result()(shard)
             # opening failed: every shard would fail alike
             except (ValueError, OSError, RuntimeError, ImportError) as error:
-                out = {"shard": shard, "stage": name, "status": "failed", "error": str(error), "fatal": True}
+                out = failed | {"error": str(error), "fatal": True}
         out["attempts"] = tried
-        ray.get(self.ledger.end.remote(out))  # the driver stops listening once it has the last row
+        ray.get(self.ledger.end.remote(out))  # now: the driver does not wait for it after the last row
         row = {**row, name: out["status"]}
         if out["status"] == "failed":
-            row |= {
-                "failed": name,
-                "error": out["error"],
-                "fatal": bool(out.get("fatal") or out.get("disk_full")),
-            }
+            fatal = bool(out.get("fatal") or out.get("disk_full"))
+            row |= {"failed": name, "error": out["error"], "fatal": fatal}
         return row
 
 
 def blocks(shards: int) -> int:
-    """Ray Data's blocks: one per shard, up to five shards in one when there are thousands.
+    """Ray Data's blocks: one per shard, of thousands up to five in one.
 
-    A block costs the scheduler some 20 ms at each chain, and goes on to the next stage as a whole.
-    """
+    A block costs the scheduler some 20 ms in each chain, and enters the next stage as a whole."""
     return max(1, min(shards, max(2000, math.ceil(shards / 5))))
 
 
@@ -143,20 +127,16 @@ def run_chain(
 ) -> Iterator[dict]:
     """Yield one row per shard as each leaves the chain: {shard, <stage>: status…, failed?, error?}.
 
-    `on_event` gets what workers report (begin and end of a shard at a stage), from another thread, twice a
-    second.
-    """
+    `on_event` gets the workers' reports (begin and end of a shard at a stage), in another thread, twice a
+    second."""
     pools = size_pools(specs, session.cpus, session.gpus, session.node_cpus)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
-    ledger = ledger_here()
-    rows = ray.data.from_items(
-        [{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=blocks(len(shards))
-    )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would break our screen
+    ledger, items = ledger_here(), [{"row": json.dumps({"shard": s})} for s in shards]
+    rows = ray.data.from_items(items, override_num_blocks=blocks(len(shards)))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    # Rows are names: there is nothing to reserve object-store memory for, and reckoning with it takes a third
-    # of the scheduler's CPU.
+    # Rows are only names: reserving object-store memory for them would take a third of the scheduler's CPU.
     context.op_resource_reservation_enabled = False
     # Memory is reserved only where the cluster has plenty: Ray counts it, but does not measure it.
     plenty = session.memory_bytes >= 2 * sum(spec.needs.memory_gb for spec in specs) * 2**30
@@ -175,7 +155,7 @@ def run_chain(
             for row in rows.iter_rows():
                 yield json.loads(row["row"])
         except ray.exceptions.RayTaskError:
-            raise  # a defect of ours: its traceback is wanted
+            raise  # a defect of ours, with its traceback
         except ray.exceptions.RayError as error:
             raise OSError(
                 f"the Ray cluster failed ({str(error).splitlines()[0]}); finished shards are kept, run again"
@@ -184,12 +164,12 @@ def run_chain(
 
 @dataclass(frozen=True)
 class Reporter:
-    """Carries what a remote function reports to the ledger."""
+    """Carries the reports of a remote function to the ledger."""
 
     ledger: Any
 
     def __call__(self, event: dict) -> None:
-        ray.get(self.ledger.end.remote(event))  # the last one must be there before the function's own value
+        ray.get(self.ledger.end.remote(event))  # the last one must arrive before the function's own value
 
 
 def run_one_reporting(
@@ -197,8 +177,7 @@ def run_one_reporting(
 ) -> Any:
     """Run `work(*args, report)` in a worker of the cluster, again if its node dies.
 
-    Its reports come to `on_event`; its own exceptions are raised here.
-    """
+    `on_event` gets its reports; its exceptions are raised here."""
     ledger = ledger_here()
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work).remote(*args, Reporter(ledger))
     with watching(ledger, lambda event: on_event({k: v for k, v in event.items() if k != "event"})):

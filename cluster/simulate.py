@@ -1,7 +1,6 @@
 """Several Ray nodes on one machine, each its own raylet and workers: for tests and trials.
 
-`python -m cluster.simulate 2` starts a head and one more node and prints the RAY_ADDRESS to use.
-"""
+`python -m cluster.simulate 2` starts a head and one more node and prints the RAY_ADDRESS to use."""
 
 import signal
 import sys
@@ -13,10 +12,9 @@ from ray.cluster_utils import Cluster
 
 @contextmanager
 def simulated(nodes: int, cpus_per_node: int = 1) -> Iterator[Cluster]:
-    """A running cluster; `cluster.address` is what RAY_ADDRESS takes, `cluster.remove_node` kills one."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": cpus_per_node, "include_dashboard": False}
-    )
+    """A running cluster; `cluster.address` is for RAY_ADDRESS, `cluster.remove_node` kills a node."""
+    head = {"num_cpus": cpus_per_node, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(nodes - 1):
             cluster.add_node(num_cpus=cpus_per_node)

@@ -1,8 +1,7 @@
 """Training on Ray: one rank a worker, all of them started again from the last checkpoint when one dies.
 
-The ranks find each other as torch does everywhere (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so what they
-run is what `torchrun -m stages.pretrain` runs. Only the outcome passes through Ray.
-"""
+The ranks find each other by torch's usual variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and run what
+`torchrun -m stages.pretrain` runs. Only the outcome passes through Ray."""
 
 import contextlib
 import os
@@ -20,9 +19,9 @@ from cluster.session import alive
 from stages.pretrain.config import Config
 from stages.pretrain.run.world import free_port
 
-PLACE_S = 60.0  # waited for the cluster to have room for all ranks
+PLACE_S = 60.0  # to wait for room for all ranks in the cluster
 LOOK_S = 0.5
-BROKEN = ("gloo", "NCCL", "Connection closed", "Connection reset")  # what torch says when a peer is gone
+BROKEN = ("gloo", "NCCL", "Connection closed", "Connection reset")  # in torch's message when a peer is lost
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,6 @@ class Layout:
 
 @ray.remote(max_restarts=0)
 class Rank:
-    """One process of the training run."""
-
     def where(self) -> tuple[str, int]:
         return ray.util.get_node_ip_address(), free_port()
 
@@ -53,15 +50,15 @@ class Rank:
 
 
 def layout(config: Config) -> Layout:
-    """One rank a GPU of the cluster, or one a node without any; ValueError when `run.ranks` cannot be."""
+    """One rank per GPU of the cluster, or per node without any; ValueError when `run.ranks` are too many."""
     nodes = [n["Resources"] for n in alive()]
-    gpus = int(sum(n.get("GPU", 0) for n in nodes))
+    cpus, gpus = sum(n["CPU"] for n in nodes), int(sum(n.get("GPU", 0) for n in nodes))
     ranks = config.run.ranks or gpus or len(nodes)
-    if gpus and ranks > gpus:
-        raise ValueError(f"run.ranks is {ranks}, the cluster has {gpus} GPUs: lower it, or leave it out")
-    cpus = sum(n["CPU"] for n in nodes)
-    if ranks > cpus:
-        raise ValueError(f"run.ranks is {ranks}, the cluster has {cpus:g} CPUs: lower it, or leave it out")
+    for have, kind in ((gpus or ranks, "GPUs"), (cpus, "CPUs")):
+        if ranks > have:
+            raise ValueError(
+                f"run.ranks is {ranks}, the cluster has {have:g} {kind}: lower it, or leave it out"
+            )
     each = max(1, min(int(cpus // ranks), int(min(n["CPU"] for n in nodes))))
     return Layout(ranks, each, 1.0 if gpus else 0.0)
 
@@ -71,12 +68,10 @@ def train(
 ) -> str:
     """Run all ranks until they are done or stopped; returns the outcome of rank 0.
 
-    `look` is called now and then while they work. When a rank dies, all are started again from the last
-    checkpoint, on what is left of the cluster; `checkpoint()` names it, and a new one starts the count of
-    restarts anew. Raises ValueError or OSError as the ranks raise them, and RuntimeError after
-    `run.max_restarts` deaths.
-    """
-    restarts, known, died = 0, checkpoint(), False
+    `look` is called twice a second meanwhile. When a rank dies, all are started again from the last
+    checkpoint, which `checkpoint()` names, on the rest of the cluster; a new one resets the count of
+    restarts. Raises ValueError or OSError of the ranks, and RuntimeError after `run.max_restarts` deaths."""
+    restarts, known, died, most = 0, checkpoint(), False, config.run.max_restarts
     while True:
         try:
             with _ranks(config, died) as tasks:
@@ -87,19 +82,17 @@ def train(
             newest, died = checkpoint(), True
             restarts, known = (1 if newest != known else restarts + 1), newest
             reason = str(error).splitlines()[0]
-            if restarts > config.run.max_restarts:
+            if restarts > most:
                 raise RuntimeError(
-                    f"a rank died {restarts} times without a new checkpoint ({reason}); see "
-                    f"RUN/stacks and the Ray logs"
+                    f"a rank died {restarts} times without a new checkpoint ({reason}); see RUN/stacks and "
+                    f"the Ray logs"
                 ) from None
-            say(
-                f"a rank died ({reason}); starting again from {newest or 'the beginning'} ({restarts} "
-                f"of at most {config.run.max_restarts})"
-            )
+            start = newest or "the beginning"
+            say(f"a rank died ({reason}); starting again from {start} ({restarts} of at most {most})")
 
 
 def _another_died(error: RayActorError | RayTaskError) -> bool:
-    """Whether a rank or its node died: Ray says so, or a rank whose exchange with it broke."""
+    """Whether a rank or its node died, by Ray's error or by that of a rank whose exchange with it broke."""
     broken = isinstance(error, RayTaskError) and isinstance(error.cause, RuntimeError)
     return isinstance(error, RayActorError) or (broken and any(word in str(error.cause) for word in BROKEN))
 
@@ -116,27 +109,22 @@ def _watched(tasks: list[Any], look: Callable[[], None]) -> str:
 
 @contextlib.contextmanager
 def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
-    """The tasks of all ranks; whatever happens, none of their processes is left at the end."""
+    """The tasks of all ranks, whose processes always end with the block."""
     group, plan = _placed(config, patient)
     actors = []
     try:
         for i in range(plan.ranks):
-            strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=i)
-            actors.append(
-                Rank.options(num_cpus=plan.cpus, num_gpus=plan.gpus, scheduling_strategy=strategy).remote()
-            )
+            strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
+            options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "scheduling_strategy": strategy}
+            actors.append(Rank.options(**options).remote())
         places = ray.get([a.where.remote() for a in actors], timeout=PLACE_S)
-        address, port = places[0]
         hosts = [host for host, _ in places]
-        common = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": str(plan.ranks)}
+        common = {"MASTER_ADDR": hosts[0], "MASTER_PORT": places[0][1], "WORLD_SIZE": plan.ranks}
         tasks = []
         for i, actor in enumerate(actors):
-            own = {
-                "RANK": str(i),
-                "LOCAL_RANK": "0" if plan.gpus else str(hosts[:i].count(hosts[i])),
-                "LOCAL_WORLD_SIZE": str(hosts.count(hosts[i])),
-            }
-            tasks.append(actor.train.remote(config, common | own))
+            local = 0 if plan.gpus else hosts[:i].count(hosts[i])
+            own = {"RANK": i, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": hosts.count(hosts[i])}
+            tasks.append(actor.train.remote(config, {k: str(v) for k, v in (common | own).items()}))
         yield tasks
     finally:
         for actor in actors:
@@ -146,7 +134,7 @@ def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
 
 
 def _placed(config: Config, patient: bool) -> tuple[PlacementGroup, Layout]:
-    """Room for the ranks; `patient` after a death, when the cluster may need a while."""
+    """Room for the ranks; `patient` after a death, when the cluster may need time."""
     deadline = time.monotonic() + PLACE_S
     while True:
         try:

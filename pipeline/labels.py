@@ -2,11 +2,10 @@
 
     scan → plan → decode → codes → cqt → audit
 
-Read `label` first; the rest of this file is its steps.
-"""
+Read `label` first; the rest of this file is its steps."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.labelling import registry, teachers
@@ -23,7 +22,7 @@ from stages.shards.storage import Storage
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """What the command line asks besides the configuration."""
+    """Options of the command line that are not in the configuration."""
 
     retry_rejected: str | None = None
     refit: bool = False
@@ -35,9 +34,7 @@ def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
     out = open_out(config)
     with locked(out):
         progress = Progress(out)
-        progress.log(
-            "start", audio=list(config.run.audio), retry_rejected=options.retry_rejected, refit=options.refit
-        )
+        progress.log("start", audio=list(config.run.audio), **asdict(options))
         try:
             outcome = _label(config, options, out, progress, published)
         except BaseException as error:
@@ -68,10 +65,9 @@ def _label(
 
 
 def check(config: Config) -> bytes | None:
-    """What can be known before anything is written; returns the teacher's published weights.
+    """Checks before anything is written; returns the teacher's published weights.
 
-    Raises ValueError for audio, a cluster, a GPU or weights that are not there.
-    """
+    Raises ValueError for missing audio, cluster, GPU or weights."""
     from cluster.session import preflight
 
     check_roots(list(config.run.audio), config.run.exclude)
@@ -80,14 +76,14 @@ def check(config: Config) -> bytes | None:
 
 
 def known_columns(config: Config, out: Storage) -> Registry | None:
-    """What OUT says of itself; ValueError when it was planned by another recipe."""
+    """OUT's registry, if it has one; ValueError when it was planned by another recipe."""
     known = registry.read(out)
     registry.check_plan(known, config.recipe, out)
     return known
 
 
 def fit_only(config: Config, options: LabelOptions) -> str:
-    """Scan, plan, decode what a fit needs, and fit; returns where the teacher is."""
+    """Scan, plan, decode what a fit needs, and fit; returns the path of the weights."""
     if not teachers.is_fitted(config.recipe):
         raise ValueError("recipe.codes names no teacher that is fitted: nothing to fit (mel_rvq is one)")
     check(config)
@@ -107,7 +103,7 @@ def fit_only(config: Config, options: LabelOptions) -> str:
 
 
 def open_out(config: Config) -> Storage:
-    """OUT, checked to be writable; ValueError with the system's words otherwise."""
+    """OUT, checked to be writable; ValueError with the system's message otherwise."""
     out = Storage(config.run.out)
     try:
         if out.is_local:
@@ -123,6 +119,6 @@ def open_out(config: Config) -> Storage:
 
 def deleted_error(out: Storage) -> OSError:
     return OSError(
-        f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts anew, "
+        f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts over, "
         f"or goes on if you move it back first"
     )

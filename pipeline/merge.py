@@ -36,7 +36,7 @@ def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: st
     if split:
         plan = plan.filter(pc.equal(plan["split"], split))
     done = set.intersection(*(records.finished(out, n) for n in names))
-    shards = catalog.shards_in_order(plan)
+    shards = list(catalog.shard_slices(plan))
     missing = [s for s in shards if s not in done]
     if missing:
         raise ValueError(

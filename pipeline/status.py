@@ -32,7 +32,7 @@ def labels_status(place: str) -> dict[str, Any]:
     with out.fetched("plan.parquet") as path:
         table = catalog.read_plan(path, ["recording", "shard", "duration_s", "tombstone", "split"])
     live = catalog.live(table)
-    seconds = dict.fromkeys(catalog.shards_in_order(live), 0.0)
+    seconds = dict.fromkeys(catalog.shard_slices(live), 0.0)
     for name, length in zip(live["shard"].to_pylist(), live["duration_s"].to_pylist(), strict=True):
         seconds[name] += length
 

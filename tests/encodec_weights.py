@@ -9,32 +9,18 @@ tokens then vary as with real weights, and a shifted frame is noticed.
 
 import hashlib
 import os
-import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
 
+from stages.label.teachers.encodec_package import package
 from stages.label.teachers.features import threads_set
 from tests.excerpt import PIECES, RATE_HZ, excerpt
 
 FITTED = 8  # levels; the other 24 are copies of the last
 CODES = 1024
-
-
-def package():
-    """The `encodec` package; it imports torchaudio, which it needs only to read and resample files."""
-    try:
-        import torchaudio  # noqa: F401
-    except (ImportError, OSError):
-        stand_in = ModuleType("torchaudio")
-        stand_in.transforms = SimpleNamespace()
-        sys.modules["torchaudio"] = stand_in
-    import encodec
-
-    return encodec
 
 
 def load_model(path: Path):

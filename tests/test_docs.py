@@ -10,7 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 FUNCTION = re.compile(r"`((?:pipeline|stages|cluster)/[\w/]+\.py):([\w.]+)`")
-FILE = re.compile(r"`((?:pipeline|stages|cluster|tests|configs|examples|docs)/[\w/.]+\.(?:py|yaml|md|json|csv))")
+FILE = re.compile(
+    r"`((?:pipeline|stages|cluster|tests|configs|examples|docs)/[\w/.]+\.(?:py|yaml|md|json|csv))"
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,17 +1,17 @@
-"""Scan and plan of one OUT: catalog.parquet, plan.parquet and rejected.parquet, local or on an object
-store."""
+"""Scan and plan of one OUT: catalog.parquet, plan.parquet and rejected.parquet."""
 
 import contextlib
 import functools
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.labelling.progress import Progress
-from stages.label import audit
+from stages.label import gathering
 from stages.label.plan import PlanSummary, plan
 from stages.label.recipe import Config
 from stages.label.scan.scan import ScanSummary, scan
@@ -22,16 +22,17 @@ CATALOG, PLAN, REJECTED = "catalog.parquet", "plan.parquet", "rejected.parquet"
 
 
 class Catalogs:
-    """What is there (catalog), what is made of it (plan) and what was refused (rejected)."""
+    """The files found (catalog), their shards (plan) and those refused (rejected)."""
 
     scanned: ScanSummary
     planned: PlanSummary
+    rejected: pa.Table = gathering.REJECTED.empty_table()
 
     def __init__(self, out: Storage, config: Config, progress: Progress):
         self.out, self.config, self.progress = out, config, progress
 
     def scan_and_plan(self, retry_rejected: str | None = None) -> None:
-        """Bring OUT's catalog and plan up to date with what lies at the roots."""
+        """Bring OUT's catalog and plan up to date with the audio roots."""
         with self._replacing(CATALOG) as (previous, new):
             self._scan(previous, new, retry_rejected)
         with self.out.fetched(CATALOG) as found, self._replacing(PLAN) as (previous, new):
@@ -51,9 +52,8 @@ class Catalogs:
         run = self.config.run
 
         def show(event: dict) -> None:
-            done = {"list": "found", "probe": "headers read", "hash": "hashed"}.get(
-                event["step"], event["step"]
-            )
+            step = event["step"]
+            done = {"list": "found", "probe": "headers read", "hash": "hashed"}.get(step, step)
             self.progress.status(f"scanning: {event.get('done', 0):,} files {done}")
 
         self.scanned = scan(
@@ -68,36 +68,23 @@ class Catalogs:
         )
 
     def _plan(self, previous: Path | None, found: Path, new: Path, retry: list[str]) -> None:
-        recipe = self.config.recipe.plan
-        self.planned = plan(
-            previous,
-            found,
-            new,
-            shard_minutes=recipe.shard_minutes,
-            validation_share=recipe.validation_share,
-            retry=retry,
-        )
+        self.planned = plan(previous, found, new, **asdict(self.config.recipe.plan), retry=retry)
 
     @functools.cached_property
     def _known(self) -> dict[str, str]:
-        """Recording → sha256 of the bytes it was labelled from; read only when an edit must be told from a
-        touch."""
+        """Recording → sha256 of the bytes it was labelled from, to distinguish an edit from a touch."""
         if not self.out.exists("segments.parquet"):
             return {}
         table = self.out.read_table("segments.parquet", ["recording", "source_sha256"])
-        return dict(zip(table["recording"].to_pylist(), table["source_sha256"].to_pylist(), strict=True))
+        return dict(zip(*table.to_pydict().values(), strict=True))
 
     def _retried(self, reason: str | None) -> list[str]:
         """Recordings that a stage rejected for this reason."""
         if reason is None or not self.out.exists(REJECTED):
             return []
         wanted = retry_rejected_text(reason)
-        rows = self.out.read_table(REJECTED).to_pylist()
-        return [
-            r["recording"]
-            for r in rows
-            if r["stage"] != "scan" and (wanted == "all" or wanted.lower() in r["reason"].lower())
-        ]
+        rows = [row for row in self.out.read_table(REJECTED).to_pylist() if row["stage"] != "scan"]
+        return [r["recording"] for r in rows if wanted == "all" or wanted.lower() in r["reason"].lower()]
 
     @contextlib.contextmanager
     def _previous(self, name: str) -> Iterator[Path | None]:
@@ -109,13 +96,11 @@ class Catalogs:
 
     @contextlib.contextmanager
     def _replacing(self, name: str) -> Iterator[tuple[Path | None, Path]]:
-        with self._previous(name) as previous:
-            if self.out.is_local:
-                yield previous, self.out.local(name)
-                return
-            with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
-                yield previous, Path(folder) / name
-                self.out.write(name, (Path(folder) / name).read_bytes())
+        with self._previous(name) as previous, tempfile.TemporaryDirectory(prefix="overtone-") as folder:
+            new = self.out.local(name) if self.out.is_local else Path(folder) / name
+            yield previous, new
+            if not self.out.is_local:
+                self.out.write(name, new.read_bytes())
 
     def live(self) -> pa.Table:
         """Recording and shard of every live row of the plan."""
@@ -123,7 +108,7 @@ class Catalogs:
             return catalog.live(catalog.read_plan(path, ["recording", "shard", "tombstone"]))
 
     def refused(self) -> pa.Array:
-        """Recordings a stage rejected, by the latest rejected.parquet."""
+        """Recordings that a stage rejected, by the latest rejected.parquet."""
         if not self.out.exists(REJECTED):
             return pa.array([], pa.string())
         table = self.out.read_table(REJECTED, ["stage", "recording"])
@@ -138,26 +123,13 @@ class Catalogs:
         """Gather every rejection, of the scan and of the stages, into OUT/rejected.parquet."""
         with self.out.fetched(CATALOG) as path:
             table = catalog.read_catalog(path, ["status", "recording", "path", "reason"])
-        table = table.filter(pc.equal(table["status"], "rejected"))
-        none = pa.nulls(table.num_rows, pa.string())
-        scanned = pa.table(
-            {
-                "stage": pa.array(["scan"] * table.num_rows, pa.string()),
-                "shard": none,
-                "recording": table["recording"],
-                "path": table["path"],
-                "reason": table["reason"],
-            }
-        )
-        live = self.live()
-        place = dict(zip(live["recording"].to_pylist(), live["shard"].to_pylist(), strict=True))
-        rows = audit.rejected_rows(
-            self.out, columns, set(place.values()), lambda shard, r: place.get(r) == shard
-        )
-        self.rejected = pa.concat_tables([scanned.cast(audit.REJECTED), rows])
+        rejected = table.filter(pc.equal(table["status"], "rejected")).drop_columns("status").to_pylist()
+        scanned = [{"stage": "scan", "shard": None, **row} for row in rejected]
+        place = dict(zip(*self.live().select(["recording", "shard"]).to_pydict().values(), strict=True))
+        done = set(place.values())
+        rows = gathering.rejected_rows(self.out, columns, done, lambda shard, r: place.get(r) == shard)
+        self.rejected = pa.concat_tables([pa.Table.from_pylist(scanned, gathering.REJECTED), rows])
         self.out.write_table(REJECTED, self.rejected)
-
-    rejected: pa.Table = audit.REJECTED.empty_table()
 
 
 def retry_rejected_text(reason: str | None) -> str | None:
@@ -166,8 +138,5 @@ def retry_rejected_text(reason: str | None) -> str | None:
 
 def live_shards(path: Path) -> list[tuple[str, float]]:
     live = catalog.live(catalog.read_plan(path, ["shard", "duration_s", "tombstone"]))
-    seconds = live["duration_s"].to_numpy()
-    return [
-        (name, float(seconds[start : start + rows].sum()))
-        for name, (start, rows) in catalog.shard_slices(live).items()
-    ]
+    seconds, slices = live["duration_s"].to_numpy(), catalog.shard_slices(live)
+    return [(name, float(seconds[start : start + n].sum())) for name, (start, n) in slices.items()]

@@ -1,4 +1,4 @@
-"""One run at a time on one OUT: the second is refused, and told who holds it."""
+"""One run at a time on one OUT: the second is refused with the name of the first."""
 
 import contextlib
 import fcntl
@@ -15,25 +15,24 @@ from stages.shards.storage import Storage
 NAME = "run.lock"
 BEAT_S = 20.0
 STALE_S = 90.0
-SETTLE_S = 2.0  # two that start at once have both written by then
+SETTLE_S = 2.0  # two that start at once have both written within it
 
 
 @contextlib.contextmanager
 def locked(out: Storage) -> Iterator[None]:
     """Hold OUT for the duration of the block; ValueError naming the holder when another run has it.
 
-    Locally a kernel lock, which ends with its process, however that ends. On an object store a
-    beating object, free again `STALE_S` seconds after its run died.
-    """
+    Locally a kernel lock, which always ends with its process. On an object store an object that is written
+    again and again, free `STALE_S` seconds after its run died."""
     with _local(out) if out.is_local else _beating(out):
         yield
 
 
-def _me() -> dict:
+def _own() -> dict:
     return {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
-def _refuse(out: Storage, data: bytes) -> ValueError:
+def _refusal(out: Storage, data: bytes) -> ValueError:
     try:
         held = json.loads(data)
         who = f"process {held['pid']} on {held['host']} since {held['since']}"
@@ -53,9 +52,9 @@ def _local(out: Storage) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise _refuse(out, file.read()) from None
+            raise _refusal(out, file.read()) from None
         file.truncate(0)
-        file.write(json.dumps(_me()).encode())
+        file.write(json.dumps(_own()).encode())
         file.flush()
         yield
 
@@ -65,7 +64,7 @@ def _beating(out: Storage) -> Iterator[None]:
     token = uuid.uuid4().hex
 
     def beat() -> None:
-        out.write(NAME, json.dumps(_me() | {"token": token, "beat": time.time()}).encode())
+        out.write(NAME, json.dumps(_own() | {"token": token, "beat": time.time()}).encode())
 
     def holder() -> dict:
         try:
@@ -75,18 +74,17 @@ def _beating(out: Storage) -> Iterator[None]:
 
     held = holder()
     if time.time() - held.get("beat", 0) < STALE_S:
-        raise _refuse(out, json.dumps(held).encode())
+        raise _refusal(out, json.dumps(held).encode())
     beat()
-    time.sleep(SETTLE_S)  # of two that start at once, the one whose object stays has it
+    time.sleep(SETTLE_S)  # of two that start at once, the later writer has it
     held = holder()
     if held.get("token") != token:
-        raise _refuse(out, json.dumps(held).encode())
+        raise _refusal(out, json.dumps(held).encode())
     stop = threading.Event()
 
     def keep() -> None:
         while not stop.wait(BEAT_S):
-            # a store that fails once: the next beat comes before the lock is stale
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # after one failure the next beat is still in time
                 beat()
 
     thread = threading.Thread(target=keep, daemon=True)

@@ -1,4 +1,4 @@
-"""OUT/recipe.yaml: which columns an OUT has, by which recipes, and which ones the latest run uses."""
+"""OUT/recipe.yaml: the columns of an OUT, their recipes, and which ones the latest run uses."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +26,7 @@ class Registry:
 
 
 def read(out: Storage) -> Registry | None:
-    """What OUT says of itself; None when it is new. Raises ValueError when the file is damaged."""
+    """OUT's registry; None when OUT is new. Raises ValueError when the file is damaged."""
     if not out.exists(NAME):
         return None
     try:
@@ -39,20 +39,17 @@ def read(out: Storage) -> Registry | None:
 def existing(out: Storage) -> Registry:
     """The registry of an OUT that was labelled; ValueError when there is none."""
     registry = read(out)
-    if registry is None:
-        if out.exists("catalog.parquet"):
-            raise ValueError(
-                f"{out.root} holds no labels yet, its `labels` run has not come so far: wait for it, "
-                f"or run the same command again"
-            )
-        raise ValueError(f"{out.root} {_instead(out)}: give the OUT of a `labels` run")
-    return registry
-
-
-def _instead(out: Storage) -> str:
-    if out.is_local and not out.local("").exists():
-        return "is not there"
-    return "is a file" if out.is_local and out.local("").is_file() else f"holds no labels (no {NAME})"
+    if registry is not None:
+        return registry
+    if out.exists("catalog.parquet"):
+        raise ValueError(
+            f"{out.root} holds no labels yet, its `labels` run has not come so far: wait for it, or run the "
+            f"same command again"
+        )
+    problem = f"holds no labels (no {NAME})"
+    if out.is_local and not out.local("").is_dir():
+        problem = "is a file" if out.local("").exists() else "is not there"
+    raise ValueError(f"{out.root} {problem}: give the OUT of a `labels` run")
 
 
 def audio_name(known: Registry | None, recipe: Recipe) -> tuple[str, str]:
@@ -64,11 +61,10 @@ def audio_name(known: Registry | None, recipe: Recipe) -> tuple[str, str]:
 
 
 def check_plan(known: Registry | None, recipe: Recipe, out: Storage) -> None:
-    """The plan's recipe is fixed by the first run: other shards would not be those that are labelled."""
+    """The first run fixes the plan's recipe: another would give other shards than the labelled ones."""
     if known is None:
         return
-    own = canonical(asdict(recipe.plan))
-    for name, value in own.items():
+    for name, value in canonical(asdict(recipe.plan)).items():
         seen = known.plan.get(name)
         if canonical(seen) != value:
             raise ValueError(
@@ -80,13 +76,12 @@ def check_plan(known: Registry | None, recipe: Recipe, out: Storage) -> None:
 def write(
     out: Storage, known: Registry | None, recipe: Recipe, current: dict[str, tuple[str, dict]]
 ) -> Registry:
-    """Note the current columns beside the old ones; nothing is taken away."""
+    """Add the current columns to the old ones, none of which is removed."""
     columns = dict(known.columns) if known else {}
     columns |= {name: canonical(own) for name, own in current.values()}
-    registry = Registry(
-        canonical(asdict(recipe.plan)), columns, {kind: name for kind, (name, _) in current.items()}
-    )
-    text = yaml.safe_dump(asdict(registry), sort_keys=True)
-    if not out.exists(NAME) or out.read(NAME) != text.encode():
-        out.write(NAME, text.encode())
+    names = {kind: name for kind, (name, _) in current.items()}
+    registry = Registry(canonical(asdict(recipe.plan)), columns, names)
+    data = yaml.safe_dump(asdict(registry), sort_keys=True).encode()
+    if not out.exists(NAME) or out.read(NAME) != data:
+        out.write(NAME, data)
     return registry

@@ -1,5 +1,4 @@
-"""The columns of one labelling run: what is pending, the teacher's fit, the chain on the cluster, the
-tables."""
+"""The columns of one labelling run: pending shards, the teacher's fit, the chain of stages, the tables."""
 
 import contextlib
 import time
@@ -13,7 +12,7 @@ from pipeline.labelling import registry, teachers
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.registry import Registry
 from pipeline.labelling.summary import shown
-from stages.label import audit
+from stages.label import audit, gathering
 from stages.label import recipe as recipes
 from stages.label.base import Needs
 from stages.label.codes import Codes
@@ -22,31 +21,28 @@ from stages.label.shard import Job, ShardWorker
 from stages.shards import record as records
 from stages.shards.fetching import OneAhead
 from stages.shards.storage import Storage, fetch_url
-from stages.signal.rates import HOP_SAMPLES, RATE_HZ
+from stages.signal.rates import FRAMES_PER_S, RATE_HZ
 
 
 def bytes_per_s(recipe: recipes.Recipe) -> dict[str, int]:
-    """Bytes a second of audio takes in each column of this recipe: 16-bit audio, uint16 codes, CQT bins, at
-    75 Hz."""
+    """Bytes of a second of audio in each column: 16-bit audio, uint16 codes, CQT bins, at 75 Hz."""
     sizes = {"audio": 2 * RATE_HZ}
     if recipe.codes:
-        sizes["codes"] = RATE_HZ // HOP_SAMPLES * recipe.codes.codebooks * 2
+        sizes["codes"] = FRAMES_PER_S * recipe.codes.codebooks * 2
     if recipe.cqt:
-        sizes["cqt"] = RATE_HZ // HOP_SAMPLES * recipe.cqt.bins * np.dtype(recipe.cqt.storage).itemsize
+        sizes["cqt"] = FRAMES_PER_S * recipe.cqt.bins * np.dtype(recipe.cqt.storage).itemsize
     return sizes
 
 
 @dataclass
 class LabelRun:
-    """The columns of one run over the shards of one plan."""
-
     config: Config
     out: Storage
     progress: Progress
     known: Registry | None
     shards: list[tuple[str, float]]  # name and planned seconds, in plan order
     weights: teachers.Weights | None = None
-    failed: dict[str, str] = field(default_factory=dict)  # shard → what happened
+    failed: dict[str, str] = field(default_factory=dict)  # shard → error
     _registry: Registry | None = None
     _done: dict[str, set[str]] = field(default_factory=dict)
 
@@ -65,39 +61,21 @@ class LabelRun:
 
     def jobs(self) -> list[Job]:
         """One job per current column, audio first."""
-        recipe, run = self.config.recipe, self.config.run
-        audio, audio8 = self.audio
-        place = self.out.base if self.out.is_local else self.out.root
+        recipe, run, (audio, audio8) = self.config.recipe, self.config.run, self.audio
         options = {"stall_s": run.stall_s, "memory_gb": run.decode_memory_gb, "fetch": OneAhead(fetch_url)}
-        jobs = [Job(recipe.decode, audio, audio, recipes.audio_recipe(recipe), place, options=options)]
+        own = recipes.audio_recipe(recipe)
+        jobs = [Job(recipe.decode, audio, audio, own, self.out.place, options=options)]
+        labels = []
         if recipe.codes and self.weights:
             own = recipes.codes_recipe(recipe, audio8, self.weights.sha256)
-            jobs.append(
-                Job(
-                    Codes(recipe.codes),
-                    f"codes-{records.recipe8(own)}",
-                    audio,
-                    own,
-                    place,
-                    self.weights.name,
-                    self.weights.sha256,
-                    _device(run.pools.codes),
-                    recipe.threads,
-                )
-            )
+            labels.append((Codes(recipe.codes), own, self.weights, run.pools.codes))
         if recipe.cqt:
             own = recipes.cqt_recipe(recipe, audio8)
-            jobs.append(
-                Job(
-                    recipe.cqt,
-                    f"cqt-{records.recipe8(own)}",
-                    audio,
-                    own,
-                    place,
-                    device=_device(run.pools.cqt),
-                    threads=recipe.threads,
-                )
-            )
+            labels.append((recipe.cqt, own, teachers.Weights(None, None), run.pools.cqt))
+        for stage, own, weights, pool in labels:
+            name, device = f"{stage.writes}-{records.recipe8(own)}", _device(pool)
+            where = (audio, own, self.out.place, weights.name, weights.sha256, device, recipe.threads)
+            jobs.append(Job(stage, name, *where))
         return jobs
 
     @property
@@ -116,16 +94,15 @@ class LabelRun:
     def pending(self) -> list[str]:
         """Shards, in plan order, with an unfinished column or not yet audited; from one listing a column."""
         columns = [job.column for job in self.jobs()]
-        done = set.intersection(*map(self.done, columns)) & audit.gathered(self.out, columns)
+        done = set.intersection(*map(self.done, columns)) & gathering.gathered(self.out, columns)
         return [name for name, _ in self.shards if name not in done]
 
     def check_space(self) -> None:
         """Refuse a run whose output cannot fit."""
-        free, seconds = self.out.free_bytes(), dict(self.shards)
-        need, sizes = 0.0, bytes_per_s(self.config.recipe)
+        free, need, sizes = self.out.free_bytes(), 0.0, bytes_per_s(self.config.recipe)
         for job in self.jobs():
             done = self.done(job.column)
-            need += sizes[job.stage.writes] * sum(s for name, s in seconds.items() if name not in done)
+            need += sizes[job.stage.writes] * sum(s for name, s in self.shards if name not in done)
         if free is not None and need > free:
             raise ValueError(
                 f"{self.out.root} has {shown(free)} free, this run writes about {shown(need)}: "
@@ -138,52 +115,42 @@ class LabelRun:
         from cluster.sharded import size_pools
 
         self.progress.status("starting Ray")
-        with session(self.config.run.cpus) as ray_session:
+        with session(self.config.run.cpus) as ray:
             check_nodes(self.out, list(self.config.run.audio))
             self.sweep()
             whole = replace(self, weights=self.weights or teachers.Weights(None, None))
-            size_pools(
-                whole.specs(whole.jobs(), audited=True),
-                ray_session.cpus,
-                ray_session.gpus,
-                ray_session.node_cpus,
-            )
+            size_pools(whole.specs(whole.jobs(), audited=True), ray.cpus, ray.gpus, ray.node_cpus)
             if self.weights is None:
-                self.fit(ray_session, refit)
+                self.fit(ray, refit)
             pending = [] if fit_only else self.pending()
             if pending and not self.failed:
-                self.registry  # noqa: B018 - noted before the first shard, so that `status` can speak of it
-                self.chain(ray_session, self.jobs(), pending, audited=True)
-        self.sweep()  # what workers that died during this run left
+                self.registry  # noqa: B018 - written before the first shard, for `status`
+                self.chain(ray, self.jobs(), pending, audited=True)
+        self.sweep()  # files of workers that died during this run
 
-    def fit(self, ray_session, refit: bool) -> None:
+    def fit(self, ray, refit: bool) -> None:
         """Decode the shards a fit needs, fit, and store: once for this OUT and recipe."""
         from cluster.sharded import run_one_reporting
 
         recipe, (audio, audio8) = self.config.recipe, self.audio
-        chosen = teachers.fit_shards(recipe, self.shards, refit)
+        name, chosen = recipe.codes.name, teachers.fit_shards(recipe, self.shards, refit)
         done = self.done(audio)
-        self.chain(ray_session, self.jobs()[:1], [s for s in chosen if s not in done], audited=False)
+        self.chain(ray, self.jobs()[:1], [s for s in chosen if s not in done], audited=False)
         if self.failed:
             return
-        place = self.out.base if self.out.is_local else self.out.root
         pool, started = self.config.run.pools.codes, time.time()
 
         def show(event: dict) -> None:
-            shown = "  ".join(
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
-                for k, v in event.items()
-                if v is not None
-            )
-            self.progress.status(f"fitting {recipe.codes.name} on {len(chosen)} shards: {shown}")
+            values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in event.items() if v is not None}
+            text = "  ".join(f"{k} {v}" for k, v in values.items())
+            self.progress.status(f"fitting {name} on {len(chosen)} shards: {text}")
             self.progress.log("fit", **event)
 
-        cpus = min(recipe.fit_threads, max(1, int(ray_session.node_cpus)))
-        self.weights = run_one_reporting(
-            teachers.fit, show, place, recipe, audio, audio8, chosen, _device(pool), cpus=cpus, gpus=pool.gpus
-        )
+        cpus = min(recipe.fit_threads, max(1, int(ray.node_cpus)))
+        what = (self.out.place, recipe, audio, audio8, chosen, _device(pool))
+        self.weights = run_one_reporting(teachers.fit, show, *what, cpus=cpus, gpus=pool.gpus)
         self.progress.say(
-            f"fitted {recipe.codes.name} on {len(chosen)} shards in {time.time() - started:.0f} s: "
+            f"fitted {name} on {len(chosen)} shards in {time.time() - started:.0f} s: "
             f"{self.out.path(self.weights.name)}"
         )
 
@@ -191,47 +158,33 @@ class LabelRun:
         """The stages of a chain and what one worker of each reserves."""
         from cluster.sharded import StageSpec
 
-        specs, pools = [], self.config.run.pools
+        pools, workers = self.config.run.pools, []
         for job in jobs:
-            pool = getattr(pools, job.stage.name)
-            cpus = pool.cpus if job.stage.name == "decode" else max(pool.cpus, self.config.recipe.threads)
-            specs.append(
-                StageSpec(
-                    job.stage.name,
-                    partial(ShardWorker, job),
-                    Needs(cpus, pool.gpus, pool.memory_gb),
-                    pool.max_workers,
-                    job.stage.cpu_s,
-                )
-            )
+            pool, threads = getattr(pools, job.stage.name), self.config.recipe.threads
+            cpus = pool.cpus if job.stage.name == "decode" else max(pool.cpus, threads)
+            needs = Needs(cpus, pool.gpus, pool.memory_gb)
+            workers.append((job.stage.name, partial(ShardWorker, job), needs, pool, job.stage.cpu_s))
         if audited:
             opener = partial(audit.AuditWorker, jobs[0].out, tuple(job.column for job in jobs))
-            specs.append(
-                StageSpec(
-                    "audit",
-                    opener,
-                    Needs(pools.audit.cpus, 0, pools.audit.memory_gb),
-                    pools.audit.max_workers,
-                    audit.CPU_S,
-                )
-            )
-        return specs
+            needs = Needs(pools.audit.cpus, 0, pools.audit.memory_gb)
+            workers.append(("audit", opener, needs, pools.audit, audit.CPU_S))
+        return [StageSpec(n, make, needs, pool.max_workers, cpu_s) for n, make, needs, pool, cpu_s in workers]
 
-    def chain(self, ray_session, jobs: list[Job], pending: list[str], audited: bool) -> None:
-        """Stream these shards through the stages; failed ones are noted, a fatal failure ends the run."""
+    def chain(self, ray, jobs: list[Job], pending: list[str], audited: bool) -> None:
+        """Stream these shards through the stages; a failed one is noted, a fatal failure ends the run."""
         from cluster.sharded import run_chain
 
         if not pending:
             return
         run, specs = self.config.run, self.specs(jobs, audited)
         self.progress.start({spec.name: len(pending) for spec in specs})
-        rows = run_chain(specs, pending, ray_session, run.attempts, self.progress.event)
+        rows = run_chain(specs, pending, ray, run.attempts, self.progress.event)
         with contextlib.closing(rows):
             for row in rows:
                 if "failed" in row:
                     self.failed[row["shard"]] = f"{row['failed']}: {row['error']}"
                     if self.out.is_gone():
-                        # said by `label`; every other shard would fail alike
+                        # `label` gives the message; every other shard would fail alike
                         raise FileNotFoundError(self.out.base)
                     if row["fatal"] or len(self.failed) > run.max_failed_shards:
                         break
@@ -239,23 +192,20 @@ class LabelRun:
         self.progress.stop()
 
     def gather(self, live: pa.Table, refused: pa.Array) -> None:
-        """Compact the indexes and statistics of finished shards, where the tables do not say what is
-        there."""
-        columns = self.registry.names
+        """Add finished shards to the tables of indexes and statistics, where those lack them."""
+        out, columns = self.out, self.registry.names
         done = set.intersection(*map(self.done, columns)) - set(self.failed)
-        missing, stale = audit.ungathered(self.out, columns, live, refused)
-        new = (done - audit.gathered(self.out, columns)) | (missing & done)
+        missing, stale = gathering.ungathered(out, columns, live, refused)
+        new = (done - gathering.gathered(out, columns)) | (missing & done)
         if new or stale:
-            audit.gather(
-                self.out, columns, sorted(new), live["recording"].combine_chunks(), self.progress.attempts
-            )
+            recordings = live["recording"].combine_chunks()
+            gathering.gather(out, columns, sorted(new), recordings, self.progress.attempts)
 
     def sweep(self) -> None:
-        """Remove attempts that killed runs left; no other run is alive, the lock says so."""
-        for column in self.out.names("columns"):
-            self.out.sweep(records.folder(column))
-        self.out.sweep("")
-        self.out.sweep(teachers.FOLDER)
+        """Remove the attempts of killed runs; the lock excludes other live runs."""
+        folders = [records.folder(column) for column in self.out.names("columns")]
+        for folder in (*folders, "", teachers.FOLDER):
+            self.out.sweep(folder)
 
 
 def _device(pool: recipes.Pool) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from pipeline.labelling.registry import Registry
-from stages.label import audit
+from stages.label import gathering
 from stages.label.recipe import Config
 from stages.shards.storage import Storage
 from stages.signal.rates import RATE_HZ
@@ -75,7 +75,7 @@ def column_lines(out: Storage, registry: Registry) -> list[str]:
         own = table.filter(pc.equal(table["column"], name))
         size = (pc.sum(own["bytes"]).as_py() or 0) / 2**20
         lines.append(f"columns/{name:<16} {own.num_rows:>6} shards {size:>10.1f} MiB")
-    samples = audit.segments(out, registry.names, ["samples"])["samples"]
+    samples = gathering.segments(out, registry.names, ["samples"])["samples"]
     hours = (pc.sum(samples).as_py() or 0) / RATE_HZ / 3600
     return [*lines, f"{len(samples)} segments, {hours:.2f} h of audio"]
 

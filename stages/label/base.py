@@ -1,11 +1,8 @@
 """The contract of a labelling stage and of a teacher, on one screen.
 
-A stage is a frozen dataclass: its fields are its recipe. For each input recording it yields
-samples, then exactly one outcome: `Kept`, or `Rejected` with a reason. Samples that precede a
-`Rejected` are taken back by the writer, so kept + rejected = inputs, always.
-
-Shapes: N samples at 24 kHz, T frames at 75 Hz (hop 320), K codebooks.
-"""
+A stage is a frozen dataclass: its fields are its recipe. For each recording it yields samples, then exactly
+one outcome: `Kept`, or `Rejected` with a reason, which removes the samples before it. So kept + rejected =
+inputs, always. N samples at 24 kHz, T frames at 75 Hz (hop 320), K codebooks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,13 +15,17 @@ from stages.signal.rates import RATE_HZ as RATE_HZ
 
 
 class RejectRecording(ValueError):
-    """This recording cannot be labelled: the decoder's or a teacher's reason, in words for people."""
+    """This recording cannot be labelled: the decoder's or a teacher's reason, for people to read."""
 
 
 class ReadError(Exception):
-    """Bytes could not be read (disk, NFS, S3, memory): says nothing about the recording itself.
+    """Bytes could not be read (disk, NFS, S3, memory): fails the shard, which is run again.
 
-    It fails the shard, which is run again; only errors about bytes that were read reject."""
+    Only errors in bytes that were read reject a recording."""
+
+
+class TeacherError(RuntimeError):
+    """The teacher's codes are wrong for any recording: every shard would fail, so the run ends."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,13 @@ class Sample:
     members: dict[str, bytes]
     row: dict[str, Any]  # identity and shape: recording, start, samples, frames
     stats: dict[str, Any] = field(default_factory=dict)
-    # added up over the shard: name → (levels, values)
-    sums: dict[str, np.ndarray] = field(default_factory=dict)
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)  # name → (levels, values), to be added up
 
 
 @dataclass(frozen=True)
 class Kept:
     recording: str
-    note: dict[str, Any] = field(default_factory=dict)  # facts of the recording, to its stats rows
+    note: dict[str, Any] = field(default_factory=dict)  # facts of the recording, for its statistics rows
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,12 @@ class Stage(Protocol):
     version: ClassVar[int]
     reads: ClassVar[tuple[str, ...]]  # kinds of columns
     writes: ClassVar[str]  # kind of column
-    # CPU seconds that a second of audio costs, about (D make bench-labels); only shares CPUs out
-    cpu_s: float
+    cpu_s: float  # CPU seconds for a second of audio, about (D make bench-labels); only divides the CPUs
 
     def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Any], Iterator[Item]]:
-        """Load models once per worker; what comes back takes one shard's inputs."""
+        """Load models once per worker; the returned callable takes one shard's inputs.
+
+        It may have `facts()` for the shard's record, and `run_facts()` for that record's `run`."""
         ...
 
 
@@ -86,78 +87,62 @@ class Wave(Protocol):
         ...
 
 
-class Teacher(Protocol):
-    """Names codes for a recording. Weights are canonical safetensors bytes: their sha256 is identity.
+# Yields consecutive uint16 (t, K) blocks, at least ceil(floor(samples / 320) · 320 / hop_samples) frames in
+# all. It reads samples with `read_checked`; `RejectRecording` (any ValueError) rejects the recording.
+LabelFunction = Callable[[Wave], Iterator[np.ndarray]]
 
-    A teacher has `fit` (codebooks from one's own corpus), or `locate` (published weights), or neither.
-    What the trainer must know of its codes is written to each record's facts, and read there alone:
-    codebooks, codebook_size, hop_samples (320, of a stored row), teacher_hop_samples.
-    """
+
+class Teacher(Protocol):
+    """Gives codes for a recording. Weights are canonical safetensors bytes, identified by their sha256.
+
+    A teacher has `fit` (codebooks from the user's corpus), or `locate` (published weights), or neither. The
+    trainer knows the codes by each record's facts (`stages/shards/frames.py`)."""
 
     name: ClassVar[str]
     version: ClassVar[int]
     codebooks: int  # K
     codebook_size: int  # at most 65,536
-    # hop_samples: int = 320, between two codes; a multiple of 320. Rows are always 75 a second, in every
-    # column: the codes stage writes a slower teacher's code into each row it covers.
+    # hop_samples: int = 320, between two codes; a multiple of 320. Every column has 75 rows a second:
+    # the codes stage repeats a slower teacher's code in each row that it covers.
 
-    def open(
-        self, weights: bytes | None, device: str, threads: int
-    ) -> Callable[[Wave], Iterator[np.ndarray]]:
-        """The labeller yields consecutive uint16 (t, K) blocks, in all ≥ ceil(floor(samples / 320) · 320 /
-        hop_samples).
-
-        It takes samples by `read_checked`; `RejectRecording` (any ValueError) rejects the recording.
-        """
+    def open(self, weights: bytes | None, device: str, threads: int) -> LabelFunction:
+        """Load once per worker. ValueError: weights that are missing, damaged or of another recipe."""
         ...
 
 
 def read_checked(wave: Wave, start: int, stop: int) -> np.ndarray:
     """`wave.read(start, stop)`, checked: float32 (stop - start,) of finite samples at 24 kHz mono.
 
-    Raises `RejectRecording` naming the rate, the channels, the dtype
-    or the first sample that is NaN or infinite. `ReadError` passes.
-    """
-    rate_hz = getattr(wave, "rate_hz", RATE_HZ)
+    Raises `RejectRecording` naming the rate, the channels, the dtype or the first sample that is NaN or
+    infinite. `ReadError` passes."""
+    rate_hz, problem = getattr(wave, "rate_hz", RATE_HZ), None
     if rate_hz != RATE_HZ:
-        raise RejectRecording(
-            f"sample rate {rate_hz} Hz: teachers take {RATE_HZ}; resample it (the decode stage does)"
-        )
-    sound_N = wave.read(start, stop)
-    if sound_N.ndim != 1:
-        raise RejectRecording(
-            f"{sound_N.ndim} dimensions, shape {sound_N.shape}: teachers take one channel; mix it to mono"
-        )
-    if sound_N.dtype != np.float32:
-        raise RejectRecording(
-            f"dtype {sound_N.dtype}: teachers take float32 at full scale ±1; convert and scale it"
-        )
-    finite = np.isfinite(sound_N)
-    if not finite.all():
+        problem = f"sample rate {rate_hz} Hz: teachers take {RATE_HZ}; resample it (the decode stage does)"
+    elif (sound_N := wave.read(start, stop)).ndim != 1:
+        shape = f"{sound_N.ndim} dimensions, shape {sound_N.shape}"
+        problem = f"{shape}: teachers take one channel; mix it to mono"
+    elif sound_N.dtype != np.float32:
+        problem = f"dtype {sound_N.dtype}: teachers take float32 at full scale ±1; convert and scale it"
+    elif not (finite := np.isfinite(sound_N)).all():
         at = start + int(np.flatnonzero(~finite)[0])
-        raise RejectRecording(
-            f"samples: NaN or infinity first at sample {at}; leave this recording out or mend it"
-        )
+        problem = f"samples: NaN or infinity first at sample {at}; leave this recording out or repair it"
+    if problem:
+        raise RejectRecording(problem)
     return sound_N
 
 
 def cut(blocks: Iterable[np.ndarray], segments: list[dict]) -> Iterator[tuple[dict, np.ndarray]]:
     """Cut consecutive blocks (t, C) of a recording's frames at its segments' borders.
 
-    Yields (segment, frames (T, C)) with T = floor(samples / 320). Segments start on multiples of 320
-    samples, so no frame is shared. Holds one segment; raises RuntimeError when frames run out early.
-    """
-    source = iter(blocks)
-    held: list[np.ndarray] = []
-    have = 0
+    Yields (segment, frames (T, C)), T = floor(samples / 320): segments start on multiples of 320, so none
+    share a frame. Holds one segment; RuntimeError when there are too few frames."""
+    source, held, have = iter(blocks), [], 0
     for segment in segments:
         count = segment["samples"] // HOP_SAMPLES
         while have < count:
-            block = next(source, None)
-            if block is None:
-                raise RuntimeError(
-                    f"{segment['recording']}: the teacher gave {have} frames, {count} are needed"
-                )
+            if (block := next(source, None)) is None:
+                name = segment["recording"]
+                raise RuntimeError(f"{name}: the teacher gave {have} frames, {count} are needed")
             held.append(block)
             have += len(block)
         joined = held[0] if len(held) == 1 else np.concatenate(held)
@@ -165,6 +150,17 @@ def cut(blocks: Iterable[np.ndarray], segments: list[dict]) -> Iterator[tuple[di
         held, have = [joined[count:]], have - count
 
 
+def outcomes(waves: Iterable[Any], samples: Callable[[Any], Iterator[Sample]]) -> Iterator[Item]:
+    """Each recording's samples and outcome; any ValueError rejects it."""
+    for wave in waves:
+        try:
+            yield from samples(wave)
+        except ValueError as error:
+            yield Rejected(wave.recording, str(error))
+        else:
+            yield Kept(wave.recording)
+
+
 def segment_row(segment: dict) -> dict:
-    """The columns of a segment's row that every column of the shard shares."""
+    """The fields of a segment's row that all columns of the shard share."""
     return {name: segment[name] for name in ("recording", "start", "samples", "frames")}

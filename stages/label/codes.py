@@ -1,8 +1,7 @@
 """The codes stage: a teacher's codes over each uninterrupted recording, cut to its segments.
 
-Writes uint16 (T, K) at 75 Hz. The teacher sees the audio as stored, so labels belong to what is trained on.
-The record's facts say what the codes are: the trainer reads them there (see `stages/shards/frames.py`).
-"""
+Writes uint16 (T, K) at 75 Hz. The teacher reads the audio as stored, so labels are of what is trained on. The
+record's facts describe the codes for the trainer (see `stages/shards/frames.py`)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.label.base import Item, Kept, Rejected, Sample, Teacher, cut, segment_row
+from stages.label.base import Item, Sample, Teacher, cut, outcomes, segment_row
 from stages.label.statistics.codes import of_codes
 from stages.shards.column import npy_bytes
 from stages.signal.rates import HOP_SAMPLES
@@ -35,7 +34,7 @@ class Codes:
 
 @dataclass
 class CodesRun:
-    """One worker's labeller; `facts` after a shard describe its codes."""
+    """One worker's labeller; after a shard `facts` and `run_facts` describe its codes."""
 
     teacher: Teacher
     label: Callable[[Any], Iterator[np.ndarray]]
@@ -43,53 +42,37 @@ class CodesRun:
     def __call__(self, waves: Iterable[Any]) -> Iterator[Item]:
         if hasattr(self.label, "restart_facts"):
             self.label.restart_facts()
-        for wave in waves:
-            try:
-                for segment, codes_TK in cut(map(self._rows, self.label(wave)), wave.segments):
-                    stats, counts_KC = of_codes(codes_TK, self.teacher.codebook_size)
-                    yield Sample(
-                        segment["key"],
-                        {"codes.npy": npy_bytes(codes_TK)},
-                        segment_row(segment),
-                        stats,
-                        {"codes": counts_KC},
-                    )
-            except ValueError as error:  # the teacher's own refusal of this recording
-                yield Rejected(wave.recording, str(error))
-            else:
-                yield Kept(wave.recording)
+        yield from outcomes(waves, self._samples)
+
+    def _samples(self, wave: Any) -> Iterator[Sample]:
+        for segment, codes_TK in cut(map(self._rows, self.label(wave)), wave.segments):
+            stats, counts_KC = of_codes(codes_TK, self.teacher.codebook_size)
+            members = {"codes.npy": npy_bytes(codes_TK)}
+            yield Sample(segment["key"], members, segment_row(segment), stats, {"codes": counts_KC})
 
     def facts(self) -> dict[str, Any]:
         """What the trainer must know of this column, and what the labeller itself has measured."""
-        own = self.label.facts() if hasattr(self.label, "facts") else {}
-        return own | {
-            "codebooks": self.teacher.codebooks,
-            "codebook_size": self.teacher.codebook_size,
-            "hop_samples": HOP_SAMPLES,
-            "teacher_hop_samples": hop_samples(self.teacher),
-        }
+        teacher, own = self.teacher, self.label.facts() if hasattr(self.label, "facts") else {}
+        shape = {"codebooks": teacher.codebooks, "codebook_size": teacher.codebook_size}
+        return own | shape | {"hop_samples": HOP_SAMPLES, "teacher_hop_samples": hop_samples(teacher)}
+
+    def run_facts(self) -> dict[str, Any]:
+        """What the labeller has measured of this worker."""
+        return self.label.run_facts() if hasattr(self.label, "run_facts") else {}
 
     def _rows(self, codes_TK: np.ndarray) -> np.ndarray:
-        """A block of the teacher's codes as stored rows: a slower teacher's code stands in each row it
-        covers.
+        """A block of the teacher's codes as stored rows: a slower teacher's code in each row it covers.
 
-        RuntimeError, which fails the shard, where a teacher breaks its contract: no label is better than a
-        wrong one.
-        """
-        teacher = self.teacher
-        if codes_TK.dtype != np.uint16 or codes_TK.ndim != 2 or codes_TK.shape[1] != teacher.codebooks:
-            raise RuntimeError(
-                f"teacher {teacher.name} gave {codes_TK.dtype} {codes_TK.shape}, expected uint16 (t, "
-                f"{teacher.codebooks})"
-            )
-        if codes_TK.size and codes_TK.max() >= teacher.codebook_size:
-            raise RuntimeError(
-                f"teacher {teacher.name} gave code {codes_TK.max()}, its codebooks have "
-                f"{teacher.codebook_size}"
-            )
-        return np.repeat(codes_TK, hop_samples(teacher) // HOP_SAMPLES, axis=0)
+        RuntimeError, which fails the shard, where a teacher breaks its contract."""
+        name, books, size = self.teacher.name, self.teacher.codebooks, self.teacher.codebook_size
+        if codes_TK.dtype != np.uint16 or codes_TK.ndim != 2 or codes_TK.shape[1] != books:
+            seen = f"{codes_TK.dtype} {codes_TK.shape}"
+            raise RuntimeError(f"teacher {name} gave {seen}, expected uint16 (t, {books})")
+        if codes_TK.size and codes_TK.max() >= size:
+            raise RuntimeError(f"teacher {name} gave code {codes_TK.max()}, its codebooks have {size}")
+        return np.repeat(codes_TK, hop_samples(self.teacher) // HOP_SAMPLES, axis=0)
 
 
 def hop_samples(teacher: Teacher) -> int:
-    """Samples between a teacher's codes: 320 unless it says otherwise."""
+    """Samples between a teacher's codes: 320 unless it has `hop_samples`."""
     return getattr(teacher, "hop_samples", HOP_SAMPLES)

@@ -1,8 +1,7 @@
 """The cqt stage: constant-Q magnitudes over each uninterrupted recording, cut to its segments.
 
-Writes (T, 336); frame i is centred on sample 320 i of the segment. Linear magnitude as float16 unless
-the recipe says log or uint8. What storing loses is measured over each shard and stated in its record.
-"""
+Writes (T, 336); frame i is centred on sample 320 i of the segment. Linear magnitude as float16 unless the
+recipe sets log or uint8. Each shard's record states how much precision storing lost."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.config import NUMBER, Count, Positive, check, settings
-from stages.label.base import Item, Kept, Rejected, Sample, cut, read_checked, segment_row
+from stages.label.base import Item, Sample, cut, outcomes, read_checked, segment_row
 from stages.label.statistics.pitch import of_cqt
 from stages.shards.column import npy_bytes
 from stages.shards.frames import STEPS, decode_cqt, encode_uint8
@@ -27,32 +26,27 @@ FLOAT16_TINY = 2.0**-14  # smallest normal float16
 
 @dataclass
 class StorageError:
-    """What storing float32 frames cost, over one shard, in the magnitude's own unit (log: nats)."""
+    """What storing one shard's float32 frames lost, in the magnitude's own unit (log: nats)."""
 
     values: int = 0
-    overflow: int = 0  # the next two are float16's
+    overflow: int = 0  # this and the next: of float16
     subnormal: int = 0
     max_abs_error: float = 0.0
-    sum_squared_error: float = 0.0
-    sum_squared: float = 0.0
+    squares_2: np.ndarray = field(default_factory=lambda: np.zeros(2))  # summed: of the error, of the frames
 
     def add(self, exact_TF: np.ndarray, read_back_TF: np.ndarray) -> None:
         error, size = read_back_TF - exact_TF, np.abs(exact_TF)
         self.values += exact_TF.size
         self.overflow += int((size > FLOAT16_MAX).sum())
         self.subnormal += int(((size > 0) & (size < FLOAT16_TINY)).sum())
-        if error.size:
-            self.max_abs_error = max(self.max_abs_error, float(np.abs(error).max()))
-        self.sum_squared_error += float(np.square(error, dtype=np.float64).sum())
-        self.sum_squared += float(np.square(exact_TF, dtype=np.float64).sum())
+        self.max_abs_error = max(self.max_abs_error, float(np.abs(error).max(initial=0.0)))
+        self.squares_2 += np.array([np.square(x, dtype=np.float64).sum() for x in (error, exact_TF)])
 
     def facts(self) -> dict:
-        relative = (self.sum_squared_error / self.sum_squared) ** 0.5 if self.sum_squared else 0.0
-        return {
-            "values": self.values,
-            "max_abs_error": round(self.max_abs_error, 9),
-            "relative_rms_error": round(relative, 9),
-        }
+        lost, total = self.squares_2.tolist()
+        relative = (lost / total) ** 0.5 if total else 0.0
+        errors = {"max_abs_error": round(self.max_abs_error, 9), "relative_rms_error": round(relative, 9)}
+        return {"values": self.values, **errors}
 
 
 @settings
@@ -87,7 +81,7 @@ class CqtStage:
         return CqtSpec(fmin_hz=self.fmin_hz, bins=self.bins, bins_per_octave=self.bins_per_octave)
 
     def open(self, weights: bytes | None, device: str, threads: int) -> "CqtRun":
-        from stages.signal.cqt import ConstantQ as ConstantQ
+        from stages.signal.cqt import ConstantQ
         from stages.signal.tables import table_cache
 
         return CqtRun(self, ConstantQ(self.spec, cache_dir=table_cache(), device=device))
@@ -95,13 +89,12 @@ class CqtStage:
 
 @dataclass
 class CqtRun:
-    """One worker's transform; `facts` after a shard say what its frames are and what storing them cost.
+    """One worker's transform; after a shard `facts` describe its frames and what storing them lost.
 
-    A uint8 shard is computed twice: first for its least and greatest value, which its scale follows,
-    then to be written. A bound known beforehand (what a full-scale sine reads) would need one pass,
-    but would leave a quiet shard a few of the 256 steps; and a shard's float32 frames (360 MB an
-    hour) would not fit in a worker's memory. The transform is a small part of labelling.
-    """
+    A uint8 shard is computed twice, a small part of labelling: first for its least and greatest value, which
+    give its scale, then to be written. A bound known beforehand (a full-scale sine's magnitude) would need
+    one pass but leave a quiet shard a few of the 256 steps; and a shard's float32 frames (360 MB an hour)
+    would not fit in a worker's memory."""
 
     stage: CqtStage
     transform: Any
@@ -113,45 +106,34 @@ class CqtRun:
         if self.stage.storage == "uint8":
             waves = list(waves)
             self.scaling = self._scaling(waves)
-        for wave in waves:
-            try:
-                for number, (segment, exact_TF) in enumerate(cut(self._blocks(wave), wave.segments)):
-                    yield self._sample(segment, exact_TF, number)
-            except ValueError as error:  # what cannot be heard
-                yield Rejected(wave.recording, str(error))
-            else:
-                yield Kept(wave.recording)
+        yield from outcomes(waves, self._samples)
 
     def facts(self) -> dict:
         stage = self.stage
         own = self.scaling or {"overflow": self.error.overflow, "subnormal": self.error.subnormal}
-        return {
-            "bins": stage.bins,
-            "hop_samples": HOP_SAMPLES,
-            "magnitude": stage.magnitude,
-            "storage": stage.storage,
-            stage.storage: self.error.facts() | own,
-        }
+        frames = {"bins": stage.bins, "hop_samples": HOP_SAMPLES, "magnitude": stage.magnitude}
+        return frames | {"storage": stage.storage, stage.storage: self.error.facts() | own}
 
-    def _sample(self, segment: dict, exact_TF: np.ndarray, number: int) -> Sample:
-        half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
-        stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
-        self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
-        linear_TF = np.exp(exact_TF) if self.stage.magnitude == "log" else exact_TF
-        stats, sums = of_cqt(exact_TF, linear_TF, self.stage.fmin_hz, self.stage.bins_per_octave, number)
-        return Sample(
-            segment["key"], {"cqt.npy": npy_bytes(stored_TF)}, segment_row(segment), stats, {"cqt": sums}
-        )
+    def _samples(self, wave: Any) -> Iterator[Sample]:
+        stage = self.stage
+        for number, (segment, exact_TF) in enumerate(cut(self._blocks(wave), wave.segments)):
+            half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
+            stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
+            self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
+            linear_TF = np.exp(exact_TF) if stage.magnitude == "log" else exact_TF
+            stats, sums_2F = of_cqt(exact_TF, linear_TF, stage.fmin_hz, stage.bins_per_octave, number)
+            members = {"cqt.npy": npy_bytes(stored_TF)}
+            yield Sample(segment["key"], members, segment_row(segment), stats, {"cqt": sums_2F})
 
     def _scaling(self, waves: list[Any]) -> dict[str, float]:
-        """256 even steps from the shard's least value to its greatest; as float32, as they are used."""
+        """256 even steps from the shard's least value to its greatest, rounded to float32 as when used."""
         low, high = np.float32(np.inf), np.float32(-np.inf)
         for wave in waves:
             try:
                 for block_TF in self._blocks(wave):
                     low, high = min(low, block_TF.min()), max(high, block_TF.max())
             except ValueError:
-                continue  # rejected with its reason when it is written
+                continue  # rejected, with its reason, in the second pass
         if high < low:
             return {"offset": 0.0, "scale": 0.0}
         return {"offset": float(low), "scale": float(np.float32((high - low) / STEPS))}
@@ -161,17 +143,11 @@ class CqtRun:
 
         from stages.signal.cqt import log_magnitude
 
-        context, block_frames = (
-            self.transform.spec.context_samples,
-            int(self.stage.block_s * RATE_HZ / HOP_SAMPLES),
-        )
-        frames = wave.samples // HOP_SAMPLES
+        context = self.transform.spec.context_samples
+        frames, block_frames = wave.samples // HOP_SAMPLES, int(self.stage.block_s * RATE_HZ / HOP_SAMPLES)
         for first in range(0, frames, block_frames):
             count = min(block_frames, frames - first)
-            start = first * HOP_SAMPLES - context
-            stop = (first + count) * HOP_SAMPLES + context
+            start, stop = first * HOP_SAMPLES - context, (first + count) * HOP_SAMPLES + context
             block_1N = torch.from_numpy(read_checked(wave, start, stop))[None]
             block_TF = self.transform.frames(block_1N, context, count)[0]
-            if self.stage.magnitude == "log":
-                block_TF = log_magnitude(block_TF)
-            yield block_TF.cpu().numpy()
+            yield (log_magnitude(block_TF) if self.stage.magnitude == "log" else block_TF).cpu().numpy()

@@ -1,16 +1,13 @@
 """The decode stage: any audio file to 24 kHz mono, cut into segments. Column `audio`.
 
-Decoding itself happens in a child process (`decoding/`), so that one bad file costs one file.
-
-Shapes: N samples at 24 kHz, T frames at 75 Hz (hop 320).
-"""
+A child process decodes (`decoding/`), so that a bad file costs one file. N samples at 24 kHz."""
 
 import contextlib
 import io
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from time import monotonic
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,12 +20,10 @@ from stages.label.decoding.process import DecoderProcess
 from stages.label.decoding.source import Source
 from stages.label.statistics.stereo import Stereo
 from stages.label.statistics.wave import of_wave
+from stages.shards.fetching import Fetch
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
-SLOWEST = 5  # recordings of a shard whose decoding times are kept
-
-# An address to a context manager whose value is the path of a local copy.
-Fetch = Callable[[str], contextlib.AbstractContextManager[str | bytes | os.PathLike]]
+SLOWEST = 5  # recordings of a shard whose decoding times are recorded
 
 
 @settings
@@ -63,7 +58,7 @@ class Decode:
 
     @property
     def tail_samples(self) -> int:
-        """Shortest last segment: at least one label frame, so that each segment has labels."""
+        """Shortest last segment: at least one label frame, so that every segment has labels."""
         return max(HOP_SAMPLES, round(self.min_tail_s * RATE_HZ))
 
     def open(
@@ -76,33 +71,33 @@ class Decode:
         memory_gb: float = 4.0,
         fetch: Fetch | None = None,
     ) -> "Decoder":
-        """A worker's decoder. `weights`, `device` and `threads` change nothing: one core decodes.
+        """A worker's decoder. `weights`, `device` and `threads` have no effect: one core decodes.
 
-        stall_s: longest wait for the next seconds of audio. memory_gb: budget of the child process.
-        fetch: for s3:// sources, an address to a context manager that gives a local copy's path."""
+        stall_s: longest wait for the next seconds of audio. memory_gb: limit of the child process. fetch:
+        makes the local copy of an s3:// source."""
         return Decoder(self, DecoderProcess(stall_s, memory_gb), fetch)
 
 
 class Decoder:
     """Called with a shard's sources; yields each one's samples, then its `Kept` or `Rejected`.
 
-    Raises `ReadError` when bytes could not be read or are not those that were scanned: that fails
-    the shard. The decoder stays usable. At most about two segments are held in memory."""
+    `ReadError`, which fails the shard: bytes that cannot be read, or are not those that were scanned. The
+    decoder stays usable. Holds about two segments in memory."""
 
     def __init__(self, stage: Decode, decoder: DecoderProcess, fetch: Fetch | None):
         self._stage, self._process, self._fetch = stage, decoder, fetch
-        self._times: list[tuple[str, float, float]] = []  # recording, seconds, seconds of audio it gave
+        self._times: list[tuple[str, float, float]] = []  # recording, seconds, seconds of audio from it
 
     def __call__(self, recordings: Iterable[Source]) -> Iterator[Item]:
         self._times = []
         for source in recordings:
-            self._process.ready()  # its start is no recording's time
+            self._process.ready()  # its start counts for no recording
             seconds, samples = 0.0, 0
             with contextlib.closing(self._outcome(source)) as items:
                 while True:
                     since = monotonic()
                     item = next(items, None)
-                    seconds += monotonic() - since  # without the time in which its reader writes
+                    seconds += monotonic() - since  # without the time in which the items are written
                     if item is None:
                         break
                     if isinstance(item, Sample):
@@ -111,24 +106,20 @@ class Decoder:
             self._times.append((source.recording, seconds, samples / RATE_HZ))
 
     def slowest(self) -> list[dict[str, Any]]:
-        """The recordings of the last shard that took most seconds beyond what their length takes at the
-        shard's mean speed: recording, seconds, times_real_time (of the audio they gave, rejected ones
-        too)."""
-        pace = sum(seconds for _, seconds, _ in self._times) / (
-            sum(audio_s for *_, audio_s in self._times) or 1.0
-        )
-        worst = sorted(self._times, key=lambda timed: (pace * timed[2] - timed[1], timed[0]))[:SLOWEST]
-        return [
-            {
-                "recording": recording,
-                "seconds": round(seconds, 4),
-                "times_real_time": round(audio_s / seconds, 3) if seconds else None,
-            }
-            for recording, seconds, audio_s in worst
-        ]
+        """The last shard's recordings, rejected ones too, that took most seconds beyond what their audio
+        takes at the shard's mean speed: recording, seconds, times_real_time."""
+        pace = sum(timed[1] for timed in self._times) / (sum(timed[2] for timed in self._times) or 1.0)
+        found = []
+        for name, s, audio_s in sorted(self._times, key=lambda timed: (pace * timed[2] - timed[1], timed[0])):
+            speed = round(audio_s / s, 3) if s else None
+            found.append({"recording": name, "seconds": round(s, 4), "times_real_time": speed})
+        return found[:SLOWEST]
+
+    def run_facts(self) -> dict[str, Any]:
+        return {"slowest": self.slowest()}
 
     def close(self) -> None:
-        """End the child process; a later call would start another."""
+        """End the child process; a later call starts another."""
         self._process.close()
 
     def _outcome(self, source: Source) -> Iterator[Item]:
@@ -138,20 +129,15 @@ class Decoder:
             yield Rejected(source.recording, str(refused))
 
     def _recording(self, source: Source) -> Iterator[Item]:
-        stage, facts, stereo, start = self._stage, {}, Stereo(), 0
-        request = {
-            "rate_hz": stage.rate_hz,
-            "resampler": stage.resampler,
-            "max_s": stage.max_recording_h * 3600,
-        }
+        stage, facts, stereo, start, max_s = self._stage, {}, Stereo(), 0, self._stage.max_recording_h * 3600
+        request = {"rate_hz": stage.rate_hz, "resampler": stage.resampler, "max_s": max_s}
         with self._local(source) as path:
             blocks = self._process.decode(source, path, request, facts, stereo.add)
-            with contextlib.closing(blocks):  # left early, the child must not go on decoding
-                for index, segment in enumerate(cut(blocks, stage.segment_samples, stage.tail_samples)):
+            with contextlib.closing(blocks):  # left early, the child must not continue
+                segments = cut_segments(blocks, stage.segment_samples, stage.tail_samples)
+                for index, segment in enumerate(segments):
                     correlation = stereo.correlation(start / RATE_HZ, (start + len(segment)) / RATE_HZ)
-                    yield self._sample(
-                        source.recording, index, start, segment, facts, {"stereo": correlation}
-                    )
+                    yield self._sample(source.recording, index, start, segment, facts, correlation)
                     start += len(segment)
         yield Kept(source.recording, {**facts, "samples": start, "segments": index + 1})
 
@@ -170,37 +156,23 @@ class Decoder:
             yield os.fsencode(path)
 
     def _sample(
-        self, recording: str, index: int, start: int, segment: np.ndarray, facts: dict, stats: dict
+        self, recording: str, index: int, start: int, segment: np.ndarray, facts: dict, stereo: float | None
     ) -> Sample:
-        identity = {
-            "recording": recording,
-            "start": start,
-            "samples": len(segment),
-            "rate_hz": RATE_HZ,
-            "source_rate_hz": facts["source_rate_hz"],
-            "source_channels": facts["source_channels"],
-            "source_codec": facts["source_codec"],
-        }
+        place = {"recording": recording, "start": start, "samples": len(segment)}
+        source = {name: facts[name] for name in ("source_rate_hz", "source_channels", "source_codec")}
+        identity = place | source | {"rate_hz": RATE_HZ}
         encode = wav_bytes if self._stage.format == "wav" else flac_bytes
-        members = {
-            "json": json.dumps(identity, sort_keys=True, separators=(",", ":")).encode(),
-            self._stage.format: encode(segment),
-        }
-        row = {
-            "recording": recording,
-            "index": index,
-            "start": start,
-            "samples": len(segment),
-            "frames": len(segment) // HOP_SAMPLES,
-        }
-        return Sample(f"{recording}-{index:05d}", members, row, of_wave(segment) | stats)
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        members = {"json": text.encode(), self._stage.format: encode(segment)}
+        row = {"recording": recording, "index": index} | place | {"frames": len(segment) // HOP_SAMPLES}
+        return Sample(f"{recording}-{index:05d}", members, row, of_wave(segment) | {"stereo": stereo})
 
 
-def cut(blocks: Iterable[np.ndarray], segment: int, tail: int) -> Iterator[np.ndarray]:
+def cut_segments(blocks: Iterable[np.ndarray], segment: int, tail: int) -> Iterator[np.ndarray]:
     """Blocks (N,) of any length to segments of `segment` samples.
 
-    Only the last may differ: it has at least `tail` samples, or is the only one, since a shorter
-    tail joins the segment before it. 0 < tail <= segment. Holds segment + tail + one block."""
+    Only the last may differ: it has at least `tail` samples (0 < tail <= segment), for a shorter tail joins
+    the segment before it, or is the only one. Holds segment + tail + one block."""
     held, samples = [], 0
     for block in blocks:
         held.append(block)
@@ -215,7 +187,7 @@ def cut(blocks: Iterable[np.ndarray], segment: int, tail: int) -> Iterator[np.nd
 
 
 def wav_bytes(segment: np.ndarray) -> bytes:
-    """int16 (N,) to a RIFF file: a 44-byte header, so that sample i lies at byte 44 + 2 i."""
+    """int16 (N,) to a RIFF file: a 44-byte header, so that sample i is at byte 44 + 2 i."""
     data = np.ascontiguousarray(segment, "<i2").tobytes()
     form = struct.pack("<HHIIHH", 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
     return b"RIFF%sWAVEfmt %s%sdata%s%s" % (

@@ -1,9 +1,7 @@
 """plan: recordings → shards of about `shard_minutes`. A pure function of the previous plan and the catalog.
 
-What is planned stays where it is: new recordings make new shards, and what is gone or changed is
-only marked with a tombstone. Tables stay in DuckDB, which spills to disk: 2.4 million recordings
-take under 4 GiB.
-"""
+A planned recording keeps its place: new recordings make new shards, missing or changed ones only get a
+tombstone. Tables stay in DuckDB, which spills to disk: 2.4 million recordings take under 4 GiB."""
 
 import hashlib
 import tempfile
@@ -20,8 +18,7 @@ from stages.label.scan.probing import UNREADABLE
 from stages.shards.catalog import CATALOG, PLAN, check_schema, write_parquet
 from stages.shards.tables import connect
 
-# A header that does not say its length is taken for 128 kbit/s: only the size of a shard hangs on it.
-BYTES_PER_S = 16_000
+BYTES_PER_S = 16_000  # where a header states no duration, 128 kbit/s: only the size of a shard depends on it
 MEMORY_GB = 1.5  # M bench_plan: DuckDB's share; Arrow and the packing take about as much again
 
 
@@ -31,8 +28,8 @@ class PlanSummary:
     shards: int  # with a live recording
     new_recordings: int
     new_shards: int
-    replanned: int  # moved to new shards by request
-    tombstoned: dict[str, int]  # all of the plan, by reason
+    replanned: int  # moved to new shards on request
+    tombstoned: dict[str, int]  # in the whole plan, by reason
     valid: int  # live recordings of the validation split
     hours: float  # live, by header
     valid_hours: float
@@ -49,15 +46,14 @@ def plan(
 ) -> PlanSummary:
     """Write the next plan to the local path `out` (may be `previous`), whole or not at all.
 
-    shard_minutes     audio in a shard; a recording is always whole, so a longer one has its own
-    validation_share  of the recordings, by a hash of their id; the split of a recording, of its
-                      copies and of its later versions (same path) never changes
-    retry             live recordings to be planned anew, in new shards
+    shard_minutes     of audio in a shard; recordings stay whole: a longer one gets a shard of its own
+    validation_share  of the recordings, by a hash of their id; the split of a recording, of its copies and of
+                      its later versions (same path) never changes
+    retry             live recordings to plan again, in new shards
 
-    The first recordings planned hold at least one of validation, where there are two or more. When
-    every validation recording is gone, the next new recording becomes one: what was trained on never
-    does. Raises ValueError for impossible values, and for files that are no catalog or plan.
-    """
+    At least one of two or more recordings planned first is for validation. When none of those is left, the
+    next new recording is, never one that was trained on. ValueError: impossible values, or files that are no
+    catalog or plan."""
     if not shard_minutes > 0:
         raise ValueError(f"plan.shard_minutes is {shard_minutes}; give minutes above 0, such as 60")
     if not 0 <= validation_share < 1:
@@ -91,11 +87,10 @@ def _load(db: duckdb.DuckDBPyConnection, previous: Path | None, catalog: Path, r
         db.register("old", ds.dataset(Path(previous), format="parquet"))
     else:
         db.register("old", PLAN.empty_table())
-    wanted = pa.table({"recording": pa.array(sorted(set(retry)), pa.string())})
-    db.register("wanted", wanted)
+    db.register("wanted", pa.table({"recording": pa.array(sorted(set(retry)), pa.string())}))
 
 
-# What is to be placed: recordings never planned, and live ones to be planned anew.
+# To be placed: recordings never planned, and live ones to plan again.
 _NEW = """
 CREATE TABLE to_place AS
 SELECT k.recording, k.size, k.duration_s, 0 AS attempt FROM cat k
@@ -106,7 +101,7 @@ SELECT o.recording, o.size, o.duration_s, o.attempt + 1 FROM old o SEMI JOIN wan
 """
 
 # A new recording's split: that of the same bytes, or of the same path, planned before; else by hash.
-# Fifteen hex digits are as many as fit a whole number without a sign.
+# Fifteen hex digits always fit BIGINT.
 _SPLIT = """
 WITH fresh AS (
     SELECT k.recording, k.size, k.quick, k.sha256, k.path_bytes FROM cat k
@@ -135,7 +130,7 @@ WHERE recording = (SELECT arg_min(recording, (draw, recording)) FROM splits WHER
     AND (SELECT count(*) FROM cat WHERE status = 'kept') > 1
 """
 
-# Why a planned recording is no longer among the kept; a reason once given stays.
+# Why a planned recording is no longer kept; the first reason stays.
 _NEXT = f"""
 CREATE TABLE kept AS SELECT recording, path, path_bytes, size, mtime_ns, quick, sha256, duration_s
     FROM cat WHERE status = 'kept';
@@ -165,33 +160,23 @@ JOIN kept k USING (recording) JOIN splits s USING (recording)
 
 
 def _pack(db: duckdb.DuckDBPyConnection, shard_s: float) -> pa.Table:
-    """(recording, attempt, shard, place) of what is to be placed, in the order of ids.
-
-    Ids are hashes, so a shard mixes albums.
-    """
-    table = db.sql(
-        "SELECT recording, size, duration_s, attempt FROM to_place ORDER BY recording"
-    ).to_arrow_table()
-    ids, attempts = table["recording"].to_pylist(), table["attempt"].to_pylist()
-    seconds = zip(table["duration_s"].to_pylist(), table["size"].to_pylist(), strict=True)
-    starts = next_fit((d if d > 0 else size / BYTES_PER_S for d, size in seconds), shard_s)
-    shards: list[str] = []
+    """(recording, attempt, shard, place) of `to_place` by id: ids are hashes, so a shard mixes albums."""
+    query = "SELECT recording, size, duration_s, attempt FROM to_place ORDER BY recording"
+    ids, sizes, durations, attempts = (c.to_pylist() for c in db.sql(query).to_arrow_table().columns)
+    seconds = (d if d > 0 else size / BYTES_PER_S for d, size in zip(durations, sizes, strict=True))
+    starts = next_fit(seconds, shard_s)
+    shards = []
     for start, stop in zip(starts, [*starts, len(ids)][1:], strict=True):
         members = zip(ids[start:stop], attempts[start:stop], strict=True)
         shards += [shard_name(members)] * (stop - start)
-    return pa.table(
-        {
-            "recording": pa.array(ids, pa.string()),
-            "attempt": pa.array(attempts, pa.int32()),
-            "shard": pa.array(shards, pa.string()),
-            "place": pa.array(range(len(ids)), pa.int64()),
-        }
-    )
+    columns = (ids, pa.string()), (attempts, pa.int32()), (shards, pa.string()), (range(len(ids)), pa.int64())
+    arrays = [pa.array(values, kind) for values, kind in columns]
+    return pa.table(arrays, ["recording", "attempt", "shard", "place"])
 
 
 def next_fit(lengths_s: Iterable[float], shard_s: float) -> list[int]:
-    """Index of the first recording of each shard: one that would exceed its shard opens the next."""
-    starts: list[int] = []
+    """Index of the first recording of each shard: one that would exceed its shard starts the next."""
+    starts = []
     filled_s = 0.0
     for place, length_s in enumerate(lengths_s):
         if not starts or filled_s + length_s > shard_s:
@@ -204,34 +189,18 @@ def next_fit(lengths_s: Iterable[float], shard_s: float) -> list[int]:
 def shard_name(members: Iterable[tuple[str, int]]) -> str:
     """`s` and 12 hex digits from (recording, attempt) of each member: content, not a position.
 
-    The attempt counts: a recording planned anew alone must not get the name of its finished shard.
-    """
-    return "s" + hashlib.sha256("\n".join(_member(*m) for m in members).encode()).hexdigest()[:12]
-
-
-def _member(recording: str, attempt: int) -> str:
-    return f"{recording}#{attempt}" if attempt else recording
+    With the attempt, a recording planned again alone does not get the name of its finished shard."""
+    text = "\n".join(f"{recording}#{attempt}" if attempt else recording for recording, attempt in members)
+    return "s" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _summary(db: duckdb.DuckDBPyConnection) -> PlanSummary:
     live = """SELECT count(*), count(DISTINCT shard), count(*) FILTER (split = 'valid'),
-        coalesce(sum(duration_s), 0),
-        coalesce(sum(duration_s) FILTER (split = 'valid'), 0) FROM next WHERE tombstone IS NULL"""
-    recordings, shards, valid, seconds, valid_seconds = _run(db, live)[0]
-    placed = (
-        "SELECT count(*) FILTER (attempt = 0), count(*) FILTER (attempt > 0), count(DISTINCT "
-        "shard) FROM packed"
-    )
-    new, replanned, new_shards = _run(db, placed)[0]
+        coalesce(sum(duration_s), 0) / 3600, coalesce(sum(duration_s) FILTER (split = 'valid'), 0) / 3600
+        FROM next WHERE tombstone IS NULL"""
+    recordings, shards, valid, hours, valid_hours = _run(db, live)[0]
+    placed = """SELECT count(*) FILTER (attempt = 0), count(DISTINCT shard), count(*) FILTER (attempt > 0)
+        FROM packed"""
     reasons = "SELECT tombstone, count(*) FROM next WHERE tombstone IS NOT NULL GROUP BY 1 ORDER BY 1"
-    return PlanSummary(
-        recordings=recordings,
-        shards=shards,
-        new_recordings=new,
-        new_shards=new_shards,
-        replanned=replanned,
-        tombstoned=dict(_run(db, reasons)),
-        valid=valid,
-        hours=seconds / 3600,
-        valid_hours=valid_seconds / 3600,
-    )
+    tombstoned = dict(_run(db, reasons))
+    return PlanSummary(recordings, shards, *_run(db, placed)[0], tombstoned, valid, hours, valid_hours)

@@ -4,18 +4,18 @@ import errno
 import hashlib
 import importlib.metadata
 import platform
-import queue
 import resource
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
-from stages.label.base import Item, Kept, ReadError, Rejected, Sample, Stage
+from stages.label.base import Item, Kept, ReadError, Rejected, Sample, Stage, TeacherError
 from stages.label.decode import Decode, Source
 from stages.shards import catalog, column
 from stages.shards import record as records
@@ -27,7 +27,7 @@ SOFTWARE = ("overtone", "numpy", "torch", "soxr", "av", "soundfile", "safetensor
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker of one stage needs to know; the same for every shard."""
+    """What a worker of one stage needs, for any shard."""
 
     stage: Stage
     column: str
@@ -38,11 +38,11 @@ class Job:
     weights_sha256: str | None = None
     device: str = "cpu"
     threads: int = 1
-    options: dict[str, Any] = field(default_factory=dict)  # circumstance, e.g. a stall limit
+    options: dict[str, Any] = field(default_factory=dict)  # without effect on bytes, e.g. a stall limit
 
 
 def software() -> dict[str, str]:
-    """Versions of what bytes depend on, as recorded and as compared between nodes."""
+    """Versions that bytes depend on, for records and to compare nodes."""
     found = {"python": platform.python_version()}
     for name in SOFTWARE:
         try:
@@ -56,9 +56,7 @@ class ShardWorker:
     """Opens a stage once, then runs shards one at a time."""
 
     def __init__(self, job: Job):
-        self.job = job
-        self.storage = Storage(job.out, standing=True)
-        self.software = software()
+        self.job, self.storage, self.software = job, Storage(job.out, standing=True), software()
         if job.device.startswith("cuda") or job.stage.name != "decode":
             import torch
 
@@ -66,52 +64,37 @@ class ShardWorker:
         self.run = job.stage.open(self._weights(), job.device, job.threads, **job.options)
 
     def _weights(self) -> bytes | None:
-        if self.job.weights is None:
+        name, expected = self.job.weights, self.job.weights_sha256
+        if name is None:
             return None
-        data = self.storage.read(self.job.weights)
+        data = self.storage.read(name)
         seen = hashlib.sha256(data).hexdigest()
-        if seen != self.job.weights_sha256:
+        if seen != expected:
             raise ValueError(
-                f"{self.storage.path(self.job.weights)} has sha256 {seen[:12]}…, expected "
-                f"{self.job.weights_sha256[:12]}…: the file is damaged; remove it and run again"
+                f"{self.storage.path(name)} has sha256 {seen[:12]}…, expected {expected[:12]}…: the file is "
+                f"damaged; remove it and run again"
             )
         return data
 
     def __call__(self, shard: str) -> dict[str, Any]:
-        """Finish one shard's column, or say why not; never raises for what concerns one shard.
+        """Finish one shard's column, or state the error; never raises for a problem of one shard.
 
-        Returns a small row: shard, column, status ('finished' | 'skipped' | 'failed'), error, counts, times.
-        """
-        started, cpu = time.time(), _cpu_s()
-        row: dict[str, Any] = {
-            "shard": shard,
-            "column": self.job.column,
-            "stage": self.job.stage.name,
-            "error": None,
-        }
+        Returns a row: shard, column, status ('finished' | 'skipped' | 'failed'), error, counts, times."""
+        stopwatch = Stopwatch()
+        row = {"shard": shard, "column": self.job.column, "stage": self.job.stage.name, "error": None}
         try:
             done = self._finished(shard)
             record = done or self._make(shard)
-            row |= {
-                "status": "skipped" if done else "finished",
-                "kept": record.kept,
-                "rejected": len(record.rejects),
-                "samples": record.samples,
-                "bytes": record.bytes,
-            }
+            row |= {"status": "skipped" if done else "finished", "rejected": len(record.rejects)}
+            row |= {name: getattr(record, name) for name in ("kept", "samples", "bytes")}
         except (ReadError, OSError, MemoryError, RuntimeError, ValueError) as error:
             row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             row["disk_full"] = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        row |= {
-            "started": started,
-            "wall_s": time.time() - started,
-            "busy_s": _cpu_s() - cpu,
-            "host": platform.node(),
-        }
-        return row
+            row["fatal"] = isinstance(error, TeacherError)
+        return row | stopwatch.read()
 
     def _finished(self, shard: str) -> records.Record | None:
-        """The record, when this column of the shard is finished and belongs to the audio that is there."""
+        """The record, when this column of the shard is finished and belongs to the present audio."""
         try:
             record = records.read(self.storage, self.job.column, shard)
             if record.source_sha256 is None:
@@ -122,36 +105,18 @@ class ShardWorker:
         return record if record.source_sha256 == audio.sha256 else None
 
     def _make(self, shard: str) -> records.Record:
-        job, started, cpu = self.job, time.time(), _cpu_s()
+        job, stopwatch = self.job, Stopwatch()
         with self._inputs(shard) as (inputs, paths, source_sha256):
-            # An old record must not speak for the tar that is about to replace its own.
+            # An old record must not describe the tar that is about to replace its own.
             self.storage.delete(records.file(job.column, shard, "json"))
             with column.publishing(self.storage, job.column, shard) as publication:
                 kept, rejects = write(publication.writer, self.run(inputs), paths)
                 totals = publication.writer.finish()
-                facts = self.run.facts() if hasattr(self.run, "facts") else {}
-                run = {
-                    "host": platform.node(),
-                    "started": started,
-                    "wall_s": time.time() - started,
-                    "busy_s": _cpu_s() - cpu,
-                }
-                if isinstance(job.stage, Decode):
-                    run["slowest"] = self.run.slowest()
-                publication.record = records.Record(
-                    shard=shard,
-                    column=job.column,
-                    recipe=job.recipe,
-                    inputs=len(paths),
-                    kept=kept,
-                    rejects=rejects,
-                    source_sha256=source_sha256,
-                    software=self.software,
-                    device=job.device.split(":")[0],
-                    facts=facts,
-                    run=run,
-                    **totals,
-                )
+                facts, own = getattr(self.run, "facts", dict)(), getattr(self.run, "run_facts", dict)()
+                about = {"inputs": len(paths), "kept": kept, "rejects": rejects, "facts": facts, **totals}
+                about |= {"source_sha256": source_sha256, "software": self.software}
+                about |= {"device": job.device.split(":")[0], "run": stopwatch.read() | own}
+                publication.record = records.Record(shard, job.column, job.recipe, **about)
         return publication.record
 
     @contextmanager
@@ -165,84 +130,66 @@ class ShardWorker:
             with fetch.expecting(remote) if fetch else nullcontext():
                 yield sources, {p.recording: p.path for p in planned}, None
             return
+        name = self.job.audio_column
         try:
-            audio = records.read(self.storage, self.job.audio_column, shard)
+            audio = records.read(self.storage, name, shard)
         except FileNotFoundError:
-            raise ReadError(
-                f"{self.job.audio_column}/{shard} is not finished, {self.job.column} waits for it"
-            ) from None
-        index = column.read_index(self.storage, self.job.audio_column, shard)
-        names = dict.fromkeys(index.column("recording").to_pylist(), "")
-        with self.storage.arriving(records.file(self.job.audio_column, shard, "tar")) as (path, arrived):
-            yield stored_recordings(path, index, arrived), names, audio.sha256
+            raise ReadError(f"{name}/{shard} is not finished, {self.job.column} waits for it") from None
+        index = column.read_index(self.storage, name, shard)
+        paths = dict.fromkeys(index.column("recording").to_pylist(), "")
+        with self.storage.arriving(records.file(name, shard, "tar")) as (path, arrived):
+            yield stored_recordings(path, index, arrived), paths, audio.sha256
 
 
 def write(
     writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, str]
 ) -> tuple[int, list[dict]]:
-    """Write a stage's items while it computes the next; returns (kept, rejects). One outcome per input, or
-    AssertionError."""
+    """Write a stage's items while it computes the next: (kept, rejects). AssertionError unless each input has
+    one outcome."""
     kept, rejects, seen = 0, [], set()
     for item in ahead(items):
         if isinstance(item, Sample):
-            writer.add(item.key, item.members, item.row, item.stats, item.sums)
+            writer.add(item.key, item.members, item.row, item.stats, item.histograms)
             continue
-        assert item.recording in paths and item.recording not in seen, f"stray outcome for {item.recording}"
-        seen.add(item.recording)
+        recording = item.recording
+        assert recording in paths and recording not in seen, f"stray outcome for {recording}"
+        seen.add(recording)
         if isinstance(item, Kept):
             writer.keep(item.note)
             kept += 1
         else:
             assert isinstance(item, Rejected)
             writer.take_back()
-            rejects.append(
-                {"recording": item.recording, "path": paths[item.recording], "reason": item.reason}
-            )
+            rejects.append({"recording": recording, "path": paths[recording], "reason": item.reason})
     assert len(seen) == len(paths), f"{len(paths)} inputs, {len(seen)} outcomes"
     return kept, rejects
 
 
 def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
-    """Run an iterator in a thread, at most `depth` items ahead: computing and writing overlap."""
-    held: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-    end = object()
-
-    def put(value: Any) -> bool:
-        while not stop.is_set():
-            try:
-                held.put(value, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((end, None))
-        except BaseException as error:  # carried to the reader, which raises it
-            put((end, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    """Run an iterator in a thread, `depth` items ahead and one begun: computing and writing overlap."""
+    end, pool = object(), ThreadPoolExecutor(1, "ahead")
     try:
-        while True:
-            item, error = held.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
+        coming = deque(pool.submit(next, items, end) for _ in range(depth + 1))
+        while (item := coming.popleft().result()) is not end:
+            coming.append(pool.submit(next, items, end))
             yield item
     finally:
-        stop.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
+
+
+class Stopwatch:
+    """Wall and CPU seconds since it was made, and where."""
+
+    def __init__(self):
+        self.started, self._cpu_s = time.time(), _cpu_s()
+
+    def read(self) -> dict[str, Any]:
+        took = {"wall_s": time.time() - self.started, "busy_s": _cpu_s() - self._cpu_s}
+        return {"host": platform.node(), "started": self.started, **took}
 
 
 def _cpu_s() -> float:
-    """CPU seconds of this process and of its children, the decoder that lives on among them."""
+    """CPU seconds of this process and of its children, also of the decoder that is still running."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     total = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
     for child in psutil.Process().children():

@@ -1,3 +1,3 @@
-"""The format, without torch or ray. `record` says that a shard is finished, `column` writes and reads its
-tar, `frames` says what label frames mean, `recordings` reads audio by position, `histograms` adds up,
-`catalog` is the plan, `storage` (by `fetching`) is where it lies, `tables` larger than memory."""
+"""The format, without torch or ray. `record` marks a shard as finished, `column` writes its tar, `checking`
+reads it back, `frames` defines label frames, `recordings` reads audio by position, `histograms` adds up,
+`catalog` has the plan, `storage` (with `fetching`) the files, `tables` those larger than memory."""

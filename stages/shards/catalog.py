@@ -1,11 +1,10 @@
-"""What is known of the recordings: `catalog.parquet` (what was found) and `plan.parquet` (where it goes).
+"""Tables of recordings: `catalog.parquet` (what was found) and `plan.parquet` (which shard it is in).
 
-Schemas, readers and an atomic writer. A path's truth is `path_bytes` (file names need not be
-UTF-8); `path` is for people.
-"""
+Schemas, readers and an atomic writer. `path_bytes` is exact (file names need not be UTF-8); `path` is for
+people."""
 
+from collections import namedtuple
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,82 +13,52 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from stages.shards.storage import Storage
+from stages.shards.storage import Storage, fields
 
 ROW_GROUP = 65_536  # rows; fixed, so that the same rows are the same bytes
 
 # One row per path found. `status` is kept, rejected, duplicate or excluded (by the user; never read).
 CATALOG = pa.schema(
-    [
-        ("recording", pa.string()),  # 16 hex digits; null when excluded
-        ("status", pa.string()),
-        ("reason", pa.string()),  # why rejected, in the decoder's own words
-        ("duplicate_of", pa.string()),  # recording whose bytes are the same
-        ("path", pa.string()),
-        ("path_bytes", pa.binary()),  # absolute path, or s3://bucket/key
-        ("root", pa.string()),
-        ("name_bytes", pa.binary()),  # path relative to its root: part of the id
-        ("size", pa.int64()),  # bytes
-        ("mtime_ns", pa.int64()),
-        ("quick", pa.string()),  # sha256 of first MiB, last MiB and size
-        ("sha256", pa.string()),  # of the whole file; null until it was needed
-        ("container", pa.string()),
-        ("codec", pa.string()),
-        ("rate_hz", pa.int64()),
-        ("channels", pa.int64()),
-        ("duration_s", pa.float64()),  # by the header, which may lie; 0 when it does not say
-    ],
+    # recording: 16 hex digits, null when excluded; reason: why rejected, from the decoder;
+    # duplicate_of: recording whose bytes are the same
+    fields(pa.string(), "recording status reason duplicate_of path")
+    + fields(pa.binary(), "path_bytes")  # absolute path, or s3://bucket/key
+    + fields(pa.string(), "root")
+    + fields(pa.binary(), "name_bytes")  # path relative to its root: part of the id
+    + fields(pa.int64(), "size mtime_ns")  # bytes; nanoseconds
+    # quick: sha256 of first MiB, last MiB and size; sha256: of the whole file, null until it was needed
+    + fields(pa.string(), "quick sha256 container codec")
+    + fields(pa.int64(), "rate_hz channels")
+    + fields(pa.float64(), "duration_s"),  # by the header, which may be wrong; 0 when it states none
     metadata={"overtone.catalog": "1"},
 )
 
 # One row per recording ever planned, in planning order; the rows of a shard are neighbours.
 PLAN = pa.schema(
-    [
-        ("recording", pa.string()),
-        ("shard", pa.string()),
-        ("order", pa.int64()),  # ascending; never reused, gaps where a recording moved to a new shard
-        ("attempt", pa.int32()),  # 0, then 1 more each time it was planned anew by request
-        ("path", pa.string()),
-        ("path_bytes", pa.binary()),
-        ("size", pa.int64()),  # bytes
-        ("mtime_ns", pa.int64()),
-        ("quick", pa.string()),
-        ("sha256", pa.string()),  # null until it was needed
-        ("duration_s", pa.float64()),  # by the header when planned
-        ("split", pa.string()),  # train or valid
-        ("tombstone", pa.string()),  # null, or edited, vanished, excluded, duplicate
-    ],
+    fields(pa.string(), "recording shard")
+    + fields(pa.int64(), "order")  # ascending; never reused, gaps where a recording moved to a new shard
+    + fields(pa.int32(), "attempt")  # 0, then 1 more each time a request planned it again
+    + fields(pa.string(), "path")
+    + fields(pa.binary(), "path_bytes")
+    + fields(pa.int64(), "size mtime_ns")  # bytes; nanoseconds
+    + fields(pa.string(), "quick sha256")  # as in the catalog
+    + fields(pa.float64(), "duration_s")  # by the header when planned
+    # split: train or valid; tombstone: null, or edited, vanished, excluded, duplicate
+    + fields(pa.string(), "split tombstone"),
     metadata={"overtone.plan": "1"},
 )
 
-
-@dataclass(frozen=True)
-class Planned:
-    """One row of the plan."""
-
-    recording: str
-    shard: str
-    order: int
-    attempt: int
-    path: str
-    path_bytes: bytes
-    size: int
-    mtime_ns: int
-    quick: str
-    sha256: str | None
-    duration_s: float
-    split: str
-    tombstone: str | None
+Planned = namedtuple("Planned", PLAN.names)
 
 
 def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
     """Raises ValueError, with the remedy, unless `path` is a parquet file of this schema."""
     try:
-        seen = pq.read_schema(path)
+        problem = "" if pq.read_schema(path).equals(schema) else "its columns are not this version's"
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{what} {path}: {error}; delete it to have it made anew") from error
-    if not seen.equals(schema):
-        raise ValueError(f"{what} {path}: its columns are not this version's; delete it to have it made anew")
+        problem = error
+    if problem:
+        raise ValueError(f"{what} {path}: {problem}; delete it to have it made again")
 
 
 def read_catalog(path: Path | str, columns: list[str] | None = None) -> pa.Table:
@@ -110,7 +79,7 @@ def live(plan: pa.Table) -> pa.Table:
 
 
 def tombstoned(plan: pa.Table) -> set[str]:
-    """Recordings whose samples must not be used any more."""
+    """Recordings whose samples must no longer be used."""
     return set(plan.filter(pc.is_valid(plan["tombstone"]))["recording"].to_pylist())
 
 
@@ -118,9 +87,7 @@ def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
     """Shard → (first row, rows) of this table, shards in planning order."""
     if not plan.num_rows:
         return {}
-    codes = pc.dictionary_encode(plan["shard"].combine_chunks())
-    if isinstance(codes, pa.ChunkedArray):
-        codes = codes.combine_chunks()
+    codes = pa.concat_arrays(plan["shard"].chunks).dictionary_encode()
     index = codes.indices.to_numpy()
     starts = np.flatnonzero(np.diff(index, prepend=-1))
     names = codes.dictionary.take(pa.array(index[starts])).to_pylist()
@@ -129,37 +96,18 @@ def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
     return {n: (int(a), int(b - a)) for n, a, b in zip(names, starts, stops, strict=True)}
 
 
-def shards_in_order(plan: pa.Table) -> list[str]:
-    """Names of the shards of these rows, in planning order; `live(plan)` gives those worth making."""
-    return list(shard_slices(plan))
-
-
-def planned(plan: pa.Table, shard: str) -> list[Planned]:
-    """The recordings of one shard, tombstoned ones too; raises KeyError. For many, use `each_shard`."""
-    start, rows = shard_slices(plan)[shard]
-    return [Planned(**row) for row in plan.slice(start, rows).to_pylist()]
-
-
-def each_shard(plan: pa.Table) -> Iterator[tuple[str, list[Planned]]]:
-    """Shards and their recordings in planning order, one shard in memory at a time."""
-    for shard, (start, rows) in shard_slices(plan).items():
-        yield shard, [Planned(**row) for row in plan.slice(start, rows).to_pylist()]
-
-
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write a local file that appears whole or not at all; equal rows give equal bytes.
 
-    Holds one row group in memory. Raises OSError (disk full, not writable).
-    """
-    path = Path(path)
-    place = Storage(path.parent, standing=True).attempt(path.name)
+    Holds one row group in memory. Raises OSError (disk full, not writable)."""
+    place = Storage(Path(path).parent, standing=True).attempt(Path(path).name)
     with place as attempt, pq.ParquetWriter(attempt, schema, compression="zstd") as writer:
         for table in _row_groups(schema, batches):
             writer.write_table(table, row_group_size=ROW_GROUP)
 
 
 def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Where a producer cut its batches must not show in the file."""
+    """Row groups that do not depend on the size of the batches."""
     held = schema.empty_table()
     for batch in batches:
         table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
@@ -174,7 +122,6 @@ def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterato
 def read_shard(storage: Storage, shard: str) -> list[Planned]:
     """The live recordings of one shard, by id, from OUT/plan.parquet; reads only the rows it needs."""
     wanted = (ds.field("shard") == shard) & ds.field("tombstone").is_null()
-    table = pq.read_table(
-        storage.path("plan.parquet"), filesystem=storage.fs, filters=wanted, partitioning=None
-    )
+    path = storage.path("plan.parquet")
+    table = pq.read_table(path, filesystem=storage.fs, filters=wanted, partitioning=None)
     return sorted((Planned(**row) for row in table.to_pylist()), key=lambda p: p.recording)

@@ -1,4 +1,4 @@
-"""Bytes of an object store on their way to a local disk, while what has come already is worked on."""
+"""Bytes copied from an object store to a local disk while those that have arrived are in use."""
 
 import contextlib
 import os
@@ -17,72 +17,69 @@ Fetch = Callable[[str], contextlib.AbstractContextManager[str | os.PathLike]]
 
 
 class Arrival:
-    """One file being copied, front to back: `wait(end)` returns once its first `end` bytes lie at `path`."""
+    """One file being copied, front to back: `wait(end)` returns once `path` has its first `end` bytes."""
 
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, path
-        self._there, self._over, self._left = 0, False, False
-        self._moved = threading.Condition()
+        self._copied, self._ended, self._stopped = 0, False, False
+        self._changed = threading.Condition()
         self._copying: Future | None = None
 
     def start(self, pool: ThreadPoolExecutor, source: Any, copy: BinaryIO) -> None:
         self._copying = pool.submit(self._copy, source, copy)
 
-    def leave(self) -> None:
-        """Nobody waits any more: copying ends with the chunk under way."""
-        self._left = True
+    def stop(self) -> None:
+        """Copying ends with the present chunk."""
+        self._stopped = True
 
     def wait(self, end: int) -> None:
-        """Raises OSError when they do not come: what went wrong with the copy, or that the file is
-        shorter."""
-        with self._moved:
-            self._moved.wait_for(lambda: self._there >= end or self._over)
-            if self._there >= end:
+        """Raises OSError when they do not arrive: the copy's error, or that the file is shorter."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._copied >= end or self._ended)
+            if self._copied >= end:
                 return
         try:
             self._copying.result()
         except pa.ArrowInvalid as error:  # a ValueError would reject the recording, not fail the shard
             raise OSError(f"{self.name}: {error}") from error
         raise OSError(
-            f"{self.name} has {self._there} bytes, {end} are needed: `overtone verify OUT --repair` "
-            f"sends a damaged shard back"
+            f"{self.name} has {self._copied} bytes, {end} are needed: `overtone verify OUT --repair` "
+            f"deletes a damaged shard, to be made again"
         )
 
     def _copy(self, source: Any, copy: BinaryIO) -> None:
         try:
-            while not self._left and (data := source.read(CHUNK)):
+            while not self._stopped and (data := source.read(CHUNK)):
                 copy.write(data)
                 copy.flush()
-                with self._moved:
-                    self._there += len(data)
-                    self._moved.notify_all()
+                with self._changed:
+                    self._copied += len(data)
+                    self._changed.notify_all()
         finally:
-            with self._moved:
-                self._over = True
-                self._moved.notify_all()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
 
 
 @contextlib.contextmanager
 def arriving(name: str, source: Any) -> Iterator[Arrival]:
-    """Copy the stream `source` to a temporary file, in a thread; the copy is gone when the block ends."""
+    """Copy the stream `source` to a temporary file, in a thread; the copy is deleted when the block ends."""
     with tempfile.NamedTemporaryFile(prefix="overtone-") as copy, ThreadPoolExecutor(1, "arriving") as pool:
         arrival = Arrival(name, Path(copy.name))
         arrival.start(pool, source, copy)
         try:
             yield arrival
         finally:
-            arrival.leave()
+            arrival.stop()
 
 
 class OneAhead:
-    """`fetch`, one address ahead: while one local copy is worked on, the next one's bytes are on their
-    way."""
+    """`fetch`, one address ahead: while one local copy is in use, the next one is fetched."""
 
     def __init__(self, fetch: Fetch):
         self._fetch = fetch
         self._next: dict[str, str] = {}
-        # at most one, and the one being asked for
-        self._coming: dict[str, tuple[contextlib.ExitStack, Future]] = {}
+        self._coming: dict[str, tuple[contextlib.ExitStack, Future]] = {}  # at most the present and the next
         self._pool: ThreadPoolExecutor | None = None
 
     def __reduce__(self):
@@ -90,12 +87,12 @@ class OneAhead:
 
     @contextlib.contextmanager
     def expecting(self, addresses: list[str]) -> Iterator[None]:
-        """Within the block, a call with one of these addresses has the one after it fetched meanwhile."""
+        """Within the block, a call with one of these addresses also starts fetching the one after it."""
         try:
             with ThreadPoolExecutor(1, "fetching") as pool:
                 self._pool, self._next = pool, dict(pairwise(addresses))
                 yield
-        finally:  # what was under way has ended; where it failed there is nothing to close
+        finally:  # running fetches have ended; a failed one has nothing to close
             self._pool, self._next = None, {}
             for copy, _ in self._coming.values():
                 copy.close()

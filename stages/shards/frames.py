@@ -1,13 +1,12 @@
 """What the frames of a label column mean, and how stored constant-Q frames become float32 again. Numpy only.
 
-Letters: T frames at 75 Hz, K codebooks, F bins. A column's record says, under `facts`:
+T frames at 75 Hz, K codebooks, F bins. A column's record has, under `facts`:
 
     codes   codebooks, codebook_size, hop_samples (of a stored row: 320), teacher_hop_samples (of a code)
-    cqt     bins, hop_samples, magnitude (linear | log), storage (float16 | uint8), and under the
-            storage's name what it cost: max_abs_error, relative_rms_error; for uint8 its offset and scale
+    cqt     bins, hop_samples, magnitude (linear | log), storage (float16 | uint8), and under the storage's
+            name the error of storing: max_abs_error, relative_rms_error; for uint8 its offset and scale
 
-Records older than these facts say the same in their recipe, or hold linear float16 frames.
-"""
+Older records have the same in their recipe, or hold linear float16 frames."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,22 +23,21 @@ class CodesDescribed:
     codebooks: int  # K
     size: int  # codes of one codebook: 0 … size - 1
     hop_samples: int  # between stored rows, at 24 kHz
-    teacher_hop_samples: int  # between codes; a slower teacher's code stands in several rows
+    teacher_hop_samples: int  # between codes; a slower teacher's code is repeated in several rows
 
 
 def describe_codes(facts: dict[str, Any], recipe: dict[str, Any]) -> CodesDescribed:
-    """From a codes record's `facts`, else from its `recipe`; ValueError when neither says."""
-    said = recipe.get("teacher") if isinstance(recipe.get("teacher"), dict) else {}
-    said = said | facts
+    """From a codes record's `facts`, else from its `recipe`; ValueError when a field is in neither."""
+    teacher = recipe.get("teacher")
+    known = (teacher if isinstance(teacher, dict) else {}) | facts
+    hop = known.get("hop_samples", HOP_SAMPLES)
     try:
-        hop = int(said.get("hop_samples", HOP_SAMPLES))
-        return CodesDescribed(
-            int(said["codebooks"]), int(said["codebook_size"]), hop, int(said.get("teacher_hop_samples", hop))
-        )
+        fields = known["codebooks"], known["codebook_size"], hop, known.get("teacher_hop_samples", hop)
     except KeyError as error:
         raise ValueError(
             f"facts.{error.args[0]} is missing from the record of a codes column: label it again"
         ) from None
+    return CodesDescribed(*map(int, fields))
 
 
 def encode_uint8(frames_TF: np.ndarray, offset: float, scale: float) -> np.ndarray:
@@ -52,10 +50,9 @@ def encode_uint8(frames_TF: np.ndarray, offset: float, scale: float) -> np.ndarr
 def decode_cqt(stored: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
     """Stored frames (…, F) as float32, in the magnitude (linear or natural log) that `facts` name.
 
-    facts: of the record of the very shard the frames come from, for uint8 has a scale for each shard.
-    float16 needs none. ValueError for another dtype, or uint8 without its scale.
-    """
-    if stored.dtype == np.float16 or stored.dtype == np.float32:
+    facts: from the record of the frames' own shard, for each uint8 shard has its own scale; float16 needs
+    none. ValueError for another dtype, or uint8 without its scale."""
+    if stored.dtype in (np.float16, np.float32):
         return stored.astype(np.float32)
     if stored.dtype != np.uint8:
         raise ValueError(

@@ -1,13 +1,12 @@
-"""Sums over a shard's segments, too long for a row a segment: how often each code is used, magnitude by
-pitch.
+"""Totals over a shard's segments: how often each code is used, magnitude by pitch.
 
-Beside a tar lies SHARD.sums.parquet with a row per name and level; OUT/sums.parquet holds the same,
-added up over blocks of shards, so that a corpus of any size is shown from a few thousand rows.
-Sums are over what the tars hold, recordings with a tombstone too.
-"""
+SHARD.sums.parquet, next to a tar, has a row per name and level; OUT/sums.parquet has the same, added up over
+blocks of shards, so that a corpus of any size is shown from a few thousand rows. Recordings with a tombstone
+count too."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +16,16 @@ from stages.shards import record as records
 from stages.shards.storage import Storage
 
 NAME = "sums.parquet"
-BLOCK = 256  # shards added up into one row; when one of them is made anew, so many files are read again
+BLOCK = 256  # shards added up into one row; when one of them is made again, so many files are read again
 FIELDS = [("name", pa.string()), ("level", pa.int32()), ("values", pa.list_(pa.float64()))]
 SHARD = pa.schema(FIELDS)
 TABLE = pa.schema([("column", pa.string()), ("shards", pa.list_(pa.string())), *FIELDS])
 
-Sums = dict[str, np.ndarray]  # name → float64 (levels, values)
+Histograms = dict[str, np.ndarray]  # name → float64 (levels, values)
 
 
-def add(total: Sums, more: Sums) -> None:
-    """Add arrays (levels, values) in place; one that is longer widens the total."""
+def add(total: Histograms, more: Histograms) -> None:
+    """Add arrays (levels, values) in place; a larger one widens the total."""
     for name, values in more.items():
         held = total.get(name)
         if held is None:
@@ -39,67 +38,57 @@ def add(total: Sums, more: Sums) -> None:
         held[: values.shape[0], : values.shape[1]] += values
 
 
-def table(sums: Sums) -> pa.Table:
+def table(histograms: Histograms) -> pa.Table:
     rows = [
         {"name": name, "level": level, "values": row}
-        for name in sorted(sums)
-        for level, row in enumerate(sums[name])
+        for name in sorted(histograms)
+        for level, row in enumerate(histograms[name])
     ]
     return pa.Table.from_pylist(rows, SHARD)
 
 
-def _arrays(rows: list[dict]) -> Sums:
-    names = dict.fromkeys(row["name"] for row in rows)
-    return {
-        name: np.array(
-            [row["values"] for row in sorted(rows, key=lambda r: r["level"]) if row["name"] == name]
-        )
-        for name in names
-    }
+def _arrays(rows: list[dict]) -> Histograms:
+    levels = {}
+    for row in sorted(rows, key=lambda row: row["level"]):
+        levels.setdefault(row["name"], []).append(row["values"])
+    return {name: np.array(values) for name, values in levels.items()}
 
 
-def read_shard(storage: Storage, column: str, shard: str) -> Sums:
-    """One shard's sums of a column; empty for a column without any, or of an older version."""
+def read_shard(storage: Storage, column: str, shard: str) -> Histograms:
+    """One shard's histograms of a column; empty for a column without any, or of an older version."""
     try:
         return _arrays(storage.read_table(records.file(column, shard, NAME)).to_pylist())
     except FileNotFoundError:
         return {}
 
 
-def read(storage: Storage, column: str) -> tuple[Sums, int]:
-    """(sums of a column over all gathered shards, how many shards have any)."""
-    total: Sums = {}
+def read(storage: Storage, column: str) -> tuple[Histograms, int]:
+    """(histograms of a column over all gathered shards, how many shards have any)."""
+    total = {}
     if not storage.exists(NAME):
         return total, 0
     rows = _rows(storage.read_table(NAME).filter(pc.field("column") == column))
-    shards = {shard for row in rows for shard in row["shards"]}
-    blocks: dict[str, list[dict]] = {}
+    blocks = {}
     for row in rows:
         blocks.setdefault(row["shards"][0], []).append(row)
     for block in blocks.values():
         add(total, _arrays(block))
-    return total, len(shards)
+    return total, len({shard for row in rows for shard in row["shards"]})
 
 
 def _rows(table: pa.Table) -> list[dict]:
-    """Rows as dicts, `values` as arrays: as Python's own numbers they would take seconds."""
-    values: list[np.ndarray] = []
+    """Rows as dicts, `values` as arrays: Python's own numbers would take seconds."""
+    values = []
     for chunk in table["values"].chunks:
-        values += (
-            np.split(chunk.flatten().to_numpy(), np.cumsum(pc.list_value_length(chunk))[:-1])
-            if len(chunk)
-            else []
-        )
-    return [
-        row | {"values": own}
-        for row, own in zip(table.drop_columns("values").to_pylist(), values, strict=True)
-    ]
+        if len(chunk):
+            values += np.split(chunk.flatten().to_numpy(), np.cumsum(pc.list_value_length(chunk))[:-1])
+    rows = table.drop_columns("values").to_pylist()
+    return [row | {"values": own} for row, own in zip(rows, values, strict=True)]
 
 
 def gather(storage: Storage, columns: Iterable[str], shards: Iterable[str]) -> None:
-    """Add these shards' sums to OUT/sums.parquet; those they had before are taken out.
-
-    A block of the table that held one of them is added up again from the files beside the tars."""
+    """Replace these shards' part of OUT/sums.parquet: each block that has one of them is added up again from
+    the files next to the tars."""
     held = storage.read_table(NAME) if storage.exists(NAME) else TABLE.empty_table()
     columns, new = set(columns), set(shards)
     rows = [row for row in held.to_pylist() if row["column"] not in columns or not new & set(row["shards"])]
@@ -109,10 +98,10 @@ def gather(storage: Storage, columns: Iterable[str], shards: Iterable[str]) -> N
             names = sorted(new.union(*(block for block in blocks if block & new)))
             for start in range(0, len(names), BLOCK):
                 own = names[start : start + BLOCK]
-                total: Sums = {}
-                found = list(pool.map(lambda shard, column=column: read_shard(storage, column, shard), own))
-                for sums in found:
-                    add(total, sums)
-                there = [shard for shard, sums in zip(own, found, strict=True) if sums]
-                rows += [{"column": column, "shards": there, **row} for row in table(total).to_pylist()]
+                total = {}
+                found = list(pool.map(partial(read_shard, storage, column), own))
+                for histograms in found:
+                    add(total, histograms)
+                present = [shard for shard, histograms in zip(own, found, strict=True) if histograms]
+                rows += [{"column": column, "shards": present, **row} for row in table(total).to_pylist()]
     storage.write_table(NAME, pa.Table.from_pylist(rows, TABLE))

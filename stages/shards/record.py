@@ -1,9 +1,8 @@
-"""A record: the JSON beside a tar that says the shard is finished, what is in it, and how it came.
+"""A record: the JSON next to a tar that states that the shard is finished, its contents and origin.
 
-It is written last. All of it but `run` depends only on the inputs, the recipe, the kind of device
-and the software versions; `run` holds what may differ between two runs (host, times,
-the recordings that were slowest to decode).
-"""
+It is written last. All of it but `run` depends only on the inputs, the recipe, the kind of device and the
+software versions; `run` holds what may differ between two runs (host, times, the recordings slowest to
+decode, how a teacher compared with another implementation)."""
 
 import hashlib
 import json
@@ -31,8 +30,7 @@ class Record:
     source_sha256: str | None  # of the audio tar the labels were made from
     software: dict[str, str]
     device: str
-    # of the index, the statistics and the sums beside the tar
-    beside_sha256: dict[str, str] = field(default_factory=dict)
+    beside_sha256: dict[str, str] = field(default_factory=dict)  # of the index, statistics and histograms
     facts: dict[str, Any] = field(default_factory=dict)  # e.g. the storage error of a float16 column
     run: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -43,7 +41,6 @@ class Record:
 
 
 def _digest(data: dict[str, Any]) -> str:
-    """sha256 of a record's fields, all but `run`."""
     own = {k: v for k, v in data.items() if k != "run"}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
@@ -56,9 +53,9 @@ def parse(data: bytes, name: str) -> Record:
         record = Record(**fields)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is not a record ({error})") from None
-    if noted != _digest(fields):
+    if noted != (seen := _digest(fields)):
         raise ValueError(
-            f"{name} is damaged: its fields have sha256 {_digest(fields)[:12]}…, it says {str(noted)[:12]}…"
+            f"{name} is damaged: its fields have sha256 {seen[:12]}…, it says {str(noted)[:12]}…"
         )
     if record.format != FORMAT:
         raise ValueError(f"{name} has format {record.format}; this version reads {FORMAT}")
@@ -86,7 +83,7 @@ def finished(storage: Storage, column: str) -> set[str]:
 
 
 def discard(storage: Storage, column: str, shard: str) -> None:
-    """Send a shard of a column back to be made again. The record goes first: it is what says finished."""
+    """Delete a shard of a column, to be made again. The record goes first: it marks the shard as finished."""
     for kind in ("json", "tar", "index.parquet", "stats.parquet", "sums.parquet"):
         storage.delete(file(column, shard, kind))
 
@@ -107,6 +104,6 @@ def canonical(value: Any, where: str = "recipe") -> Any:
 
 
 def recipe8(recipe: dict[str, Any]) -> str:
-    """The first 8 hex digits of a recipe's sha256, as used in column names."""
+    """The first 8 hex digits of a recipe's sha256, for column names."""
     text = json.dumps(canonical(recipe), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Recordings of one shard's audio column, read by positions: what the teachers listen to."""
+"""Recordings of one shard's audio column, read by positions, for the teachers."""
 
 import io
 import struct
@@ -24,8 +24,7 @@ class StoredRecording:
     path: Path
     recording: str
     segments: list[dict]  # index rows of the recording, ascending
-    # waits for the tar's first `end` bytes, where they still come
-    arrived: Callable[[int], None] = lambda end: None
+    arrived: Callable[[int], None] = lambda end: None  # waits for the tar's first `end` bytes
     samples: int = field(init=False)
     rate_hz: int = RATE_HZ
     _cached: tuple[int, np.ndarray] | None = field(default=None, init=False)
@@ -39,47 +38,42 @@ class StoredRecording:
         kHz mono, 16 bits."""
         out = np.zeros(stop - start, dtype=np.float32)
         for number, segment in enumerate(self.segments):
-            first = max(start, segment["start"])
-            last = min(stop, segment["start"] + segment["samples"])
+            begin = segment["start"]
+            first, last = max(start, begin), min(stop, begin + segment["samples"])
             if first < last:
-                stored = self._int16(number, first - segment["start"], last - segment["start"])
-                out[first - start : last - start] = stored
+                out[first - start : last - start] = self._int16(number, first - begin, last - begin)
         out /= 32768.0
         return out
 
     def _int16(self, number: int, first: int, last: int) -> np.ndarray:
         segment = self.segments[number]
-        self.arrived(segment["offset"] + segment["size"])
+        offset, size = segment["offset"], segment["size"]
+        self.arrived(offset + size)
         if segment["member"] == "wav":
             with open(self.path, "rb") as f:
-                f.seek(segment["offset"])
+                f.seek(offset)
                 channels, rate_hz, bits = HEADER.unpack(f.read(WAV_HEADER_BYTES))
-                self._check(number, rate_hz, channels, f"{bits} bits")
-                f.seek(segment["offset"] + WAV_HEADER_BYTES + 2 * first)
+                self._check(segment["key"], rate_hz, channels, f"{bits} bits")
+                f.seek(offset + WAV_HEADER_BYTES + 2 * first)
                 return np.frombuffer(f.read(2 * (last - first)), dtype="<i2")
         if self._cached is None or self._cached[0] != number:
             import soundfile
 
             with open(self.path, "rb") as f:
-                f.seek(segment["offset"])
-                data = io.BytesIO(f.read(segment["size"]))
+                f.seek(offset)
+                data = io.BytesIO(f.read(size))
             with soundfile.SoundFile(data) as sound:
-                self._check(
-                    number,
-                    sound.samplerate,
-                    sound.channels,
-                    "16 bits" if sound.subtype == "PCM_16" else sound.subtype,
-                )
+                depth = "16 bits" if sound.subtype == "PCM_16" else sound.subtype
+                self._check(segment["key"], sound.samplerate, sound.channels, depth)
                 self._cached = (number, sound.read(dtype="int16"))
         return self._cached[1][first:last]
 
-    def _check(self, number: int, rate_hz: int, channels: int, depth: str) -> None:
-        """Refuse a segment that no decode stage wrote: read as if it had, it would give labels of other
-        sounds."""
+    def _check(self, key: str, rate_hz: int, channels: int, depth: str) -> None:
+        """Refuse a segment that no decode stage wrote: it would be read wrongly and labelled so."""
         if (rate_hz, channels, depth) != (RATE_HZ, 1, "16 bits"):
             raise ValueError(
-                f"{self.segments[number]['key']} is stored at {rate_hz} Hz, {channels} channels, {depth}: "
-                f"labels are of {RATE_HZ} Hz, 1 channel, 16 bits; decode it again"
+                f"{key} is stored at {rate_hz} Hz, {channels} channels, {depth}: labels are of {RATE_HZ} Hz, "
+                f"1 channel, 16 bits; decode it again"
             )
 
 

@@ -1,9 +1,7 @@
-"""One folder of files, local or on an object store, in which nothing half-written has a real name.
+"""One folder of files, local or on an object store, in which no half-written file has a real name.
 
-Locally a file is written under an attempt's name beside its place, flushed, and renamed. On S3 it
-is finished in a local temporary file first and then put in one upload: an object appears whole or
-not at all, and a stream is never closed after an exception.
-"""
+Locally a file is written under an attempt's name, flushed, and renamed. For S3 it is finished in a local
+temporary file, then put in one upload: an object appears whole or not at all."""
 
 import contextlib
 import io
@@ -20,37 +18,34 @@ import pyarrow.parquet as pq
 
 from stages.shards import fetching
 
-ATTEMPT = ".attempt-"  # files with this prefix are nobody's: a run that died left them
+ATTEMPT = ".attempt-"  # prefix of unfinished files; a run that died leaves them
 
 
 def s3_filesystem() -> pafs.FileSystem:
     """S3 by the usual variables: AWS_ENDPOINT_URL(_S3), AWS_REGION, credentials by the AWS chain."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    options: dict = {"connect_timeout": 10, "request_timeout": 60}
+    options = {"connect_timeout": 10, "request_timeout": 60}
     if endpoint:
-        options["endpoint_override"] = endpoint
-        options["scheme"] = "http" if endpoint.startswith("http://") else "https"
-        region = region or "us-east-1"  # a store of one's own has no region; AWS's look-up would hang
-    if region:
-        options["region"] = region
-    return pafs.S3FileSystem(**options)
+        scheme = "http" if endpoint.startswith("http://") else "https"
+        options |= {"endpoint_override": endpoint, "scheme": scheme}
+        region = region or "us-east-1"  # a private store has no region; AWS's look-up would hang
+    return pafs.S3FileSystem(**options, **({"region": region} if region else {}))
 
 
 class Storage:
     """Files below one root: a local path or `s3://bucket/prefix`. Names are relative, with `/`.
 
-    `standing`: the root is there already; should it be deleted, a write fails and does not make it anew."""
+    `standing`: the root exists already; if it is deleted, a write fails and does not create it again."""
 
     def __init__(self, root: str | os.PathLike, standing: bool = False):
         self.root, self.standing = os.fspath(root).rstrip("/") or "/", standing
         self.is_local = "://" not in self.root
         if self.is_local:
-            self.fs: pafs.FileSystem = pafs.LocalFileSystem()
+            self.fs = pafs.LocalFileSystem()
             self.base = os.path.abspath(self.root)
         elif self.root.startswith("s3://"):
-            self.fs = s3_filesystem()
-            self.base = self.root[len("s3://") :]
+            self.fs, self.base = s3_filesystem(), self.root.removeprefix("s3://")
         else:
             raise ValueError(
                 f"OUT is {self.root!r}: only a local folder or s3://bucket/prefix can be written"
@@ -59,6 +54,11 @@ class Storage:
     def __reduce__(self):
         return Storage, (self.root, self.standing)
 
+    @property
+    def place(self) -> str:
+        """The root for other processes: an absolute path, or its s3:// address."""
+        return self.base if self.is_local else self.root
+
     def path(self, name: str) -> str:
         return f"{self.base}/{name}" if name else self.base
 
@@ -66,13 +66,16 @@ class Storage:
         assert self.is_local
         return Path(self.path(name))
 
+    def _listed(self, folder: str) -> list[str]:
+        try:
+            return os.listdir(self.path(folder))  # plain: there may be hundreds of thousands of names
+        except FileNotFoundError:
+            return []
+
     def names(self, folder: str) -> set[str]:
-        """File names in one folder, by one listing; an absent folder is empty."""
+        """File names in one folder, by one listing; a missing folder is empty."""
         if self.is_local:
-            try:
-                return {name for name in os.listdir(self.path(folder)) if not name.startswith(ATTEMPT)}
-            except FileNotFoundError:
-                return set()
+            return {name for name in self._listed(folder) if not name.startswith(ATTEMPT)}
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
         return {info.base_name for info in self.fs.get_file_info(selector)}
 
@@ -91,11 +94,10 @@ class Storage:
         return info.size
 
     def read(self, name: str) -> bytes:
-        with self.fs.open_input_file(self.path(name)) as f:
+        with self.open(name) as f:
             return f.read()
 
     def open(self, name: str) -> pa.NativeFile:
-        """Random access for positioned reads."""
         return self.fs.open_input_file(self.path(name))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -116,12 +118,13 @@ class Storage:
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[Path]:
         """A local path to write to; it gets its real name when the block ends without an exception."""
+        unique = f"{ATTEMPT}{uuid.uuid4().hex}"
         if self.is_local:
             place = self.local(name)
             self._make_folder(place.parent)
-            path = place.with_name(f"{ATTEMPT}{uuid.uuid4().hex}-{place.name}")
+            path = place.with_name(f"{unique}-{place.name}")
         else:
-            path = Path(tempfile.gettempdir()) / f"overtone{ATTEMPT}{uuid.uuid4().hex}"
+            path = Path(tempfile.gettempdir()) / f"overtone{unique}"
         try:
             yield path
             self._publish(path, name)
@@ -143,8 +146,8 @@ class Storage:
             os.replace(path, place)
             fsync(place.parent)
             return
-        # Not in a `with`: leaving it by an exception would close the stream, and a closed stream is
-        # a finished object. An upload left open is never seen.
+        # Not in a `with`: an exception would close the stream, and a closed stream is a finished object.
+        # An upload left open never appears.
         stream = self.fs.open_output_stream(self.path(name))
         with open(path, "rb") as source:
             shutil.copyfileobj(source, stream, fetching.CHUNK)
@@ -164,8 +167,8 @@ class Storage:
 
     @contextlib.contextmanager
     def arriving(self, name: str) -> Iterator[tuple[Path, Callable[[int], None]]]:
-        """As `fetched`, without waiting for the bytes: call what comes second with the end of those that are
-        to be read."""
+        """As `fetched`, without waiting: before reading, call the second value with the end of the bytes to
+        read."""
         if self.is_local:
             yield self.local(name), lambda end: None
             return
@@ -174,20 +177,15 @@ class Storage:
             yield arrival.path, arrival.wait
 
     def sweep(self, folder: str) -> int:
-        """Remove attempts a dead run left in one folder; returns how many."""
-        if not self.is_local:
-            return 0
-        try:  # one plain listing: there may be hundreds of thousands of names
-            left = [name for name in os.listdir(self.path(folder)) if name.startswith(ATTEMPT)]
-        except FileNotFoundError:
-            return 0
+        """Remove the attempts of dead runs from one folder; returns how many."""
+        left = [n for n in self._listed(folder) if n.startswith(ATTEMPT)] if self.is_local else []
         for name in left:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self.path(folder)}/{name}")
         return len(left)
 
     def free_bytes(self) -> int | None:
-        """Free bytes where this root lies (or will lie); None on an object store."""
+        """Free bytes where this root is (or will be); None on an object store."""
         if not self.is_local:
             return None
         path = Path(self.base)
@@ -205,10 +203,14 @@ def fsync(path: Path) -> None:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """Parquet bytes of a table, for what is held in memory."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def fields(kind: pa.DataType, names: str) -> list[pa.Field]:
+    """Fields of one type for a schema; `names` are separated by spaces."""
+    return [pa.field(name, kind) for name in names.split()]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """Chroma: which of the twelve pitch classes sound, octaves folded together. A leaf: numpy only.
 
-The choice of weights is ours (D): Gaussians of half a semitone about each class, as after a Hann
-window of 4,096 samples at 24 kHz, under a taper that favours the octaves where notes can be told apart.
-"""
+The weights are our choice (D): Gaussians of half a semitone about each class, as after a Hann window of 4,096
+samples at 24 kHz, under a taper that favours the octaves where notes can be told apart."""
 
 import numpy as np
 

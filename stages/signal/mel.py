@@ -1,10 +1,7 @@
 """Log-mel spectrogram in decibels, frame by frame: no frame depends on another.
 
-B waves, N samples, T frames, F mel bins, W = n_fft window samples.
-
-A leaf: numpy and torch only. Rate and hop are the caller's (`stages.label.base` owns them); the
-128 bins and the window of 2,048 samples are those of Mel-RVQ (MuQ, arXiv 2501.01108).
-"""
+B waves, N samples, T frames, F mel bins, W = n_fft window samples. The 128 bins and the window of 2,048
+samples are those of Mel-RVQ (MuQ, arXiv 2501.01108). A leaf: numpy and torch only."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +12,7 @@ if TYPE_CHECKING:
 
 MELS = 128
 N_FFT = 2048
-FLOOR_POWER = 1e-10  # -100 dB: below the rounding noise of 16-bit audio, so only true silence sits there
+FLOOR_POWER = 1e-10  # -100 dB: below the rounding noise of 16-bit audio, so only for true silence
 
 # Slaney's scale (Auditory Toolbox, 1998; librosa's default): linear to 1 kHz, then logarithmic.
 _LINEAR_HZ_PER_MEL = 200 / 3
@@ -23,8 +20,8 @@ _KNEE_HZ = 1000.0
 _KNEE_MEL = _KNEE_HZ / _LINEAR_HZ_PER_MEL
 _LOG_STEP = np.log(6.4) / 27
 
-# The matrix product always sees this many frames (the last tile is padded): its rounding may vary
-# with the number of rows, and a frame must read the same in a long block and in a short one.
+# Frames of every matrix product (the last tile is padded): its rounding may vary with the number of rows, and
+# a frame must be the same in a long block and in a short one.
 _TILE_FRAMES = 256
 
 
@@ -45,8 +42,7 @@ def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
 def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarray:
     """Triangles equally spaced in mel from 0 Hz to rate/2, each of unit area in Hz.
 
-    float32 (n_fft // 2 + 1, mels). ValueError where a triangle is too narrow to meet any FFT bin.
-    """
+    float32 (n_fft // 2 + 1, mels). ValueError where a triangle is too narrow to contain an FFT bin."""
     bins_hz = np.arange(n_fft // 2 + 1) * (rate_hz / n_fft)
     edges_hz = mel_to_hz(np.linspace(0.0, hz_to_mel(rate_hz / 2), mels + 2))
     low, centre, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
@@ -56,18 +52,15 @@ def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarra
     empty = np.flatnonzero(filters.sum(axis=0) == 0)
     if empty.size:
         raise ValueError(
-            f"mels: {mels} leaves {empty.size} of them without any FFT bin at n_fft {n_fft}; lower "
-            f"mels or raise n_fft"
+            f"mels: {mels} leaves {empty.size} of them without any FFT bin at n_fft {n_fft}; lower mels or "
+            f"raise n_fft"
         )
     return filters.astype(np.float32)
 
 
 class LogMel:
-    """10 log10 of mel power, floored at -100 dB; full scale is ±1. Hann window, no ceiling.
-
-    There is no floor relative to the loudest frame (librosa's top_db): it would make a frame
-    depend on the rest of its block.
-    """
+    """10 log10 of mel power, floored at -100 dB; full scale is ±1. Hann window, no ceiling, and no floor
+    relative to the loudest frame (librosa's top_db), by which a frame would depend on its block."""
 
     def __init__(
         self,
@@ -89,24 +82,22 @@ class LogMel:
         self._window = torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
 
     def span(self, first_sample: int, count: int) -> tuple[int, int]:
-        """[start, stop): every sample that `count` frames from `first_sample` look at."""
+        """[start, stop): the samples that `count` frames from `first_sample` depend on."""
         start = first_sample + self.hop_samples // 2 - self.n_fft // 2
         return start, start + max(count - 1, 0) * self.hop_samples + self.n_fft
 
     def __call__(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
         """float32 (B, N) → float32 (B, count, F) in dB, on the device of this object.
 
-        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of label frame
-        [hop·i, hop·(i + 1)). Indices are those of `wave_BN`, may be negative, and outside
-        [0, N) the wave is zero. However the frames are cut into calls, they read the same.
-        """
+        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of label frame [hop·i, hop·(i +
+        1)). Indices are those of `wave_BN` and may be negative; outside [0, N) the wave is zero. The same
+        frames come of one call or several."""
         import torch
 
-        wave_BN = wave_BN.to(self._window.device, torch.float32)
-        tiles = [
-            self._tile(wave_BN, first_sample + self.hop_samples * done, min(_TILE_FRAMES, count - done))
-            for done in range(0, count, _TILE_FRAMES)
-        ]
+        wave_BN, tiles = wave_BN.to(self._window.device, torch.float32), []
+        for done in range(0, count, _TILE_FRAMES):
+            first = first_sample + self.hop_samples * done
+            tiles.append(self._tile(wave_BN, first, min(_TILE_FRAMES, count - done)))
         return torch.cat(tiles, 1) if tiles else wave_BN.new_zeros(len(wave_BN), 0, self.mels)
 
     def _tile(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":

@@ -13,12 +13,12 @@ _SHA_BYTES = 32
 
 
 def table_cache() -> Path:
-    """Where tables are kept for all runs on a machine: $XDG_CACHE_HOME/overtone, else ~/.cache/overtone."""
+    """Folder of tables for all runs on a machine: $XDG_CACHE_HOME/overtone, else ~/.cache/overtone."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overtone"
 
 
 def read(path: Path) -> Mapping[str, np.ndarray] | None:
-    """The arrays that `write` left at `path`; None where nothing is there, or it is damaged."""
+    """The arrays that `write` stored at `path`; None where there is no file, or a damaged one."""
     stored = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(stored[_SHA_BYTES:]).digest() != stored[:_SHA_BYTES]:
         return None
@@ -26,15 +26,14 @@ def read(path: Path) -> Mapping[str, np.ndarray] | None:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """sha256, then an npz; whole or not at all, however many workers write at once. Raises OSError."""
+    """sha256, then an npz; whole or not at all, with any number of workers. Raises OSError."""
     content = io.BytesIO()
     np.savez(content, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     attempt = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         with attempt.open("xb") as file:
-            file.write(hashlib.sha256(content.getbuffer()).digest())
-            file.write(content.getbuffer())
+            file.write(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         attempt.replace(path)

@@ -115,9 +115,9 @@ def test_each_node_of_a_cluster_is_looked_at_and_the_probe_removed(here, monkeyp
 
 def test_an_object_store_is_given_by_its_address(here, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    store = SimpleNamespace(
-        is_local=False, root="s3://labels/out", base="labels/out", write=here.write, delete=here.delete
-    )
+    store = Storage.__new__(Storage)
+    store.is_local, store.root, store.base = False, "s3://labels/out", "labels/out"
+    store.write, store.delete = here.write, here.delete
     nodes = Nodes(monkeypatch, node(4, name="1" * 56))
     monkeypatch.setattr(session, "Storage", lambda root: here)
     check_nodes(store, [])

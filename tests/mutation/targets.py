@@ -8,7 +8,7 @@ MODULES = (
     "stages/shards/*.py",
     *(
         f"stages/label/{name}.py"
-        for name in ("shard", "plan", "audit", "decode", "scan/scan", "scan/identity")
+        for name in ("shard", "plan", "audit", "gathering", "decode", "scan/scan", "scan/identity")
     ),
     "stages/label/decoding/*.py",
     *(

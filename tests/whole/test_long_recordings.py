@@ -39,7 +39,7 @@ def prepare(out: Path, audio: Path) -> str:
     out.mkdir()
     scan([str(audio)], None, out / "catalog.parquet", workers=1)
     plan(None, out / "catalog.parquet", out / "plan.parquet", shard_minutes=60, validation_share=0.1)
-    [shard] = catalog.shards_in_order(catalog.read_plan(out / "plan.parquet"))
+    [shard] = catalog.shard_slices(catalog.read_plan(out / "plan.parquet"))
     return shard
 
 

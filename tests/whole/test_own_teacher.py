@@ -19,7 +19,7 @@ from stages.label.shard import Job, ShardWorker
 from stages.label.teachers.best_rq import BestRq
 from stages.label.teachers.kmeans import KMeans
 from stages.pretrain.run.world import free_port
-from stages.shards import column
+from stages.shards import checking, column
 from stages.shards import record as records
 from stages.shards.frames import CodesDescribed, decode_cqt, describe_codes
 from stages.shards.recordings import stored_recordings
@@ -164,7 +164,7 @@ def test_k_means_and_best_rq_label_through_the_same_contract(out, teacher, descr
     worker = ShardWorker(Job(Codes(teacher), name, "audio", own, out.base, weights.name, weights.sha256))
     row = worker(shards[0])
     assert row["status"] == "finished", row["error"]
-    record = column.audit(out, name, shards[0])
+    record = checking.check(out, name, shards[0])
     assert (
         describe_codes(record.facts, record.recipe) == described
         and record.recipe["weights_sha256"] == weights.sha256

@@ -1,4 +1,4 @@
-"""Of a segment's codes: how many are used, how evenly. Letters: T frames, K codebooks, C codes each."""
+"""Of a segment's codes: how many are used, how evenly. T frames, K codebooks, C codes each."""
 
 import numpy as np
 
@@ -15,7 +15,6 @@ def of_codes(codes_TK: np.ndarray, size: int) -> tuple[dict[str, list], np.ndarr
 
 
 def entropy_bits(counts_KC: np.ndarray) -> np.ndarray:
-    """Entropy of each row's frequencies in bits, (K,); 0 for an empty row. 2 to its power is the
-    perplexity."""
+    """Entropy of each row's frequencies in bits, (K,); 0 for an empty row. Perplexity is 2 to its power."""
     share = counts_KC / np.maximum(counts_KC.sum(-1, keepdims=True), 1)
     return -(share * np.log2(np.where(share > 0, share, 1))).sum(-1) + 0.0

@@ -1,7 +1,6 @@
 """Of a segment's constant-Q magnitudes: energy by octave, tuning, and a fingerprint.
 
-Letters: T frames at 75 Hz, F bins, O octaves. Magnitudes are linear, as the transform gives them.
-"""
+T frames at 75 Hz, F bins, O octaves. Magnitudes are linear, from the transform."""
 
 import math
 
@@ -9,8 +8,8 @@ import numpy as np
 
 A4_HZ = 440.0
 SLICES = 17  # of a segment; 16 differences in time × 12 pitch classes = 192 bits
-FINGERPRINTED = 4  # segments of a recording, from its start: enough to know it by
-QUIET = 1e-6  # mean square magnitude; below it there is no music to know again
+FINGERPRINTED = 4  # segments of a recording, from its start: enough to recognise it
+QUIET = 1e-6  # mean square magnitude; below it there is no music to recognise
 
 
 def of_cqt(
@@ -18,34 +17,34 @@ def of_cqt(
 ) -> tuple[dict, np.ndarray]:
     """(statistics, sums (2, F) float64: a column's values and their squares over time).
 
-    frames_TF: float32, as the column means them, linear or log; linear_TF: their linear magnitude.
-    cqt_max, cqt_mean: over all the column's values. cqt_octaves: mean square linear magnitude of each
-    octave from fmin up. tuning_cents: how far the music lies from A4 = 440 Hz, -50 … 50; tuning_strength:
-    0 … 1, how much it agrees on that. fingerprint: hex, of the first four segments (`number` from 0)."""
-    sums = np.stack(
-        [frames_TF.sum(0, dtype=np.float64), np.einsum("tf,tf->f", frames_TF, frames_TF, dtype=np.float64)]
-    )
-    energy_F = (
-        sums[1] if linear_TF is frames_TF else np.einsum("tf,tf->f", linear_TF, linear_TF, dtype=np.float64)
-    )
+    frames_TF: float32, as stored in the column, linear or log; linear_TF: their linear magnitude. cqt_max,
+    cqt_mean: over all the column's values. cqt_octaves: mean square linear magnitude of each octave from fmin
+    up. tuning_cents: the music's distance from A4 = 440 Hz, -50 … 50; tuning_strength: 0 … 1, how consistent
+    that is. fingerprint: hex, of the first four segments (`number` from 0)."""
+    sums_2F = np.stack([frames_TF.sum(0, dtype=np.float64), _energy(frames_TF)])
+    energy_F = sums_2F[1] if linear_TF is frames_TF else _energy(linear_TF)
     mean_F = energy_F / max(len(frames_TF), 1)
     octaves = np.split(mean_F, range(bins_per_octave, len(mean_F), bins_per_octave))
     cents, strength = tuning(energy_F, fmin_hz, bins_per_octave)
     return {
         "cqt_max": float(frames_TF.max()) if frames_TF.size else 0.0,
-        "cqt_mean": float(sums[0].sum() / max(frames_TF.size, 1)),
+        "cqt_mean": float(sums_2F[0].sum() / max(frames_TF.size, 1)),
         "cqt_octaves": [round(float(part.mean()), 9) for part in octaves],
         "tuning_cents": cents,
         "tuning_strength": strength,
         "fingerprint": fingerprint(linear_TF, bins_per_octave) if number < FINGERPRINTED else None,
-    }, sums
+    }, sums_2F
+
+
+def _energy(values_TF: np.ndarray) -> np.ndarray:
+    return np.einsum("tf,tf->f", values_TF, values_TF, dtype=np.float64)
 
 
 def tuning(energy_F: np.ndarray, fmin_hz: float, bins_per_octave: int) -> tuple[float | None, float | None]:
     """(cents from the nearest semitone of A4 = 440 Hz, resultant length 0 … 1) of energies (F,).
 
-    The angle of the energies' mean on a circle of one semitone; None with under three bins a semitone,
-    which cannot say, and for silence."""
+    The angle of the energies' mean on a circle of one semitone; None for silence, and with under three bins a
+    semitone."""
     if bins_per_octave < 36 or not energy_F.sum() > 0:
         return None, None
     semitones_F = 12 * np.arange(len(energy_F)) / bins_per_octave + 12 * math.log2(fmin_hz / A4_HZ)
@@ -54,12 +53,11 @@ def tuning(energy_F: np.ndarray, fmin_hz: float, bins_per_octave: int) -> tuple[
 
 
 def fingerprint(frames_TF: np.ndarray, bins_per_octave: int) -> str | None:
-    """192 bits as 48 hex digits: for each pitch class, does it rise against its neighbour from slice to
-    slice?
+    """192 bits as 48 hex digits: for each pitch class, whether it rises against its neighbour between slices.
 
-    Differences in time and pitch of log energies survive another codec and another loudness, as in
-    Haitsma and Kalker's audio fingerprint (2002); here of chroma, in slices of 1/17 segment. None for
-    silence, for less than one frame a slice, or when an octave does not divide into 12 classes."""
+    Differences in time and pitch of log energies survive another codec and loudness, as in Haitsma and
+    Kalker's audio fingerprint (2002); here of chroma, in slices of 1/17 segment. None for silence, for less
+    than one frame a slice, or when an octave does not divide into 12 classes."""
     if bins_per_octave % 12 or len(frames_TF) < SLICES or not float(np.mean(np.square(frames_TF))) > QUIET:
         return None
     borders = np.arange(SLICES) * len(frames_TF) // SLICES

@@ -1,8 +1,7 @@
-"""How alike the first two channels of a source are, before they become one.
+"""The correlation of the first two channels of a source, before they become one.
 
-The decoder's process adds up blocks of about five seconds; a segment takes its share of those it overlaps.
-Shapes: C channels, N samples at the source's rate.
-"""
+The decoder's process adds up blocks of about five seconds; a segment takes its share of those it overlaps. C
+channels, N samples at the source's rate."""
 
 from dataclasses import dataclass, field
 
@@ -12,11 +11,9 @@ import numpy as np
 def products(planes_CN: np.ndarray) -> tuple[float, float, float]:
     """Σ left², Σ right² and Σ left·right of a block's first two channels."""
     left, right = planes_CN[0], planes_CN[1]
-    # samples that are no numbers are refused right after
-    with np.errstate(over="ignore", invalid="ignore"):
-        return tuple(
-            float(np.einsum("i,i->", a, b)) for a, b in ((left, left), (right, right), (left, right))
-        )
+    pairs = (left, left), (right, right), (left, right)
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are refused later
+        return tuple(float(np.einsum("i,i->", a, b)) for a, b in pairs)
 
 
 @dataclass
@@ -26,14 +23,13 @@ class Stereo:
     blocks: dict[float, tuple[float, ...]] = field(default_factory=dict)
 
     def add(self, begin_s: float, end_s: float, *sums: float) -> None:
-        """A block again, after the decoder was started anew, takes its own place."""
+        """A block that comes again, from a restarted decoder, replaces itself."""
         self.blocks[begin_s] = (end_s, *sums)
 
     def correlation(self, begin_s: float, end_s: float) -> float | None:
         """-1 … 1 over this stretch, to three digits: 1 is mono, 0 unrelated, below 0 the downmix cancels.
 
-        None for a mono source, or when a channel is silent. Forgets blocks that end before the stretch
-        does."""
+        None for a mono source or a silent channel. Forgets blocks that end before the stretch does."""
         total = np.zeros(3)
         for first, (last, *sums) in list(self.blocks.items()):
             shared = min(last, end_s) - max(first, begin_s)

@@ -1,3 +1,3 @@
-"""Teachers name codes for a recording: `encodec` (published weights), `mel_rvq` and `kmeans` (fitted on one's
-own audio), `best_rq` (drawn at random). `features` is what the last three look at, `fitted_weights` how they
-are kept."""
+"""Teachers give codes for a recording: `encodec` (published weights), `mel_rvq` and `kmeans` (fitted on the
+user's audio), `best_rq` (drawn at random). `features` has the inputs of the last three, `fitted_weights` the
+file of two."""

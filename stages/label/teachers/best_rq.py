@@ -1,27 +1,24 @@
 """BEST-RQ: codes of a random projection of the log-mel spectrogram. Nothing is fitted, nothing downloaded.
 
 After MusicFM (arXiv 2311.03318) and BEST-RQ (arXiv 2202.01855): a frozen Xavier projection of stacked,
-normalised mels to `dim` numbers, and the nearest of many random directions. At 75 frames a second
-instead of MusicFM's 25; its window of four stacked frames is kept.
+normalised mels to `dim` numbers, and the nearest of many random directions. 75 frames a second, not MusicFM's
+25; of four stacked frames each, as there.
 
-T frames, D = stack · mels input width, E = dim, K codebooks (each with a projection of its own), C codes.
-"""
+T frames, D = stack · mels input width, E = dim, K codebooks (each with a projection of its own), C codes."""
 
-from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from stages.config import settings
-from stages.label.base import Wave
+from stages.label.base import LabelFunction
 from stages.label.teachers import recipes
 from stages.label.teachers.features import Features, best, labeller
 from stages.signal.mel import N_FFT
 
-# dB at mel bin u = 0 … 1 of the band, by powers of u from the highest down: the mean spectrum of music and
-# its spread, from the ten minutes of examples/quickstart (D). MusicFM takes one mean and one deviation of
-# its corpus; of 8,192 codes that leaves a perplexity of 125 on that music, these curves 777 (D): otherwise
-# the tilt that all spectra share decides most codes.
+# dB at mel bin u = 0 … 1 of the band, by powers of u from the highest down: mean spectrum and spread of ten
+# minutes of music in examples/quickstart (D). With one mean and deviation, as MusicFM's, the common tilt of
+# spectra decides most codes: a perplexity of 125 of 8,192 on that music, with these curves 777 (D).
 MEAN_DB = (-125.0, 197.0, -119.0, 17.0)
 STD_DB = (15.4, -7.6, 9.2)
 
@@ -45,47 +42,29 @@ class BestRq:
     def __post_init__(self) -> None:
         recipes.check_bands(self, N_FFT)
 
-    def open(
-        self, weights: bytes | None, device: str, threads: int
-    ) -> Callable[[Wave], Iterator[np.ndarray]]:
-        """The labeller yields uint16 (t, K) blocks of about a minute: floor(samples / 320) frames in all.
-
-        A wave shorter than one frame yields nothing; ValueError for one that cannot be heard. `weights`
-        must be None.
-        """
+    def open(self, weights: bytes | None, device: str, threads: int) -> LabelFunction:
+        """`weights` must be None."""
         import torch
 
         if weights is not None:
-            raise ValueError(
-                f"{self.name}: {len(weights)} bytes of weights were given, it has none; leave "
-                f"run.weights away"
-            )
-        u = np.linspace(0.0, 1.0, self.mels)
-        mean_F, std_F = (
-            torch.tensor(np.polyval(curve, u), dtype=torch.float32, device=device)
-            for curve in (MEAN_DB, STD_DB)
-        )
-        mean_D, std_D = mean_F.repeat(self.stack), std_F.repeat(self.stack)
-        books = [
-            (torch.from_numpy(p).to(device), torch.from_numpy(c.T.copy()).to(device))
-            for p, c in self.tables()
-        ]
+            given = f"{len(weights)} bytes of weights were given"
+            raise ValueError(f"{self.name}: {given}, it has none; leave run.weights away")
+        curves = [np.polyval(curve, np.linspace(0.0, 1.0, self.mels)) for curve in (MEAN_DB, STD_DB)]
+        mean_D, std_D = (torch.from_numpy(c).to(device, torch.float32).repeat(self.stack) for c in curves)
+        books = [[torch.from_numpy(array).to(device) for array in (p, c.T.copy())] for p, c in self.tables()]
 
         def tile(x_TD: torch.Tensor) -> torch.Tensor:
-            seen_TD = (x_TD - mean_D) / std_D
-            # Codes have length 1 and a point's own length moves no code ahead of another: nearest is largest
-            # product.
-            return torch.stack(
-                [best(seen_TD @ project_DE @ directions_EC) for project_DE, directions_EC in books], 1
-            )
+            # Codes have length 1, and a point's length changes no order: the nearest has the largest product.
+            z_TD = (x_TD - mean_D) / std_D
+            codes = [best(z_TD @ project_DE @ directions_EC) for project_DE, directions_EC in books]
+            return torch.stack(codes, 1)
 
         return labeller(Features(self.mels, N_FFT, self.stack, device), tile, threads)
 
     def tables(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per codebook: projection float32 (D, E), Xavier uniform; codes float32 (C, E), normal, of length 1.
 
-        From numpy's RandomState, whose stream is promised never to change between versions or machines.
-        """
+        From numpy's RandomState, whose stream never changes between versions or machines."""
         random, found = np.random.RandomState(self.seed), []
         width = self.mels * self.stack
         bound = np.sqrt(6 / (width + self.dim))

@@ -1,8 +1,8 @@
 """The EnCodec teacher: residual codes of the 24 kHz model, 8 codebooks of 1024 at 75 Hz.
 
-MERT's acoustic teacher: 6 kbps, the whole recording in one causal pass, no loudness normalisation
-(M scripts/prepare_codecs_from_manifest.py). Weights are the published ones, never trained here.
-"""
+MERT's acoustic teacher: 6 kbps, the whole recording in one causal pass, no loudness normalisation (M
+scripts/prepare_codecs_from_manifest.py). Weights are the published ones, never trained here; each worker
+checks its codes against the `encodec` package."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,22 +12,25 @@ import numpy as np
 from pydantic import Field
 
 from stages.config import NUMBER, Count, remedy, settings
-from stages.label.base import Wave, read_checked
+from stages.label.base import TeacherError, Wave, read_checked
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stages.label.teachers.encodec_model import Encoder
 
-COMPARED_S = 4.0  # of each recording's beginning, named in fp32 too where half precision was chosen
+COMPARED_S = 4.0  # of each recording's beginning, encoded in fp32 too where half precision was chosen
+PACKAGE_S = 10.0  # of a worker's first recording, compared with the package
+PACKAGE_SHARE = 0.999  # of equal tokens, at least; float32 rounding changes one in 100,000 (D)
 
 
 @settings
 class Encodec:
     """Codes (T, codebooks), T = ceil(samples / 320), as `encodec`'s `EncodecModel.encode` gives them.
 
-    A recording passes in blocks of `block_s` with all state carried over, so the block bounds
-    memory (about 40 MB at 60 s) and never the codes, but for ties within float32 rounding.
-    """
+    A recording passes in blocks of `block_s` with all state carried over, so the block bounds memory (about
+    40 MB at 60 s) and never the codes, but for ties within float32 rounding."""
 
     name: ClassVar[str] = "encodec"
     version: ClassVar[int] = 1
@@ -50,54 +53,80 @@ class Encodec:
         return round(self.block_s * RATE_HZ / HOP_SAMPLES) * HOP_SAMPLES
 
     def locate(self, path: str | None) -> bytes:
-        """Canonical weights; see `encodec_weights.locate` for where they are looked for and what raises."""
-        from stages.label.teachers import encodec_weights
+        """Canonical weights, as `encodec_weights.locate`; ValueError also where the `encodec` package is
+        missing."""
+        from stages.label.teachers import encodec_package, encodec_weights
 
+        encodec_package.package()
         return encodec_weights.locate(path, self.codebooks)
 
     def open(self, weights: bytes, device: str, threads: int) -> "Labeller":
         """Load once per worker; then one recording at a time, whose state the labeller carries.
 
-        Sets torch's thread count for the process: the same count gives the same bytes. ValueError while
-        labelling: a recording that cannot be heard (NaN, another rate, channels or dtype).
-        """
+        Sets torch's thread count for the process: the same count gives the same bytes. Labelling raises
+        TeacherError for other codes than the `encodec` package's."""
         import torch
         from safetensors.torch import load
 
         from stages.label.teachers.encodec_model import Encoder
 
         torch.set_num_threads(threads)
-        tensors = {name: tensor.to(device) for name, tensor in load(weights).items()}
-        exact = Encoder(tensors, self.codebooks)
+        tensors = load(weights)
+        on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+        exact = Encoder(on_device, self.codebooks)
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.dtype)
-        return (
-            Labeller(self, exact)
-            if half is None
-            else Labeller(self, Encoder(tensors, self.codebooks, half), exact)
-        )
+        return Labeller(self, exact, Encoder(on_device, self.codebooks, half) if half else exact, tensors)
 
 
 @dataclass
 class Labeller:
-    """Names a recording's codes block by block; in half precision, says how many tokens that changed."""
+    """Gives a recording's codes block by block, and compares some: float32 ones of the first 10 s of the
+    worker's first recording with the package's, half precision's of 4 s of every recording with float32's."""
 
     teacher: Encodec
-    encoder: "Encoder"
-    exact: "Encoder | None" = None  # in fp32, to compare half precision with
-    frames: int = 0  # compared
+    exact: "Encoder"  # in fp32
+    encoder: "Encoder"  # in the teacher's dtype: `exact` itself, or in half precision
+    weights: "dict[str, Tensor]"
+    frames: int = 0  # compared with fp32
     equal_K: np.ndarray = field(init=False)
+    compared: dict[str, Any] | None = None  # with the package
 
     def __post_init__(self) -> None:
         self.restart_facts()
 
     def __call__(self, wave: Wave) -> Iterator[np.ndarray]:
-        self.encoder.restart()
-        for start in range(0, wave.samples, self.teacher.block_samples):
-            sound_N = read_checked(wave, start, min(start + self.teacher.block_samples, wave.samples))
-            codes_TK = self.encoder.encode(sound_N)
-            if self.exact is not None and start == 0:
+        self._check_against_package(wave)
+        for start, sound_N, codes_TK in self._blocks(self.encoder, wave, wave.samples):
+            if self.exact is not self.encoder and start == 0:
                 self._compare(sound_N, codes_TK)
             yield codes_TK
+
+    def _blocks(self, encoder: "Encoder", wave: Wave, stop: int) -> Iterator[tuple]:
+        """(start, samples, codes) of the blocks of a recording that ends at `stop`."""
+        encoder.restart()
+        for start in range(0, stop, self.teacher.block_samples):
+            sound_N = read_checked(wave, start, min(start + self.teacher.block_samples, stop))
+            yield start, sound_N, encoder.encode(sound_N)
+
+    def _check_against_package(self, wave: Wave) -> None:
+        """Raise TeacherError, on this recording and every later one, where too many tokens differ."""
+        from stages.label.teachers import encodec_package
+
+        if self.compared is None and wave.samples:
+            stop = round(PACKAGE_S * RATE_HZ)  # a shorter recording is followed by silence
+            ours_TK = np.concatenate([codes_TK for *_, codes_TK in self._blocks(self.exact, wave, stop)])
+            package, encode = encodec_package.reference(self.weights, self.teacher.codebooks)
+            share, tokens = encodec_package.agreement(ours_TK, encode(read_checked(wave, 0, stop)))
+            name = getattr(wave, "recording", "")
+            self.compared = {"package": package, "share": share, "tokens": tokens, "recording": name}
+        if self.compared and self.compared["share"] < PACKAGE_SHARE:
+            package, share, tokens, name = self.compared.values()
+            raise TeacherError(
+                f"overtone's own EnCodec and the package {package} agree on {share:.2%} of {tokens} tokens "
+                f"(the first {PACKAGE_S:g} s of recording {name}), expected at least {PACKAGE_SHARE:.1%}: no "
+                f"codes are written. Label on another device (run.pools.codes.gpus) or machine, or install "
+                f"torch again as in requirements.txt; if that does not help, report this message"
+            )
 
     def _compare(self, sound_N: np.ndarray, codes_TK: np.ndarray) -> None:
         frames = min(len(sound_N), round(COMPARED_S * RATE_HZ)) // HOP_SAMPLES
@@ -112,10 +141,12 @@ class Labeller:
 
     def facts(self) -> dict[str, Any]:
         """In half precision: the share of tokens, by codebook, that equal fp32's in the seconds compared."""
-        if self.exact is None:
+        if self.exact is self.encoder:
             return {}
         shares = (self.equal_K / max(self.frames, 1)).round(6).tolist()
-        return {
-            "dtype": self.teacher.dtype,
-            "agreement_with_fp32": {"frames": self.frames, "by_codebook": shares},
-        }
+        agreement = {"frames": self.frames, "by_codebook": shares}
+        return {"dtype": self.teacher.dtype, "agreement_with_fp32": agreement}
+
+    def run_facts(self) -> dict[str, Any]:
+        """How this worker's codes compared with the package's: package, share, tokens, recording."""
+        return {"agreement_with_package": self.compared} if self.compared else {}

@@ -1,13 +1,11 @@
 """EnCodec's 24 kHz encoder and quantiser, run piece by piece over one recording.
 
-Gives the codes that the `encodec` package gives for the whole recording in one pass
-(Défossez et al., arXiv 2210.13438; layer sizes from the package's `SEANetEncoder`), in bounded
-memory: every layer is causal, so each carries the tail of its input, and the LSTM its state.
+Gives the codes of the `encodec` package for the whole recording in one pass (arXiv 2210.13438; layer sizes
+from its `SEANetEncoder`) in bounded memory: every layer is causal and carries the tail of its input, or its
+state.
 
-Shapes: L positions (samples, or what strides leave of them), C channels, T frames at 75 Hz,
-K codebooks, G chunks of frames. Everything is position-major (L, C): a convolution is then one
-matrix product per tap on plain views, with no unfolding and no transposition.
-"""
+L positions (samples, or fewer after strides), C channels, T frames at 75 Hz, K codebooks, G chunks of frames.
+Tensors are position-major (L, C): a convolution is one matrix product per tap on plain views."""
 
 import numpy as np
 import torch
@@ -16,25 +14,23 @@ from torch.nn import functional as F
 
 from stages.signal.rates import HOP_SAMPLES
 
-# channels in, stride; package: ratios [8, 5, 4, 2] reversed
-LEVELS = ((32, 2), (64, 4), (128, 5), (256, 8))
+LEVELS = ((32, 2), (64, 4), (128, 5), (256, 8))  # channels in, stride; package: ratios [8, 5, 4, 2] reversed
 WIDTH = 512  # channels of the LSTM, after four doublings
-PIECE_FRAMES = 75  # 1 s: the widest activations (3 MB) stay near the core; 0.5 to 2 s measured alike
-CHUNK_FRAMES = 256  # LSTM chunks that run side by side, see `Lstm`
-MERGE_EVERY = 16  # frames between two looks at whether chunks have met
-MERGE_WITHIN = 2e-6  # of 1 + |state|: the noise of float32 rounding itself
+PIECE_FRAMES = 75  # 1 s: the widest activations (3 MB) stay in the cache; 0.5 to 2 s are as fast (measured)
+CHUNK_FRAMES = 256  # of an LSTM chunk, see `Lstm`
+MERGE_EVERY = 16  # frames between two comparisons of chunks
+MERGE_WITHIN = 2e-6  # of 1 + |state|: the noise of float32 rounding
 
 
 class Convolution:
     """Causal strided convolution, weight (out, in, taps), reflecting at the recording's two ends.
 
-    Padding is the package's `SConv1d`: taps − stride on the left, up to a whole stride on the right.
-    """
+    Padding is that of the package's `SConv1d`: taps − stride on the left, up to a stride on the right."""
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1):
         out_channels, in_channels, taps = weight.shape
         self.channels, self.stride, self.left, self.bias = in_channels, stride, taps - stride, bias
-        # Taps are taken `stride` at a time: that many neighbours are one row of a plain view.
+        # `stride` taps at a time: so many neighbours are one row of a plain view.
         rows = weight.permute(2, 1, 0).reshape(taps // stride, stride * in_channels, out_channels)
         self.products = [row.contiguous() for row in rows]
         self.tail: Tensor | None = None  # (left, C) before this piece; None at the recording's start
@@ -49,13 +45,13 @@ class Convolution:
         return whole, whole[self.left : self.left + length]
 
     def pad(self, whole: Tensor, length: int) -> None:
-        """Fill both sides of a buffer; right padding occurs at the recording's end only."""
+        """Fill both sides of a buffer; there is right padding only at the recording's end."""
         left, end = self.left, self.left + length
         right, short = len(whole) - end, self.tail is None and length <= self.left
         if self.tail is not None:
             whole[:left] = self.tail
         elif left:
-            mirrored = min(left, length - 1)  # the package reflects a short input as if zeros followed it
+            mirrored = min(left, length - 1)  # the package reflects a short input as if followed by zeros
             whole[: left - mirrored] = 0
             whole[left - mirrored : left] = whole[left + 1 : left + 1 + mirrored].flip(0)
         if right:
@@ -101,18 +97,16 @@ class Level:
 class Lstm:
     """One LSTM layer over the frames of a block, in chunks side by side.
 
-    A step reads 4 MB of recurrent weights whatever its batch, and that reading is its price: so all
-    chunks of a block step together. All but the first start from a state that is only a guess
-    (zero). Then each is run again from its predecessor's end, until its state meets the one stored
-    at the same frame: from there on both are the same sequence. A chunk that reaches its end
-    without meeting sends its successor round once more. So the outcome is that of one
-    uninterrupted pass whatever the weights; with weights that never forget it costs that pass.
-    """
+    Reading 4 MB of recurrent weights is the cost of a step, whatever its batch: so all chunks of a block step
+    together. All but the first start from a guess (zero). Then each is run again from its predecessor's end
+    until its state equals the one stored at the same frame: from there both are the same sequence. A chunk
+    that ends without that makes its successor run again. So the result is that of one uninterrupted pass with
+    any weights; with weights that never forget, at the cost of that pass."""
 
     def __init__(self, weights: dict[str, Tensor], layer: int):
         def gates_in_order(name: str) -> Tensor:
             i, f, g, o = weights[f"lstm.{name}_l{layer}"].chunk(4)  # torch.nn.LSTM's order
-            return torch.cat([i, f, o, g])  # the three sigmoids in a row
+            return torch.cat([i, f, o, g])  # the three sigmoids together
 
         self.inputs = gates_in_order("weight_ih").t().contiguous()
         self.recurrent = gates_in_order("weight_hh").t().contiguous()
@@ -123,7 +117,7 @@ class Lstm:
         self.state = self.bias.new_zeros(2, WIDTH)  # (h, c) before the first frame
 
     def run(self, x_TC: Tensor) -> Tensor:
-        """(T, WIDTH) → (T, WIDTH), from the carried state, which it moves to the last frame."""
+        """(T, WIDTH) → (T, WIDTH), from and to the carried state."""
         frames = len(x_TC)
         chunks = -(-frames // CHUNK_FRAMES)
         steps = min(frames, CHUNK_FRAMES)
@@ -137,17 +131,14 @@ class Lstm:
         while again:
             before = [chunk - 1 for chunk in again]
             start = torch.stack([h_SGC[-1, before], c_SGC[-1, before]])
-            again = [
-                chunk + 1
-                for chunk in self._rerun(gates_SGC, start, h_SGC, c_SGC, again)
-                if chunk + 1 < chunks
-            ]
+            apart = self._rerun(gates_SGC, start, h_SGC, c_SGC, again)
+            again = [chunk + 1 for chunk in apart if chunk + 1 < chunks]
         h_TC, c_TC = (state.transpose(0, 1).reshape(-1, WIDTH)[:frames] for state in (h_SGC, c_SGC))
         self.state = torch.stack([h_TC[-1], c_TC[-1]])
         return h_TC
 
     def _rerun(self, gates: Tensor, start: Tensor, h: Tensor, c: Tensor, chunks: list[int]) -> list[int]:
-        """Run `chunks` again from `start` until all have met what is stored; gives those that did not."""
+        """Run `chunks` again from `start` until all equal what is stored; returns those that never do."""
         apart = torch.ones(len(chunks), dtype=torch.bool, device=h.device)
         for first in range(0, len(gates), MERGE_EVERY):
             span = slice(first, first + MERGE_EVERY)
@@ -159,11 +150,10 @@ class Lstm:
             h[span, chunks], c[span, chunks] = new_h, new_c
             if not apart.any():
                 break
-        return [chunk for chunk, unmet in zip(chunks, apart.tolist(), strict=True) if unmet]
+        return [chunk for chunk, is_apart in zip(chunks, apart.tolist(), strict=True) if is_apart]
 
     def _steps(self, gates_SGC: Tensor, start: Tensor, h_SGC: Tensor, c_SGC: Tensor) -> None:
-        """Step through (S, G, 4 WIDTH) input gates from `start` (2, G, WIDTH), filling h and c (S, G,
-        WIDTH)."""
+        """Step through input gates (S, G, 4 WIDTH) from `start` (2, G, WIDTH) into h, c (S, G, WIDTH)."""
         h, c = start
         squashed = torch.empty_like(h)
         for gates, h_out, c_out in zip(gates_SGC, h_SGC, c_SGC, strict=True):
@@ -194,17 +184,14 @@ class Quantizer:
 
 
 class Encoder:
-    """The whole encoder with its carried state; feed it one recording's blocks in order."""
+    """The whole encoder with its carried state, for one recording's blocks in order."""
 
     def __init__(self, weights: dict[str, Tensor], codebooks: int, dtype: torch.dtype = torch.float32):
         """`weights` as `encodec_weights.shapes` names them, float32, all on one device.
 
-        dtype: of the convolutions that halve the rate, most of the work; the LSTM, whose state is
-        carried on, and what comes after it stay in float32.
-        """
-        down = {
-            name: tensor.to(dtype) for name, tensor in weights.items() if name.startswith(("first", "level"))
-        }
+        dtype: of the convolutions that reduce the rate, most of the work; the LSTM, which carries its state,
+        and later layers stay in float32."""
+        down = {name: w.to(dtype) for name, w in weights.items() if name.startswith(("first", "level"))}
         self.first = Convolution(down["first.weight"], down["first.bias"])
         self.levels = [Level(down, f"level{n}", stride) for n, (_, stride) in enumerate(LEVELS)]
         self.lstm = [Lstm(weights, layer) for layer in range(2)]
@@ -212,16 +199,15 @@ class Encoder:
         self.quantizer = Quantizer([weights[f"codebook{k}"] for k in range(codebooks)])
 
     def restart(self) -> None:
-        """Forget the recording: the next block is the start of another."""
+        """The next block starts another recording."""
         down = [part for level in self.levels for part in (level.inner, level.down)]
         for part in [self.first, self.last, *down, *self.lstm]:
             part.restart()
 
     def encode(self, wave_N: np.ndarray) -> np.ndarray:
-        """float32 (N,) → uint16 (ceil(N / 320), K). All blocks but the recording's last: N divisible by
-        320."""
+        """float32 (N,) → uint16 (ceil(N / 320), K). N is divisible by 320 but in a recording's last block."""
         wave = torch.tensor(wave_N, dtype=self.first.bias.dtype, device=self.first.bias.device)
-        # a GPU wants few, large kernels
+        # few, large kernels on a GPU
         piece = PIECE_FRAMES * HOP_SAMPLES if wave.device.type == "cpu" else len(wave)
         with torch.inference_mode():
             x_TC = torch.cat([self._convolve(part) for part in wave.split(piece)]).float()

@@ -1,11 +1,9 @@
 """EnCodec's published weights: where they are found, and the one form in which we keep them.
 
-Sources, either layout: the official `encodec_24khz-d7cc33bc.th` (state dict of the `encodec`
-package), or `facebook/encodec_24khz` as transformers' `EncodecModel` saves it (model.safetensors).
-The canonical form is safetensors bytes of `shapes(K)`: the encoder with weight norm folded, the
-LSTM, K codebooks, all float32. Both sources give the same bytes, on any machine: their sha256 is
-the teacher's identity.
-"""
+Sources: the official `encodec_24khz-d7cc33bc.th` (state dict of the `encodec` package), or
+`facebook/encodec_24khz` as transformers' `EncodecModel` saves it (model.safetensors). The canonical form is
+safetensors bytes of `shapes(K)`: the encoder with weight norm folded, the LSTM, K codebooks, all float32.
+Both sources give the same bytes on any machine; their sha256 identifies the teacher."""
 
 import hashlib
 import math
@@ -25,10 +23,10 @@ from torch import Tensor
 
 from stages.label.teachers.encodec_model import LEVELS, WIDTH
 
-FILE = "encodec_24khz-d7cc33bc.th"  # encodec 0.1.1, model.py: the name holds the sha256's first digits
+FILE = "encodec_24khz-d7cc33bc.th"  # encodec 0.1.1, model.py: the name has the first digits of the sha256
 URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{FILE}"  # encodec 0.1.1, model.py ROOT_URL
 TIMEOUT_S = 5  # to reach the server, name look-up included
-DIMENSION, CODES, MAX_CODEBOOKS = 128, 1024, 32  # encodec 0.1.1: SEANetEncoder, ResidualVectorQuantizer
+DIMENSION, CODES = 128, 1024  # encodec 0.1.1: SEANetEncoder, ResidualVectorQuantizer
 
 
 def layers() -> dict[str, tuple[str, tuple[int, int, int]]]:
@@ -40,27 +38,26 @@ def layers() -> dict[str, tuple[str, tuple[int, int, int]]]:
         found[f"level{n}.outer"] = (f"{at}.block.3", (width, width // 2, 1))
         found[f"level{n}.shortcut"] = (f"{at}.shortcut", (width, width, 1))
         found[f"level{n}.down"] = (f"{at + 2}", (2 * width, width, 2 * stride))
-    found["last"] = ("15", (DIMENSION, WIDTH, 7))
-    return found
+    return found | {"last": ("15", (DIMENSION, WIDTH, 7))}
 
 
 def shapes(codebooks: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the canonical form."""
-    found: dict[str, tuple[int, ...]] = {}
+    found = {}
     for name, (_, shape) in layers().items():
         found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     for n in range(2):
-        found |= {f"lstm.{part}_l{n}": (4 * WIDTH, WIDTH) for part in ("weight_ih", "weight_hh")}
-        found |= {f"lstm.{part}_l{n}": (4 * WIDTH,) for part in ("bias_ih", "bias_hh")}
+        for gates in ("ih", "hh"):
+            weight, bias = f"lstm.weight_{gates}_l{n}", f"lstm.bias_{gates}_l{n}"
+            found |= {weight: (4 * WIDTH, WIDTH), bias: (4 * WIDTH,)}
     return found | {f"codebook{k}": (CODES, DIMENSION) for k in range(codebooks)}
 
 
 def locate(path: str | None, codebooks: int) -> bytes:
     """Canonical bytes of the weights at `path`, else in torch hub's cache, else downloaded into it.
 
-    `path`: a torch file of the official layout, a safetensors file of transformers' layout, or a
-    folder holding `model.safetensors`. Raises `ValueError` naming path, expected and seen.
-    """
+    `path`: a torch file of the official layout, a safetensors file of transformers' layout, or a folder with
+    `model.safetensors`. Raises ValueError naming path, expected and seen."""
     if path is not None:
         return canonical(_read(Path(path).expanduser()), codebooks, str(path))
     cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE
@@ -77,8 +74,7 @@ def locate(path: str | None, codebooks: int) -> bytes:
 
 
 def canonical(state: dict[str, Tensor], codebooks: int, source: str) -> bytes:
-    """Safetensors bytes of `shapes(codebooks)` from a state dict of either layout; `source` is for
-    messages."""
+    """Safetensors bytes of `shapes(codebooks)` from a state dict of either layout; messages name `source`."""
     transformers = any(name.startswith("encoder.layers.") for name in state)
     root, inner = ("encoder.layers", ".conv") if transformers else ("encoder.model", ".conv.conv")
     books = "quantizer.layers.{}.codebook.embed" if transformers else "quantizer.vq.layers.{}._codebook.embed"
@@ -94,8 +90,8 @@ def canonical(state: dict[str, Tensor], codebooks: int, source: str) -> bytes:
             found[name] = _take(state, [books.format(name.removeprefix("codebook"))], shape, source)
             if (found[name] == found[name][0]).all():
                 raise ValueError(
-                    f"{source}: expected trained codebooks, saw {CODES} equal codes in {name}: an "
-                    "EncodecModel made with pretrained=False holds no codes. Use the published weights."
+                    f"{source}: expected trained codebooks, saw {CODES} equal codes in {name}, as in an "
+                    f"EncodecModel made with pretrained=False. Use the published weights."
                 )
     return save(found)
 
@@ -103,9 +99,8 @@ def canonical(state: dict[str, Tensor], codebooks: int, source: str) -> bytes:
 def _folded(state: dict[str, Tensor], at: str, shape: tuple[int, int, int], source: str) -> Tensor:
     """The weight g · v / |v| (weight norm over all but the first dimension), or a plain weight as it is.
 
-    In float64 from exactly rounded sums, so that the float32 bits, and with them the identity, are
-    the same on every machine; torch's own float32 folding differs in the last bit here and there.
-    """
+    In float64 from exactly rounded sums, so that the float32 bits, and the identity, are the same on every
+    machine; torch's own float32 folding differs in some last bits."""
     if f"{at}.weight" in state:
         return _take(state, [f"{at}.weight"], shape, source)
     g = _take(state, [f"{at}.weight_g", f"{at}.parametrizations.weight.original0"], (shape[0], 1, 1), source)
@@ -125,15 +120,14 @@ def _take(state: dict[str, Tensor], names: list[str], shape: tuple[int, ...], so
             if not tensor.isfinite().all():
                 raise ValueError(f"{source}: {name}: expected finite numbers, saw NaN or infinity.")
             return tensor.detach().to("cpu", torch.float32).contiguous()
+    wanted = " or ".join(names)
     raise ValueError(
-        f"{source}: expected a tensor named {' or '.join(names)} (EnCodec 24 kHz), saw {len(state)} "
-        f"tensors without it."
+        f"{source}: expected a tensor named {wanted} (EnCodec 24 kHz), saw {len(state)} tensors without it."
     )
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict of either layout; raises `ValueError` if the file is missing, damaged or something
-    else."""
+    """A state dict of either layout; ValueError if the file is missing, damaged or another."""
     if path.is_dir():
         path /= "model.safetensors"
     if not path.is_file():
@@ -147,15 +141,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        size = path.stat().st_size
         raise ValueError(
-            f"{path}: expected EnCodec's weights as a torch or safetensors file, saw {size} bytes that are "
-            f"neither, or cut short (the reader says: {reason})"
+            f"{path}: expected EnCodec's weights as a torch or safetensors file, saw {path.stat().st_size} "
+            f"bytes that are neither, or cut short ({reason})"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(
-            f"{path}: expected a state dict (names → tensors), saw a {type(state).__name__} of others."
-        )
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        kind = type(state).__name__
+        raise ValueError(f"{path}: expected a state dict (names → tensors), saw a {kind} of others.")
     return state
 
 
@@ -169,7 +161,7 @@ def _check(seen: str, source: object) -> None:
 
 
 def _download(target: Path) -> None:
-    """Fetch `URL` to `target`, whole and checked, or leave nothing. Raises `OSError`, `ValueError`."""
+    """Fetch `URL` to `target`, whole and checked, or leave nothing. Raises OSError, ValueError."""
     response = _reach(URL)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{FILE}.{os.getpid()}.part")
@@ -189,21 +181,21 @@ def _download(target: Path) -> None:
 
 def _reach(url: str) -> HTTPResponse:
     """An open response within `TIMEOUT_S`. In a thread, since no timeout covers the name look-up."""
-    answers: queue.SimpleQueue = queue.SimpleQueue()
+    answers = queue.SimpleQueue()
 
-    def ask() -> None:
+    def request() -> None:
         try:
             answers.put(urllib.request.urlopen(url, timeout=TIMEOUT_S))
-        except (OSError, HTTPException) as error:
+        except OSError as error:
             answers.put(error)
+        except HTTPException as error:
+            answers.put(ConnectionError(f"no HTTP answer: {error!r}"))
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=request, daemon=True).start()
     try:
         answer = answers.get(timeout=TIMEOUT_S + 1)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {TIMEOUT_S} s") from None
-    if isinstance(answer, HTTPException):
-        raise ConnectionError(f"no HTTP answer: {answer!r}")
+        answer = TimeoutError(f"no answer within {TIMEOUT_S} s")
     if isinstance(answer, OSError):
         raise answer
     return answer

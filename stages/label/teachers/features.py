@@ -1,24 +1,22 @@
-"""What the mel teachers share: the frames they look at, and how they look codes up and name them alike in any
-block.
+"""What the mel teachers share: their input frames, and a look-up that gives the same codes in any block.
 
-T frames, D = stack · bands input width, C codes. A frame is a window of `n_fft` samples centred on the
-middle of label frame [320 i, 320 (i + 1)); stacked frames are neighbours, centred on it together.
-"""
+T frames, D = stack · bands input width, C codes. A frame is a window of `n_fft` samples centred on the middle
+of label frame [320 i, 320 (i + 1)); stacked frames are neighbours, centred on it together."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.label.base import Wave, read_checked
+from stages.label.base import LabelFunction, Wave, read_checked
 from stages.signal.mel import LogMel
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
-# Whole tiles in a block keep every frame at the same row of every matrix product, whoever asks.
-TILE_FRAMES = 256
+TILE_FRAMES = 256  # whole tiles in a block keep every frame at the same row of every matrix product
 BLOCK_FRAMES = 18 * TILE_FRAMES  # 61 s
 
 
@@ -29,20 +27,20 @@ class Features:
         self._log_mel = LogMel(RATE_HZ, HOP_SAMPLES, mels, n_fft, device, filters)
         self._stack = stack
 
-    def mel(self, wave: Wave, first_frame: int, count: int) -> "torch.Tensor":
+    def mel(self, wave: Wave, first_frame: int, count: int) -> "Tensor":
         """float32 (count + stack - 1, bands) in dB; with an even stack centred on the frames' borders."""
         import torch
 
         first = first_frame * HOP_SAMPLES - (self._stack - 1) * HOP_SAMPLES // 2
         start, stop = self._log_mel.span(first, count + self._stack - 1)
-        samples = torch.tensor(read_checked(wave, start, stop))
-        return self._log_mel(samples[None], first - start, count + self._stack - 1)[0]
+        samples_1N = torch.tensor(read_checked(wave, start, stop))[None]
+        return self._log_mel(samples_1N, first - start, count + self._stack - 1)[0]
 
-    def stacked(self, mel_TF: "torch.Tensor") -> "torch.Tensor":
+    def stacked(self, mel_TF: "Tensor") -> "Tensor":
         """(count + stack - 1, bands) → (count, D), oldest frame first."""
         return mel_TF.unfold(0, self._stack, 1).transpose(1, 2).flatten(1)
 
-    def tiles(self, wave: Wave, first_frame: int, count: int) -> "Iterator[torch.Tensor]":
+    def tiles(self, wave: Wave, first_frame: int, count: int) -> "Iterator[Tensor]":
         """The (TILE_FRAMES, D) tiles of a block; the last is filled up with zeros."""
         import torch
 
@@ -50,11 +48,10 @@ class Features:
         return iter(torch.nn.functional.pad(x_TD, (0, 0, 0, -count % TILE_FRAMES)).split(TILE_FRAMES))
 
 
-def labeller(
-    features: Features, tile: "Callable[[torch.Tensor], torch.Tensor]", threads: int
-) -> Callable[..., Iterator[np.ndarray]]:
-    """Of `tile`, (T, D) → int64 (T, K), make what `Teacher.open` returns: uint16 (t, K) blocks of about a
-    minute."""
+def labeller(features: Features, tile: "Callable[[Tensor], Tensor]", threads: int) -> LabelFunction:
+    """What `Teacher.open` returns, from `tile`: (T, D) → int64 (T, K).
+
+    Blocks of about a minute, floor(samples / 320) frames in all; ValueError for unreadable samples."""
 
     def codes(wave: Wave, first: int, count: int) -> np.ndarray:
         import torch
@@ -71,8 +68,8 @@ def labeller(
     return label
 
 
-def best(score_TC: "torch.Tensor") -> "torch.Tensor":
-    """argmax over codes, (T, C) → int64 (T,): in two strides, torch's own is ten times slower on CPUs."""
+def best(score_TC: "Tensor") -> "Tensor":
+    """argmax over codes, (T, C) → int64 (T,), in two steps: torch's own is ten times slower on CPUs."""
     import torch
 
     if score_TC.shape[1] % 32:
@@ -83,21 +80,16 @@ def best(score_TC: "torch.Tensor") -> "torch.Tensor":
     return group_T * 32 + inside_T
 
 
-class threads_set:
-    """torch's own count of CPU threads, for the time of a block; the caller's comes back after it."""
+@contextlib.contextmanager
+def threads_set(threads: int) -> Iterator[None]:
+    """torch's own count of CPU threads, for the time of a block."""
+    import torch
 
-    def __init__(self, threads: int):
-        if threads < 1:
-            raise ValueError(f"threads: {threads} is less than 1")
-        self._threads = threads
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._before)
+    if threads < 1:
+        raise ValueError(f"threads: {threads} is less than 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

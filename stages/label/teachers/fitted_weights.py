@@ -1,20 +1,24 @@
-"""The one form in which fitted teachers are kept: canonical safetensors bytes with one note, and their
-refusal.
+"""The one form in which fitted teachers are kept: canonical safetensors bytes with one note, the identity.
 
-The note is the part of the recipe that the weights depend on. Where the bytes come from a file, the
-worker that reads it has compared its sha256 before (`stages/label/shard.py`, which names the path).
-"""
+The worker that reads them from a file has compared its sha256 before (`stages/label/shard.py`)."""
 
 import json
 import struct
+from typing import Any
 
 import numpy as np
 
 Shapes = dict[str, tuple[int, ...]]
 
 
+def identity(recipe: Any, names: tuple[str, ...]) -> str:
+    """The part of a recipe that its weights depend on."""
+    fields = {name: getattr(recipe, name) for name in names}
+    return json.dumps({"version": recipe.version} | fields, sort_keys=True)
+
+
 def pack(teacher: str, identity: str, arrays: dict[str, np.ndarray], shapes: Shapes) -> bytes:
-    """float32 arrays of exactly these shapes as bytes; the same arrays give the same bytes."""
+    """float32 arrays of these shapes as bytes; the same arrays give the same bytes."""
     from safetensors.numpy import save
 
     assert {key: a.shape for key, a in arrays.items()} == shapes
@@ -23,7 +27,7 @@ def pack(teacher: str, identity: str, arrays: dict[str, np.ndarray], shapes: Sha
 
 
 def unpack(teacher: str, identity: str, weights: bytes | None, shapes: Shapes) -> dict[str, np.ndarray]:
-    """The arrays; ValueError with both values when there are none, or damaged, or another recipe's."""
+    """The arrays; ValueError when they are missing, damaged or another recipe's."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -32,16 +36,16 @@ def unpack(teacher: str, identity: str, weights: bytes | None, shapes: Shapes) -
     try:
         arrays = load(weights)
     except SafetensorError as error:
+        size = f"{len(weights)} bytes{_announced(weights)}"
         raise ValueError(
-            f"{teacher}: the weights ({len(weights)} bytes{_announced(weights)}) are no whole "
-            f"safetensors file ({error}); fit again or copy them again"
+            f"{teacher}: the weights ({size}) are no whole safetensors file ({error}); fit or copy them again"
         ) from error
     (header_bytes,) = struct.unpack("<Q", weights[:8])
     found = json.loads(weights[8 : 8 + header_bytes]).get("__metadata__", {}).get(teacher)
     if found != identity:
         raise ValueError(
-            f"{teacher}: the weights were fitted for {found}, the recipe says {identity}; fit again "
-            f"or restore the recipe"
+            f"{teacher}: the weights were fitted for {found}, the recipe says {identity}; fit again or "
+            f"restore the recipe"
         )
     for key, shape in shapes.items():
         seen = (arrays[key].dtype.name, arrays[key].shape) if key in arrays else "missing"
@@ -53,7 +57,7 @@ def unpack(teacher: str, identity: str, weights: bytes | None, shapes: Shapes) -
 
 
 def _announced(weights: bytes) -> str:
-    """How long the header says the file should be, where it can be read."""
+    """The file's length by its header, where it can be read."""
     try:
         (header_bytes,) = struct.unpack("<Q", weights[:8])
         tensors = json.loads(weights[8 : 8 + header_bytes])

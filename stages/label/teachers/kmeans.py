@@ -1,27 +1,25 @@
 """k-means on log-mel and chroma: MERT's own first teacher (P), fitted on one's own corpus.
 
-T frames, M mel bins, D = M + 12 features, C codes. Each feature is standardised over the corpus; then the
-mel half and the chroma half of a frame weigh the same, whatever their widths (D).
-"""
+T frames, M mel bins, D = M + 12 features, C codes. Each feature is standardised over the corpus; then mel and
+chroma weigh the same, whatever their widths (D)."""
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from stages.config import Number, settings
-from stages.label.base import Wave
+from stages.label.base import LabelFunction, Wave
 from stages.label.teachers import recipes
 from stages.label.teachers.features import Features, best, labeller, threads_set
-from stages.label.teachers.fitted_weights import Shapes, pack, unpack
+from stages.label.teachers.fitted_weights import Shapes, identity, pack, unpack
 from stages.signal.chroma import CLASSES, chroma_filters
 from stages.signal.mel import mel_filters
 from stages.signal.rates import RATE_HZ
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 _START_FRAMES_PER_CODE = 8  # in the first batch, from which k-means++ starts
 _CHUNK_FRAMES = 8192  # looked up at once in the report
@@ -49,22 +47,18 @@ class KMeans:
         recipes.check_fitted(self)
 
     def features(self, device: str) -> Features:
-        filters = np.concatenate(
-            [mel_filters(RATE_HZ, self.n_fft, self.mels), chroma_filters(RATE_HZ, self.n_fft)], 1
-        )
-        return Features(self.mels, self.n_fft, 1, device, filters)
+        mel, chroma = mel_filters(RATE_HZ, self.n_fft, self.mels), chroma_filters(RATE_HZ, self.n_fft)
+        return Features(self.mels, self.n_fft, 1, device, np.concatenate([mel, chroma], 1))
 
     def fit(
         self, waves: Sequence[Wave], device: str, threads: int, progress: Callable[[dict], None]
     ) -> tuple[bytes, dict]:
         """Fit by mini-batches on a seeded sample of `waves`: canonical safetensors bytes, and a report.
 
-        scikit-learn's MiniBatchKMeans, on the CPU; it moves codes that catch few frames. The same waves
-        in the same order, recipe and `threads` give the same bytes. `progress`: as `MelRvq.fit`, with
-        the phases "read" and "train". The report counts frames and gives used codes, perplexity
-        (fitting frames) and the error left, of held-out frames too. ValueError: too little audio;
-        what cannot be heard. `ReadError` passes.
-        """
+        scikit-learn's MiniBatchKMeans, on the CPU; it moves codes of few frames. The same waves in the same
+        order, recipe and `threads` give the same bytes. `progress`: as `MelRvq.fit`, with phases "read" and
+        "train". The report has counts of frames, used codes, perplexity (fitting frames) and the error left,
+        also of held-out frames. ValueError: too little audio, or unreadable samples. `ReadError` passes."""
         import torch
         from threadpoolctl import threadpool_limits
 
@@ -74,10 +68,8 @@ class KMeans:
         with threads_set(threads), threadpool_limits(threads):
             generator = torch.Generator().manual_seed(self.seed)
             bands, held = read_stretches(self, self.features(device), waves, generator, progress)
-            fit_TD, heldout_TD = (
-                self._joined([b for b, h in zip(bands, held, strict=True) if h is part])
-                for part in (False, True)
-            )
+            parts = list(zip(bands, held, strict=True))
+            fit_TD, heldout_TD = (self._joined([b for b, h in parts if h is part]) for part in (False, True))
             mean_D = fit_TD.mean(0, dtype=np.float64).astype(np.float32)
             spread_D = np.maximum(fit_TD.std(0, dtype=np.float64), 1e-2)  # a corpus of silence has none
             scale_D = (spread_D * np.sqrt(self._half_widths())).astype(np.float32)
@@ -88,35 +80,26 @@ class KMeans:
         arrays = {"codes": codes_CD, "mean": mean_D, "scale": scale_D}
         return pack(self.name, self._identity(), arrays, self._shapes()), report
 
-    def open(
-        self, weights: bytes | None, device: str, threads: int
-    ) -> Callable[[Wave], Iterator[np.ndarray]]:
-        """The labeller yields uint16 (t, 1) blocks of about a minute: floor(samples / 320) frames in all.
-
-        A wave shorter than one frame yields nothing. ValueError: weights that are missing, damaged or
-        of another recipe; a wave that cannot be heard.
-        """
+    def open(self, weights: bytes | None, device: str, threads: int) -> LabelFunction:
         import torch
 
         arrays = unpack(self.name, self._identity(), weights, self._shapes())
-        codes_CD, mean_D, scale_D = (
-            torch.from_numpy(arrays[key].copy()).to(device) for key in ("codes", "mean", "scale")
-        )
-        nearest = _nearest(codes_CD)
+        tensors = {key: torch.from_numpy(array.copy()).to(device) for key, array in arrays.items()}
+        mean_D, scale_D, nearest = tensors["mean"], tensors["scale"], _nearest(tensors["codes"])
 
-        def tile(bands_TD: torch.Tensor) -> torch.Tensor:
+        def tile(bands_TD: "Tensor") -> "Tensor":
             return nearest((self._seen(bands_TD) - mean_D) / scale_D)[:, None]
 
         return labeller(self.features(device), tile, threads)
 
-    def _seen(self, bands_TD: "torch.Tensor") -> "torch.Tensor":
-        """Bands in dB, the chroma ones relative to their frame's mean: how loud it is, mel says already."""
+    def _seen(self, bands_TD: "Tensor") -> "Tensor":
+        """Bands in dB, the chroma ones relative to their frame's mean: mel has the loudness already."""
         import torch
 
         mel, chroma = bands_TD[:, : self.mels], bands_TD[:, self.mels :]
         return torch.cat([mel, chroma - chroma.mean(1, keepdim=True)], 1)
 
-    def _joined(self, bands: "list[torch.Tensor]") -> np.ndarray:
+    def _joined(self, bands: "list[Tensor]") -> np.ndarray:
         return np.concatenate([self._seen(part).cpu().numpy() for part in bands])
 
     def _half_widths(self) -> np.ndarray:
@@ -146,12 +129,11 @@ class KMeans:
         return {"codes": (self.codebook_size, width), "mean": (width,), "scale": (width,)}
 
     def _identity(self) -> str:
-        shaping = {name: getattr(self, name) for name in ("codebook_size", "mels", "n_fft")}
-        return json.dumps({"version": self.version} | shaping, sort_keys=True)
+        return identity(self, ("codebook_size", "mels", "n_fft"))
 
 
-def _nearest(codes_CD: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":
-    """(T, D) → int64 (T,): the nearest code. |x|² is the same for every code, so the most of x·c − |c|²/2."""
+def _nearest(codes_CD: "Tensor") -> "Callable[[Tensor], Tensor]":
+    """(T, D) → int64 (T,): the nearest code, of largest x·c − |c|²/2, since |x|² is the same for all."""
     import torch
 
     half_squares_C, codes_DC = -0.5 * codes_CD.square().sum(1), codes_CD.T.contiguous()
@@ -170,11 +152,7 @@ def _report(codes_CD: np.ndarray, fit_TD: np.ndarray, heldout_TD: np.ndarray) ->
         counts_C = torch.bincount(code_T, minlength=len(codes_CD))
         errors.append(float(np.square(x_TD - codes_CD[code_T.numpy()]).sum(1).mean()))
     variance = float(np.square(fit_TD).sum(1).mean()) or 1.0
-    level = {
-        "used": int((counts_C > 0).sum()),
-        "perplexity": round(perplexity(counts_C), 3),
-        # 1 is a constant frame's
-        "heldout_error": errors[0] / variance,
-        "fit_error": errors[1] / variance,
-    }
+    level = {"used": int((counts_C > 0).sum()), "perplexity": round(perplexity(counts_C), 3)}
+    # 1 is a constant frame's error
+    level |= {"heldout_error": errors[0] / variance, "fit_error": errors[1] / variance}
     return {"fit_frames": len(fit_TD), "heldout_frames": len(heldout_TD), "levels": [level]}

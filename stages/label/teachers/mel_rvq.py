@@ -2,25 +2,23 @@
 
 After MuQ (arXiv 2501.01108), at this project's 75 frames a second instead of their 25.
 
-T frames, D = stack · mels input width, K codebooks, C codes each, E = dim.
-Level k:  z = in_w r + in_b;  code = argmax cosine(z, codebook);  r ← r - (out_w codebook[code] + out_b)
-"""
+T frames, D = stack · mels input width, K codebooks, C codes each, E = dim. Level k:  z = in_w r + in_b;  code
+= argmax cosine(z, codebook);  r ← r - (out_w codebook[code] + out_b)"""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from stages.config import Natural, Number, settings
-from stages.label.base import Wave
+from stages.label.base import LabelFunction, Wave
 from stages.label.teachers import recipes
 from stages.label.teachers.features import Features, best, labeller, threads_set
-from stages.label.teachers.fitted_weights import pack, unpack
+from stages.label.teachers.fitted_weights import identity, pack, unpack
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 _SHAPING = ("codebooks", "codebook_size", "dim", "mels", "n_fft", "stack")  # what the weights depend on
 
@@ -54,13 +52,11 @@ class MelRvq:
     ) -> tuple[bytes, dict]:
         """Fit all codebooks on a seeded sample of `waves`: canonical safetensors bytes, and a report.
 
-        On the CPU the same waves in the same order, recipe and `threads` give the same bytes.
-        `progress` is called about once a second with {"phase", "step", "steps", "loss", "eta_s"};
-        phases are "read" (loss None), "init", "train" and "settle". The report counts frames and
-        gives, per level, used codes, perplexity (fitting frames) and held-out error.
-
-        ValueError: too little audio for the codebooks; NaN or infinite samples. `ReadError` passes.
-        """
+        On the CPU the same waves in the same order, recipe and `threads` give the same bytes. `progress` is
+        called about once a second with {"phase", "step", "steps", "loss", "eta_s"}; phases are "read" (loss
+        None), "init", "train" and "settle". The report has counts of frames and, per level, used codes,
+        perplexity (fitting frames) and held-out error. ValueError: too little audio for the codebooks, or
+        unreadable samples. `ReadError` passes."""
         from stages.label.teachers.mel_rvq_fit import fit_levels
 
         with threads_set(threads):
@@ -68,14 +64,7 @@ class MelRvq:
         arrays = {key: value.detach().cpu().numpy() for key, value in tensors.items()}
         return pack(self.name, self._identity(), arrays, self._shapes()), report
 
-    def open(
-        self, weights: bytes | None, device: str, threads: int
-    ) -> Callable[[Wave], Iterator[np.ndarray]]:
-        """The labeller yields uint16 (t, K) blocks of about a minute: floor(samples / 320) frames in all.
-
-        A wave shorter than one frame yields nothing. ValueError: weights that are missing, damaged
-        or of another recipe; NaN or infinite samples.
-        """
+    def open(self, weights: bytes | None, device: str, threads: int) -> LabelFunction:
         coder = Coder(unpack(self.name, self._identity(), weights, self._shapes()), device)
         return labeller(self.features(device), coder.name, threads)
 
@@ -90,8 +79,7 @@ class MelRvq:
         }  # fmt: skip
 
     def _identity(self) -> str:
-        shaping = {name: getattr(self, name) for name in _SHAPING}
-        return json.dumps({"version": self.version} | shaping, sort_keys=True)
+        return identity(self, _SHAPING)
 
 
 class Coder:
@@ -102,26 +90,21 @@ class Coder:
 
         weights = {key: torch.from_numpy(np.array(value)).to(device) for key, value in tensors.items()}
         self._mean, self._std = weights["mean_db"], weights["std_db"]
-        self._in = list(zip(weights["in_w"], weights["in_b"], strict=True))
-        # A cosine's argmax does not see the length of z, so only the codes are normalised.
-        self._directions = [
-            torch.nn.functional.normalize(c, dim=1).T.contiguous() for c in weights["codebook"]
-        ]
-        self._decoded = [
-            codes @ out_w.T + out_b
-            for codes, out_w, out_b in zip(
-                weights["codebook"], weights["out_w"], weights["out_b"], strict=True
-            )
-        ]
+        self._levels = []
+        for level in zip(
+            *(weights[key] for key in ("codebook", "in_w", "in_b", "out_w", "out_b")), strict=True
+        ):
+            codes, in_w, in_b, out_w, out_b = level
+            # A cosine's argmax does not depend on the length of z, so only the codes are normalised.
+            directions_EC = torch.nn.functional.normalize(codes, dim=1).T.contiguous()
+            self._levels.append((in_w, in_b, directions_EC, codes @ out_w.T + out_b))
 
-    def name(self, x_TD: "torch.Tensor") -> "torch.Tensor":
+    def name(self, x_TD: "Tensor") -> "Tensor":
         """(T, D) → int64 (T, K)."""
         import torch
 
         rest_TD, codes = (x_TD - self._mean) / self._std, []
-        for (in_w, in_b), directions_EC, decoded_CD in zip(
-            self._in, self._directions, self._decoded, strict=True
-        ):
+        for in_w, in_b, directions_EC, decoded_CD in self._levels:
             code_T = best(torch.addmm(in_b, rest_TD, in_w.T) @ directions_EC)
             rest_TD = rest_TD - decoded_CD[code_T]
             codes.append(code_T)

@@ -1,9 +1,7 @@
 """Fitting Mel-RVQ: start each level from the data, train all together, leave no code dead.
 
-T frames, D input width, K levels, C codes, E look-up width, B batch (see `mel_rvq`).
-Everything random comes from one generator on the CPU, seeded by the recipe. `recipe` is a `MelRvq`, which
-imports this file.
-"""
+T frames, D input width, K levels, C codes, E look-up width, B batch (see `mel_rvq`). All random numbers come
+from one generator on the CPU, seeded by the recipe, a `MelRvq`, which imports this file."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as fn
 
 from stages.label.base import Wave
@@ -23,22 +22,22 @@ WARMUP_STEPS = 50
 INIT_ROUNDS = 10  # k-means rounds before training
 INIT_FRAMES_PER_CODE = 64
 LIFT = 4.0  # times the points' own size, see `_first_level`
-REVIVE_FRAMES_PER_CODE = 64  # a code unused for so many frames per code is dead
+REVIVE_FRAMES_PER_CODE = 64  # a code unused over so many frames per code is dead
 SETTLE_ROUNDS = 4
 CHUNK = 2048  # frames looked up at once
-KEYS = ("codebook", "in_w", "in_b", "out_w", "out_b")  # a level
+KEYS = ("codebook", "in_w", "in_b", "out_w", "out_b")  # of a level
 
 
 def fit_levels(
     recipe: Any, waves: Sequence[Wave], device: str, progress: Callable[[dict], None]
-) -> tuple[dict[str, torch.Tensor], dict]:
+) -> tuple[dict[str, Tensor], dict]:
     """Tensors as `MelRvq` packs them, and the report. See `MelRvq.fit`."""
     began = time.monotonic()
     generator = torch.Generator().manual_seed(recipe.seed)
     frames = Frames.read(recipe, waves, device, generator, progress)
     levels = _start(recipe, frames, generator, progress)
     _train(recipe, levels, frames, generator, progress)
-    tensors = {key: value.detach().clone() for key, value in _plain(levels).items()}
+    tensors = {key: value.detach().clone() for key, value in _folded(levels).items()}
     _settle(recipe, tensors, frames, progress)
     report = _report(tensors, frames)
     report["seconds"] = round(time.monotonic() - began, 1)
@@ -46,21 +45,15 @@ def fit_levels(
     return tensors | {"mean_db": mean_db, "std_db": std_db}, report
 
 
-def _start(
-    recipe: Any, frames: Frames, generator: torch.Generator, progress: Callable
-) -> dict[str, torch.Tensor]:
-    """Trainable levels, each started from what the levels before it leave."""
-    chosen = torch.randperm(len(frames.fit_T), generator=generator)[
-        : INIT_FRAMES_PER_CODE * recipe.codebook_size
-    ]
+def _start(recipe: Any, frames: Frames, generator: torch.Generator, progress: Callable) -> dict[str, Tensor]:
+    """Trainable levels, each started from the residual of the levels before it."""
+    chosen = _picked(len(frames.fit_T), INIT_FRAMES_PER_CODE * recipe.codebook_size, generator)
     rest_TD = frames.stacked(frames.fit_T[chosen.to(frames.fit_T.device)])
     levels, ticker = [], Ticker("init", recipe.codebooks, progress)
     for k in range(recipe.codebooks):
         level = _first_level(rest_TD, recipe.dim)
         z_TE = rest_TD @ _normed(level["in_v"], level["in_g"]).T + level["in_b"]
-        codes_CE = z_TE[
-            torch.randperm(len(z_TE), generator=generator)[: recipe.codebook_size].to(z_TE.device)
-        ]
+        codes_CE = z_TE[_picked(len(z_TE), recipe.codebook_size, generator).to(z_TE.device)]
         for _ in range(INIT_ROUNDS):
             codes_CE = _kmeans_round(z_TE, codes_CE)
         level["codebook"] = codes_CE
@@ -71,13 +64,17 @@ def _start(
     return {key: torch.stack([level[key] for level in levels]) for key in levels[0]}
 
 
-def _first_level(rest_TD: torch.Tensor, dim: int) -> dict[str, torch.Tensor]:
-    """Projections onto the residual's principal axes, all but one; the last coordinate is constant.
+def _picked(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """Up to `count` of range(total), at random."""
+    return torch.randperm(total, generator=generator)[:count]
 
-    Look-up is by direction alone. Seen from a constant lift, points of one direction and different
-    size differ in direction too, so cosine look-up starts close to Euclidean look-up, and training
-    goes on from there. The axes keep their length, so errors of codes and of frames have one unit.
-    """
+
+def _first_level(rest_TD: Tensor, dim: int) -> dict[str, Tensor]:
+    """Projections onto the residual's principal axes but one; the last coordinate is constant.
+
+    Look-up is by direction alone. With a constant coordinate, points of one direction and different size
+    differ in direction too, so training starts from a cosine look-up close to a Euclidean one. The axes keep
+    their length, so errors of codes and of frames have one unit."""
     mean_D = rest_TD.mean(0)
     centred_TD = (rest_TD - mean_D).double()
     _, axes_DD = torch.linalg.eigh((centred_TD.T @ centred_TD).cpu() / len(rest_TD))
@@ -94,25 +91,20 @@ def _first_level(rest_TD: torch.Tensor, dim: int) -> dict[str, torch.Tensor]:
     return {"in_v": in_v, "in_g": in_g, "in_b": in_b, "out_v": out_v, "out_g": out_g, "out_b": mean_D}
 
 
-def _normed(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+def _normed(v: Tensor, g: Tensor) -> Tensor:
     """Weight normalisation: rows of `v` scaled to length `g`."""
     return v * (g / v.norm(dim=-1).clamp_min(1e-12)).unsqueeze(-1)
 
 
-def _plain(levels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weight normalisation folded away."""
-    return {
-        "codebook": levels["codebook"],
-        "in_w": _normed(levels["in_v"], levels["in_g"]),
-        "in_b": levels["in_b"],
-        "out_w": _normed(levels["out_v"], levels["out_g"]),
-        "out_b": levels["out_b"],
-    }
+def _folded(levels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Plain weights instead of normalised ones."""
+    weights = {f"{side}_w": _normed(levels[f"{side}_v"], levels[f"{side}_g"]) for side in ("in", "out")}
+    return {key: weights[key] if key in weights else levels[key] for key in KEYS}
 
 
 def _train(
     recipe: Any,
-    levels: dict[str, torch.Tensor],
+    levels: dict[str, Tensor],
     frames: Frames,
     generator: torch.Generator,
     progress: Callable,
@@ -126,31 +118,30 @@ def _train(
     for step, x_BD in enumerate(islice(frames.batches(recipe.batch, generator), recipe.steps)):
         left = (recipe.steps - step) / recipe.steps
         adam.param_groups[0]["lr"] = PEAK_RATE * min((step + 1) / WARMUP_STEPS, left)
-        loss, z_KBE, code_KB = _loss(_plain(leaves), x_BD)
+        loss, z_KBE, code_KB = _loss(_folded(leaves), x_BD)
         adam.zero_grad()
         loss.backward()
         adam.step()
         for k, code_B in enumerate(code_KB):
             used_KC[k] += torch.bincount(code_B, minlength=recipe.codebook_size)
         if (step + 1) % every == 0:
-            if left > 0.2:  # what comes back later than that has no time to settle
+            if left > 0.2:  # a code revived later has no time to settle
                 _revive(leaves["codebook"], adam, used_KC == 0, z_KBE, generator)
             used_KC.zero_()
         ticker.tick(step + 1, loss.detach())
 
 
-def _loss(levels: dict[str, torch.Tensor], x_BD: torch.Tensor) -> tuple[torch.Tensor, list, list]:
+def _loss(levels: dict[str, Tensor], x_BD: Tensor) -> tuple[Tensor, list, list]:
     """Scalar loss; per level z (B, E) and code (B,). Gradients pass the look-up straight through.
 
-    The L1 error is taken after every level, not after the last alone: otherwise the first levels,
-    which matter most as targets, are spent on easing the last one's work (measured: each level worse).
-    """
+    The L1 error is taken after every level: after the last alone, the first levels, which matter most as
+    targets, serve the last one (measured: each level worse)."""
     rest_BD, z_KBE, code_KB, loss = x_BD, [], [], torch.zeros((), device=x_BD.device)
     for codes_CE, in_w, in_b, out_w, out_b in zip(*(levels[key].unbind(0) for key in KEYS), strict=True):
         z_BE = fn.linear(rest_BD, in_w, in_b)
         with torch.no_grad():
             code_B = best(z_BE @ fn.normalize(codes_CE, dim=1).T)
-        q_BE = fn.embedding(code_B, codes_CE)  # its backward adds in a fixed order, indexing's does not
+        q_BE = fn.embedding(code_B, codes_CE)  # its backward adds in a fixed order, unlike indexing's
         rest_BD = rest_BD - fn.linear(z_BE + (q_BE - z_BE).detach(), out_w, out_b)
         loss = loss + COMMITMENT * fn.mse_loss(z_BE, q_BE.detach()) + fn.mse_loss(q_BE, z_BE.detach())
         loss = loss + rest_BD.abs().mean()
@@ -159,37 +150,34 @@ def _loss(levels: dict[str, torch.Tensor], x_BD: torch.Tensor) -> tuple[torch.Te
     return loss, z_KBE, code_KB
 
 
-def _revive(
-    codebook, adam, dead_KC: torch.Tensor, z_KBE: list[torch.Tensor], generator: torch.Generator
-) -> None:
-    """Dead codes move onto frames of this batch, without the momentum of their past."""
+def _revive(codebook, adam, dead_KC: Tensor, z_KBE: list[Tensor], generator: torch.Generator) -> None:
+    """Dead codes move onto frames of this batch, without their momentum."""
     state = adam.state[codebook]
     for k, (dead_C, z_BE) in enumerate(zip(dead_KC.cpu(), z_KBE, strict=True)):
         dead = dead_C.nonzero()[:, 0][: len(z_BE)].to(z_BE.device)
-        picked = torch.randperm(len(z_BE), generator=generator)[: len(dead)].to(z_BE.device)
-        codebook.data[k, dead] = z_BE[picked]
-        state["exp_avg"][k, dead] = 0
-        state["exp_avg_sq"][k, dead] = 0
+        codebook.data[k, dead] = z_BE[_picked(len(z_BE), len(dead), generator).to(z_BE.device)]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state[moment][k, dead] = 0
 
 
-def _nearest(z_TE: torch.Tensor, codes_CE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest(z_TE: Tensor, codes_CE: Tensor) -> tuple[Tensor, Tensor]:
     """Code of the nearest direction (T,), and squared distance to it (T,)."""
     directions_EC = fn.normalize(codes_CE, dim=1).T.contiguous()
     code_T = torch.cat([best(part @ directions_EC) for part in z_TE.split(CHUNK)])
     return code_T, (z_TE - codes_CE[code_T]).square().sum(1)
 
 
-def _kmeans_round(z_TE: torch.Tensor, codes_CE: torch.Tensor) -> torch.Tensor:
-    """Codes moved to the mean of their frames, unused ones to the frames served worst."""
+def _kmeans_round(z_TE: Tensor, codes_CE: Tensor) -> Tensor:
+    """Codes moved to the mean of their frames, unused ones to the frames farthest from their codes."""
     code_T, error_T = _nearest(z_TE, codes_CE)
     counts_C = torch.bincount(code_T, minlength=len(codes_CE))
-    # Sorted sums: adding by index has no fixed order on a GPU.
+    # Of sorted frames: adding by index has no fixed order on a GPU.
     sums_CE = torch.segment_reduce(z_TE[code_T.argsort(stable=True)], "sum", lengths=counts_C)
     moved_CE = torch.where(counts_C[:, None] > 0, sums_CE / counts_C.clamp_min(1)[:, None], codes_CE)
     return _reseeded(moved_CE, counts_C, z_TE, error_T)
 
 
-def _reseeded(codes_CE, counts_C: torch.Tensor, z_TE: torch.Tensor, error_T: torch.Tensor) -> torch.Tensor:
+def _reseeded(codes_CE, counts_C: Tensor, z_TE: Tensor, error_T: Tensor) -> Tensor:
     """A copy whose unused codes lie on the frames farthest from their codes."""
     unused = (counts_C == 0).nonzero()[:, 0][: len(z_TE)]
     codes_CE = codes_CE.clone()
@@ -198,8 +186,8 @@ def _reseeded(codes_CE, counts_C: torch.Tensor, z_TE: torch.Tensor, error_T: tor
 
 
 @torch.no_grad()
-def _settle(recipe: Any, tensors: dict[str, torch.Tensor], frames: Frames, progress: Callable) -> None:
-    """Level by level over every fitting frame: codes that ended unused move to the frames served worst."""
+def _settle(recipe: Any, tensors: dict[str, Tensor], frames: Frames, progress: Callable) -> None:
+    """Level by level over every fitting frame: codes still unused move to the frames farthest from theirs."""
     rest_TD = frames.stacked(frames.fit_T)
     ticker = Ticker("settle", recipe.codebooks, progress)
     for k in range(recipe.codebooks):
@@ -216,8 +204,8 @@ def _settle(recipe: Any, tensors: dict[str, torch.Tensor], frames: Frames, progr
 
 
 @torch.no_grad()
-def _report(tensors: dict[str, torch.Tensor], frames: Frames) -> dict:
-    """Counts, and per level: used codes, perplexity (fitting frames), error left (held-out frames)."""
+def _report(tensors: dict[str, Tensor], frames: Frames) -> dict:
+    """Counts, and per level used codes, perplexity (fitting frames), error left (held-out frames)."""
     levels = []
     rest_TD, held_TD = frames.stacked(frames.fit_T), frames.stacked(frames.heldout_T)
     variance = float((held_TD - rest_TD.mean(0)).square().mean()) or 1.0
@@ -227,25 +215,15 @@ def _report(tensors: dict[str, torch.Tensor], frames: Frames) -> dict:
         rest_TD -= decoded_CD[code_T]
         held_TD = held_TD - decoded_CD[_nearest(held_TD @ in_w.T + in_b, codes_CE)[0]]
         counts_C = torch.bincount(code_T, minlength=len(codes_CE))
-        levels.append(
-            {
-                "used": int((counts_C > 0).sum()),
-                "perplexity": round(perplexity(counts_C), 3),
-                "heldout_error": float(held_TD.square().mean()) / variance,  # 1 is a constant frame's
-                "heldout_l1_db": float(held_TD.abs().mean() * frames.std_db),
-                "fit_error": float(rest_TD.square().mean()) / variance,
-            }
-        )
-    return {
-        "fit_frames": len(frames.fit_T),
-        "heldout_frames": len(frames.heldout_T),
-        "mean_db": float(frames.mean_db),
-        "std_db": float(frames.std_db),
-        "levels": levels,
-    }
+        level = {"used": int((counts_C > 0).sum()), "perplexity": round(perplexity(counts_C), 3)}
+        for name, left_TD in (("heldout", held_TD), ("fit", rest_TD)):
+            level[f"{name}_error"] = float(left_TD.square().mean()) / variance  # 1 is a constant frame's
+        levels.append(level | {"heldout_l1_db": float(held_TD.abs().mean() * frames.std_db)})
+    counts = {"fit_frames": len(frames.fit_T), "heldout_frames": len(frames.heldout_T)}
+    return counts | {"mean_db": float(frames.mean_db), "std_db": float(frames.std_db), "levels": levels}
 
 
-def perplexity(counts_C: torch.Tensor) -> float:
-    """exp of the entropy of code frequencies: as many equally frequent codes would be as uncertain."""
+def perplexity(counts_C: Tensor) -> float:
+    """exp of the entropy of code frequencies: so many equally frequent codes have the same entropy."""
     share = counts_C[counts_C > 0].double() / counts_C.sum()
     return float((-(share * share.log()).sum()).exp())

@@ -1,8 +1,7 @@
 """What Mel-RVQ and k-means are fitted on: a seeded sample of stretches of the corpus, some of it held out.
 
-N mel frames in memory, T frames to fit on, D input width, F mel bins (see `mel_rvq`).
-Memory is bounded by the recipe's fit_minutes: 30 minutes of 128 bins are 69 MB.
-"""
+N mel frames in memory (30 fit_minutes of 128 bins: 69 MB), T frames to fit on, D input width, F mel bins (see
+`mel_rvq`)."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,20 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stages.label.base import Wave
 from stages.label.teachers.features import Features
 from stages.label.teachers.recipes import FRAMES_PER_CODE
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
-STRETCH_FRAMES = 300  # 4 s: short enough to touch many recordings, long against a window of 6 hops
+STRETCH_FRAMES = 300  # 4 s: short, for many recordings, but long against a window of 6 hops
 HELDOUT_SHARE = 0.05
 
 
 class Frames:
     """The sample: normalised mel of all its stretches end to end, and where each frame starts in it."""
 
-    def __init__(self, features: Features, mels: list[torch.Tensor], heldout: list[bool], stack: int):
+    def __init__(self, features: Features, mels: list[Tensor], heldout: list[bool], stack: int):
         self._features, self._stack = features, stack
         starts, base = ([], []), 0
         for mel_TF, held in zip(mels, heldout, strict=True):
@@ -31,32 +31,25 @@ class Frames:
             base += len(mel_TF)
         device = mels[0].device
         self.fit_T, self.heldout_T = (torch.cat(part).to(device) for part in starts)
-        seen = torch.cat([mel_TF for mel_TF, held in zip(mels, heldout, strict=True) if not held]).double()
+        seen = torch.cat([mel for mel, held in zip(mels, heldout, strict=True) if not held]).double()
         self.mean_db = seen.mean().float()
         self.std_db = seen.std().float().clamp_min(1e-2)  # a corpus of silence has no spread
         self._mel_NF = torch.cat(mels).sub_(self.mean_db).div_(self.std_db)
 
     @classmethod
-    def read(
-        cls,
-        recipe: Any,
-        waves: Sequence[Wave],
-        device: str,
-        generator: torch.Generator,
-        progress: Callable,
-    ) -> "Frames":
-        """Seeded stretches of the waves. ValueError where they are too few for the codebooks."""
+    def read(cls, recipe: Any, waves: Sequence[Wave], device: str, generator, progress) -> "Frames":
+        """Of the stretches that `read_stretches` reads."""
         features = recipe.features(device)
         mels, heldout = read_stretches(recipe, features, waves, generator, progress)
         return cls(features, mels, heldout, recipe.stack)
 
-    def stacked(self, starts_T: torch.Tensor) -> torch.Tensor:
+    def stacked(self, starts_T: Tensor) -> Tensor:
         """(T,) starts → (T, D)."""
         if self._stack == 1:
             return self._mel_NF[starts_T]
         return self._mel_NF[starts_T[:, None] + torch.arange(self._stack, device=starts_T.device)].flatten(1)
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Endless shuffled epochs over the fitting frames, (B, D) each; batches run across epochs."""
         left = torch.empty(0, dtype=torch.int64)
         while True:
@@ -68,32 +61,29 @@ class Frames:
 
 def read_stretches(
     recipe: Any, features: Features, waves: Sequence[Wave], generator: torch.Generator, progress: Callable
-) -> tuple[list[torch.Tensor], list[bool]]:
+) -> tuple[list[Tensor], list[bool]]:
     """Log bands (t, F) of seeded stretches of the waves, and which are held out.
 
-    recipe: of any fitted teacher (codebook_size, fit_minutes). ValueError where the waves
-    are too few for the codebooks, or one of them cannot be heard.
-    """
+    recipe: of any fitted teacher (codebook_size, fit_minutes). ValueError: too little audio for the
+    codebooks, or unreadable samples."""
     lengths = np.array([wave.samples // HOP_SAMPLES for wave in waves], np.int64)
-    budget = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES)
+    budget, total = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES), lengths.sum()
     needed = FRAMES_PER_CODE * recipe.codebook_size
-    if min(lengths.sum(), budget) < needed:
+    if min(total, budget) < needed:
         raise ValueError(
-            f"codebook_size: {recipe.codebook_size} needs at least {needed} frames to fit, the "
-            f"{len(waves)} recordings hold {lengths.sum()} ({lengths.sum() * HOP_SAMPLES / RATE_HZ:.1f} s); "
-            f"add audio or lower codebook_size to at most {lengths.sum() // FRAMES_PER_CODE}"
+            f"codebook_size: {recipe.codebook_size} needs at least {needed} frames to fit, the {len(waves)} "
+            f"recordings hold {total} ({total * HOP_SAMPLES / RATE_HZ:.1f} s); add audio or lower "
+            f"codebook_size to at most {total // FRAMES_PER_CODE}"
         )
-    pieces = draw_stretches(lengths, budget, generator)
-    mels, heldout = [], []
+    pieces, mels = draw_stretches(lengths, budget, generator), []
     ticker = Ticker("read", len(pieces), progress)
-    for done, (index, first, count, held) in enumerate(pieces):
+    for done, (index, first, count, _) in enumerate(pieces):
         try:
             mels.append(features.mel(waves[index], first, count))
         except ValueError as error:
             raise ValueError(f"recording {index} of {len(waves)}, {error}") from error
-        heldout.append(held)
         ticker.tick(done + 1, None)
-    return mels, heldout
+    return mels, [held for *_, held in pieces]
 
 
 def draw_stretches(
@@ -101,10 +91,8 @@ def draw_stretches(
 ) -> list[tuple[int, int, int, bool]]:
     """(wave, first frame, frames, held out) pieces of the recordings laid end to end, in their order.
 
-    Where they hold more than `budget` frames the line is cut into equal strata and one stretch is
-    drawn inside each: every recording is met in proportion to its length. About one stretch in
-    twenty, at least one, is held out whole.
-    """
+    Of more than `budget` frames one stretch is drawn in each of equal strata: every recording is read in
+    proportion to its length. About one stretch in twenty, at least one, is held out whole."""
     total, ends = int(lengths.sum()), np.cumsum(lengths)
     size = min(STRETCH_FRAMES, max(1, min(total, budget) // 20))
     if total <= budget:
@@ -114,12 +102,8 @@ def draw_stretches(
         slack = total / strata - size
         inside = torch.rand(strata, generator=generator, dtype=torch.float64).numpy()
         starts = np.floor(np.arange(strata) * (total / strata) + inside * slack).astype(np.int64)
-    held = set(
-        torch.randperm(len(starts), generator=generator)[
-            : max(1, round(len(starts) * HELDOUT_SHARE))
-        ].tolist()
-    )
-    pieces = []
+    order, count = torch.randperm(len(starts), generator=generator), round(len(starts) * HELDOUT_SHARE)
+    held, pieces = set(order[: max(1, count)].tolist()), []
     for number, start in enumerate(starts.tolist()):
         stop = min(start + size, total)
         while start < stop:
@@ -137,13 +121,11 @@ class Ticker:
         self._phase, self._steps, self._progress = phase, steps, progress
         self._began = self._last = time.monotonic()
 
-    def tick(self, step: int, loss: "float | torch.Tensor | None") -> None:
+    def tick(self, step: int, loss: "float | Tensor | None") -> None:
         now = time.monotonic()
         if now - self._last < 1.0 and step < self._steps:
             return
         self._last = now
         eta_s = round((now - self._began) * (self._steps - step) / step, 1)
-        value = None if loss is None else float(loss)
-        self._progress(
-            {"phase": self._phase, "step": step, "steps": self._steps, "loss": value, "eta_s": eta_s}
-        )
+        event = {"phase": self._phase, "step": step, "steps": self._steps}
+        self._progress(event | {"loss": None if loss is None else float(loss), "eta_s": eta_s})

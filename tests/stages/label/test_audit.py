@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.label import audit
+from stages.label import audit, gathering
 from stages.label.decode import wav_bytes
 from stages.label.shard import ShardWorker
-from stages.shards import column
+from stages.shards import checking, column
 from stages.shards import record as records
 from stages.shards.column import publishing
 from stages.shards.storage import Storage
@@ -51,15 +51,15 @@ def publish(storage: Storage, shard: str, recording: str, run: dict) -> None:
 def test_slowest_recordings_are_gathered_beside_shards_of_older_versions(tmp_path):
     storage = Storage(tmp_path)
     publish(storage, "s1", "a", {"wall_s": 1.0})
-    audit.gather(storage, ("audio",), ["s1"], LIVE)
+    gathering.gather(storage, ("audio",), ["s1"], LIVE)
     older = pq.read_table(tmp_path / "shards.parquet").drop_columns("slowest")
     pq.write_table(older, tmp_path / "shards.parquet")
 
     publish(storage, "s2", "b", {"wall_s": 1.0, "slowest": SLOWEST})
-    audit.gather(storage, ("audio",), ["s2"], LIVE)
+    gathering.gather(storage, ("audio",), ["s2"], LIVE)
     rows = storage.read_table("shards.parquet", ["shard", "slowest"]).to_pylist()
     assert rows == [{"shard": "s1", "slowest": None}, {"shard": "s2", "slowest": SLOWEST}]
-    assert audit.gathered(storage, ("audio",)) == {"s1", "s2"}
+    assert gathering.gathered(storage, ("audio",)) == {"s1", "s2"}
 
 
 def test_times_are_no_part_of_what_a_record_vouches_for(tmp_path):
@@ -105,7 +105,7 @@ def test_labels_with_other_frame_counts_than_the_audio_are_refused(tmp_path):
     forge(storage, lambda rows: rows)
     assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {}
     forge(storage, other_frames)
-    column.audit(storage, "codes-ear", SHARD)  # in itself it is whole
+    checking.check(storage, "codes-ear", SHARD)  # in itself it is whole
     assert audit.damaged(storage, SHARD, ["audio", "codes-ear"]) == {
         "codes-ear": f"codes-ear/{SHARD}: 1 segments differ from the audio column, first a-00001"
     }

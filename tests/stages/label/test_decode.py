@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stages.label import decode
 from stages.label.base import Kept, ReadError, Rejected, RejectRecording
-from stages.label.decode import Decode, Source, cut, flac_bytes, wav_bytes
+from stages.label.decode import Decode, Source, cut_segments, flac_bytes, wav_bytes
 from stages.label.decoding.source import quick_hash
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
@@ -43,7 +43,7 @@ class TestSegments:
         total = sum(blocks)
         wave = np.arange(total, dtype=np.int32)
         pieces = np.split(wave, np.cumsum(blocks)[:-1]) if blocks else []
-        cuts = list(cut(pieces, segment, tail))
+        cuts = list(cut_segments(pieces, segment, tail))
         lengths = [len(piece) for piece in cuts]
         assert np.array_equal(np.concatenate([wave[:0], *cuts]), wave)
         assert all(length == segment for length in lengths[:-1])

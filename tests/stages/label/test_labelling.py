@@ -132,7 +132,9 @@ def test_one_broken_recording_is_rejected_with_a_reason_and_the_others_are_kept(
     items, facts = run_cqt([Recording(broken, "a"), Recording(tones(), "b")], storage=storage)
     outcomes = [i for i in items if not isinstance(i, Sample)]
     assert outcomes == [
-        Rejected("a", "samples: NaN or infinity first at sample 50000; leave this recording out or mend it"),
+        Rejected(
+            "a", "samples: NaN or infinity first at sample 50000; leave this recording out or repair it"
+        ),
         Kept("b"),
     ]
     assert np.isfinite(decode_cqt(frames(items, "cqt.npy"), facts)).all()

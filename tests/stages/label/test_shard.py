@@ -39,7 +39,7 @@ def out(tmp_path, excerpts) -> Path:
 
 
 def shard_of(out: Path) -> str:
-    [shard] = catalog.shards_in_order(catalog.read_plan(out / "plan.parquet"))
+    [shard] = catalog.shard_slices(catalog.read_plan(out / "plan.parquet"))
     return shard
 
 

@@ -96,7 +96,7 @@ def test_a_file_that_is_rejected_near_its_end_leaves_nothing(tmp_path, excerpts,
         out.mkdir()
         scan([str(music)], None, out / "catalog.parquet", workers=1)
         plan(None, out / "catalog.parquet", out / "plan.parquet", shard_minutes=60, validation_share=0.1)
-        [shard] = catalog.shards_in_order(catalog.read_plan(out / "plan.parquet"))
+        [shard] = catalog.shard_slices(catalog.read_plan(out / "plan.parquet"))
         recipe = recipes.Recipe()
         job = Job(recipe.decode, "audio", "audio", recipes.audio_recipe(recipe), str(out))
         worker = ShardWorker(job)

@@ -11,7 +11,7 @@ import pytest
 
 from stages.label import audit
 from stages.label.shard import ShardWorker
-from stages.shards import column
+from stages.shards import checking, column
 from stages.shards import record as records
 from stages.shards.storage import ATTEMPT, Storage
 from tests.stages.label.made import SHARD, audio, codes_job
@@ -76,7 +76,7 @@ def agrees(storage: Storage) -> bool:
     """Whether there is a record; one that does not speak for its files fails the test."""
     if not storage.exists(records.file(NAME, SHARD, "json")):
         return False
-    column.audit(storage, NAME, SHARD)
+    checking.check(storage, NAME, SHARD)
     return True
 
 

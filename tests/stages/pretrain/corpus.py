@@ -12,7 +12,7 @@ import pyarrow as pa
 import soundfile
 import yaml
 
-from stages.label import audit
+from stages.label import gathering
 from stages.label.decode import wav_bytes
 from stages.label.statistics.wave import levels
 from stages.shards import catalog, column
@@ -115,9 +115,9 @@ class Corpus:
         return self
 
     def gather(self) -> "Corpus":
-        """OUT/index.parquet, segments.parquet and shards.parquet, by the labels' own audit."""
+        """OUT/index.parquet, segments.parquet and shards.parquet, as labelling gathers them."""
         plan = Storage(self.root).read_table("plan.parquet")
-        audit.gather(
+        gathering.gather(
             Storage(self.root),
             tuple(self.names.values()),
             sorted(self.keys),

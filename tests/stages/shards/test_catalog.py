@@ -30,23 +30,22 @@ def plan(tmp_path) -> pa.Table:
 
 
 def test_shards_keep_planning_order(plan):
-    assert catalog.shards_in_order(plan) == ["sb", "sa", "sc"]
-    assert catalog.shards_in_order(catalog.live(plan)) == ["sb", "sa"]
-    assert catalog.shards_in_order(PLAN.empty_table()) == []
+    assert list(catalog.shard_slices(plan)) == ["sb", "sa", "sc"]
+    assert list(catalog.shard_slices(catalog.live(plan))) == ["sb", "sa"]
+    assert list(catalog.shard_slices(PLAN.empty_table())) == []
     assert catalog.shard_slices(plan) == {"sb": (0, 2), "sa": (2, 1), "sc": (3, 1)}
 
 
 def test_planned_rows_and_tombstones(plan):
-    assert [p.recording for p in catalog.planned(plan, "sb")] == ["r0", "r1"]
-    assert catalog.planned(plan, "sb")[1].tombstone == "edited"
-    assert {s: [p.order for p in rows] for s, rows in catalog.each_shard(plan)} == {
+    slices = {shard: plan.slice(*place) for shard, place in catalog.shard_slices(plan).items()}
+    assert slices["sb"]["recording"].to_pylist() == ["r0", "r1"]
+    assert slices["sb"]["tombstone"].to_pylist()[1] == "edited"
+    assert {shard: rows["order"].to_pylist() for shard, rows in slices.items()} == {
         "sb": [0, 1],
         "sa": [2],
         "sc": [5],
     }
-    assert catalog.tombstoned(plan) == {"r1", "r5"}
-    with pytest.raises(KeyError):
-        catalog.planned(plan, "sx")
+    assert catalog.tombstoned(plan) == {"r1", "r5"} and "sx" not in slices
 
 
 def test_only_wanted_columns_are_read(plan, tmp_path):
@@ -111,12 +110,12 @@ def test_rows_of_a_shard_must_be_neighbours():
 def test_a_table_of_another_version_is_refused_with_its_remedy(plan, tmp_path):
     with pytest.raises(
         ValueError,
-        match="catalog .*plan.parquet: its columns are not this version's; delete it to have it made anew",
+        match="catalog .*plan.parquet: its columns are not this version's; delete it to have it made again",
     ):
         catalog.read_catalog(tmp_path / "plan.parquet")
     catalog.check_schema(tmp_path / "plan.parquet", PLAN, "plan")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="plan .*torn.parquet: .*; delete it to have it made anew"):
+    with pytest.raises(ValueError, match="plan .*torn.parquet: .*; delete it to have it made again"):
         catalog.read_plan(tmp_path / "torn.parquet")
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from stages.shards import column
 from stages.shards import record as records
-from stages.shards.column import ColumnWriter, audit, npy_bytes, npy_header, publishing
+from stages.shards.checking import check
+from stages.shards.column import ColumnWriter, npy_bytes, npy_header, publishing
 from stages.shards.storage import Storage
 
 
@@ -132,10 +133,10 @@ def flip(data: bytearray) -> None:
 def test_audit_names_the_damage(tmp_path, kind, change, said):
     storage = Storage(tmp_path)
     publish(storage, ["a-00000", "b-00000"])
-    assert audit(storage, "codes-x", "s1").segments == 2
+    assert check(storage, "codes-x", "s1").segments == 2
     damage(tmp_path / f"columns/codes-x/s1.{kind}", change)
     with pytest.raises(ValueError, match=said):
-        audit(storage, "codes-x", "s1")
+        check(storage, "codes-x", "s1")
 
 
 @pytest.mark.parametrize("kind", ["tar", "json", "index.parquet", "stats.parquet"])
@@ -144,7 +145,7 @@ def test_audit_names_a_missing_file(tmp_path, kind):
     publish(storage, ["a-00000"])
     (tmp_path / f"columns/codes-x/s1.{kind}").unlink()
     with pytest.raises(ValueError, match="missing"):
-        audit(storage, "codes-x", "s1")
+        check(storage, "codes-x", "s1")
 
 
 def test_a_lying_frame_count_is_found(tmp_path):
@@ -155,7 +156,7 @@ def test_a_lying_frame_count_is_found(tmp_path):
         publication.writer.keep({})
         publication.record = record(publication.writer)
     with pytest.raises(ValueError, match="expected 4 frames"):
-        audit(storage, "codes-x", "s1")
+        check(storage, "codes-x", "s1")
 
 
 @given(st.sampled_from(["<u2", "<f2", "<f4", "|u1"]), st.integers(0, 500), st.integers(1, 400))

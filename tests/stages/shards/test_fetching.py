@@ -67,13 +67,13 @@ def test_left_early_the_copy_ends(remote):
 
 
 def test_left_early_no_more_is_asked_for(remote, monkeypatch):
-    leave = Arrival.leave
+    stop = Arrival.stop
 
-    def left(self):
-        leave(self)
+    def stopped(self):
+        stop(self)
         remote.fs.go.set()
 
-    monkeypatch.setattr(Arrival, "leave", left)
+    monkeypatch.setattr(Arrival, "stop", stopped)
     remote.fs.patience_s = 3.0
     with remote.arriving("f") as (_, arrived):
         arrived(10)
@@ -97,7 +97,7 @@ def test_one_who_waits_is_told_of_each_chunk_and_of_the_end():
 
     with tempfile.NamedTemporaryFile() as copy, ThreadPoolExecutor(1) as pool:
         arrival = Arrival("f", Path(copy.name))
-        arrival._moved = Told()
+        arrival._changed = Told()
         arrival.start(pool, Source(), copy)
         arrival.wait(3)
         arrival.wait(6)

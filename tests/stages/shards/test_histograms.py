@@ -29,7 +29,7 @@ def test_a_rejected_recordings_sums_are_taken_back(tmp_path):
         writer.add(f"k{number}-1", {"codes.npy": NPY}, ROW, {}, one)
         writer.keep({}) if keep else writer.take_back()
     writer.close()
-    assert [(r["level"], r["values"]) for r in writer.sums.to_pylist()] == [(0, [4, 0]), (1, [0, 4])]
+    assert [(r["level"], r["values"]) for r in writer.histograms.to_pylist()] == [(0, [4, 0]), (1, [0, 4])]
 
 
 def test_a_wider_array_widens_the_total():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nnAudio.features.cqt import CQT as NnAudioCqt
 from nnAudio.utils import create_cqt_kernels
 
-from stages.signal import cqt as module
+from stages.signal import cqt_tables
 from stages.signal.cqt import ConstantQ, CqtSpec, log_magnitude
 from tests.conftest import ROOT
 from tests.excerpt import excerpt
@@ -270,7 +270,7 @@ def test_the_cache_gives_the_same_tables_without_building(tmp_path, monkeypatch)
     wave = torch.from_numpy(sine(1000, 1))[None]
     built = ConstantQ(SMALL, tmp_path / "new").frames(wave, 0, 76)
     assert len(list((tmp_path / "new").iterdir())) == 1
-    monkeypatch.setattr(module, "_build", lambda spec: pytest.fail("built again"))
+    monkeypatch.setattr(cqt_tables, "_build", lambda spec: pytest.fail("built again"))
     assert torch.equal(built, ConstantQ(SMALL, tmp_path / "new").frames(wave, 0, 76))
 
 
@@ -306,8 +306,8 @@ def test_a_block_of_ten_minutes_takes_bounded_memory(tmp_path):
 import resource, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from stages.signal.cqt import Cqt
-cqt = Cqt(cache_dir=Path({str(tmp_path)!r}))
+from stages.signal.cqt import ConstantQ
+cqt = ConstantQ(cache_dir=Path({str(tmp_path)!r}))
 wave = torch.rand(1, 600 * 24_000) - 0.5
 cqt.frames(wave[:, :240_000], 0, 700)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,7 +9,7 @@ import torch
 
 from stages.label.recipe import Recipe, teacher_recipe
 from stages.label.teachers import encodec_model
-from stages.label.teachers.encodec import Encodec
+from stages.label.teachers.encodec import Encodec, Labeller
 from tests.encodec_weights import cached_weights, load_model
 from tests.excerpt import ArrayWave, excerpt
 from tests.stages.label.teachers.labels import labels
@@ -27,6 +27,12 @@ def codes(sound: np.ndarray, weights: bytes, **recipe) -> np.ndarray:
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
     assert a.shape == b.shape
     return float((a == b).mean())
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """The worker's own comparison with the package takes two seconds: see test_encodec_package.py."""
+    monkeypatch.setattr(Labeller, "_check_against_package", lambda self, wave: None)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The audit of a column refuses what a defect in the writer would leave, though every sha256 fits."""
+"""Checking a column refuses what a defect in the writer would leave, though every sha256 fits."""
 
 import io
 import json
@@ -11,7 +11,8 @@ import soundfile
 
 from stages.shards import column
 from stages.shards import record as records
-from stages.shards.column import ColumnWriter, audit, npy_bytes, publishing
+from stages.shards.checking import check
+from stages.shards.column import ColumnWriter, npy_bytes, publishing
 from stages.shards.storage import Storage
 from tests.stages.shards.test_column import damage, flip
 
@@ -76,7 +77,7 @@ def publish(
 @pytest.mark.parametrize("kind", ["wav", "flac", "codes.npy"])
 def test_what_the_writer_writes_passes(tmp_path, kind):
     publish(Storage(tmp_path), kind=kind)
-    assert audit(Storage(tmp_path), "audio", "s1").segments == 3
+    assert check(Storage(tmp_path), "audio", "s1").segments == 3
 
 
 def test_an_empty_shard_passes(tmp_path):
@@ -93,7 +94,7 @@ def test_an_empty_shard_passes(tmp_path):
             device="cpu",
             **publication.writer.finish(),
         )
-    record = audit(Storage(tmp_path), "audio", "s1")
+    record = check(Storage(tmp_path), "audio", "s1")
     assert (record.segments, record.samples, record.frames, record.bytes) == (0, 0, 0, 1024)
 
 
@@ -124,7 +125,7 @@ def test_an_empty_shard_passes(tmp_path):
 def test_a_record_that_does_not_agree_with_its_index_or_tar_is_refused(tmp_path, changes, words):
     publish(Storage(tmp_path), **changes)
     with pytest.raises(ValueError, match=re.escape(words)) as refused:
-        audit(Storage(tmp_path), "audio", "s1")
+        check(Storage(tmp_path), "audio", "s1")
     assert str(refused.value).startswith("audio/s1")
 
 
@@ -182,7 +183,7 @@ def more(count: int):
 def test_an_index_or_statistics_of_other_segments_are_refused(tmp_path, tweak, words):
     publish(Storage(tmp_path), tweak)
     with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
-        audit(Storage(tmp_path), "audio", "s1")
+        check(Storage(tmp_path), "audio", "s1")
 
 
 def test_keys_that_do_not_ascend_are_refused(tmp_path):
@@ -192,7 +193,7 @@ def test_keys_that_do_not_ascend_are_refused(tmp_path):
 
     publish(Storage(tmp_path), other)
     with pytest.raises(ValueError, match="^audio/s1: its index has a-00000 of recording a after b-00000$"):
-        audit(Storage(tmp_path), "audio", "s1")
+        check(Storage(tmp_path), "audio", "s1")
 
 
 @pytest.mark.parametrize(
@@ -218,13 +219,13 @@ def test_keys_that_do_not_ascend_are_refused(tmp_path):
 def test_the_place_and_shape_of_the_data_are_checked(tmp_path, kind, tweak, words):
     publish(Storage(tmp_path), tweak, kind)
     with pytest.raises(ValueError, match=re.escape(words)):
-        audit(Storage(tmp_path), "audio", "s1")
+        check(Storage(tmp_path), "audio", "s1")
 
 
 def test_an_array_that_breaks_off_is_refused(tmp_path):
     publish(Storage(tmp_path), kind="codes.npy", make=lambda kind, samples: member(kind, samples)[:-2])
     with pytest.raises(ValueError, match=re.escape("a-00000.codes.npy has shape (3, 2), expected 3 frames")):
-        audit(Storage(tmp_path), "audio", "s1")
+        check(Storage(tmp_path), "audio", "s1")
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
@@ -241,7 +242,7 @@ def test_an_array_that_breaks_off_is_refused(tmp_path):
 def test_audio_says_of_which_samples_it_is(tmp_path, kind, said, words):
     publish(Storage(tmp_path), kind=kind, said=said)
     with pytest.raises(ValueError, match=re.escape(words)):
-        audit(Storage(tmp_path), "audio", "s1")
+        check(Storage(tmp_path), "audio", "s1")
 
 
 def test_sums_are_vouched_for_too(tmp_path):
@@ -256,12 +257,12 @@ def test_sums_are_vouched_for_too(tmp_path):
     whole = path.read_bytes()
     damage(path, flip)
     with pytest.raises(ValueError, match="s1.sums.parquet is damaged"):
-        audit(storage, "audio", "s1")
+        check(storage, "audio", "s1")
     path.write_bytes(whole)
-    assert audit(storage, "audio", "s1").kept == 2
+    assert check(storage, "audio", "s1").kept == 2
     path.unlink()
     with pytest.raises(ValueError, match="s1.sums.parquet is missing"):
-        audit(storage, "audio", "s1")
+        check(storage, "audio", "s1")
 
 
 def test_a_record_that_vouches_for_no_index_is_refused(tmp_path):
@@ -269,10 +270,10 @@ def test_a_record_that_vouches_for_no_index_is_refused(tmp_path):
     record = replace(publish(storage), beside_sha256={})
     storage.write(records.file("audio", "s1", "json"), record.to_bytes())
     with pytest.raises(ValueError, match="s1.index.parquet is damaged: .* its record says none"):
-        audit(storage, "audio", "s1")
+        check(storage, "audio", "s1")
 
 
 def test_the_audit_returns_the_record(tmp_path):
     publish(Storage(tmp_path))
-    assert audit(Storage(tmp_path), "audio", "s1") == records.read(Storage(tmp_path), "audio", "s1")
+    assert check(Storage(tmp_path), "audio", "s1") == records.read(Storage(tmp_path), "audio", "s1")
     assert column.read_index(Storage(tmp_path), "audio", "s1")["frames"].to_pylist() == [3, 3, 2]

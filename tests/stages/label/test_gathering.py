@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.label import audit
+from stages.label import audit, gathering
 from stages.label.shard import ShardWorker
 from stages.shards import column, histograms
 from stages.shards import record as records
@@ -39,7 +39,7 @@ def storage(tmp_path) -> Storage:
 
 
 def test_each_table_has_its_rows(storage):
-    audit.gather(storage, BOTH, ["s1", "s2"], LIVE)
+    gathering.gather(storage, BOTH, ["s1", "s2"], LIVE)
     keys = [
         ("s1", "a-00000"),
         ("s1", "a-00001"),
@@ -60,14 +60,14 @@ def test_each_table_has_its_rows(storage):
     ]
     assert histograms.read(storage, "codes-ear")[1] == 2
     index = storage.read_table("index.parquet")
-    assert index.schema.names == audit.INDEX_ROWS.names
+    assert index.schema.names == gathering.INDEX_ROWS.names
     places = {(r["shard"], r["key"]): r["offset"] for r in index.to_pylist() if r["column"] == "audio"}
     assert places["s2", "c-00001"] == column.read_index(storage, "audio", "s2")["offset"].to_pylist()[1]
 
 
 def test_segments_hold_the_statistics_of_every_column_beside_their_key(storage):
     make(storage, "s3", "abd", refuses=("b",))
-    audit.gather(storage, BOTH, ["s3"], LIVE)
+    gathering.gather(storage, BOTH, ["s3"], LIVE)
     table = storage.read_table("segments.parquet")
     own = column.read_index(storage, "codes-ear", "s3")["key"].to_pylist()
     stats = {
@@ -86,7 +86,7 @@ def test_segments_hold_the_statistics_of_every_column_beside_their_key(storage):
 
 def test_shards_rows_are_what_their_records_say(storage):
     make(storage, "s3", "abd", refuses=("b", "d"))
-    audit.gather(storage, BOTH, ["s1", "s3"], LIVE, {("audio", "s1"): 3})
+    gathering.gather(storage, BOTH, ["s1", "s3"], LIVE, {("audio", "s1"): 3})
     table = {(r["shard"], r["column"]): r for r in storage.read_table("shards.parquet").to_pylist()}
     first, third, record = (
         table["s1", "audio"],
@@ -121,23 +121,23 @@ def test_shards_rows_are_what_their_records_say(storage):
 
 
 def test_a_shard_that_was_made_anew_replaces_its_rows_and_no_others(storage):
-    audit.gather(storage, BOTH, ["s1", "s2"], LIVE)
-    before = {name: storage.read_table(f"{name}.parquet").to_pylist() for name in audit.TABLES}
+    gathering.gather(storage, BOTH, ["s1", "s2"], LIVE)
+    before = {name: storage.read_table(f"{name}.parquet").to_pylist() for name in gathering.TABLES}
     make(storage, "s1", "ad", seed=1)
-    audit.gather(storage, BOTH, ["s1"], LIVE)
+    gathering.gather(storage, BOTH, ["s1"], LIVE)
     assert sorted(rows(storage, "segments", "key")) == [(f"{r}-0000{i}",) for r in "acd" for i in (0, 1)]
     assert sorted(rows(storage, "shards", "shard", "column")) == [
         (shard, name) for shard in ("s1", "s2") for name in BOTH
     ]
     assert len(rows(storage, "index", "key")) == 12
-    for name in audit.TABLES:
+    for name in gathering.TABLES:
         after = storage.read_table(f"{name}.parquet").to_pylist()
         assert [r for r in after if r["shard"] == "s2"] == [r for r in before[name] if r["shard"] == "s2"]
 
 
 def test_a_new_column_leaves_the_rows_of_others_in_index_and_shards(storage):
-    audit.gather(storage, ("audio",), ["s1", "s2"], LIVE)
-    audit.gather(storage, ("codes-ear",), ["s1"], LIVE)
+    gathering.gather(storage, ("audio",), ["s1", "s2"], LIVE)
+    gathering.gather(storage, ("codes-ear",), ["s1"], LIVE)
     assert sorted(rows(storage, "shards", "shard", "column")) == [
         ("s1", "audio"),
         ("s1", "codes-ear"),
@@ -148,29 +148,31 @@ def test_a_new_column_leaves_the_rows_of_others_in_index_and_shards(storage):
         ("s1", "codes-ear"),
         ("s2", "audio"),
     }
-    assert audit.gathered(storage, ("audio",)) == {"s1", "s2"} and audit.gathered(storage, BOTH) == {"s1"}
-    assert audit.gathered(storage, ()) == set()
+    assert gathering.gathered(storage, ("audio",)) == {"s1", "s2"} and gathering.gathered(storage, BOTH) == {
+        "s1"
+    }
+    assert gathering.gathered(storage, ()) == set()
     # One row a segment: of s1 those of the columns gathered last.
     assert set(rows(storage, "segments", "shard", "columns")) == {("s1", "codes-ear"), ("s2", "audio")}
-    assert audit.segments(storage, ("audio",), ["key"]).to_pylist() == [
+    assert gathering.segments(storage, ("audio",), ["key"]).to_pylist() == [
         {"key": "c-00000"},
         {"key": "c-00001"},
     ]
-    assert audit.segments(storage, BOTH, ["key"]).num_rows == 0
+    assert gathering.segments(storage, BOTH, ["key"]).num_rows == 0
 
 
 def test_recordings_that_are_no_longer_live_leave_index_and_segments(storage):
-    audit.gather(storage, BOTH, ["s1", "s2"], LIVE)
-    audit.gather(storage, BOTH, [], pa.array(["b"]))
+    gathering.gather(storage, BOTH, ["s1", "s2"], LIVE)
+    gathering.gather(storage, BOTH, [], pa.array(["b"]))
     assert rows(storage, "segments", "key") == [("b-00000",), ("b-00001",)]
     assert set(rows(storage, "index", "recording")) == {("b",)}
     assert len(rows(storage, "shards", "shard")) == 4
 
 
 def test_statistics_that_came_later_are_null_in_older_rows(storage):
-    audit.gather(storage, BOTH, ["s1"], LIVE)
+    gathering.gather(storage, BOTH, ["s1"], LIVE)
     make(storage, "s2", "c", stats={"loud": 2.0, "bright": 7.0})
-    audit.gather(storage, BOTH, ["s2"], LIVE)
+    gathering.gather(storage, BOTH, ["s2"], LIVE)
     assert rows(storage, "segments", "key", "loud", "bright") == [
         ("a-00000", 1.0, None),
         ("a-00001", 1.0, None),
@@ -180,7 +182,7 @@ def test_statistics_that_came_later_are_null_in_older_rows(storage):
         ("c-00001", 2.0, 7.0),
     ]
     make(storage, "s1", "a", stats={"quiet": 3.0})
-    audit.gather(storage, BOTH, ["s1"], LIVE)
+    gathering.gather(storage, BOTH, ["s1"], LIVE)
     assert sorted(rows(storage, "segments", "key", "bright")) == [
         ("a-00000", None),
         ("a-00001", None),
@@ -197,13 +199,13 @@ def test_statistics_that_came_later_are_null_in_older_rows(storage):
 
 def test_nothing_to_gather_gives_empty_tables(tmp_path):
     storage = Storage(tmp_path)
-    assert audit.gathered(storage, BOTH) == set()
-    audit.gather(storage, BOTH, [], LIVE)
-    schemas = {"index": audit.INDEX_ROWS, "segments": audit.SEGMENTS, "shards": audit.SHARDS}
+    assert gathering.gathered(storage, BOTH) == set()
+    gathering.gather(storage, BOTH, [], LIVE)
+    schemas = {"index": gathering.INDEX_ROWS, "segments": gathering.SEGMENTS, "shards": gathering.SHARDS}
     for name, schema in schemas.items():
         table = storage.read_table(f"{name}.parquet")
         assert table.num_rows == 0 and table.schema.names == schema.names
-    assert audit.gathered(storage, BOTH) == set()
+    assert gathering.gathered(storage, BOTH) == set()
 
 
 def plan(*live: tuple[str, str]) -> pa.Table:
@@ -213,26 +215,26 @@ def plan(*live: tuple[str, str]) -> pa.Table:
 def test_what_segments_lack_and_what_they_hold_too_much_is_seen(storage):
     whole = plan(("a", "s1"), ("b", "s1"), ("c", "s2"))
     none = pa.array([], pa.string())
-    assert audit.ungathered(storage, BOTH, whole, none) == (set(), False)
-    audit.gather(storage, BOTH, ["s1", "s2"], LIVE)
-    assert audit.ungathered(storage, BOTH, whole, none) == (set(), False)
+    assert gathering.ungathered(storage, BOTH, whole, none) == (set(), False)
+    gathering.gather(storage, BOTH, ["s1", "s2"], LIVE)
+    assert gathering.ungathered(storage, BOTH, whole, none) == (set(), False)
     more = plan(("a", "s1"), ("b", "s1"), ("c", "s2"), ("x", "s3"), ("y", "s2"))
-    assert audit.ungathered(storage, BOTH, more, none) == ({"s2", "s3"}, False)
-    assert audit.ungathered(storage, BOTH, more, pa.array(["y"])) == ({"s3"}, False)
-    assert audit.ungathered(storage, BOTH, more, pa.array(["x", "y"])) == (set(), False)
-    assert audit.ungathered(storage, BOTH, plan(("a", "s1"), ("c", "s2")), none) == (set(), True)
-    assert audit.ungathered(storage, ("audio",), whole, none) == ({"s1", "s2"}, False)
+    assert gathering.ungathered(storage, BOTH, more, none) == ({"s2", "s3"}, False)
+    assert gathering.ungathered(storage, BOTH, more, pa.array(["y"])) == ({"s3"}, False)
+    assert gathering.ungathered(storage, BOTH, more, pa.array(["x", "y"])) == (set(), False)
+    assert gathering.ungathered(storage, BOTH, plan(("a", "s1"), ("c", "s2")), none) == (set(), True)
+    assert gathering.ungathered(storage, ("audio",), whole, none) == ({"s1", "s2"}, False)
 
 
 def test_rejections_are_read_from_the_records_that_say_any(storage):
-    assert audit.rejected_rows(storage, BOTH, {"s1"}, lambda shard, recording: True).num_rows == 0
+    assert gathering.rejected_rows(storage, BOTH, {"s1"}, lambda shard, recording: True).num_rows == 0
     make(storage, "s3", "abcd", refuses=("b",), live=3)
     make(storage, "s4", "ab", refuses=("b",))
-    audit.gather(storage, BOTH, ["s1", "s2", "s3", "s4"], LIVE)
+    gathering.gather(storage, BOTH, ["s1", "s2", "s3", "s4"], LIVE)
 
     def found(columns=BOTH, done=("s1", "s2", "s3"), wanted=lambda shard, recording: True) -> list[tuple]:
-        table = audit.rejected_rows(storage, columns, set(done), wanted)
-        assert table.schema == audit.REJECTED
+        table = gathering.rejected_rows(storage, columns, set(done), wanted)
+        assert table.schema == gathering.REJECTED
         return sorted(tuple(row.values()) for row in table.to_pylist())
 
     decode, codes = ("decode", "s3", "d", "d.wav", "odd"), ("codes", "s3", "b", "", "too loud")
@@ -243,7 +245,7 @@ def test_rejections_are_read_from_the_records_that_say_any(storage):
 
 
 def test_segments_begin_with_where_they_belong(storage):
-    audit.gather(storage, BOTH, ["s1"], LIVE)
+    gathering.gather(storage, BOTH, ["s1"], LIVE)
     names = storage.read_table("segments.parquet").column_names
     assert names[:4] == ["columns", "shard", "key", "recording"] and len(set(names)) == len(names)
 
@@ -256,8 +258,8 @@ def test_no_label_column_takes_the_place_of_an_audio_that_is_damaged(storage):
 @pytest.mark.parametrize("rows_held, groups", [(2, [4, 4]), (4, [6, 2]), (8, [8])])
 def test_shards_share_row_groups_of_more_than_a_number_of_rows(storage, monkeypatch, rows_held, groups):
     make(storage, "s3", "d")
-    monkeypatch.setattr(audit, "ROW_GROUP", rows_held)
-    audit.gather(storage, BOTH, ["s1", "s2", "s3"], LIVE)
+    monkeypatch.setattr(gathering, "ROW_GROUP", rows_held)
+    gathering.gather(storage, BOTH, ["s1", "s2", "s3"], LIVE)
     written = pq.read_metadata(storage.path("segments.parquet"))
     assert [written.row_group(n).num_rows for n in range(written.num_row_groups)] == groups
 
@@ -270,5 +272,5 @@ def test_a_table_is_whole_before_it_has_its_name(storage, monkeypatch):
         publish(self, path, name)
 
     monkeypatch.setattr(Storage, "_publish", whole)
-    audit.gather(storage, BOTH, ["s1"], LIVE)
-    assert seen == [(f"{name}.parquet", True) for name in (*audit.TABLES, "sums")]
+    gathering.gather(storage, BOTH, ["s1"], LIVE)
+    assert seen == [(f"{name}.parquet", True) for name in (*gathering.TABLES, "sums")]

@@ -1,0 +1,210 @@
+"""Indexes and statistics of finished shards, gathered into one parquet each.
+
+`OUT/index.parquet` has one row per segment and column, `OUT/segments.parquet` one per segment,
+`OUT/shards.parquet` one per shard and column, `OUT/sums.parquet` a few per column. Only shards not yet
+gathered are read."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stages.shards import column, histograms
+from stages.shards import record as records
+from stages.shards.storage import Storage, fields
+from stages.signal.rates import RATE_HZ
+
+_TIMED = pa.struct(fields(pa.string(), "recording") + fields(pa.float64(), "seconds times_real_time"))
+SHARDS = pa.schema(
+    fields(pa.string(), "shard column")
+    + fields(pa.int64(), "inputs kept rejected segments samples frames bytes")
+    + fields(pa.string(), "sha256 device host")
+    + fields(pa.float64(), "started wall_s busy_s")
+    + fields(pa.string(), "facts")  # JSON
+    + fields(pa.float64(), "hours times_real_time")  # audio seconds per second of wall_s
+    # in the run that made it, 1 unless a worker died; null when another run gathered it
+    + fields(pa.int64(), "attempts")
+    + fields(pa.string(), "rejects")  # JSON: reason → how many
+    # Of audio: the recordings that took longest for their length; null in records of older versions.
+    + fields(pa.list_(_TIMED), "slowest")
+)
+REJECTED = pa.schema(fields(pa.string(), "stage shard recording path reason"))
+INDEX_ROWS = pa.schema([*fields(pa.string(), "shard column"), *column.INDEX])
+# And each stage's statistics. `columns`: those the row was made of; one recipe's rows, while another is
+# unfinished.
+SEGMENTS = pa.schema(fields(pa.string(), "columns shard key recording") + fields(pa.int64(), "samples"))
+TABLES = {"index": INDEX_ROWS, "segments": SEGMENTS, "shards": SHARDS}
+ROW_GROUP = 65_536  # rows collected before they are written: row groups worth reading, not one per shard
+
+
+def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
+    """Shards already in OUT/shards.parquet with every one of these columns."""
+    if not storage.exists("shards.parquet"):
+        return set()
+    table = storage.read_table("shards.parquet", ["shard", "column"])
+    sets = [set(table.filter(pc.equal(table["column"], c)).column("shard").to_pylist()) for c in columns]
+    return set.intersection(*sets) if sets else set()
+
+
+def gather(
+    storage: Storage,
+    columns: tuple[str, ...],
+    shards: list[str],
+    live: pa.Array,
+    attempts: dict[tuple[str, str], int] | None = None,
+) -> None:
+    """Add these shards to the three tables and the histograms, replacing the rows they had.
+
+    Removes segments of recordings that are not `live`. `attempts`: of (column, shard), in this run."""
+    replaced = pa.array(shards, pa.string())
+    shard_rows = partial(_shard_rows, attempts=attempts or {})
+    with ThreadPoolExecutor(8) as pool:
+        for name, rows in {"index": _index_rows, "segments": _segment_rows, "shards": shard_rows}.items():
+            new = pool.map(partial(rows, storage, columns), shards)
+            _rewrite(storage, name, replaced, columns if name != "segments" else None, new, live)
+    histograms.gather(storage, columns, shards)
+
+
+def _rewrite(
+    storage: Storage,
+    name: str,
+    replaced: pa.Array,
+    columns: tuple[str, ...] | None,
+    new: Iterator[pa.Table],
+    live: pa.Array,
+) -> None:
+    """The old table without the replaced shards (of these columns), then the new rows; in bounded memory."""
+    writer, schema, file = None, None, f"{name}.parquet"
+    with storage.attempt(file) as path:
+        for table in _old_and_new(storage, file, replaced, columns, new):
+            if "recording" in table.column_names:
+                table = table.filter(pc.is_in(table["recording"], live))
+            both = [schema, table.schema] if schema else [table.schema]
+            wider = pa.unify_schemas(both, promote_options="permissive")
+            if wider != schema:
+                held = None
+                if writer is not None:  # a later recipe brought new statistics: start again, widened
+                    writer.close()
+                    held = pq.read_table(path)
+                schema, writer = wider, pq.ParquetWriter(path, wider, compression="zstd")
+                if held is not None:
+                    writer.write_table(_fit(held, schema))
+            writer.write_table(_fit(table, schema))
+        if writer is None:
+            pq.write_table(TABLES[name].empty_table(), path)
+        else:
+            writer.close()
+
+
+def _old_and_new(storage, file, replaced, columns, new) -> Iterator[pa.Table]:
+    if storage.exists(file):
+        with storage.open(file) as source:
+            for batch in pq.ParquetFile(source).iter_batches(131_072):
+                table = pa.Table.from_batches([batch])
+                old = pc.is_in(table["shard"], replaced)
+                if columns is not None and table.num_rows:
+                    old = pc.and_(old, pc.is_in(table["column"], pa.array(columns)))
+                kept = table.filter(pc.invert(old))
+                if kept.num_rows:
+                    yield kept
+    held, rows = [], 0
+    for table in new:
+        if table.num_rows:
+            held.append(table)
+            rows += table.num_rows
+        if rows > ROW_GROUP:
+            yield pa.concat_tables(held, promote_options="permissive")
+            held, rows = [], 0
+    if held:
+        yield pa.concat_tables(held, promote_options="permissive")
+
+
+def segments(storage: Storage, columns: tuple[str, ...], names: list[str]) -> pa.Table:
+    """These fields of the segments of these columns, from OUT/segments.parquet."""
+    table = storage.read_table("segments.parquet", [*names, "columns"])
+    return table.filter(pc.equal(table["columns"], " ".join(columns))).select(names)
+
+
+def ungathered(
+    storage: Storage, columns: tuple[str, ...], plan: pa.Table, refused: pa.Array
+) -> tuple[set[str], bool]:
+    """(shards with a live recording that segments.parquet lacks, whether it holds one no longer live).
+
+    `plan`: its live rows; `refused`: recordings a stage rejected, which have no segments."""
+    if not storage.exists("segments.parquet"):
+        return set(), False
+    present = pc.unique(segments(storage, columns, ["recording"])["recording"])
+    expected = pc.or_(pc.is_in(plan["recording"], present), pc.is_in(plan["recording"], refused))
+    missing = plan.filter(pc.invert(expected))
+    stale = pc.any(pc.invert(pc.is_in(present, plan["recording"].combine_chunks()))).as_py()
+    return set(missing["shard"].to_pylist()), bool(stale)
+
+
+def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names).cast(schema)
+
+
+def _index_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
+    tables = {name: column.read_index(storage, name, shard) for name in columns}
+    return pa.concat_tables([_prefixed(table, shard=shard, column=name) for name, table in tables.items()])
+
+
+def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
+    first, *others = (storage.read_table(records.file(name, shard, "stats.parquet")) for name in columns)
+    for table in others:
+        # null rows where a column lacks the segment
+        aligned = table.take(pc.index_in(first["key"], table["key"]))
+        for name in table.column_names:
+            if name not in first.column_names:
+                first = first.append_column(name, aligned[name])
+    return _prefixed(first, columns=" ".join(columns), shard=shard)
+
+
+def _prefixed(table: pa.Table, **values: str) -> pa.Table:
+    """The table with columns of one value each in front."""
+    own = [pa.array([value] * table.num_rows, pa.string()) for value in values.values()]
+    return pa.table([*own, *table.columns], [*values, *table.column_names])
+
+
+def _shard_rows(
+    storage: Storage, columns: tuple[str, ...], shard: str, attempts: dict[tuple[str, str], int]
+) -> pa.Table:
+    rows = []
+    for name in columns:
+        record = records.read(storage, name, shard)
+        seconds, wall_s = record.samples / RATE_HZ, record.run.get("wall_s")
+        reasons = Counter(reject["reason"] for reject in record.rejects)
+        rows.append(
+            {field: getattr(record, field) for field in SHARDS.names if hasattr(record, field)}
+            | {field: record.run.get(field) for field in ("host", "started", "wall_s", "busy_s", "slowest")}
+            | {"rejected": len(record.rejects), "rejects": json.dumps(reasons)}
+            | {"facts": json.dumps(record.facts), "attempts": attempts.get((name, shard))}
+            | {"hours": seconds / 3600, "times_real_time": seconds / wall_s if wall_s else None}
+        )
+    return pa.Table.from_pylist(rows, schema=SHARDS)
+
+
+def rejected_rows(
+    storage: Storage, columns: Iterable[str], done: set[str], wanted: Callable[[str, str], bool]
+) -> pa.Table:
+    """Rejections of finished shards (`done`) for OUT/rejected.parquet; reads only records with some."""
+    rows, shards = [], []
+    if storage.exists("shards.parquet"):
+        table = storage.read_table("shards.parquet", ["shard", "column", "rejected"])
+        shards = table.filter(pc.greater(table["rejected"], 0)).to_pylist() if table.num_rows else []
+    for row in shards:
+        name, shard = row["column"], row["shard"]
+        if name in columns and shard in done:
+            stage = "decode" if name.startswith("audio") else name.split("-")[0]
+            for reject in records.read(storage, name, shard).rejects:
+                if wanted(shard, reject["recording"]):
+                    rows.append({"stage": stage, "shard": shard, **reject})
+    return pa.Table.from_pylist(rows, schema=REJECTED)

@@ -1,0 +1,69 @@
+"""The `encodec` package as a reference: its own encoder and quantiser give tokens to compare ours with.
+
+N samples at 24 kHz, T frames at 75 Hz, K codebooks."""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.label.teachers.encodec_weights import CODES, DIMENSION, layers
+
+
+def package() -> ModuleType:
+    """The imported package; ValueError with the command that installs it.
+
+    It uses torchaudio only to read and resample files: where that is missing, or made for another torch, an
+    empty module replaces it during the import."""
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        sys.modules["torchaudio"] = ModuleType("torchaudio")
+    try:
+        import encodec
+    except ImportError as error:
+        raise ValueError(
+            f"the teacher encodec compares its codes with the package encodec, which cannot be imported "
+            f"({error}): pip install --no-deps encodec==0.1.1 einops"
+        ) from error
+    finally:
+        if getattr(sys.modules.get("torchaudio"), "__spec__", None) is None:
+            sys.modules.pop("torchaudio", None)  # others look for the real one
+    return encodec
+
+
+def reference(weights: dict[str, Tensor], codebooks: int) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+    """(the package's name and version, its model as a function of a recording: float32 (N,) → int64 (T, K)).
+
+    float32 on the CPU, with the weights that `encodec_weights.shapes` names."""
+    encodec = package()
+    with torch.random.fork_rng(devices=[]):  # initial values are drawn, and replaced
+        encoder = encodec.modules.SEANetEncoder(channels=1, norm="none", causal=True).eval()
+        quantizer = encodec.quantization.ResidualVectorQuantizer(DIMENSION, codebooks, CODES).eval()
+    state = {f"model.13.{name}": value for name, value in weights.items() if name.startswith("lstm.")}
+    for name, (place, _) in layers().items():
+        state |= {f"model.{place}.conv.conv.{part}": weights[f"{name}.{part}"] for part in ("weight", "bias")}
+    encoder.load_state_dict(state)
+    for k, layer in enumerate(quantizer.vq.layers):
+        layer._codebook.embed.copy_(weights[f"codebook{k}"])
+        layer._codebook.inited.fill_(1)
+
+    def encode(wave_N: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            codes_K1T = quantizer.encode(encoder(torch.tensor(wave_N)[None, None]), 75)
+        return codes_K1T[:, 0].T.numpy()
+
+    return f"encodec {encodec.__version__}", encode
+
+
+def agreement(ours_TK: np.ndarray, theirs_TK: np.ndarray) -> tuple[float, int]:
+    """(share of equal tokens, tokens compared).
+
+    In a frame, tokens after the first that differs are left out: they quantise another residual, so one
+    choice between two equally near codes would count up to K times."""
+    differs_TK = ours_TK != theirs_TK
+    compared_TK = differs_TK.cumsum(1) - differs_TK == 0
+    return round(1 - float(differs_TK[compared_TK].mean()), 6), int(compared_TK.sum())
