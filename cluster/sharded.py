@@ -16,7 +16,7 @@ import ray
 import ray.data
 
 from cluster.ledger import ledger_here, watching
-from cluster.session import Session
+from cluster.session import Session, debugging
 from stages.label.base import Needs
 
 SLACK = 0.1  # share of the CPUs left for Ray Data's own tasks
@@ -147,7 +147,8 @@ def run_chain(
     second.
     """
     pools = size_pools(specs, session.cpus, session.gpus, session.node_cpus)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
+    if not debugging():
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would tear our screen
     ledger = ledger_here()
     rows = ray.data.from_items(
         [{"row": json.dumps({"shard": s})} for s in shards], override_num_blocks=blocks(len(shards))

@@ -170,7 +170,6 @@ TO_SPLIT = {
     "stages/pretrain/run/engine.py",
     "stages/shards/column.py",
     "stages/signal/cqt.py",
-    "pipeline/cli.py:parser",
     "stages/pretrain/data/settings.py:__post_init__",
     "stages/pretrain/model/config.py:__post_init__",
 }
