@@ -22,15 +22,14 @@ help:
 
 setup: $(VENV)/.ready
 
-# torch comes first and exactly: an open range would take another build. encodec asks for torchaudio,
-# which its model does not need and which has no build beside a CPU torch: hence --no-deps.
+# torch comes first, with what its build needs. requirements.txt is complete without torchaudio, which encodec
+# requires, its model does not need, and no CPU build of torch can load: hence --no-deps.
 $(VENV)/.ready: pyproject.toml requirements.txt
 	@command -v $(PYTHON) >/dev/null || { echo "overtone needs Python 3.11 or later: install it, or name it with PYTHON=…" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) (some minutes the first time)"
 	@$(PIP) "$$(grep '^torch==' requirements.txt)"
-	@$(PIP) -r requirements.txt
-	@$(PIP) --no-deps encodec==0.1.1
+	@$(PIP) --no-deps -r requirements.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -17,7 +17,8 @@ from pathlib import Path
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # read by ray.data when it is imported
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # set it to see Ray's warnings, across our screen
+if not os.environ.get("OVERTONE_DEBUG"):  # its warnings would tear our screen
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -43,7 +44,8 @@ def session(cpus: int | None = None) -> Iterator[Session]:
     """A Ray connection, by RAY_ADDRESS or started on this machine; closed at the end."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    options = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    options = {"address": address, "log_to_driver": debugging()}
+    options |= {"logging_level": logging.INFO if debugging() else logging.ERROR}
     if address == "local":
         options |= {"num_cpus": cpus or available_cpus(), "include_dashboard": False}
     else:
@@ -65,9 +67,17 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         ray.shutdown()
 
 
+def debugging() -> bool:
+    """Whether the logs of Ray and its workers are shown: `overtone --debug` sets OVERTONE_DEBUG."""
+    return bool(os.environ.get("OVERTONE_DEBUG"))
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Ray's native start-up lines off the terminal; what goes wrong comes as an exception."""
+    if debugging():
+        yield
+        return
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

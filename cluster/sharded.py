@@ -15,7 +15,7 @@ import ray
 import ray.data
 
 from cluster.ledger import ledger_here, watching
-from cluster.session import Session
+from cluster.session import Session, debugging
 from stages.label.base import Needs
 
 SLACK = 0.1  # share of the CPUs left for Ray Data's own tasks
@@ -130,7 +130,8 @@ def run_chain(
     `on_event` gets the workers' reports (begin and end of a shard at a stage), in another thread, twice a
     second."""
     pools = size_pools(specs, session.cpus, session.gpus, session.node_cpus)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would break our screen
+    if not debugging():
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would break our screen
     ledger, items = ledger_here(), [{"row": json.dumps({"shard": s})} for s in shards]
     rows = ray.data.from_items(items, override_num_blocks=blocks(len(shards)))
     context = ray.data.DataContext.get_current()

@@ -1,261 +1,291 @@
-"""The `overtone` command: labels, status, verify, merge, fit-codes."""
+"""The `overtone` command. Each command imports what it needs when it runs: `--help` takes no seconds."""
 
-import argparse
+import functools
 import json
+import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable
+
+import click
 
 USER_ERROR, INTERRUPTED = 2, 130
+DEBUG = "OVERTONE_DEBUG"  # set by --debug, read by cluster/session.py
+SECTIONS = {
+    "Labels": ("labels", "fit-codes", "verify", "merge"),
+    "Training": ("train",),
+    "Looking": ("status", "stats", "doctor"),
+    "Using a model": ("export", "features"),
+}
+EPILOG = """\b
+Completion for bash (for zsh and fish: zsh_source, fish_source):
+  eval "$(_OVERTONE_COMPLETE=bash_source overtone)"
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 done; 1 something is unfinished, damaged or too much was rejected; 2 a mistake the
-    user can mend, said in one sentence; 130 stopped by Ctrl-C."""
-    arguments = parser().parse_args(argv)
+    """Exit codes: 0 done; 1 something is unfinished, damaged or missing, or too much was rejected; 2 a
+    mistake that the user can correct, stated in one sentence; 130 stopped by Ctrl-C."""
+    if "_OVERTONE_COMPLETE" in os.environ:
+        top.main(prog_name="overtone")  # answers the shell and exits
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return arguments.run(arguments)
-    except ValueError as error:
-        print(f"overtone: {error}", file=sys.stderr)
+        # not top.main: it turns Ctrl-C and a closed pipe into codes of its own
+        with top.make_context("overtone", sys.argv[1:] if argv is None else [*argv]) as context:
+            return top.invoke(context) or 0
+    except click.exceptions.Exit as end:  # of --help and --version
+        return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         return USER_ERROR
-    except KeyboardInterrupt:
-        print(
-            "\novertone: stopped; what is finished is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+    except click.UsageError as error:
+        return _failed(error, _usage(error), USER_ERROR)
+    except ValueError as error:
+        return _failed(error, str(error), USER_ERROR)
+    except ModuleNotFoundError as error:
+        from pipeline.doctor import remedy
+
+        if error.name is None or error.name.startswith(("pipeline", "stages", "cluster")):
+            raise
+        return _failed(error, remedy(error.name), USER_ERROR)
+    except KeyboardInterrupt as error:
+        print(file=sys.stderr)
+        text = "stopped; what is finished is kept, the same command goes on from there"
+        return _failed(error, text, INTERRUPTED)
     except BrokenPipeError:
         return 0
     except OSError as error:
-        print(f"overtone: {error}", file=sys.stderr)
-        return 1
+        return _failed(error, str(error), 1)
+
+
+def _failed(error: BaseException, text: str, code: int) -> int:
+    if os.environ.get(DEBUG):
+        cause: BaseException | None = error
+        while cause:  # what `from None` hides belongs to the reason
+            cause.__suppress_context__ = False
+            cause = cause.__cause__ or cause.__context__
+        traceback.print_exception(error)
+    print(f"overtone: {text}", file=sys.stderr)
+    return code
+
+
+def _usage(error: click.UsageError) -> str:
+    """Click's message as one sentence that names the nearest command or option, or where they are listed."""
+    near = getattr(error, "possibilities", None)
+    text = (error.message if near else error.format_message()).rstrip(".")
+    path = error.ctx.command_path if error.ctx else "overtone"
+    hint = f"did you mean {near[0]!r}?" if near else f"see {path} --help"
+    return f"{text[:1].lower()}{text[1:]}: {hint}"
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="overtone", description="A folder of music becomes labelled shards for pre-training."
-    )
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-
-    labels = commands.add_parser("labels", help="label a folder of music; goes on where it was stopped")
-    _config(labels)
-    labels.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
-    labels.add_argument(
-        "--retry-rejected",
-        metavar="REASON",
-        help="try rejected files whose reason contains this text again (all: every one)",
-    )
-    labels.add_argument(
-        "--refit", action="store_true", help="fit the teacher anew, on shards spread over the whole plan"
-    )
-    labels.set_defaults(run=_labels)
-
-    fit = commands.add_parser(
-        "fit-codes", help="decode what a fit needs and fit the teacher, without labelling"
-    )
-    _config(fit)
-    fit.add_argument("--refit", action="store_true", help="fit anew, on shards spread over the whole plan")
-    fit.set_defaults(run=_fit)
-
-    train = commands.add_parser("train", help="pre-train on labelled shards; goes on where it was stopped")
-    train.add_argument("config", metavar="CONFIG", help="for example configs/pretrain/quickstart.yaml")
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="override one field, e.g. run.name=mine",
-    )
-    train.set_defaults(run=_train)
-
-    status = commands.add_parser("status", help="what is finished in an OUT, or where a training RUN stands")
-    status.add_argument("out", metavar="OUT|RUN")
-    status.add_argument("--json", action="store_true")
-    status.set_defaults(run=_status)
-
-    stats = commands.add_parser(
-        "stats", help="look at an OUT or a training run: terminal and page; compare several"
-    )
-    stats.add_argument("places", metavar="OUT|RUN", nargs="+")
-    stats.add_argument("--json", action="store_true", help="the numbers as JSON; no page")
-    stats.add_argument("--shard", metavar="NAME", help="one shard")
-    stats.add_argument(
-        "--recording", metavar="PATH", help="one recording, by its path, the end of it, or its id"
-    )
-    stats.add_argument(
-        "--where", metavar="SQL", help='the segments of which this holds, e.g. "rms_db < -50" (DuckDB SQL)'
-    )
-    stats.add_argument("--no-page", action="store_true", help="only the terminal")
-    stats.set_defaults(run=_stats)
-
-    verify = commands.add_parser("verify", help="read every finished shard back and name the damaged ones")
-    verify.add_argument("out", metavar="OUT")
-    verify.add_argument(
-        "--repair", action="store_true", help="send damaged shards back; the next `labels` makes them again"
-    )
-    verify.set_defaults(run=_verify)
-
-    merge = commands.add_parser("merge", help="write ordinary webdataset tars that hold all columns")
-    merge.add_argument("out", metavar="OUT")
-    merge.add_argument(
-        "--to", required=True, metavar="DIR", help="folder or s3:// prefix for the merged tars"
-    )
-    merge.add_argument("--columns", metavar="NAME,…", help="columns to join (default: the current ones)")
-    merge.add_argument("--split", choices=("train", "valid"), help="only this part of the recordings")
-    merge.set_defaults(run=_merge)
-    _evaluation(commands)
-    return top
+def _debug(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ[DEBUG] = "1"
 
 
-def _evaluation(commands: argparse._SubParsersAction) -> None:
-    """What is done with a trained model."""
-    export = commands.add_parser("export", help="write a training run's encoder as a Hugging Face folder")
-    export.add_argument("place", metavar="RUN")
-    export.add_argument("--out", required=True, metavar="DIR", help="folder or s3:// prefix")
-    export.add_argument(
-        "--checkpoint",
-        default="latest",
-        metavar="NAME",
-        help="latest (default), best, or a folder below RUN/checkpoints",
-    )
-    export.set_defaults(run=_export)
-
-    features = commands.add_parser(
-        "features", help="representations of audio files, by a trained or an exported model"
-    )
-    features.add_argument("place", metavar="DIR", help="a training RUN, or a folder in Hugging Face's layout")
-    features.add_argument("audio", metavar="AUDIO", nargs="+", help="files, or folders of files")
-    features.add_argument(
-        "--layer",
-        default="all",
-        metavar="all|N",
-        help="one hidden state: 0 is the input embedding, N layer N's output",
-    )
-    features.add_argument(
-        "--out",
-        required=True,
-        metavar="FILE",
-        help="for example x.safetensors; one tensor a file, by its path",
-    )
-    features.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="windows of 30 s at once (default 8)"
-    )
-    features.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
-    features.add_argument(
-        "--checkpoint",
-        default="latest",
-        metavar="NAME",
-        help="of a RUN: latest (default), best, or a folder's name",
-    )
-    features.set_defaults(run=_features)
+DEBUG_OPTION = click.Option(["--debug"], is_flag=True, expose_value=False, callback=_debug)
+DEBUG_OPTION.help = "show tracebacks, and the logs of Ray and its workers"
 
 
-def _config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", metavar="CONFIG", help="for example configs/labels/quickstart.yaml")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="override one field, e.g. run.out=data/mine",
-    )
-    command.add_argument(
-        "--audio", action="append", default=[], metavar="PATH", help="audio root; instead of run.audio"
-    )
-    command.add_argument("--out", metavar="OUT", help="instead of run.out")
+class Commands(click.Group):
+    """Help in sections; every command takes --debug, as the top one does."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.params.append(DEBUG_OPTION)
+        super().add_command(cmd, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(n, self.commands[n].get_short_help_str(90)) for n in names])
 
 
-def _load(arguments: argparse.Namespace):
-    from stages.label import recipe
+@click.group(
+    cls=Commands,
+    params=[DEBUG_OPTION],
+    epilog=EPILOG,
+    context_settings=dict(help_option_names=["-h", "--help"], max_content_width=110, show_default=True),
+)
+@click.version_option(package_name="overtone", message="overtone %(version)s")
+def top() -> None:
+    """A folder of music becomes labelled shards, and these a pre-trained model."""
 
-    overrides = list(arguments.set)
-    if arguments.audio:
-        overrides.append(f"run.audio={json.dumps(arguments.audio)}")
-    if arguments.out is not None:
-        overrides.append(f"run.out={json.dumps(arguments.out)}")
-    return recipe.load(arguments.config, overrides)
+
+def overrides(example: str) -> Callable:
+    text = f"override one field, e.g. {example}"
+    return click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help=text)
 
 
-def _labels(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
-    if arguments.dry_run:
+def labels_config(function: Callable) -> Callable:
+    """Arguments that name a configuration of labels; the function gets it loaded."""
+
+    @click.argument("config", metavar="CONFIG")
+    @overrides("run.out=data/mine")
+    @click.option("--audio", multiple=True, metavar="PATH", help="audio root; instead of run.audio")
+    @click.option("--out", metavar="OUT", help="instead of run.out")
+    @functools.wraps(function)
+    def loaded(config: str, overrides: tuple[str, ...], audio: tuple[str, ...], out: str | None, **options):
+        from stages.label import recipe
+
+        given = [f"run.audio={json.dumps(audio)}"] if audio else []
+        given += [f"run.out={json.dumps(out)}"] if out is not None else []
+        return function(recipe.load(config, [*overrides, *given]), **options)
+
+    return loaded
+
+
+@top.command("labels")
+@labels_config
+@click.option("--dry-run", is_flag=True, help="print the plan and write nothing")
+@click.option(
+    "--retry-rejected",
+    metavar="REASON",
+    help="try rejected files whose reason contains this text again (all: every one)",
+)
+@click.option("--refit", is_flag=True, help="fit the teacher anew, on shards spread over the whole plan")
+def labels(config, dry_run: bool, retry_rejected: str | None, refit: bool) -> int:
+    """Label a folder of music; goes on where it was stopped.
+
+    CONFIG is a YAML file, for example configs/labels/quickstart.yaml.
+    """
+    if dry_run:
         from pipeline.labelling.dry_run import describe
 
         print(describe(config))
         return 0
     from pipeline.labels import LabelOptions, label
 
-    outcome = label(config, LabelOptions(arguments.retry_rejected, arguments.refit))
+    outcome = label(config, LabelOptions(retry_rejected, refit))
     print(outcome.text)
     return outcome.code
 
 
-def _fit(arguments: argparse.Namespace) -> int:
+@top.command("fit-codes")
+@labels_config
+@click.option("--refit", is_flag=True, help="fit anew, on shards spread over the whole plan")
+def fit_codes(config, refit: bool) -> None:
+    """Decode what a fit needs and fit the teacher, without labelling.
+
+    CONFIG is a YAML file, for example configs/labels/mel_rvq.yaml.
+    """
     from pipeline.labels import LabelOptions, fit_only
 
-    print(fit_only(_load(arguments), LabelOptions(refit=arguments.refit)))
-    return 0
+    print(fit_only(config, LabelOptions(refit=refit)))
 
 
-def _train(arguments: argparse.Namespace) -> int:
+@top.command("train")
+@click.argument("config", metavar="CONFIG")
+@overrides("run.name=mine")
+def train(config: str, overrides: tuple[str, ...]) -> int:
+    """Pre-train on labelled shards; goes on where it was stopped.
+
+    CONFIG is a YAML file, for example configs/pretrain/quickstart.yaml.
+    """
     from pipeline.pretrain import pretrain
-    from stages.pretrain import config
+    from stages.pretrain.config import load
 
-    return pretrain(config.load(arguments.config, arguments.set))
+    return pretrain(load(config, overrides))
 
 
-def _status(arguments: argparse.Namespace) -> int:
+@top.command("status")
+@click.argument("out", metavar="OUT|RUN")
+@click.option("--json", "as_json", is_flag=True, help="as JSON")
+def status(out: str, as_json: bool) -> None:
+    """Show what is finished in an OUT, or where a training RUN stands."""
     from pipeline.status import status
 
-    found, text = status(arguments.out)
-    print(json.dumps(found, indent=1) if arguments.json else text)
-    return 0
+    found, text = status(out)
+    print(json.dumps(found, indent=1) if as_json else text)
 
 
-def _stats(arguments: argparse.Namespace) -> int:
+@top.command("stats")
+@click.argument("places", metavar="OUT|RUN...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="the numbers as JSON; no page")
+@click.option("--shard", metavar="NAME", help="one shard")
+@click.option("--recording", metavar="PATH", help="one recording, by its path, the end of it, or its id")
+@click.option(
+    "--where", metavar="SQL", help='the segments of which this holds, e.g. "rms_db < -50" (DuckDB SQL)'
+)
+@click.option("--no-page", is_flag=True, help="only the terminal")
+def stats(no_page: bool, **query) -> int:
+    """Look at an OUT or a training run: terminal and page; compare several."""
     from pipeline.stats import StatsQuery, stats
 
-    return stats(
-        StatsQuery(
-            tuple(arguments.places),
-            arguments.json,
-            arguments.shard,
-            arguments.recording,
-            arguments.where,
-            not arguments.no_page,
-        )
-    )
+    return stats(StatsQuery(**query, page=not no_page))
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+@top.command("doctor")
+@click.option("--s3", metavar="s3://BUCKET", help="also list this bucket or prefix")
+@click.option("--json", "as_json", is_flag=True, help="as JSON")
+def doctor(s3: str | None, as_json: bool) -> int:
+    """Check what labels and training need here: packages, GPU, disk, S3, Ray."""
+    from pipeline.doctor import doctor
+
+    return doctor(s3, as_json)
+
+
+@top.command("verify")
+@click.argument("out", metavar="OUT")
+@click.option("--repair", is_flag=True, help="send damaged shards back; the next `labels` makes them again")
+def verify(out: str, repair: bool) -> int:
+    """Read every finished shard back and name the damaged ones."""
     from pipeline.verify import verify
 
-    return verify(arguments.out, arguments.repair)
+    return verify(out, repair)
 
 
-def _merge(arguments: argparse.Namespace) -> int:
+@top.command("merge")
+@click.argument("out", metavar="OUT")
+@click.option("--to", required=True, metavar="DIR", help="folder or s3:// prefix for the merged tars")
+@click.option("--columns", metavar="NAME,…", help="columns to join", show_default="the current ones")
+@click.option("--split", type=click.Choice(["train", "valid"]), help="only this part of the recordings")
+def merge(out: str, to: str, columns: str | None, split: str | None) -> None:
+    """Write ordinary webdataset tars that hold all columns."""
     from pipeline.merge import merge
 
-    columns = tuple(arguments.columns.split(",")) if arguments.columns else None
-    print(merge(arguments.out, arguments.to, columns, arguments.split))
-    return 0
+    print(merge(out, to, tuple(columns.split(",")) if columns else None, split))
 
 
-def _export(arguments: argparse.Namespace) -> int:
+which = "of a RUN: latest, best, or a folder below RUN/checkpoints"
+checkpoint = click.option("--checkpoint", default="latest", metavar="NAME", help=which)
+
+
+@top.command("export")
+@click.argument("place", metavar="RUN")
+@click.option("--out", required=True, metavar="DIR", help="folder or s3:// prefix")
+@checkpoint
+def export(place: str, out: str, checkpoint: str) -> None:
+    """Write a training run's encoder as a Hugging Face folder."""
     from pipeline.export import export
 
-    print(export(arguments.place, arguments.out, arguments.checkpoint))
-    return 0
+    print(export(place, out, checkpoint))
 
 
-def _features(arguments: argparse.Namespace) -> int:
+@top.command("features")
+@click.argument("place", metavar="DIR")
+@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
+@click.option(
+    "--layer",
+    default="all",
+    metavar="all|N",
+    help="one hidden state: 0 is the input embedding, N layer N's output",
+)
+@click.option(
+    "--out", required=True, metavar="FILE", help="e.g. x.safetensors; one tensor a file, by its path"
+)
+@click.option("--batch", type=int, default=8, metavar="N", help="windows of 30 s at once")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, …", show_default="cuda where there is one")
+@checkpoint
+def features(batch: int, **options) -> int:
+    """Write representations of audio files, by a trained or an exported model.
+
+    DIR is a training RUN, or a folder in Hugging Face's layout; AUDIO are files, or folders of files.
+    """
     from pipeline.features import extract
 
-    asked = arguments
-    return extract(
-        asked.place, asked.audio, asked.layer, asked.out, max(1, asked.batch), asked.device, asked.checkpoint
-    )
+    return extract(**options, batch=max(1, batch))

@@ -8,8 +8,8 @@ from stages.shards.storage import Storage
 
 
 def export(place: str, out: str, checkpoint: str = "latest") -> str:
-    """Write the folder, config.json last, so that a folder that loads is whole. Returns what to say. Raises
-    ValueError."""
+    """Write the folder, config.json last, so that a folder that loads is whole; returns a line about it.
+    Raises ValueError."""
     run = open_run(place, checkpoint)
     found = files(run)
     storage = Storage(out)

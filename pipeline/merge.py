@@ -14,7 +14,7 @@ from stages.shards.storage import Storage
 
 
 def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: str | None = None) -> str:
-    """Join the columns of every finished shard into DIR/SHARD.tar; returns a line that says what was done.
+    """Join the columns of every finished shard into DIR/SHARD.tar; returns a line about what was written.
 
     Rows of tombstoned recordings are left out, and so is a segment that a column lacks. The same
     inputs give the same bytes; each tar appears whole or not at all. Raises ValueError for an
@@ -28,17 +28,15 @@ def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: st
             raise ValueError(f"--columns names {name!r}; {place} has {', '.join(known.columns)}")
     kinds = [n.split("-")[0] for n in names]
     if len(set(kinds)) < len(kinds):
-        raise ValueError(
-            f"--columns {', '.join(names)}: two columns of one kind have members of the same name"
-        )
+        listed = ", ".join(names)
+        raise ValueError(f"--columns {listed}: two columns of one kind have members of the same name")
     with out.fetched("plan.parquet") as path:
         plan = catalog.live(catalog.read_plan(path, ["recording", "shard", "split", "tombstone"]))
     if split:
         plan = plan.filter(pc.equal(plan["split"], split))
     done = set.intersection(*(records.finished(out, n) for n in names))
     shards = list(catalog.shard_slices(plan))
-    missing = [s for s in shards if s not in done]
-    if missing:
+    if missing := [s for s in shards if s not in done]:
         raise ValueError(
             f"{len(missing)} shards are not finished (first {missing[0]}): run `labels` to its end first"
         )
@@ -48,9 +46,8 @@ def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: st
         with target.attempt(f"{shard}.tar") as path:
             segments += _join(out, shard, names, wanted, path)
             size += path.stat().st_size
-    return (
-        f"{to}: {len(shards)} tars, {segments} segments, {size / 2**20:.1f} MiB, columns {', '.join(names)}"
-    )
+    listed = ", ".join(names)
+    return f"{to}: {len(shards)} tars, {segments} segments, {size / 2**20:.1f} MiB, columns {listed}"
 
 
 def _join(out: Storage, shard: str, names: tuple[str, ...], wanted: set[str], path) -> int:
@@ -58,13 +55,13 @@ def _join(out: Storage, shard: str, names: tuple[str, ...], wanted: set[str], pa
     live = pa.array(sorted(wanted), pa.string())
     keys = [t.filter(pc.is_in(t["recording"], live))["key"].to_pylist() for t in indexes.values()]
     shared = set.intersection(*map(set, keys))
-    with contextlib.ExitStack() as stack, open(path, "wb") as file:
+    with contextlib.ExitStack() as stack:
         tars = [stack.enter_context(_members(out, n, shard)) for n in names]
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as joined:
-            for key in sorted(shared):
-                for members in tars:
-                    for info, data in members(key):
-                        joined.addfile(info, data)
+        joined = stack.enter_context(tarfile.open(path, "w", format=tarfile.USTAR_FORMAT))
+        for key in sorted(shared):
+            for members in tars:
+                for info, data in members(key):
+                    joined.addfile(info, data)
     return len(shared)
 
 

@@ -1,15 +1,19 @@
-"""Training: labelled shards become a model, on Ray. What a rank does stands in stages/pretrain/loop.py."""
+"""Training: labelled shards become a model, on Ray. What a rank does is in stages/pretrain/loop.py."""
 
+import contextlib
+import importlib.util
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pipeline.doctor import PACKAGES, remedy
 from stages.pretrain.config import Config
 from stages.pretrain.run.display import duration
 from stages.shards.storage import Storage
@@ -21,8 +25,8 @@ def pretrain(config: Config) -> int:
     """Train until the last update; the same command goes on after any interruption. Ctrl-C writes a
     checkpoint first.
 
-    Returns the exit code: 0 when the last update is done, 130 when it was stopped before.
-    Raises ValueError for what a user can mend, within seconds where it can be known.
+    Returns the exit code: 0 when the last update is done, 130 when it was stopped before. Raises
+    ValueError for a mistake of the user, within seconds where it can be known.
     """
     from cluster import trainer
     from cluster.session import preflight, session
@@ -32,8 +36,11 @@ def pretrain(config: Config) -> int:
     preflight(0)
     run = Path(config.run.dir) / config.run.name
     view = View(run, config)
-    with session() as _, view, _stopping(run, view):
-        outcome = trainer.train(config, view.look, lambda: newest(config), view.say)
+    with session(), view.bar, _stopping(run, view.say):
+        try:
+            outcome = trainer.train(config, view.look, lambda: newest(config), view.say)
+        finally:
+            view.look()
     view.say(f"{run}: metrics.jsonl, curves.png, checkpoints/; `overtone status {run}` says where it stands")
     return DONE if outcome == "done" else INTERRUPTED
 
@@ -44,12 +51,11 @@ def absolute(config: Config) -> Config:
     def whole(path: str | None) -> str | None:
         return path if path is None or "://" in path else os.path.abspath(path)
 
+    run, data = config.run, config.data
     return replace(
         config,
-        run=replace(config.run, dir=whole(config.run.dir), init_from=whole(config.run.init_from)),
-        data=replace(
-            config.data, corpora=tuple(map(whole, config.data.corpora)), cache=whole(config.data.cache)
-        ),
+        run=replace(run, dir=whole(run.dir), init_from=whole(run.init_from)),
+        data=replace(data, corpora=tuple(map(whole, data.corpora)), cache=whole(data.cache)),
         checkpoints=replace(config.checkpoints, at=whole(config.checkpoints.at)),
         engine=replace(config.engine, deepspeed=whole(config.engine.deepspeed)),
     )
@@ -57,9 +63,12 @@ def absolute(config: Config) -> Config:
 
 def check(config: Config) -> None:
     """What can be known before Ray is started; raises ValueError."""
+    for name, (extra, _) in PACKAGES.items():
+        needed = extra == "[train]" and (name != "tensorboard" or config.watch.tensorboard)
+        if needed and importlib.util.find_spec(name) is None:
+            raise ValueError(remedy(name))
     for root in config.data.corpora:
-        out = Storage(root)
-        if not out.exists("plan.parquet"):
+        if not Storage(root).exists("plan.parquet"):
             raise ValueError(
                 f"data.corpora: {root} holds no plan.parquet: it is not the OUT of `overtone labels`, "
                 f"or labelling has not begun there"
@@ -76,27 +85,25 @@ def newest(config: Config) -> str | None:
     return place.read("latest").decode().strip() if place.exists("latest") else None
 
 
-class _stopping:  # noqa: N801 - used as a context
+@contextlib.contextmanager
+def _stopping(run: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the ranks to stop at the next boundary; a second Ctrl-C ends at once."""
+    requested = False
 
-    def __init__(self, run: Path, view: "View"):
-        self.run, self.view, self.asked = run, view, False
-
-    def __enter__(self) -> None:
-        self._before = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked or not self.run.is_dir():
+    def stop(*_: object) -> None:
+        nonlocal requested
+        if requested or not run.is_dir():
             raise KeyboardInterrupt
-        self.asked = True
-        (self.run / "stop").touch()
-        self.view.say("stopping after this update, with a checkpoint; once more Ctrl-C to stop at once")
+        requested = True
+        (run / "stop").touch()
+        say("stopping after this update, with a checkpoint; once more Ctrl-C to stop at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class View:
@@ -105,23 +112,11 @@ class View:
     def __init__(self, run: Path, config: Config):
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._log, self._metrics = Tail(run / "run.log"), Tail(run / "metrics.jsonl")
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        )
-        self._bar = Progress(
-            *columns, console=self.console, disable=not (config.watch.live and self.console.is_terminal)
-        )
-        self._task = self._bar.add_task("starting", total=config.optim.updates)
-
-    def __enter__(self) -> "View":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.look()
-        self._bar.stop()
+        count = TextColumn("{task.completed:.0f}/{task.total:.0f}")
+        hidden = not (config.watch.live and self.console.is_terminal)
+        columns = (TextColumn("{task.description}"), BarColumn(), count)
+        self.bar = Progress(*columns, console=self.console, disable=hidden)
+        self._task = self.bar.add_task("starting", total=config.optim.updates)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -134,12 +129,12 @@ class View:
             if row["kind"] == "update":
                 loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
                 text = f"loss {loss}  {row['audio_s_per_s']:.1f} audio-s/s  left {duration(row['left_s'])}"
-                self._bar.update(self._task, completed=row["update"], description=text)
+                self.bar.update(self._task, completed=row["update"], description=text)
 
 
 class Tail:
-    """New whole lines of a file that grows, from where it ends now; another file of its name is followed from
-    its end."""
+    """New whole lines of a growing file, from its present end; a file that replaces it is followed from the
+    end of that one."""
 
     def __init__(self, path: Path):
         self.path, self._rest = path, ""
@@ -154,12 +149,10 @@ class Tail:
 
     def lines(self) -> list[str]:
         file, size = self._end()
-        if not self._file:
-            self._file = file
+        self._file = self._file or file
         # a run that goes on cuts its metrics by replacing the file
         if file != self._file or size < self._place:
             self._file, self._place, self._rest = file, size, ""
-            return []
         if size == self._place:
             return []
         with open(self.path) as text:

@@ -167,7 +167,6 @@ TO_SPLIT = {
     "stages/pretrain/data/joining.py",
     "stages/pretrain/loop.py",
     "stages/pretrain/run/engine.py",
-    "pipeline/cli.py:parser",
 }
 
 

@@ -209,6 +209,16 @@ def test_on_this_machine_ray_is_started_and_ended(monkeypatch, capfd, on_term):
     assert ray.ended == 1 and capfd.readouterr().err == "our own"
 
 
+def test_with_debug_ray_and_its_workers_write_to_the_terminal(monkeypatch, capfd):
+    monkeypatch.setenv("OVERTONE_DEBUG", "1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = Ray(monkeypatch, node(3))
+    with session.session(3):
+        pass
+    assert (ray.began[0]["log_to_driver"], ray.began[0]["logging_level"]) == (True, 20)
+    assert capfd.readouterr().err == "native noise"
+
+
 def test_without_a_number_all_cpus_of_this_process_are_taken(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr(session, "available_cpus", lambda: 5)
