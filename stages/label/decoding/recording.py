@@ -141,29 +141,32 @@ class Decoding:
         }
 
     def blocks(self, head: Callable[[dict], None]) -> Iterator[tuple[np.ndarray, int]]:
-        kind = fifo = None
+        kind, fifo, held = None, None, 0
         for frame in self._frames():
-            rate_hz, channels, _ = seen = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
+            seen = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
             if seen != kind:  # a chained file may change them
                 if kind is None:
                     head(self.facts(frame))
                 else:
                     self.changes += 1
-                    if fifo.samples:
+                    if held:
                         yield self._block(fifo, kind)
-                kind, fifo, self._zero_s = seen, AudioFifo(), None
+                kind, fifo, held, self._zero_s = seen, AudioFifo(), 0, None
+                rate_hz, channels, _ = kind
                 if not rate_hz or not channels:
                     raise RejectRecording(f"{rate_hz} Hz, {channels} channels")
                 enough = min(int(BLOCK_S * rate_hz), BLOCK_VALUES // channels)
             pts, frame.pts = frame.pts, None  # gaps are not filled: what is decoded counts
-            if not fifo.samples and pts is not None:
+            if held == 0 and pts is not None:
                 self._look_for_a_gap(float(pts * frame.time_base), self.decoded_s)
             fifo.write(frame)
-            if fifo.samples >= enough:
+            held += frame.samples
+            if held >= enough:
                 yield self._block(fifo, kind)
-        if fifo and fifo.samples:
+                held = 0
+        if held:
             if pts is not None:  # a gap within the last block, or within a recording of one block
-                before_s = self.decoded_s + (fifo.samples - frame.samples) / rate_hz
+                before_s = self.decoded_s + (held - frame.samples) / rate_hz
                 self._look_for_a_gap(float(pts * frame.time_base), before_s)
             yield self._block(fifo, kind)
         self._judge()

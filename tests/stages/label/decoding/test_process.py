@@ -1,4 +1,4 @@
-"""One bad file costs one file: what the guard makes of a crash, a hang, a bomb, a kill, unread bytes."""
+"""One bad file costs one file: what the parent makes of a crash, a hang, a bomb, a kill, unread bytes."""
 
 import errno
 import os
