@@ -103,7 +103,7 @@ def available_cpus() -> int:
 
 
 def preflight(gpus_wanted: float) -> None:
-    """Refuse before the scan what need not wait for it: a stale RAY_ADDRESS, a GPU asked for where none
+    """Refuse before the scan what need not wait for it: a stale RAY_ADDRESS, a GPU requested where none
     is."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
