@@ -147,9 +147,9 @@ def labels_config(function: Callable) -> Callable:
     metavar="REASON",
     help="try rejected files whose reason contains this text again (all: every one)",
 )
-@click.option("--refit", is_flag=True, help="fit the teacher anew, on shards spread over the whole plan")
+@click.option("--refit", is_flag=True, help="fit the teacher again, on shards spread over the whole plan")
 def labels(config, dry_run: bool, retry_rejected: str | None, refit: bool) -> int:
-    """Label a folder of music; goes on where it was stopped.
+    """Label a folder of music; continues where it was stopped.
 
     CONFIG is a YAML file, for example configs/labels/quickstart.yaml.
     """
@@ -167,7 +167,7 @@ def labels(config, dry_run: bool, retry_rejected: str | None, refit: bool) -> in
 
 @top.command("fit-codes")
 @labels_config
-@click.option("--refit", is_flag=True, help="fit anew, on shards spread over the whole plan")
+@click.option("--refit", is_flag=True, help="fit again, on shards spread over the whole plan")
 def fit_codes(config, refit: bool) -> None:
     """Decode what a fit needs and fit the teacher, without labelling.
 
@@ -182,7 +182,7 @@ def fit_codes(config, refit: bool) -> None:
 @click.argument("config", metavar="CONFIG")
 @overrides("run.name=mine")
 def train(config: str, overrides: tuple[str, ...]) -> int:
-    """Pre-train on labelled shards; goes on where it was stopped.
+    """Pre-train on labelled shards; continues where it was stopped.
 
     CONFIG is a YAML file, for example configs/pretrain/quickstart.yaml.
     """
@@ -196,7 +196,7 @@ def train(config: str, overrides: tuple[str, ...]) -> int:
 @click.argument("out", metavar="OUT|RUN")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 def status(out: str, as_json: bool) -> None:
-    """Show what is finished in an OUT, or where a training RUN stands."""
+    """Show what is finished in an OUT, or how far a training RUN is."""
     from pipeline.status import status
 
     found, text = status(out)

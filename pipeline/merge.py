@@ -2,9 +2,9 @@
 
 import contextlib
 import tarfile
-from collections.abc import Iterator
+from collections import defaultdict
+from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.labelling import registry
@@ -50,27 +50,19 @@ def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: st
     return f"{to}: {len(shards)} tars, {segments} segments, {size / 2**20:.1f} MiB, columns {listed}"
 
 
-def _join(out: Storage, shard: str, names: tuple[str, ...], wanted: set[str], path) -> int:
-    indexes = {n: column.read_index(out, n, shard) for n in names}
-    live = pa.array(sorted(wanted), pa.string())
-    keys = [t.filter(pc.is_in(t["recording"], live))["key"].to_pylist() for t in indexes.values()]
-    shared = set.intersection(*map(set, keys))
+def _join(out: Storage, shard: str, names: tuple[str, ...], wanted: set[str], path: Path) -> int:
+    keys, members = [], defaultdict(list)
     with contextlib.ExitStack() as stack:
-        tars = [stack.enter_context(_members(out, n, shard)) for n in names]
+        for name in names:
+            index = column.read_index(out, name, shard).select(["key", "recording"]).to_pylist()
+            keys.append({row["key"] for row in index if row["recording"] in wanted})
+            tar_path = stack.enter_context(out.fetched(records.file(name, shard, "tar")))
+            tar = stack.enter_context(tarfile.open(tar_path))
+            for info in tar:
+                members[info.name.split(".")[0]].append((tar, info))
         joined = stack.enter_context(tarfile.open(path, "w", format=tarfile.USTAR_FORMAT))
-        for key in sorted(shared):
-            for members in tars:
-                for info, data in members(key):
-                    joined.addfile(info, data)
+        shared = sorted(set.intersection(*keys))
+        for key in shared:
+            for tar, info in members[key]:
+                joined.addfile(info, tar.extractfile(info))
     return len(shared)
-
-
-@contextlib.contextmanager
-def _members(out: Storage, name: str, shard: str) -> Iterator:
-    """A function that gives (header, data) of a key's members of one column."""
-    with out.fetched(records.file(name, shard, "tar")) as path, tarfile.open(path) as tar:
-        by_key: dict[str, list] = {}
-        for info in tar:
-            by_key.setdefault(info.name.split(".")[0], []).append(info)
-
-        yield lambda key: [(info, tar.extractfile(info)) for info in by_key[key]]

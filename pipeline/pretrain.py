@@ -41,7 +41,7 @@ def pretrain(config: Config) -> int:
             outcome = trainer.train(config, view.look, lambda: newest(config), view.say)
         finally:
             view.look()
-    view.say(f"{run}: metrics.jsonl, curves.png, checkpoints/; `overtone status {run}` says where it stands")
+    view.say(f"{run}: metrics.jsonl, curves.png, checkpoints/; `overtone status {run}` shows how far it is")
     return DONE if outcome == "done" else INTERRUPTED
 
 
@@ -80,7 +80,7 @@ def check(config: Config) -> None:
 
 
 def newest(config: Config) -> str | None:
-    """Name of the run's newest checkpoint, as `latest` says."""
+    """Name of the run's newest checkpoint, from its file `latest`."""
     place = Storage(config.checkpoints.at or f"{Path(config.run.dir) / config.run.name}/checkpoints")
     return place.read("latest").decode().strip() if place.exists("latest") else None
 
