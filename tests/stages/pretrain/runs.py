@@ -138,7 +138,7 @@ class Quick:
                 return loop.train(self.config(*overrides), self.said.append)
             finally:
                 if self.training is not None:
-                    self.training.folder._lock.close()  # the process that held it would have ended
+                    self.training.run_dir._lock.close()  # the process that held it would have ended
 
     @property
     def run(self) -> Path:
