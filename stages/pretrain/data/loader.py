@@ -107,6 +107,20 @@ class Loader:
         self._streams.append(batches)
         return batches
 
+    def read(self, state: State) -> Iterator[Batch]:
+        """This rank's micro-batches of one update, read by this process."""
+        return self._read(state, self.micro_batches(state), self.rank, self.world)
+
+    def sample(self, crops: int) -> Iterator[Batch]:
+        """So many training crops, the same for any seed and rank, in micro-batches of at most 16, read by
+        this process."""
+        state = State(self.pinned.fingerprint, 0, min(crops, self.pinned.samples_per_epoch))
+        return self._read(state, -(-state.global_batch // 16), 0, 1)
+
+    def _read(self, state: State, count: int, rank: int, world: int) -> Iterator[Batch]:
+        with contextlib.closing(iter(_Stream(self._made, count, rank, world, state))) as batches:
+            yield from itertools.islice(batches, count)
+
     def _follow(self, dataset: "_Stream") -> Iterator[Batch]:
         for batch in _loading(dataset, self.data):
             self.seen += len(batch.keys)
@@ -114,8 +128,8 @@ class Loader:
             if self.bad > self.data.max_bad_share * max(self.seen, FEW):
                 raise TooManyBad(
                     f"{self.bad} of {self.seen} samples could not be read, more than data.max_bad_share "
-                    f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names "
-                    f"what is damaged"
+                    f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names what is "
+                    "damaged"
                 )
             yield batch
 

@@ -79,6 +79,13 @@ class State:
             state = replace(state, skipped=ranges)
         return state
 
+    def skip_to(self, place: "State", samples_per_epoch: int) -> "State":
+        """Past all data before `place`, as `skip`."""
+        state = self
+        while (state.epoch, state.consumed) != (place.epoch, place.consumed):
+            state = state.skip(1, samples_per_epoch)
+        return state
+
     def resumed(
         self, fingerprint: str, seed: int, global_batch: int, allow: set[str] = frozenset()
     ) -> "State":

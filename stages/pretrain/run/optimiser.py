@@ -1,4 +1,4 @@
-"""Adam and its rate: MERT's schedule, and a cosine."""
+"""Adam and its learning rate: MERT's schedule, and a cosine."""
 
 import math
 from collections.abc import Iterable
@@ -73,7 +73,7 @@ class Optim:
 
 
 class Adam(torch.optim.AdamW):
-    """AdamW with decoupled decay over named parameters, whose next step can be left out."""
+    """AdamW with decoupled decay over named parameters; `skip` leaves its next step out."""
 
     skip = False
 
@@ -82,17 +82,12 @@ class Adam(torch.optim.AdamW):
         for name, parameter in named:
             (head if name.startswith("cqt_head.") and optim.cqt_head_rate != 1 else own).append(parameter)
         groups = [{"params": own, "share": 1.0}, {"params": head, "share": optim.cqt_head_rate}]
-        super().__init__(
-            [group for group in groups if group["params"]],
-            lr=optim.rate,
-            betas=tuple(optim.betas),
-            eps=optim.epsilon,
-            weight_decay=optim.weight_decay,
-        )
+        options = {"betas": tuple(optim.betas), "eps": optim.epsilon, "weight_decay": optim.weight_decay}
+        super().__init__([group for group in groups if group["params"]], lr=optim.rate, **options)
 
-    def set_lr(self, rate: float) -> None:
+    def set_lr(self, lr: float) -> None:
         for group in self.param_groups:
-            group["lr"] = rate * group["share"]
+            group["lr"] = lr * group["share"]
 
     def step(self, closure=None):
         if not self.skip:

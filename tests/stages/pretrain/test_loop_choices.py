@@ -25,7 +25,9 @@ def test_the_weights_and_the_generators_begin_by_the_seed_alone(quick, monkeypat
     for noise, seed in ((1, 0), (2, 0), (1, 4)):
         torch.manual_seed(noise)
         monkeypatch.setattr(
-            loop, "baselines_and_start", lambda model, *a: found.append(model.state_dict()) or _look(model, *a)
+            loop,
+            "baselines_and_start",
+            lambda model, *a: found.append(model.state_dict()) or _look(model, *a),
         )
         quick.train(
             f"run.seed={seed}",
@@ -100,7 +102,7 @@ def test_a_checkpoint_is_due_by_minutes_counted_from_the_one_before(quick, monke
     report = loop.RunLog.update
     monkeypatch.setattr(loop, "time", Clock)
     monkeypatch.setattr(
-        loop.RunLog, "update", lambda *a: now.__setitem__(0, now[0] + 30) or report(*a[:6], 30.0, *a[7:])
+        loop.RunLog, "update", lambda *a: now.__setitem__(0, now[0] + 30) or report(*a[:4], 30.0, *a[5:])
     )
     quick.train("optim.updates=9", "checkpoints.every_minutes=1", "checkpoints.keep=9")
     assert [row["update"] for row in quick.rows("checkpoint")] == [4, 8, 9]
