@@ -1,8 +1,8 @@
-"""The pinned data of a run: which samples there are and where their bytes lie, as flat arrays on a local
+"""The pinned data of a run: which samples there are and where their bytes are, as flat arrays on a local
 disk.
 
-Letters: R segments (rows), S shards, C code columns. The rows of a shard are neighbours in key order, so
-those of a recording are too. Rows that are not drawn (crops 0) stay: they are context for their neighbours.
+Letters: R segments (rows), S shards, C code columns. Rows are in (shard, key) order, so those of a recording
+follow each other. Rows that are not drawn (crops 0) stay: they are context for the rows next to them.
 """
 
 import json
@@ -24,24 +24,16 @@ LAYOUT = 1  # of the cached arrays: raise it when they change
 # name → dtype; each is one .npy file, read through memory maps. Besides: key_R, bytes as long as the longest
 # key, and valid_V, the rows held out. `ends_R` is the running total of `crops_R`, `packed_R` the bytes of a
 # compressed member, else 0.
-ROWS = {
-    "shard_R": np.int32,
-    "start_R": np.int64,
-    "samples_R": np.int32,
-    "crops_R": np.uint16,
+ROWS = {"shard_R": np.int32, "start_R": np.int64, "samples_R": np.int32, "crops_R": np.uint16}
+ROWS |= {
     "ends_R": np.int64,
     "audio_R": np.int64,
     "packed_R": np.int32,
     "codes_RC": np.int64,
     "cqt_R": np.int64,
 }
-PER_SHARD = {
-    "row_S": np.int64,
-    "crops_S": np.int64,
-    "corpus_S": np.int32,
-    "offset_S": np.float32,
-    "scale_S": np.float32,
-}
+PER_SHARD = {"row_S": np.int64, "crops_S": np.int64, "corpus_S": np.int32}
+PER_SHARD |= {"offset_S": np.float32, "scale_S": np.float32}
 
 
 @dataclass(frozen=True)
@@ -76,11 +68,18 @@ class Facts:
     dropped: dict[str, int]  # reason → segments
     layout: int = LAYOUT
 
+    @property
+    def labels(self) -> list[tuple[str, int, np.dtype]]:
+        """Name, values of a frame and dtype of each label column on the disk: codes, then the CQT."""
+        found = [
+            (c.name, c.codebooks, np.dtype(t)) for c, t in zip(self.codes, self.codes_dtype, strict=True)
+        ]
+        stored = self.cqt and self.cqt.name != "online"
+        return found + ([(self.cqt.name, self.cqt.bins, np.dtype(self.cqt.dtype))] if stored else [])
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for RUN/data.json."""
-        data = asdict(self)
-        data["codes"] = [asdict(c) for c in self.codes]
-        return data | {"cqt_bins": self.cqt.bins if self.cqt else None}
+        return asdict(self) | {"cqt_bins": self.cqt.bins if self.cqt else None}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Facts":
@@ -93,8 +92,8 @@ class Facts:
             return Facts(**own)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"the pinned data (RUN/data.json) cannot be read ({error!r}): "
-                f"--set resume.allow=data pins it anew"
+                f"the pinned data (RUN/data.json) cannot be read ({error!r}): --set resume.allow=data pins "
+                "it anew"
             ) from None
 
 
@@ -110,7 +109,10 @@ class Pinned:
     def __reduce__(self):
         return Pinned, (self.facts, self.folder, self.corpora)
 
-    def __getattr__(self, name: str) -> np.ndarray:
+    def __getattr__(self, name: str) -> Any:
+        """A field of the facts, or an array of the folder."""
+        if name in Facts.__dataclass_fields__:
+            return getattr(self.facts, name)
         if name not in ROWS and name not in PER_SHARD and name not in ("key_R", "valid_V"):
             raise AttributeError(name)
         if name not in self._arrays:
@@ -124,32 +126,8 @@ class Pinned:
         return (self.folder / "facts.json").exists()
 
     @property
-    def fingerprint(self) -> str:
-        return self.facts.fingerprint
-
-    @property
-    def codes(self) -> tuple[CodeColumn, ...]:
-        return self.facts.codes
-
-    @property
-    def cqt(self) -> CqtColumn | None:
-        return self.facts.cqt
-
-    @property
     def cqt_bins(self) -> int | None:
-        return self.facts.cqt.bins if self.facts.cqt else None
-
-    @property
-    def hours(self) -> float:
-        return self.facts.hours
-
-    @property
-    def recordings(self) -> dict[str, int]:
-        return self.facts.recordings
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        return self.facts.dropped
+        return self.cqt.bins if self.cqt else None
 
     @property
     def samples_per_epoch(self) -> int:
@@ -166,14 +144,9 @@ class Pinned:
 
     @cached_property
     def order(self) -> Shards:
-        identity = self.facts.identity
-        return Shards(
-            self.fingerprint,
-            self.crops_S.astype(np.int64),
-            self.corpus_S.astype(np.int64),
-            tuple(identity["weights"]),
-            identity["window_shards"],
-        )
+        crops_S, corpus_S = self.crops_S.astype(np.int64), self.corpus_S.astype(np.int64)
+        weights, window_shards = tuple(self.identity["weights"]), self.identity["window_shards"]
+        return Shards(self.fingerprint, crops_S, corpus_S, weights, window_shards)
 
     def to_json(self) -> dict[str, Any]:
         return self.facts.to_json()
@@ -187,10 +160,7 @@ class Pinned:
     def require(self, global_batch: int) -> None:
         """ValueError when an epoch has fewer samples than one global batch."""
         if self.samples_per_epoch < global_batch:
-            why = (
-                ", ".join(f"{n} segments: {reason}" for reason, n in self.dropped.items())
-                or "none was left out"
-            )
+            why = ", ".join(f"{n} segments: {reason}" for reason, n in self.dropped.items()) or "none"
             raise ValueError(
                 f"global_batch is {global_batch}, an epoch has {self.samples_per_epoch} samples "
                 f"({self.hours:.2f} h; left out: {why}): lower the global batch, raise "
@@ -202,7 +172,7 @@ class Pinned:
         train, valid = self.recordings["train"], self.recordings["valid"]
         lines = [
             f"data {self.fingerprint[:12]}: {self.hours:.2f} h, {train} recordings, {self.samples_per_epoch} "
-            f"samples an epoch; held out {self.facts.valid_hours:.2f} h, {valid} recordings"
+            f"samples an epoch; held out {self.valid_hours:.2f} h, {valid} recordings"
         ]
         return lines + [f"  left out: {n} segments, {reason}" for reason, n in self.dropped.items()]
 
@@ -231,6 +201,6 @@ def load(folder: Path, corpora: tuple[str, ...]) -> Pinned | None:
         facts = Facts.from_json(json.loads((folder / "facts.json").read_text()))
     except (OSError, ValueError):
         return None
-    if facts.layout != LAYOUT or facts.fingerprint != folder.name:
-        return None
-    return Pinned(facts, folder, corpora)
+    return (
+        Pinned(facts, folder, corpora) if (facts.layout, facts.fingerprint) == (LAYOUT, folder.name) else None
+    )

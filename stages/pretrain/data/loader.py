@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from stages.pretrain.data import counter_rng
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.data.crops import CropIndex, Crops, Reader
+from stages.pretrain.data.crop_index import CropIndex, held_out
+from stages.pretrain.data.crops import Reader
 from stages.pretrain.data.index import Pinned
 from stages.pretrain.data.masking import Masking
 from stages.pretrain.data.mixture import Mixture
@@ -31,6 +32,7 @@ from stages.signal.rates import HOP_SAMPLES
 SHARED_MEMORY = "/dev/shm"  # where worker processes hand over their batches
 GRACE_S = 120  # a worker lives on after SIGTERM, when the trainer does not end it before
 FEW = 1000  # samples before the share of bad ones is judged
+SAMPLE_CLIPS = 16  # of a micro-batch of `Loader.sample`
 
 
 class TooManyBad(ValueError):
@@ -57,23 +59,14 @@ class Loader:
         masking.masked_frames(frames)  # too short a crop is refused here, not in a worker
         if not pinned.there:  # pinned by a rank of another node
             pinned = pin(data, pinned.to_json())
-        self.pinned, self.data, self.micro_batch, self.rank, self.world = (
-            pinned,
-            data,
-            micro_batch,
-            rank,
-            world,
-        )
-        self._made = (pinned, data, masking, mixture, frames)
+        self.pinned, self.data, self.micro_batch = pinned, data, micro_batch
+        self.rank, self.world, self._made = rank, world, (pinned, data, masking, mixture, frames)
+        self.samples_per_epoch = pinned.samples_per_epoch
         self._places = CropIndex(pinned, data)
         self._reader: Reader | None = None
         self._streams: list[Iterator] = []
         self.seen, self.bad = 0, 0  # samples of this rank, and those of them that were replaced
         self._check_shared_memory()
-
-    @property
-    def samples_per_epoch(self) -> int:
-        return self.pinned.samples_per_epoch
 
     def micro_batches(self, state: State) -> int:
         """Of this rank in one update, of at most `micro_batch` samples; they differ by one sample where the
@@ -92,8 +85,8 @@ class Loader:
 
     def sample_ids(self, state: State) -> list[str]:
         """KEY+START of every sample of the state's global batch in order, START in samples of the segment;
-        replacements not told."""
-        state = state.settled(self.pinned.samples_per_epoch)
+        those that replace others are not named."""
+        state = state.settled(self.samples_per_epoch)
         crops = self._places.crops(state, np.arange(state.global_batch))
         return [f"{self.pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
 
@@ -102,10 +95,18 @@ class Loader:
 
         Raises `TooManyBad` when more than data.max_bad_share could not be read and were replaced.
         """
-        dataset = _Stream(self._made, self.micro_batches(state), self.rank, self.world, state)
-        batches = self._follow(dataset)
+        batches = self._follow(_Stream(self._made, self.micro_batches(state), self.rank, self.world, state))
         self._streams.append(batches)
         return batches
+
+    def read(self, state: State) -> Iterator[Batch]:
+        """This rank's micro-batches of one update, read by this process."""
+        return _Stream(self._made, self.micro_batches(state), self.rank, self.world, state).first_update()
+
+    def sample(self, crops: int) -> Iterator[Batch]:
+        """So many training crops, the same for any seed and rank, read by this process."""
+        state = State(self.pinned.fingerprint, 0, min(crops, self.samples_per_epoch))
+        return _Stream(self._made, -(-state.global_batch // SAMPLE_CLIPS), 0, 1, state).first_update()
 
     def _follow(self, dataset: "_Stream") -> Iterator[Batch]:
         for batch in _loading(dataset, self.data):
@@ -114,8 +115,8 @@ class Loader:
             if self.bad > self.data.max_bad_share * max(self.seen, FEW):
                 raise TooManyBad(
                     f"{self.bad} of {self.seen} samples could not be read, more than data.max_bad_share "
-                    f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names "
-                    f"what is damaged"
+                    f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names what is "
+                    "damaged"
                 )
             yield batch
 
@@ -125,16 +126,13 @@ class Loader:
         Every rank gets the same number of micro-batches (ZeRO 3 needs that); at the end, rows that fill them
         up repeat a crop with an empty mask, so that sums over masked frames leave them out.
         """
-        if self._reader is None:
-            self._reader = Reader(*self._made)
-        crops = held_out(self.pinned, self.data)
+        self._reader = self._reader or Reader(*self._made)
+        crops, key = held_out(self.pinned, self.data), counter_rng.key(counter_rng.VALIDATION, 1)
         total = len(crops.row)
-        per_round = self.world * self.micro_batch
-        for first in range(0, total, per_round):
+        for first in range(0, total, self.world * self.micro_batch):
             own = first + self.rank + self.world * np.arange(self.micro_batch)
             shown, own = own < total, own % total
-            keys = counter_rng.keys(counter_rng.key(counter_rng.VALIDATION, 1), own)
-            batch = self._reader.fixed(crops, own, keys, shown)
+            batch = self._reader.fixed(crops, own, counter_rng.keys(key, own), shown)
             batch.positions = own.tolist()
             yield batch
 
@@ -147,17 +145,17 @@ class Loader:
             self._reader = None
 
     def _check_shared_memory(self) -> None:
-        """Too small a /dev/shm, as containers often have, kills workers by SIGBUS: say so before."""
+        """Too small a /dev/shm, as containers often have, kills workers by SIGBUS: it is refused before."""
+        data, bins = self.data, self.pinned.cqt_bins or 0
+        crop_bytes = data.samples * 8 + data.samples // HOP_SAMPLES * 4 * bins
+        wanted = crop_bytes * self.micro_batch * data.workers * (data.prefetch + 1)
         with contextlib.suppress(OSError):
-            bins = self.pinned.cqt_bins or 0
-            crop_bytes = self.data.samples * 8 + self.data.samples // HOP_SAMPLES * 4 * bins
-            wanted = crop_bytes * self.micro_batch * self.data.workers * (self.data.prefetch + 1)
             free = shutil.disk_usage(SHARED_MEMORY).free
             if wanted > free:
                 raise ValueError(
-                    f"data.workers is {self.data.workers} and data.prefetch {self.data.prefetch}: their "
-                    f"micro-batches take {wanted / 2**20:.0f} MiB of {SHARED_MEMORY}, {free / 2**20:.0f} MiB "
-                    "are free: lower them, or enlarge it"
+                    f"data.workers is {data.workers} and data.prefetch {data.prefetch}: their micro-batches "
+                    f"take {wanted / 2**20:.0f} MiB of {SHARED_MEMORY}, {free / 2**20:.0f} MiB are free: "
+                    "lower them, or enlarge it"
                 )
 
 
@@ -167,8 +165,7 @@ class _Stream(IterableDataset):
 
     def __init__(self, made: tuple, count: int, rank: int, world: int, state: State):
         self.made, self.count, self.state = made, count, state
-        places = np.arange(rank, state.global_batch, world)
-        self.places = np.array_split(places, count)
+        self.places = np.array_split(np.arange(rank, state.global_batch, world), count)
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -184,6 +181,10 @@ class _Stream(IterableDataset):
         finally:
             reader.tars.close()
 
+    def first_update(self) -> Iterator[Batch]:
+        with contextlib.closing(iter(self)) as batches:
+            yield from itertools.islice(batches, self.count)
+
     def _work(self, first: int, step: int, samples_per_epoch: int) -> Iterator[tuple[State, np.ndarray]]:
         state, update = self.state.settled(samples_per_epoch), 0
         for number in itertools.count(first, step):
@@ -193,26 +194,21 @@ class _Stream(IterableDataset):
 
 
 def _loading(dataset: _Stream, data: Data) -> Iterator[Batch]:
-    local = all("://" not in root for root in data.corpora)
-    options = (
-        {"prefetch_factor": data.prefetch, "multiprocessing_context": "fork" if local else "spawn"}
-        if data.workers
-        else {}
+    options = {}
+    if data.workers:  # the S3 client does not survive a fork: its workers are started afresh
+        local = all("://" not in root for root in data.corpora)
+        options = {"prefetch_factor": data.prefetch, "multiprocessing_context": "fork" if local else "spawn"}
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=data.workers,
+        collate_fn=_itself,
+        generator=torch.Generator(),  # the data loader seeds itself: the global one belongs to dropout
+        worker_init_fn=_outlive,
+        pin_memory=torch.cuda.is_available(),
+        **options,
     )
-    # A generator of its own: the data loader seeds itself from it, and the global one belongs to the model's
-    # dropout. The S3 client does not survive a fork: its workers are started afresh.
-    return iter(
-        DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=data.workers,
-            collate_fn=_itself,
-            generator=torch.Generator(),
-            worker_init_fn=_outlive,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
-    )
+    return iter(loader)
 
 
 def _outlive(worker: int) -> None:
@@ -225,21 +221,3 @@ def _outlive(worker: int) -> None:
 
 def _itself(batch: Batch) -> Batch:
     return batch
-
-
-def held_out(pinned: Pinned, data: Data) -> Crops:
-    """At most data.valid_crops crops of the held-out segments, side by side in them, drawn in turn from every
-    recording."""
-    row_V = pinned.valid_V
-    count_V = pinned.samples_R[row_V] // data.samples
-    row = np.repeat(row_V, count_V)
-    number = np.arange(len(row)) - np.repeat(np.cumsum(count_V) - count_V, count_V)
-    recording = (
-        np.unique([pinned.recording(r) for r in row_V], return_inverse=True)[1] if len(row_V) else row_V
-    )
-    chance = counter_rng.bits(np.uint64(counter_rng.key(counter_rng.VALIDATION, 0)), np.arange(len(row)))
-    by_recording = np.lexsort((chance, np.repeat(recording, count_V)))
-    owner = np.repeat(recording, count_V)[by_recording]
-    turn = np.arange(len(owner)) - np.searchsorted(owner, owner)  # first, second … crop of its recording
-    chosen = np.sort(by_recording[np.lexsort((chance[by_recording], turn))][: data.valid_crops])
-    return Crops(row[chosen], number[chosen].astype(np.int64) * data.samples)

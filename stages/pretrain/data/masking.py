@@ -2,11 +2,11 @@
 
 Letters: B clips, T model frames, S places where a span may start (T - span).
 
-The reference (F data_utils.py, compute_mask_indices) draws int(prob·T/span + u) distinct starts in
-[0, T - span) for each clip, then unmasks frames at random until every clip of the batch has as many as the
-one with the fewest, so that a clip's mask depends on its neighbours. Here the count is what those spans cover
-on average: it depends on T alone. Starts are taken one by one, in random order, until the count is reached;
-the last span is cut short where it would exceed it.
+The reference (F data_utils.py, compute_mask_indices) draws int(prob·T/span + u) distinct starts in [0, T -
+span) for each clip, then unmasks frames at random until every clip of the batch has as many as the one with
+the fewest, so that a clip's mask depends on its neighbours. Here the count is what those spans cover on
+average: it depends on T alone. Starts are taken one by one, in random order, until the count is reached; the
+last span is cut short where it would exceed it.
 """
 
 from functools import cache

@@ -1,20 +1,20 @@
 """The order of training: a pure function of (fingerprint, seed, epoch) and the shards' sizes and weights.
 
-Shards are permuted; runs of `window_shards` neighbours are windows, and samples are shuffled inside a window,
-so that a reader has few files open. Only the windows asked for are computed: any place of an epoch costs one
+Shards are permuted; runs of `window_shards` of them are windows, and samples are shuffled inside a window, so
+that a reader has few files open. Only the windows needed are computed: any place of an epoch costs one
 window.
 
 Letters: S shards, W samples of a window.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from stages.pretrain.data import counter_rng
 
-_HELD = 3  # windows kept: a global batch may reach over a border, and workers ask in turn
+_WINDOWS = 3  # kept: a global batch may reach over a border, and workers take turns
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,8 @@ class Shards:
     @property
     def samples_per_epoch(self) -> int:
         """The same in every epoch: for each corpus floor(samples · weight)."""
-        return sum(
-            int(_whole(self.samples_S[self.corpus_S == c].sum(), w)) for c, w in enumerate(self.weights)
-        )
+        samples = (self.samples_S[self.corpus_S == c].sum() for c in range(len(self.weights)))
+        return sum(int(_whole(s, w)) for s, w in zip(samples, self.weights, strict=True))
 
 
 def _whole(samples: np.ndarray | int, weight: float) -> np.ndarray:
@@ -45,22 +44,12 @@ class Epoch:
     """The order of one epoch. `take` gives any stretch of it."""
 
     def __init__(self, shards: Shards, seed: int, epoch: int):
-        self._shards = shards
-        self._key = (int(shards.fingerprint[:16], 16), seed, epoch)
-        chance_S = counter_rng.bits(
-            np.uint64(counter_rng.key(counter_rng.SHARDS, *self._key)), np.arange(len(shards.samples_S))
-        )
-        self._shuffled_S = np.argsort(chance_S, kind="stable")
+        self._shards, self._key = shards, (int(shards.fingerprint[:16], 16), seed, epoch)
+        self._shuffled_S = counter_rng.permutation(len(shards.samples_S), counter_rng.SHARDS, *self._key)
         self._count_S = self._counts()
-        ends_S = np.cumsum(self._count_S)
-        last = (
-            np.minimum(
-                np.arange(1, -(-len(ends_S) // shards.window_shards) + 1) * shards.window_shards, len(ends_S)
-            )
-            - 1
-        )
-        self._ends = ends_S[last]  # of windows, in samples
-        self._held: OrderedDict[int, np.ndarray] = OrderedDict()
+        ends_S, size = np.cumsum(self._count_S), shards.window_shards
+        self._ends = np.append(ends_S[size - 1 :: size], ends_S[-1:])  # of windows, in samples
+        self._window = lru_cache(_WINDOWS)(self._make_window)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -79,46 +68,30 @@ class Epoch:
         """int64 (count,) twice: the shard, and the number of the sample within one pass over it, at these
         positions."""
         assert first >= 0 and first + count <= len(self), f"{first} + {count} of {len(self)}"
-        parts = []
+        parts = [np.zeros(0, dtype=np.int64)]
         while count:
             window = int(np.searchsorted(self._ends, first, side="right"))
             begin = int(self._ends[window - 1]) if window else 0
-            part = self._window(window)[first - begin : first - begin + count]
-            parts.append(part)
-            first, count = first + len(part), count - len(part)
-        packed = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+            parts.append(self._window(window)[first - begin : first - begin + count])
+            first, count = first + len(parts[-1]), count - len(parts[-1])
+        packed = np.concatenate(parts)
         return packed >> 32, packed & 0xFFFFFFFF
 
-    def _window(self, window: int) -> np.ndarray:
+    def _make_window(self, window: int) -> np.ndarray:
         """int64 (W,): shard · 2**32 + number, shuffled."""
-        if window in self._held:
-            self._held.move_to_end(window)
-            return self._held[window]
-        stretch = range(
-            window * self._shards.window_shards,
-            min((window + 1) * self._shards.window_shards, len(self._shuffled_S)),
-        )
-        packed_W = np.concatenate([self._numbers(place) for place in stretch])
-        chance_W = counter_rng.bits(
-            np.uint64(counter_rng.key(counter_rng.SHUFFLE, *self._key, window)), np.arange(len(packed_W))
-        )
-        self._held[window] = packed_W[np.argsort(chance_W, kind="stable")]
-        if len(self._held) > _HELD:
-            self._held.popitem(last=False)
-        return self._held[window]
+        size = self._shards.window_shards
+        places = range(window * size, min((window + 1) * size, len(self._shuffled_S)))
+        packed_W = np.concatenate([self._numbers(place) for place in places])
+        return packed_W[counter_rng.permutation(len(packed_W), counter_rng.SHUFFLE, *self._key, window)]
 
     def _numbers(self, place: int) -> np.ndarray:
         """The samples this epoch takes of one shard: whole passes, and some of it, drawn without
         replacement."""
         shard, count = int(self._shuffled_S[place]), int(self._count_S[place])
         samples = int(self._shards.samples_S[shard])
-        if not count:
-            return np.zeros(0, dtype=np.int64)
-        passes, rest = divmod(count, samples)
-        numbers = [np.tile(np.arange(samples), passes)]
+        passes, rest = divmod(count, samples) if count else (0, 0)
+        numbers = np.tile(np.arange(samples), passes)
         if rest:
-            chance = counter_rng.bits(
-                np.uint64(counter_rng.key(counter_rng.COPIES, *self._key, shard)), np.arange(samples)
-            )
-            numbers.append(np.argsort(chance, kind="stable")[:rest])
-        return np.concatenate(numbers) | (shard << 32)
+            drawn = counter_rng.permutation(samples, counter_rng.COPIES, *self._key, shard)[:rest]
+            numbers = np.append(numbers, drawn)
+        return numbers | (shard << 32)

@@ -3,19 +3,21 @@ on a local disk."""
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from stages.pretrain.data import counter_rng, index, joining
+from stages.pretrain.data import corpora, counter_rng, index
 from stages.pretrain.data.batch import CodeColumn
+from stages.pretrain.data.corpora import Corpus
 from stages.pretrain.data.index import CqtColumn, Facts, Pinned
-from stages.pretrain.data.joining import Corpus
+from stages.pretrain.data.joining import join
 from stages.pretrain.data.settings import Data
 from stages.shards import frames
+from stages.shards.storage import Storage
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 
@@ -30,19 +32,16 @@ def pin(data: Data, previous: dict | None = None, allow: set[str] = frozenset())
     """
     before = None if previous is None or "data" in allow else Facts.from_json(previous)
     if before is not None:
-        _same_settings(before, data)
-        names = tuple(c.name for c in before.codes)
+        _check_settings(before, data)
         cqt = before.cqt.name if before.cqt and before.cqt.name != "online" else data.cqt
-        data = replace(data, codes=names, cqt=cqt)
+        data = replace(data, codes=tuple(c.name for c in before.codes), cqt=cqt)
         kept = index.load(data.cache_folder / "index" / before.fingerprint, data.corpora)
         if kept is not None:
-            _same_recordings(before, data)
+            _check_recordings(before, data)
             return kept
-    corpora = [
-        joining.find(root, data, (before.audio[i], before.shards[i]) if before else None)
-        for i, root in enumerate(data.corpora)
-    ]
-    facts, arrays = _compact(corpora, data, before.identity if before else data.identity())
+    earlier = zip(before.audio, before.shards, strict=True) if before else [None] * len(data.corpora)
+    found = [corpora.find(root, data, own) for root, own in zip(data.corpora, earlier, strict=True)]
+    facts, arrays = _joined(found, data, before.identity if before else data.identity())
     if before is not None and facts.fingerprint != before.fingerprint:
         raise ValueError(
             f"data has fingerprint {facts.fingerprint[:12]}…, this run was begun with "
@@ -56,43 +55,40 @@ def pin(data: Data, previous: dict | None = None, allow: set[str] = frozenset())
             index.store(folder, facts, arrays)
     except OSError as error:
         raise ValueError(
-            f"data.cache is {data.cache_folder}: the index cannot be written there ({error}); name a "
-            f"folder on a local disk"
+            f"data.cache is {data.cache_folder}: the index cannot be written there ({error}); name a folder "
+            "on a local disk"
         ) from None
     return Pinned(facts, folder, data.corpora)
 
 
-def _same_settings(before: Facts, data: Data) -> None:
-    now = json.loads(json.dumps(data.identity()))
+def _check_settings(before: Facts, data: Data) -> None:
     if len(data.corpora) != len(before.shards):
         raise ValueError(
             f"data.corpora names {len(data.corpora)} corpora, this run was begun with {len(before.shards)}: "
-            f"set it back, or --set resume.allow=data"
+            "set it back, or --set resume.allow=data"
         )
-    for name, value in now.items():
+    for name, value in json.loads(json.dumps(data.identity())).items():
         if before.identity.get(name) != value:
             name, was = ("passes" if name == "weights" else name), before.identity.get(name)
             remedy = "set it back, or go on with the new value by --set resume.allow=data"
             raise ValueError(f"data.{name} is {value!r}, this run was begun with {was!r}: {remedy}")
 
 
-def _same_recordings(before: Facts, data: Data) -> None:
+def _check_recordings(before: Facts, data: Data) -> None:
     """Recordings tombstoned since the run was pinned are other data, also where the rows are still in the
     cache."""
-    for i, root in enumerate(data.corpora):
+    for root, shards, digest in zip(data.corpora, before.shards, before.tombstones, strict=True):
         try:
-            seen = joining.live_digest(
-                joining.Corpus(joining.Storage(root), before.audio[i], (), None, tuple(before.shards[i]))
-            )
+            seen = corpora.live_digest(Storage(root), shards)
         except OSError as error:
             raise ValueError(
                 f"data.corpora: {root} cannot be read ({error}): give an OUT that every rank can see"
             ) from None
-        if seen != before.tombstones[i]:
+        if seen != digest:
             raise ValueError(
                 f"{root}: recordings of the pinned shards were edited, excluded or have vanished since this "
-                f"run was begun (digest {seen[:12]}…, was {before.tombstones[i][:12]}…): go on without them "
-                "by --set resume.allow=data"
+                f"run was begun (digest {seen[:12]}…, was {digest[:12]}…): go on without them by --set "
+                "resume.allow=data"
             )
 
 
@@ -104,134 +100,105 @@ def _difference(before: Facts, now: Facts) -> str:
     return "the shards were made anew with other bytes"
 
 
-def _compact(corpora: list[Corpus], data: Data, identity: dict) -> tuple[Facts, dict[str, np.ndarray]]:
-    codes, dtypes = _code_columns(corpora)
-    cqt = _cqt_column(corpora, data)
-    parts: dict[str, list[np.ndarray]] = {}
-    seen, per_shard = _Seen(), {name: [] for name in index.PER_SHARD}
-    for number, corpus in enumerate(corpora):
-        widths = [c.codebooks * np.dtype(t).itemsize for c, t in zip(codes, dtypes, strict=True)]
-        widths += [cqt.bins * np.dtype(cqt.dtype).itemsize] if corpus.cqt else []
-        place = {name: i + len(per_shard["corpus_S"]) for i, name in enumerate(corpus.shards)}
-        for batch in joining.join(corpus, data):
-            _check_bytes(corpus, batch, widths)
-            for name, values in _rows(batch, place, data, len(codes)).items():
-                parts.setdefault(name, []).append(values)
-            seen.add(batch)
+def _joined(found: list[Corpus], data: Data, identity: dict) -> tuple[Facts, dict[str, np.ndarray]]:
+    """The facts and arrays of `Pinned`."""
+    codes, dtypes = _code_columns(found)
+    audio, shards = [c.audio for c in found], [list(c.shards) for c in found]
+    facts = Facts("", identity, audio, codes, dtypes, _cqt_column(found, data), shards, [], 0, 0, {}, {}, {})
+    rows, per_shard, dropped = defaultdict(list), defaultdict(list), Counter()
+    for number, corpus in enumerate(found):
+        numbers = {name: i + len(per_shard["corpus_S"]) for i, name in enumerate(corpus.shards)}
+        for batch in join(corpus, data):
+            _check_bytes(corpus, batch, facts.labels)
+            dropped.update(filter(None, batch.column("dropped").to_pylist()))
+            for name, values in _rows(batch, numbers, data, len(codes)).items():
+                rows[name].append(values)
         for shard in corpus.shards:
             stored = corpus.records[corpus.cqt, shard].facts.get("uint8", {}) if corpus.cqt else {}
             per_shard["corpus_S"].append(number)
             per_shard["offset_S"].append(stored.get("offset", 0.0))
             per_shard["scale_S"].append(stored.get("scale", 1.0))
-    arrays = {name: np.concatenate(values) for name, values in parts.items()} if parts else {}
-    if not seen.hours["train"]:
-        why = ", ".join(f"{n} of {reason}" for reason, n in seen.dropped.items()) or "the shards are empty"
+    arrays = {name: np.concatenate(values) for name, values in rows.items()}
+    valid_R = arrays.pop("valid_R", np.zeros(0, bool))
+    counts = _counts(arrays, {"train": arrays["crops_R"] > 0, "valid": valid_R}) if arrays else {}
+    if not counts or not counts["hours"]["train"]:
+        why = ", ".join(f"{n} of {reason}" for reason, n in dropped.items()) or "the shards are empty"
         raise ValueError(
-            f"data: no segment is left to train on ({why}): loosen the filters, shorten data.crop_s, "
-            f"or label more audio"
+            f"data: no segment is left to train on ({why}): loosen the filters, shorten data.crop_s, or "
+            "label more audio"
         )
-    shards = len(per_shard["corpus_S"])
+    size = len(per_shard["corpus_S"])
     arrays["ends_R"] = np.cumsum(arrays["crops_R"], dtype=np.int64)
-    per_shard["row_S"] = np.searchsorted(arrays["shard_R"], np.arange(shards + 1))
-    per_shard["crops_S"] = np.bincount(arrays["shard_R"], arrays["crops_R"], shards)
+    per_shard["row_S"] = np.searchsorted(arrays["shard_R"], np.arange(size + 1))
+    per_shard["crops_S"] = np.bincount(arrays["shard_R"], arrays["crops_R"], size)
     arrays |= {name: np.asarray(values, dtype=index.PER_SHARD[name]) for name, values in per_shard.items()}
-    valid = arrays.pop("valid_R")
-    arrays["valid_V"] = np.flatnonzero(valid)
-    digests = [live for live in map(joining.live_digest, corpora)]
-    facts = Facts(
-        "",
-        identity,
-        [c.audio for c in corpora],
-        codes,
-        dtypes,
-        cqt,
-        [list(c.shards) for c in corpora],
-        digests,
-        seen.hours["train"],
-        seen.hours["valid"],
-        {k: len(v) for k, v in seen.recordings.items()},
-        dict(seen.segments),
-        dict(seen.dropped),
+    arrays["valid_V"] = np.flatnonzero(valid_R)
+    facts = replace(
+        facts,
+        fingerprint=_fingerprint(facts, found, arrays),
+        tombstones=[corpora.live_digest(c.storage, c.shards) for c in found],
+        hours=counts["hours"]["train"],
+        valid_hours=counts["hours"]["valid"],
+        recordings=counts["recordings"],
+        segments=counts["segments"],
+        dropped=dict(dropped),
     )
-    return replace(facts, fingerprint=_fingerprint(facts, corpora, arrays)), arrays
+    return facts, arrays
 
 
-class _Seen:
-    """Counts for people."""
-
-    def __init__(self):
-        self.dropped, self.segments = Counter(), Counter(train=0, valid=0)
-        self.hours = {"train": 0.0, "valid": 0.0}
-        self.recordings: dict[str, set[str]] = {"train": set(), "valid": set()}
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        table = pa.Table.from_batches([batch])
-        self.dropped.update(reason for reason in table["dropped"].to_pylist() if reason)
-        kept = pa.compute.is_null(table["dropped"])
-        for split, chosen in (("valid", table["valid"]), ("train", pa.compute.invert(table["valid"]))):
-            own = table.filter(pa.compute.and_(kept, chosen))
-            self.segments[split] += own.num_rows
-            self.hours[split] += (pa.compute.sum(own["samples"]).as_py() or 0) / RATE_HZ / 3600
-            self.recordings[split].update(pa.compute.unique(own["recording"]).to_pylist())
+def _counts(arrays: dict[str, np.ndarray], splits: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Segments, hours and recordings of each split, given as bool (R,)."""
+    counts: dict[str, dict[str, Any]] = defaultdict(dict)
+    recording_R = np.cumsum(arrays["start_R"] == 0)  # the rows of a recording begin with its first segment
+    for split, chosen_R in splits.items():
+        firsts = np.unique(recording_R[chosen_R], return_index=True)[1]
+        counts["segments"][split] = int(chosen_R.sum())
+        counts["hours"][split] = int(arrays["samples_R"][chosen_R].sum(dtype=np.int64)) / RATE_HZ / 3600
+        keys = arrays["key_R"][chosen_R][firsts].tolist()
+        counts["recordings"][split] = len({key.rpartition(b"-")[0] for key in keys})
+    return counts
 
 
-def _rows(batch: pa.RecordBatch, place: dict[str, int], data: Data, codes: int) -> dict[str, np.ndarray]:
+def _rows(batch: pa.RecordBatch, shards: dict[str, int], data: Data, codes: int) -> dict[str, np.ndarray]:
     """The batch as the arrays of `Pinned`, and valid_R: bool, segments held out."""
 
-    def numbers(name: str, empty: int = -1) -> np.ndarray:
-        return batch.column(name).fill_null(empty).to_numpy(zero_copy_only=False)
+    def numbers(name: str) -> np.ndarray:
+        return batch.column(name).fill_null(-1).to_numpy(zero_copy_only=False)
 
-    names = batch.column("shard").dictionary_encode()
-    shard_R = np.array([place[n] for n in names.dictionary.to_pylist()], dtype=np.int32)[
-        names.indices.to_numpy()
-    ]
-    samples_R = numbers("samples")
-    fit_R = (
-        samples_R // data.samples
-        if data.crops_per_segment is None
-        else np.full(len(samples_R), data.crops_per_segment)
-    )
+    names, size = batch.column("shard").dictionary_encode(), len(batch)
     kept_R = batch.column("dropped").is_null().to_numpy(zero_copy_only=False)
     valid_R = batch.column("valid").to_numpy(zero_copy_only=False)
-    key_R = np.array(batch.column("key").to_pylist(), dtype=bytes)
-    codes_RC = (
-        np.stack([numbers(f"at{i}") for i in range(codes)], 1) if codes else np.zeros((len(samples_R), 0))
-    )
-    cqt_R = numbers(f"at{codes}") if f"at{codes}" in batch.schema.names else np.full(len(samples_R), -1)
+    fit_R = data.crops_per_segment or numbers("samples") // data.samples
+    has_cqt = f"at{codes}" in batch.schema.names
     found = {
-        "shard_R": shard_R,
+        "shard_R": np.array([shards[n] for n in names.dictionary.to_pylist()])[names.indices.to_numpy()],
         "start_R": numbers("start"),
-        "samples_R": samples_R,
+        "samples_R": numbers("samples"),
         "audio_R": numbers("audio_at"),
         "packed_R": numbers("packed"),
-        "codes_RC": codes_RC,
-        "cqt_R": cqt_R,
+        "codes_RC": np.stack([numbers(f"at{i}") for i in range(codes)], 1) if codes else np.zeros((size, 0)),
+        "cqt_R": numbers(f"at{codes}") if has_cqt else np.full(size, -1),
         "crops_R": np.where(kept_R & ~valid_R, np.minimum(fit_R, np.iinfo(np.uint16).max), 0),
     }
-    return {name: values.astype(index.ROWS[name]) for name, values in found.items()} | {
-        "key_R": key_R,
-        "valid_R": valid_R & kept_R,
-    }
+    found = {name: values.astype(index.ROWS[name]) for name, values in found.items()}
+    return found | {"key_R": np.array(batch.column("key").to_pylist(), bytes), "valid_R": valid_R & kept_R}
 
 
-def _check_bytes(corpus: Corpus, batch: pa.RecordBatch, widths: list[int]) -> None:
+def _check_bytes(corpus: Corpus, batch: pa.RecordBatch, labels: list[tuple[str, int, np.dtype]]) -> None:
     """A member holds as many bytes as its frames have; a column's shape is the same in every shard."""
     table = pa.Table.from_batches([batch])
-    for i, (name, width) in enumerate(zip(corpus.labels, widths, strict=True)):
-        wrong = table.filter(
-            pa.compute.not_equal(table[f"bytes{i}"], pa.compute.multiply(table["frames"], width))
-        )
-        if wrong.num_rows:
+    for i, (name, values, dtype) in enumerate(labels):
+        size, width = table[f"bytes{i}"], values * dtype.itemsize
+        wrong = table.filter(pa.compute.not_equal(size, pa.compute.multiply(table["frames"], width)))
+        if len(wrong):
             row = wrong.slice(0, 1).to_pylist()[0]
-            raise ValueError(
-                f"{corpus.storage.root}: {name}/{row['shard']} has {row[f'bytes{i}']} bytes at {row['key']}, "
-                f"expected {row['frames']} frames of {width}: `overtone verify --repair`, then label again"
-            )
+            what = f"has {row[f'bytes{i}']} bytes at {row['key']}, expected {row['frames']} frames of {width}"
+            raise corpus.damaged(name, row["shard"], what)
 
 
-def _code_columns(corpora: list[Corpus]) -> tuple[tuple[CodeColumn, ...], tuple[str, ...]]:
-    first = corpora[0]
-    for other in corpora[1:]:
+def _code_columns(found: list[Corpus]) -> tuple[tuple[CodeColumn, ...], tuple[str, ...]]:
+    first = found[0]
+    for other in found[1:]:
         if other.codes != first.codes:
             raise ValueError(
                 f"data.codes: {first.storage.root} has {', '.join(first.codes)} and {other.storage.root} "
@@ -241,59 +208,53 @@ def _code_columns(corpora: list[Corpus]) -> tuple[tuple[CodeColumn, ...], tuple[
     columns, dtypes = [], []
     for name in first.codes:
         record = first.records[name, first.shards[0]]
-        said = frames.describe_codes(record.facts, record.recipe)
-        dtype, width = next(
-            filter(None, (joining.label_bytes(c, name) for c in corpora)), ("uint16", said.codebooks)
-        )
-        if width != said.codebooks or said.hop_samples != HOP_SAMPLES or np.dtype(dtype).kind != "u":
+        own = frames.describe_codes(record.facts, record.recipe)
+        dtype, width = corpora.stored_form(found, name, ("uint16", own.codebooks))
+        if width != own.codebooks or own.hop_samples != HOP_SAMPLES or np.dtype(dtype).kind != "u":
             raise ValueError(
-                f"{first.storage.root}: {name} has {width} {dtype} codes every {said.hop_samples} "
-                f"samples, expected "
-                f"{said.codebooks} unsigned ones every {HOP_SAMPLES}, as its record says: label it again"
+                f"{first.storage.root}: {name} has {width} {dtype} codes every {own.hop_samples} samples, "
+                f"expected {own.codebooks} unsigned ones every {HOP_SAMPLES}, as in its record: label it "
+                "again"
             )
-        columns.append(CodeColumn(name, said.codebooks, said.size, said.hop_samples))
+        columns.append(CodeColumn(name, own.codebooks, own.size, own.hop_samples))
         dtypes.append(dtype)
     return tuple(columns), tuple(dtypes)
 
 
-def _cqt_column(corpora: list[Corpus], data: Data) -> CqtColumn | None:
-    first = corpora[0]
+def _cqt_column(found: list[Corpus], data: Data) -> CqtColumn | None:
     if data.cqt == "none":
         return None
-    from stages.signal.cqt import CqtSpec  # torch and nnAudio's facts, where they are needed
-
     if data.cqt == "online":
+        from stages.signal.cqt import CqtSpec  # torch and nnAudio's facts, where they are needed
+
         spec = CqtSpec()
         return CqtColumn("online", spec.bins, context_samples=spec.context_samples, dtype="")
-    for other in corpora[1:]:
+    first = found[0]
+    for other in found[1:]:
         if other.cqt != first.cqt:
             raise ValueError(
                 f"data.cqt: {first.storage.root} has {first.cqt} and {other.storage.root} {other.cqt}: label "
                 "both with one recipe.cqt, or set data.cqt to online or none"
             )
     record = first.records[first.cqt, first.shards[0]]
-    dtype, bins = next(
-        filter(None, (joining.label_bytes(c, c.cqt) for c in corpora)), ("float16", record.recipe["bins"])
-    )
+    dtype, bins = corpora.stored_form(found, first.cqt, ("float16", record.recipe["bins"]))
     known: dict[str, Any] = {"magnitude": "linear"} | record.recipe | record.facts
     return CqtColumn(first.cqt, bins, known["magnitude"], dtype, known["fmin_hz"], known["bins_per_octave"])
 
 
-def _fingerprint(facts: Facts, corpora: list[Corpus], arrays: dict[str, np.ndarray]) -> str:
+def _fingerprint(facts: Facts, found: list[Corpus], arrays: dict[str, np.ndarray]) -> str:
     """sha256 of what decides the samples and their order: settings, the tars' bytes and the rows drawn; not
-    where they lie."""
-    digest = hashlib.sha256()
-    tars = [[[c.records[name, shard].sha256 for name in c.columns] for shard in c.shards] for c in corpora]
-    said = {
+    where they are."""
+    deciding = {
         "identity": facts.identity,
-        "columns": [c.columns for c in corpora],
+        "columns": [c.columns for c in found],
         "shards": facts.shards,
-        "tars": tars,
+        "tars": [[[c.records[name, s].sha256 for name in c.columns] for s in c.shards] for c in found],
         "codes": [asdict(c) for c in facts.codes],
         "cqt": asdict(facts.cqt) if facts.cqt else None,
         "draws": counter_rng.VERSION,
     }
-    digest.update(json.dumps(said, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
     for name in ("crops_R", "samples_R", "valid_V"):
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()

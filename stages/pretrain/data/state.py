@@ -4,11 +4,9 @@ comes next."""
 import json
 from dataclasses import asdict, dataclass, replace
 
-_NAMES = {
-    "fingerprint": ("data", "the data"),
-    "seed": ("seed", "the seed"),
-    "global_batch": ("global_batch", "the global batch"),
-}
+import numpy as np
+
+from stages.pretrain.data import counter_rng
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,11 @@ class State:
                 f"the saved place in the data cannot be read ({error!r}): restore another checkpoint"
             ) from None
 
+    def keys(self, purpose: int, places_B: np.ndarray) -> np.ndarray:
+        """uint64 (B,): random keys of the samples at these places of the global batch, for one purpose."""
+        key = counter_rng.key(purpose, self.seed, self.epoch)
+        return counter_rng.keys(key, self.consumed + places_B)
+
     def advanced(self, samples_per_epoch: int) -> "State":
         """The place one update further."""
         return replace(self._moved(samples_per_epoch), update=self.update + 1)
@@ -64,19 +67,22 @@ class State:
         return replace(here, consumed=here.consumed + here.global_batch).settled(samples_per_epoch)
 
     def skip(self, updates: int, samples_per_epoch: int) -> "State":
-        """Past the data of the next `updates` updates, which are noted as skipped; the count of updates
-        stays."""
+        """Past the data of the next `updates` updates, noted as skipped; the count of updates stays."""
         state = self
         for _ in range(updates):
             state = state.settled(samples_per_epoch)
-            gone = (state.epoch, state.consumed, state.global_batch)
-            state = state._moved(samples_per_epoch)
-            last = state.skipped[-1] if state.skipped else None
-            if last and last[0] == gone[0] and last[1] + last[2] == gone[1]:
-                ranges = (*state.skipped[:-1], (last[0], last[1], last[2] + gone[2]))
-            else:
-                ranges = (*state.skipped, gone)
-            state = replace(state, skipped=ranges)
+            epoch, first, samples = state.epoch, state.consumed, state.global_batch
+            ranges = state.skipped
+            if ranges and ranges[-1][0] == epoch and sum(ranges[-1][1:]) == first:
+                first, samples, ranges = ranges[-1][1], ranges[-1][2] + samples, ranges[:-1]
+            state = replace(state._moved(samples_per_epoch), skipped=(*ranges, (epoch, first, samples)))
+        return state
+
+    def skip_to(self, place: "State", samples_per_epoch: int) -> "State":
+        """Past all data before `place`, as `skip`."""
+        state = self
+        while (state.epoch, state.consumed) != (place.epoch, place.consumed):
+            state = state.skip(1, samples_per_epoch)
         return state
 
     def resumed(
@@ -89,11 +95,12 @@ class State:
         now = {"fingerprint": fingerprint, "seed": seed, "global_batch": global_batch}
         changed = {name for name, value in now.items() if getattr(self, name) != value}
         for name in sorted(changed):
-            allowed, what = _NAMES[name]
+            allowed = "data" if name == "fingerprint" else name
             if allowed not in allow:
                 raise ValueError(
-                    f"{name} is {now[name]}, this run was begun with {getattr(self, name)}: restore {what}, "
-                    f"start another run (run.name), or go on with --set resume.allow={allowed}"
+                    f"{name} is {now[name]}, this run was begun with {getattr(self, name)}: restore the "
+                    f"{allowed.replace('_', ' ')}, start another run (run.name), or go on with --set "
+                    f"resume.allow={allowed}"
                 )
         state = replace(self, **now)
         if changed & {"fingerprint", "seed"}:

@@ -29,17 +29,12 @@ class Tars:
     """One process's reader. Columns are numbered: audio, the code columns, the constant-Q column."""
 
     def __init__(self, pinned: Pinned, cache_folder: Path, cache_gb: float):
-        facts = pinned.facts
-        labels = [c.name for c in facts.codes] + (
-            [facts.cqt.name] if facts.cqt and facts.cqt.name != "online" else []
-        )
-        self._names = [[audio, *labels] for audio in facts.audio]
+        labels = [name for name, *_ in pinned.facts.labels]
+        self._names = [[audio, *labels] for audio in pinned.facts.audio]
         self._shards, self._corpus_S = pinned.shard_names, pinned.corpus_S
         self._storages = [Storage(root) for root in pinned.corpora]
-        folder = cache_folder / "blocks" / pinned.fingerprint[:16]
-        self._blocks = [
-            None if s.is_local else Blocks(s, folder, int(cache_gb * 2**30)) for s in self._storages
-        ]
+        folder, limit = cache_folder / "blocks" / pinned.fingerprint[:16], int(cache_gb * 2**30)
+        self._blocks = [None if s.is_local else Blocks(s, folder, limit) for s in self._storages]
         self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
 
     def _file(self, column: int, shard: int) -> tuple[int, str]:
@@ -50,47 +45,40 @@ class Tars:
         """Fill `out` with the wanted bytes. Raises OSError when they cannot be read, EOFError when the file
         ends before."""
         column, shard, at, size = want
+        corpus, name = self._file(column, shard)
         for attempt in range(TRIES):
             try:
-                corpus = int(self._corpus_S[shard])
                 if self._blocks[corpus]:
-                    self._blocks[corpus].read(self._file(column, shard)[1], at, out)
+                    self._blocks[corpus].read(name, at, out)
                 elif (got := os.preadv(self._descriptor(column, shard), [out], at)) != size:
-                    raise EOFError(
-                        f"{self._file(column, shard)[1]} ends after {at + got} bytes, {at + size} "
-                        f"were expected"
-                    )
+                    raise EOFError(f"{name} ends after {at + got} bytes, {at + size} were expected")
                 return
             except OSError:
-                self._forget(column, shard)
+                # a file handle of a network disk may be stale: the next try opens the file again
+                if (column, shard) in self._open:
+                    os.close(self._open.pop((column, shard)))
                 if attempt == TRIES - 1:
                     raise
 
     def ahead(self, wants: list[Want]) -> None:
-        """Have these bytes fetched meanwhile. A hint: what fails is met again, and told, by `read`."""
+        """Have these bytes fetched meanwhile. A hint: what fails, fails again in `read`, which raises."""
         for column, shard, at, size in wants:
-            blocks = self._blocks[int(self._corpus_S[shard])]
+            corpus, name = self._file(column, shard)
             with contextlib.suppress(OSError):
-                if blocks:
-                    blocks.ahead(self._file(column, shard)[1], at, size)
+                if self._blocks[corpus]:
+                    self._blocks[corpus].ahead(name, at, size)
                 else:
                     os.posix_fadvise(self._descriptor(column, shard), at, size, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, column: int, shard: int) -> int:
         place = (column, shard)
-        if place in self._open:
-            self._open.move_to_end(place)
-            return self._open[place]
-        corpus, name = self._file(column, shard)
-        self._open[place] = os.open(self._storages[corpus].path(name), os.O_RDONLY)
-        if len(self._open) > OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
+        if place not in self._open:
+            corpus, name = self._file(column, shard)
+            self._open[place] = os.open(self._storages[corpus].path(name), os.O_RDONLY)
+            if len(self._open) > OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        self._open.move_to_end(place)
         return self._open[place]
-
-    def _forget(self, column: int, shard: int) -> None:
-        """A file handle of a network disk may be stale: the next try opens the file again."""
-        if (column, shard) in self._open:
-            os.close(self._open.pop((column, shard)))
 
     def close(self) -> None:
         while self._open:
@@ -100,8 +88,8 @@ class Tars:
 
 
 class Blocks:
-    """Ranges of one object store's files, in blocks of 1 MiB kept below `folder`; the oldest go when the
-    limit is reached.
+    """Ranges of one object store's files, in blocks of 1 MiB kept below `folder`; the oldest are deleted when
+    the limit is reached.
 
     The folder is shared by all processes of a node: a block appears whole, and may vanish between two reads.
     """

@@ -19,6 +19,11 @@ def working_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
+def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to a run's precision; off for fp32."""
+    return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+
+
 class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))

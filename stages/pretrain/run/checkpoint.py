@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.fs as pafs
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -47,15 +48,15 @@ class Checkpoints:
             self.finish()
             moments = {n: tensors.pop(n) for n in list(tensors) if n.partition(".")[0] in MOMENTS}
             rng = {f"{kind}.{rank}": tensor for rank, own in enumerate(rngs) for kind, tensor in own.items()}
-            state = state | {"steps": engine.steps, "scale": engine.scale.to_json(), "world": self.world.size}
             parts = {"model": tensors, "optimizer": moments, "rng": rng}
-            self._writing = self._pool.submit(self._write, name, parts, state)
+            own = {"steps": engine.steps, "scale": engine.loss_scale.to_json(), "world": self.world.size}
+            self._writing = self._pool.submit(self._write, name, parts, state | own)
             if wait:
                 self.finish()
         return name
 
     def finish(self) -> None:
-        """Wait for the checkpoint being written; raises what went wrong with it."""
+        """Wait for the checkpoint being written; raises OSError when that failed."""
         writing, self._writing = self._writing, None
         try:
             if writing:
@@ -64,36 +65,34 @@ class Checkpoints:
             raise OSError(f"checkpoint at {self.storage.root} could not be written: {error}") from error
 
     def _write(self, name: str, parts: dict[str, dict], state: dict[str, Any]) -> None:
-        local = self.storage.is_local
+        storage, local = self.storage, self.storage.is_local
         folder = f"{ATTEMPT}{name}" if local else name
         # of the same update, from before a restart: not complete while it is replaced
-        self.storage.delete(f"{name}/state.json")
+        storage.delete(f"{name}/state.json")
         if local:
-            shutil.rmtree(self.storage.path(folder), ignore_errors=True)
+            shutil.rmtree(storage.path(folder), ignore_errors=True)
         digests = {}
         for part in FILES:
             data = save(parts[part])
             digests[f"{part}.safetensors"] = hashlib.sha256(data).hexdigest()
-            self.storage.write(f"{folder}/{part}.safetensors", data)
-        self.storage.write(
-            f"{folder}/state.json", json.dumps(state | {"sha256": digests}, indent=1).encode() + b"\n"
-        )
+            storage.write(f"{folder}/{part}.safetensors", data)
+        text = json.dumps(state | {"sha256": digests}, indent=1) + "\n"
+        storage.write(f"{folder}/state.json", text.encode())
         if local:
-            place = Path(self.storage.path(name))
+            place = Path(storage.path(name))
             shutil.rmtree(place, ignore_errors=True)
-            os.rename(self.storage.path(folder), place)
+            os.rename(storage.path(folder), place)
             fsync(place.parent)
-        self.storage.write("latest", name.encode() + b"\n")
+        storage.write("latest", name.encode() + b"\n")
         if state.get("best_update") == state["update"]:
-            self.storage.write("best", name.encode() + b"\n")
-        self._forget()
+            storage.write("best", name.encode() + b"\n")
+        self._delete_old()
 
-    def _forget(self) -> None:
-        names = self.names()
+    def _delete_old(self) -> None:
         best = self.storage.read("best").decode().strip() if self.storage.exists("best") else None
-        for name in names[: -self.keep]:
+        for name in self.names()[: -self.keep]:
             if name != best:
-                self.storage.delete(f"{name}/state.json")  # first: without it the rest is nobody's
+                self.storage.delete(f"{name}/state.json")  # first: without it the rest does not count
                 for part in FILES:
                     self.storage.delete(f"{name}/{part}.safetensors")
                 if self.storage.is_local:
@@ -101,16 +100,13 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """Complete checkpoints, oldest first."""
-        import pyarrow.fs as pafs
-
-        found = self.storage.fs.get_file_info(
-            pafs.FileSelector(self.storage.base, allow_not_found=True, recursive=True)
-        )
-        folders = [Path(i.path).parent.name for i in found if i.base_name == "state.json"]
-        return sorted(n for n in folders if n.startswith("u"))
+        selector = pafs.FileSelector(self.storage.base, allow_not_found=True, recursive=True)
+        files = self.storage.fs.get_file_info(selector)
+        folders = [Path(file.path).parent.name for file in files if file.base_name == "state.json"]
+        return sorted(name for name in folders if name.startswith("u"))
 
     def newest(self) -> str | None:
-        """The newest complete checkpoint; one that died between its own name and `latest` counts."""
+        """The newest complete checkpoint, also when writing ended between its own name and `latest`."""
         names = self.world.on_rank_0(self.names)
         return names[-1] if names else None
 
@@ -119,23 +115,32 @@ class Checkpoints:
 
         Raises ValueError for a damaged file, or one of another model.
         """
-        state = self.world.on_rank_0(self.state, name)
+        state = self.state(name)
         tensors = self._read(name, "model", state) | self._read(name, "optimizer", state)
-        self._check(engine, tensors, name)
+        for n, parameter in engine.model.named_parameters():
+            own = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            seen = tuple(tensors[n].shape) if n in tensors else None
+            if seen != own:
+                where = self.storage.path(name)
+                raise ValueError(
+                    f"checkpoint {where}: {n} is {seen}, this model's is {own}: the model changed"
+                )
         engine.restore(tensors, state["steps"])
-        engine.scale.from_json(state["scale"])
-        if state["world"] == self.world.size:  # otherwise the seeding of the start stands
+        engine.loss_scale.from_json(state["scale"])
+        if state["world"] == self.world.size:  # otherwise the generators stay as they were seeded
             _set_generators(self._read(name, "rng", state), self.world)
         return state
 
     def state(self, name: str) -> dict[str, Any]:
+        """What `save` was given, on every rank. ValueError when it cannot be read."""
+        return self.world.on_rank_0(self._state, name)
+
+    def _state(self, name: str) -> dict[str, Any]:
+        file = f"{name}/state.json"
         try:
-            return json.loads(self.storage.read(f"{name}/state.json"))
+            return json.loads(self.storage.read(file))
         except (ValueError, OSError) as error:
-            raise ValueError(
-                f"checkpoint {self.storage.path(name)}/state.json: {error}; remove the folder {name} to go "
-                "on from the one before"
-            ) from None
+            raise self._unreadable(file, error) from None
 
     def _read(self, name: str, part: str, state: dict[str, Any]) -> dict[str, torch.Tensor]:
         file = f"{name}/{part}.safetensors"
@@ -145,20 +150,14 @@ class Checkpoints:
                 raise ValueError("its sha256 is not the one noted in state.json")
             return load(data)
         except (ValueError, OSError, SafetensorError) as error:
-            raise ValueError(
-                f"checkpoint {self.storage.path(file)}: {error}; remove the folder {name} to go on "
-                f"from the one before"
-            ) from None
+            raise self._unreadable(file, error) from None
 
-    def _check(self, engine: Engine, tensors: dict[str, torch.Tensor], name: str) -> None:
-        own = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in engine.model.named_parameters()}
-        for n, shape in own.items():
-            seen = tuple(tensors[n].shape) if n in tensors else None
-            if seen != shape:
-                raise ValueError(
-                    f"checkpoint {self.storage.path(name)}: {n} is {seen}, this model's is {shape}: "
-                    f"the model changed"
-                )
+    def _unreadable(self, file: str, error: Exception) -> ValueError:
+        folder = file.partition("/")[0]
+        return ValueError(
+            f"checkpoint {self.storage.path(file)}: {error}; remove the folder {folder} to go on from the "
+            "one before"
+        )
 
 
 def _generators(world: World) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.pretrain.data.batch import Batch, CodeColumn
+from stages.pretrain.model.layers import autocast
 from stages.pretrain.model.mert import MaskedFrames, Mert
 from stages.pretrain.run import metrics
 from stages.signal.rates import HOP_SAMPLES
@@ -23,11 +24,10 @@ RIDGE = 0.1
 
 
 class CqtStart:
-    """Sums over the masked frames of the batches that go through `add`; `head` is what they say.
+    """Sums over the masked frames of the batches given to `add`; `head` is made of them.
 
     default: nothing is summed, the head stays as it is; mean: its bias becomes each bin's mean; fit: weight
-    and bias become the ridge regression of what the head is to predict on the model's hidden states, without
-    dropout.
+    and bias become the ridge regression of the head's targets on the model's hidden states, without dropout.
     """
 
     def __init__(self, model: Mert, how: str, dtype: torch.dtype):
@@ -38,16 +38,15 @@ class CqtStart:
     @torch.no_grad()
     def add(self, batch: Batch) -> Batch:
         """The batch itself."""
-        if self.how == "fit" and self.model.cqt_head and batch.cqt_BLF is not None:
-            training, kind = self.model.training, batch.wave_BN.device.type
-            self.model.eval()
-            with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
-                _, hidden_BTD = self.model.encode(batch.wave_BN, batch.mask_BT)
-            self.model.train(training)
+        model, cqt_BLF = self.model, batch.cqt_BLF
+        if self.how == "fit" and model.cqt_head and cqt_BLF is not None:
+            training = model.training
+            model.eval()
+            with autocast(batch.wave_BN.device.type, self.dtype):
+                _, hidden_BTD = model.encode(batch.wave_BN, batch.mask_BT)
+            model.train(training)
             masked = MaskedFrames.of(batch.mask_BT)
-            target_SF = self.model.cqt_head.target(
-                masked.labels("cqt_BLF", batch.cqt_BLF, HOP_SAMPLES)
-            ).double()
+            target_SF = model.cqt_head.target(masked.labels("cqt_BLF", cqt_BLF, HOP_SAMPLES)).double()
             x_SD = hidden_BTD[masked.clip_S, masked.frame_S].double()
             x_SD = torch.cat([x_SD, torch.ones_like(x_SD[:, :1])], 1)
             self._moments = self._moments + x_SD.T @ x_SD
@@ -59,22 +58,20 @@ class CqtStart:
         over the same crops."""
         if self.how != "fit" or mean_F is None:
             return None, mean_F if self.how == "mean" else None
-        moments, cross = self._moments / self._moments[-1, -1], self._cross / self._moments[-1, -1]
+        frames = self._moments[-1, -1]
+        moments, cross = self._moments / frames, self._cross / frames
         mean_D, bin_mean_F = moments[-1, :-1], cross[-1]
         covariance_DD = moments[:-1, :-1] - torch.outer(mean_D, mean_D)
         ridge_D = torch.full_like(mean_D, RIDGE * covariance_DD.diagonal().mean())
-        weight_DF = torch.linalg.solve(
-            covariance_DD + torch.diag(ridge_D), cross[:-1] - torch.outer(mean_D, bin_mean_F)
-        )
+        cross_DF = cross[:-1] - torch.outer(mean_D, bin_mean_F)
+        weight_DF = torch.linalg.solve(covariance_DD + torch.diag(ridge_D), cross_DF)
         return weight_DF.T.float().cpu(), (bin_mean_F - mean_D @ weight_DF).float().cpu()
 
 
 def baselines_and_start(
     model: Mert, batches: Iterable[Batch], codes: tuple[CodeColumn, ...], how: str, dtype: torch.dtype
 ) -> tuple[metrics.Baselines, tuple[Tensor | None, Tensor | None]]:
-    """The baselines of these training crops, and the CQT head's start as `how` says."""
-    start = CqtStart(model, how, dtype)
-    baselines = metrics.counted(
-        map(start.add, batches), codes, model.cqt_head.target if model.cqt_head else None
-    )
+    """The baselines of these training crops, and the CQT head's start by `how`."""
+    start, target = CqtStart(model, how, dtype), model.cqt_head.target if model.cqt_head else None
+    baselines = metrics.counted(map(start.add, batches), codes, target)
     return baselines, start.head(baselines.cqt_mean_F)

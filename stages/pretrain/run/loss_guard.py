@@ -1,5 +1,5 @@
-"""What happens to an update whose loss jumps or is not finite: skipped, counted, and acted upon when they
-come in a row."""
+"""What happens to an update whose loss jumps or is not finite: it is skipped and counted; several in a row
+stop the run or restore a checkpoint."""
 
 import math
 from collections import deque
@@ -16,39 +16,33 @@ class LossGuard:
         self.history: deque[float] = deque(history, maxlen=guard.window)
 
     def bad(self, loss: float) -> bool:
-        """Whether an update of this mean loss is to be skipped."""
+        """Whether to skip an update of this mean loss."""
         if not math.isfinite(loss):
             return True
-        full = len(self.history) == self.guard.window
-        return (
-            bool(self.guard.spike)
-            and full
-            and loss > self.guard.spike * sum(self.history) / len(self.history)
-        )
+        spike, history = self.guard.spike, self.history
+        return bool(spike and len(history) == history.maxlen and loss > spike * sum(history) / len(history))
 
-    def note(self, loss: float, skipped: bool, scaled: bool) -> bool:
+    def note(self, loss: float, skipped: bool, overflow: bool) -> bool:
         """After an update; True when `guard.in_a_row` bad ones came together.
 
-        `scaled`: fp16 found an overflow, which halves the loss scale and is no sign of trouble by itself.
+        `overflow`: of fp16, which halves the loss scale and is no sign of trouble by itself.
         """
         if not skipped:
             self.history.append(loss)
             self.in_a_row = 0
             return False
         self.skipped += 1
-        if scaled:
-            return False
-        self.in_a_row += 1
-        return self.in_a_row >= self.guard.in_a_row
+        self.in_a_row += not overflow
+        return not overflow and self.in_a_row >= self.guard.in_a_row
 
     def to_json(self) -> dict:
         return {"history": list(self.history), "in_a_row": self.in_a_row, "skipped": self.skipped}
 
 
-def given_up(guard: Guard, reached: int, tried: str | None, metrics: Path) -> ValueError:
-    """What to say when there is nothing left to try at update `reached`."""
+def given_up(guard: Guard, update: int, tried: str | None, metrics: Path) -> ValueError:
+    """The error that ends a run at update `update`, when there is nothing left to try."""
     tried = tried or "there is no checkpoint to go back to, or guard.then is stop"
     return ValueError(
-        f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update "
-        f"{reached}; {tried}: lower optim.lr, and see {metrics}"
+        f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update {update}; "
+        f"{tried}: lower optim.lr, and see {metrics}"
     )

@@ -16,10 +16,9 @@ class LossScale:
         if not self.enabled:
             self.value = 1.0
 
-    def update(self, applied: bool, judged: bool) -> None:
-        """After an update: `applied` or skipped; `judged` when it was skipped for its loss, not for an
-        overflow."""
-        if not self.enabled or judged:
+    def update(self, applied: bool, bad_loss: bool) -> None:
+        """After an update, applied or not; `bad_loss`: it was skipped for its loss, not for an overflow."""
+        if not self.enabled or bad_loss:
             return
         self.good = self.good + 1 if applied else 0
         if not applied:

@@ -1,4 +1,4 @@
-"""Adam over named parameters, with a rate of its own for the CQT head."""
+"""Adam over named parameters, with a learning rate of its own for the CQT head."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from stages.pretrain.run.settings import Optim
 
 
 class Adam(torch.optim.AdamW):
-    """AdamW with decoupled decay over named parameters, whose next step can be left out."""
+    """AdamW with decoupled decay over named parameters; `skip` leaves its next step out."""
 
     skip = False
 
@@ -17,17 +17,12 @@ class Adam(torch.optim.AdamW):
         for name, parameter in named:
             (head if name.startswith("cqt_head.") and optim.cqt_head_lr_scale != 1 else own).append(parameter)
         groups = [{"params": own, "share": 1.0}, {"params": head, "share": optim.cqt_head_lr_scale}]
-        super().__init__(
-            [group for group in groups if group["params"]],
-            lr=optim.lr,
-            betas=tuple(optim.betas),
-            eps=optim.epsilon,
-            weight_decay=optim.weight_decay,
-        )
+        options = {"betas": tuple(optim.betas), "eps": optim.epsilon, "weight_decay": optim.weight_decay}
+        super().__init__([group for group in groups if group["params"]], lr=optim.lr, **options)
 
-    def set_lr(self, rate: float) -> None:
+    def set_lr(self, lr: float) -> None:
         for group in self.param_groups:
-            group["lr"] = rate * group["share"]
+            group["lr"] = lr * group["share"]
 
     def step(self, closure=None):
         if not self.skip:

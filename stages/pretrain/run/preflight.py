@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.model.layers import autocast
 from stages.pretrain.run.world import World
 from stages.signal.rates import RATE_HZ
 
@@ -19,40 +20,39 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     best, began = float("inf"), time.monotonic()
     while time.monotonic() - began < SECONDS or best == float("inf"):
-        _wait(device)
+        _synchronize(device)
         start = time.perf_counter()
         a @ b
-        _wait(device)
+        _synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def try_largest(model: nn.Module, batch: Batch, dtype: torch.dtype, world: World, copies: float) -> None:
-    """One forward and backward pass of a full micro-batch, before the first update; gradients are thrown
-    away.
+def check_memory(model: nn.Module, batch: Batch, dtype: torch.dtype, world: World, copies: float) -> None:
+    """One forward and backward pass of a full micro-batch, before the first update; its gradients are
+    dropped.
 
     `copies`: fp32 copies of the weights that the optimiser will add on this rank. Raises ValueError that says
     what to lower when memory does not suffice.
     """
     extra = int(copies * 4 * sum(p.numel() for p in model.parameters()))
-    device = world.device
+    device, cpu = world.device, world.device.type == "cpu"
     try:
-        held = torch.empty(extra, dtype=torch.uint8, device=device) if device.type == "cuda" else None
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        reserved = None if cpu else torch.empty(extra, dtype=torch.uint8, device=device)
+        with autocast(device.type, dtype):
             loss = model(batch.wave_BN, batch.mask_BT, batch.codes, batch.cqt_BLF)["loss"]
         loss.backward()
-        del held
-        free = psutil.virtual_memory().available if device.type == "cpu" else None
-        if free is not None and free < extra:
+        del reserved
+        if cpu and (free := psutil.virtual_memory().available) < extra:
             raise torch.OutOfMemoryError(
                 f"the optimiser needs {extra / 2**30:.1f} GiB more, {free / 2**30:.1f} are free"
             )
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
             raise
         clips, samples = batch.wave_BN.shape

@@ -5,6 +5,7 @@ RUN/config.yaml  data.json  metrics.jsonl  curves.png  checkpoints/  tensorboard
 
 import fcntl
 import json
+import math
 import os
 import socket
 import time
@@ -38,14 +39,13 @@ class RunDir:
             raise ValueError(f"run.dir: RUN {self.path} cannot be written: {error.strerror}") from None
         deadline = time.monotonic() + LOCK_S
         while not self._locked():
-            if time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
-            self._lock.seek(0)
-            raise ValueError(
-                f"another training run ({self._lock.read().strip() or 'unknown'}) works on {self.path}: "
-                f"wait for it, stop it, or choose another run.name"
-            )
+            if time.monotonic() >= deadline:
+                self._lock.seek(0)
+                raise ValueError(
+                    f"another training run ({self._lock.read().strip() or 'unknown'}) works on {self.path}: "
+                    "wait for it, stop it, or choose another run.name"
+                )
+            time.sleep(0.2)
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
@@ -58,55 +58,49 @@ class RunDir:
         return True
 
     def _check_visible(self) -> None:
-        name = self.world.broadcast(f".probe-{uuid.uuid4().hex}" if self.world.is_rank_0 else None)
+        probe = self.path / self.world.broadcast(f".probe-{uuid.uuid4().hex}")
         if self.world.is_rank_0:
-            (self.path / name).write_text("seen")
+            probe.write_text("seen")
         self.world.barrier()
-        blind = [
-            host
-            for host, sees in self.world.gather((socket.gethostname(), (self.path / name).exists()))
-            if not sees
-        ]
+        seen = self.world.gather((socket.gethostname(), probe.exists()))
         self.world.barrier()
         if self.world.is_rank_0:
-            (self.path / name).unlink()
-        if blind:
+            probe.unlink()
+        if blind := [host for host, sees in seen if not sees]:
             raise ValueError(
-                f"run.dir: RUN {self.path} is not visible on {blind[0]}: it must lie on storage that "
-                f"every rank shares"
+                f"run.dir: RUN {self.path} is not visible on {blind[0]}: it must be on storage that every "
+                "rank shares"
             )
 
     def previous(self) -> dict[str, Any] | None:
         """data.json of an earlier start; None for a new run. ValueError if the run was another one."""
+        path = self.path / "data.json"
         try:
-            before = json.loads((self.path / "data.json").read_text())
+            before = json.loads(path.read_text())
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise ValueError(
-                f"{self.path / 'data.json'} cannot be read ({error}): restore it, or choose another run.name"
+                f"{path} cannot be read ({error}): restore it, or choose another run.name"
             ) from None
-        check_same(
-            before["started_with"],
-            json.loads(json.dumps(identity(self.config))),
-            self.config.resume.allow,
-            str(self.path),
-        )
+        now = json.loads(json.dumps(identity(self.config)))
+        check_same(before["started_with"], now, self.config.resume.allow, str(self.path))
         return before
 
     def write_start(self, data: dict[str, Any]) -> None:
         """config.yaml and data.json, each whole or not at all."""
-        _replace(self.path / "config.yaml", yaml.safe_dump(_plain(asdict(self.config)), sort_keys=False))
-        _replace(
-            self.path / "data.json",
-            json.dumps(data | {"started_with": identity(self.config)}, indent=1) + "\n",
-        )
+        if not self.world.is_rank_0:
+            return
+        plain = json.loads(json.dumps(asdict(self.config)))
+        _replace(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+        data = data | {"started_with": identity(self.config)}
+        _replace(self.path / "data.json", json.dumps(data, indent=1) + "\n")
 
     def cut_metrics(self, update: int) -> None:
-        """Drop what was measured after the restored checkpoint (`update` updates were done), and half a
-        line."""
+        """Drop what was measured after the restored checkpoint (`update` updates were done), and a line cut
+        short."""
         path = self.path / "metrics.jsonl"
-        if path.exists():
+        if self.world.is_rank_0 and path.exists():
             lines = [line for line in path.read_text().splitlines() if _keeps(line, update)]
             _replace(path, "".join(line + "\n" for line in lines))
 
@@ -131,15 +125,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     if isinstance(value, float):
-        # a time keeps its milliseconds
-        return float(f"{value:.13g}") if value == value and abs(value) != float("inf") else None
+        return float(f"{value:.13g}") if math.isfinite(value) else None  # a time keeps its milliseconds
     return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _replace(path: Path, text: str) -> None:

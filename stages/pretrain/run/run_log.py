@@ -7,12 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages.pretrain.config import Config
 from stages.pretrain.data.index import Pinned
+from stages.pretrain.data.state import State
 from stages.pretrain.model.mert import Mert
 from stages.pretrain.run import display, metrics
-from stages.pretrain.run.engine import Updated
 from stages.pretrain.run.run_dir import RunDir
 from stages.pretrain.run.world import World
 from stages.signal.rates import RATE_HZ
@@ -23,7 +24,7 @@ class RunLog:
 
     def __init__(self, config: Config, world: World, run_dir: RunDir, say: Callable[[str], None]):
         self.config, self.world, self.run_dir = config, world, run_dir
-        self._say, self._boards, self._took_s = say, None, 0.0
+        self._say, self._boards, self._mean_s = say, None, 0.0
 
     def say(self, text: str) -> None:
         """A line for people, also in RUN/run.log."""
@@ -35,73 +36,50 @@ class RunLog:
     def start(
         self, model: Mert, pinned: Pinned, update: int, micro_batches: int, peak: float, restored: str | None
     ) -> None:
-        """The first words of a run, and its `start` line."""
-        self.peak, self.flops = peak, model.flops(self.config.data.samples)
+        """The first lines of a run, and its `start` row. `micro_batches` of one rank, `peak` FLOP/s of it."""
+        config, world, path = self.config, self.world, self.run_dir.path
+        self._peak, self._micro_batches = peak * world.size, micro_batches * world.size
+        self._crop_flops, self._crop_s = model.flops(config.data.samples), config.data.samples / RATE_HZ
         sizes = model.parts()
+        parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in sizes.items())
+        self.say(f"model {sum(sizes.values()) / 1e6:.2f}M parameters: {parts}")
         self.say(
-            f"model {sum(sizes.values()) / 1e6:.2f}M parameters: "
-            + ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in sizes.items())
+            f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, "
+            f"{config.engine.precision}, ZeRO {config.engine.zero_stage}, {torch.get_num_threads()} threads, "
+            f"{micro_batches} micro-batches of {config.engine.micro_batch} crops of {self._crop_s:.2f} s an "
+            f"update; peak {peak / 1e9:.0f} GFLOP/s measured"
         )
-        engine, world = self.config.engine, self.world
-        self.say(
-            f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {engine.precision}, "
-            f"ZeRO {engine.zero_stage}, {torch.get_num_threads()} threads, {micro_batches} micro-batches of "
-            f"{engine.micro_batch} crops of {self.config.data.samples / RATE_HZ:.2f} s an update; peak "
-            f"{peak / 1e9:.0f} GFLOP/s measured"
-        )
-        self.say(
-            f"resumed from {restored} in {self.run_dir.path}" if restored else f"begun in {self.run_dir.path}"
-        )
+        self.say(f"resumed from {restored} in {path}" if restored else f"begun in {path}")
         codebooks = [f"{column.name}/{k}" for column in pinned.codes for k in range(column.codebooks)]
-        self.run_dir.log(
-            "start",
-            time=time.time(),
-            update=update,
-            world=world.size,
-            host=socket.gethostname(),
-            codebooks=codebooks,
-            peak_flops=peak,
-            updates=self.config.optim.updates,
-        )
+        facts = {
+            "world": world.size,
+            "host": socket.gethostname(),
+            "codebooks": codebooks,
+            "peak_flops": peak,
+        }
+        self.log("start", update=update, **facts, updates=config.optim.updates)
         if world.is_rank_0:
-            self._boards = display.Boards(
-                self.run_dir.path, self.config.watch, self.config.run.name, asdict(self.config), update
-            )
+            self._boards = display.Boards(path, config.watch, config.run.name, asdict(config), update)
 
     def update(
-        self,
-        update: int,
-        epoch: int,
-        done: Updated,
-        frames: int,
-        rate: float,
-        took_s: float,
-        waited_s: float,
-        counters: dict[str, int],
+        self, update: int, sums: dict[str, Tensor], frames: int, took_s: float, waited_s: float, facts: dict
     ) -> None:
-        """One update's line over `frames` masked frames; `counters`: skipped, replaced, micro_batches of all
-        ranks."""
-        self._took_s = took_s if not self._took_s else 0.95 * self._took_s + 0.05 * took_s
-        crops, optim = self.config.optim.global_batch, self.config.optim
-        row = metrics.row(done.sums, frames) | {
+        """One update's line, from its sums over all ranks and `frames` masked frames."""
+        self._mean_s = 0.95 * self._mean_s + 0.05 * took_s if self._mean_s else took_s
+        optim = self.config.optim
+        row = metrics.row(sums, frames) | {
             "update": update,
-            "epoch": epoch,
             "time": time.time(),
-            "penalty": float(done.sums["penalty"]) / counters["micro_batches"],
-            "grad_norm": done.grad_norm,
-            "lr": rate,
-            "scale": done.scale,
-            "audio_s_per_s": crops * self.config.data.samples / RATE_HZ / took_s,
-            "utilisation": self.flops * crops / took_s / (self.peak * self.world.size),
+            "penalty": float(sums["penalty"]) / self._micro_batches,
+            "audio_s_per_s": optim.global_batch * self._crop_s / took_s,
+            "utilisation": self._crop_flops * optim.global_batch / took_s / self._peak,
             "data_wait": waited_s / took_s,
-            "skipped": counters["skipped"],
-            "replaced": counters["replaced"],
-            "left_s": self._took_s * (optim.updates - update),
+            "left_s": self._mean_s * (optim.updates - update),
         }
-        self._write("update", row)
+        self._write("update", row | facts)
 
-    def valid(self, update: int, found: dict[str, Any]) -> None:
-        self._write("valid", found | {"update": update, "time": time.time()})
+    def valid(self, update: int, figures: dict[str, Any]) -> None:
+        self._write("valid", figures | {"update": update, "time": time.time()})
         self.draw()
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
@@ -111,21 +89,24 @@ class RunLog:
             self._boards.add({"kind": kind, **row})
 
     def replaced(self, update: int, own: list[str]) -> int:
-        """Say which samples of all ranks failed and were replaced; `own`: this rank's. Returns how many."""
+        """Name the samples of all ranks that failed and were replaced (`own`: this rank's); their number."""
         samples = [text for found in self.world.gather(own) for text in found]
         self.say(f"update {update}: replaced {len(samples)} that failed: {'; '.join(samples)}")
         self.log("replaced", update=update, samples=samples)
         return len(samples)
 
     def skipped(self, update: int, loss: float, own: list[str]) -> None:
-        """Say that an update was skipped, and which samples of all ranks are not finite; `own`: this rank's
-        keys."""
+        """Name the samples of all ranks that are not finite in a skipped update (`own`: this rank's keys)."""
         keys = [key for found in self.world.gather(own) for key in found]
-        self.say(
-            f"update {update} skipped (loss {loss:.4g}); samples that are not finite: "
-            f"{', '.join(keys) or 'none'}"
-        )
+        names = ", ".join(keys) or "none"
+        self.say(f"update {update} skipped (loss {loss:.4g}); samples that are not finite: {names}")
         self.log("skipped", update=update, loss=loss, keys=keys)
+
+    def restored(self, name: str, state: State) -> None:
+        """State that a checkpoint was restored, and from where the data go on."""
+        place = f"sample {state.consumed} of epoch {state.epoch}"
+        self.say(f"restored {name}; went past the data up to {place}")
+        self.log("restored", update=state.update, path=name, skipped=list(state.skipped))
 
     def log(self, kind: str, **values: Any) -> None:
         self.run_dir.log(kind, time=time.time(), **values)

@@ -1,7 +1,6 @@
-"""Asked to stop: SIGTERM, Ctrl-C, Slurm's warning, or a file named `stop` in RUN. The update in hand is
+"""A request to stop: SIGTERM, Ctrl-C, Slurm's warning, or a file named `stop` in RUN. The update in hand is
 finished first."""
 
-import contextlib
 import signal
 import threading
 from pathlib import Path
@@ -13,29 +12,28 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # USR1: sbatch --sign
 
 
 class Stopping:
-    """Listens from the first update on; before it, the signals do what they always do."""
+    """Takes requests from the first update on; before it, the signals do what they always do."""
 
     def __init__(self, file: Path):
-        self.file, self._asked, self._looks = file, False, False
+        self.file, self._requested, self._reads_file = file, False, False
         self._before: dict[int, Any] = {}
 
     def begin(self, world: World) -> None:
-        """Take the signals over, where this is a process's main thread; rank 0 forgets a file of an earlier
-        run."""
-        self._looks = world.is_rank_0
-        if self._looks:
-            with contextlib.suppress(FileNotFoundError):
-                self.file.unlink()
+        """Take the signals over, where this is a process's main thread; rank 0 deletes an earlier run's
+        file."""
+        self._reads_file = world.is_rank_0
+        if self._reads_file:
+            self.file.unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._request) for number in SIGNALS}
 
     def restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
-        self._asked = True
+    def _request(self, *_: object) -> None:
+        self._requested = True
 
-    def asked(self) -> bool:
-        """Whether this rank was told, by a signal or, on rank 0, by the file."""
-        return self._asked or (self._looks and self.file.exists())
+    def requested(self) -> bool:
+        """Whether this rank got a signal, or rank 0 finds the file."""
+        return self._requested or (self._reads_file and self.file.exists())

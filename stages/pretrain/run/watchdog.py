@@ -1,5 +1,4 @@
-"""A rank without progress: its stacks are written, and its process ends, so that the run does not hang for
-ever."""
+"""A rank without progress writes its stacks and ends its process, so that the run does not hang for ever."""
 
 import faulthandler
 import os
@@ -27,16 +26,12 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(min(1.0, self.limit_s / 4)):
-            if time.monotonic() - self._last > self.limit_s:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.path, "a") as file:
-                    print(
-                        f"no progress for {self.limit_s:.0f} s; every thread of process {os.getpid()}:",
-                        file=file,
-                        flush=True,
-                    )
-                    faulthandler.dump_traceback(file)
-                print(
-                    f"overtone: no progress for {self.limit_s:.0f} s, stacks are in {self.path}", flush=True
-                )
-                os._exit(EXIT_CODE)
+            if time.monotonic() - self._last <= self.limit_s:
+                continue
+            why = f"no progress for {self.limit_s:.0f} s"
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                print(f"{why}; every thread of process {os.getpid()}:", file=file, flush=True)
+                faulthandler.dump_traceback(file)
+            print(f"overtone: {why}, stacks are in {self.path}", flush=True)
+            os._exit(EXIT_CODE)

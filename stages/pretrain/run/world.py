@@ -1,7 +1,7 @@
-"""The ranks of one training run: who am I, on which device, and the few things all ranks must agree on.
+"""The ranks of one training run: this rank, its device, and the few things that all ranks agree on.
 
-Under torchrun, the deepspeed launcher or our Ray trainer the usual variables are set (RANK, WORLD_SIZE,
-LOCAL_RANK, MASTER_ADDR, MASTER_PORT); without them there is one rank.
+torchrun, the deepspeed launcher and our Ray trainer set the usual variables (RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR, MASTER_PORT); without them there is one rank.
 """
 
 import os
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,18 @@ class World:
     def is_rank_0(self) -> bool:
         return self.rank == 0
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, on every rank; gloo and nccl add in rank order for a fixed world."""
+    def agree(self, values: dict[str, Tensor | bool]) -> dict[str, Tensor]:
+        """The sums over ranks of all these values, in one exchange: float64 on the CPU, in their shapes; of a
+        flag the ranks where it is set. gloo and nccl add in rank order for a fixed world."""
+        tensors = [torch.as_tensor(value, dtype=torch.float64) for value in values.values()]
+        flat = torch.cat([tensor.reshape(-1).to(self.device) for tensor in tensors])
         if self.size > 1:
-            values = values.to(self.device)
-            dist.all_reduce(values)
-        return values
-
-    def any(self, *flags: bool) -> list[bool]:
-        """Whether any rank says so, for each flag."""
-        return [bool(v) for v in self.sum(torch.tensor([float(f) for f in flags])).tolist()]
+            dist.all_reduce(flat)
+        parts = flat.cpu().split([tensor.numel() for tensor in tensors])
+        return {n: part.view(t.shape) for n, part, t in zip(values, parts, tensors, strict=True)}
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on every rank. What it raised is raised everywhere: see `lead`."""
+        """Rank 0's value on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -49,24 +49,22 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
-        if self.size == 1:
-            return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
         return found
 
     def on_rank_0(self, action: Any, *arguments: Any) -> Any:
-        """Run `action` on rank 0 and hand its value to all; its ValueError or OSError is raised on all
-        ranks."""
-        outcome: tuple[str, Any] = ("value", None)
+        """Run `action` on rank 0; its value, ValueError or OSError is that of all ranks."""
+        outcome: tuple[Any, Exception | None] = (None, None)
         if self.is_rank_0:
             try:
-                outcome = ("value", action(*arguments))
+                outcome = (action(*arguments), None)
             except (ValueError, OSError) as error:
-                outcome = ("error", error)
-        kind, value = self.broadcast(outcome)
-        if kind == "error":
-            raise value
+                outcome = (None, error)
+        value, error = self.broadcast(outcome)
+        if error:
+            raise error
         return value
 
     def barrier(self) -> None:
@@ -77,26 +75,21 @@ class World:
 @contextmanager
 def joined(timeout_s: float) -> Iterator[World]:
     """Join the process group named by the environment; leave it at the end."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = (
-        torch.device("cuda", local % torch.cuda.device_count())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(free_port())
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local))
-    backend = "nccl" if device.type == "cuda" else "gloo"
+        alone["MASTER_PORT"] = str(free_port())
+    os.environ.update(alone | os.environ)
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
     dist.init_process_group(
-        backend,
+        "nccl" if cuda else "gloo",
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=timeout_s),
-        device_id=device if device.type == "cuda" else None,
+        device_id=device if cuda else None,
     )
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))

@@ -80,7 +80,7 @@ class Quick:
         self.losses: dict[int, float] = {}
         self.tried, self.pictures = 0, 0
         self.training: loop.Training | None = None
-        self.calls: list[dict] = []  # of Engine.update
+        self.calls: list[dict] = []  # of the engine, one for each update
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setattr(engine, "_initialize", Plain)
         patch.setattr(loop, "joined", lambda timeout_s: contextlib.nullcontext(ALONE))
@@ -93,33 +93,36 @@ class Quick:
         self.pictures += 1
 
     def _watch_updates(self) -> None:
-        update, summed = Engine.update, engine._summed
+        forward, backward, step, agree = Engine.forward, Engine.backward, Engine.step, World.agree
 
-        def watched(own, batches, frames, rate, drawn, judge, flags=()):
-            self.tried += 1
-            assert self.tried <= 60, "the run does not end"
-            batches = list(batches)
-            self.calls.append(
-                {
-                    "frames": frames,
-                    "rate": rate,
-                    "drawn": drawn,
-                    "flags": flags,
-                    "batches": [b for b, _ in batches],
-                }
-            )
-            return update(own, batches, frames, rate, drawn, judge, flags)
+        def forwarded(own, batch, *draw):
+            if not self.calls or "rate" in self.calls[-1]:  # the first micro-batch of an update
+                self.tried += 1
+                assert self.tried <= 60, "the run does not end"
+                self.calls.append({"drawn": draw, "batches": []})
+            self.calls[-1]["batches"].append(batch)
+            return forward(own, batch, *draw)
 
-        def said(own, flags, world):
-            sums, agreed = summed(own, flags, world)
+        def backwarded(own, loss, frames):
+            self.calls[-1]["frames"] = frames
+            return backward(own, loss, frames)
+
+        def stepped(own, lr, skip):
+            self.calls[-1]["rate"] = lr
+            return step(own, lr, skip)
+
+        def agreed(world, values):
+            self.calls[-1]["flags"] = (values["stop"], values["save"])
+            sums = agree(world, values)
             if self.tried in self.losses:
-                sums["loss"] = torch.tensor(
-                    self.losses[self.tried] * self.calls[-1]["frames"], dtype=torch.float64
-                )
-            return sums, agreed
+                loss = self.losses[self.tried] * self.training.update_frames
+                sums["loss"] = torch.tensor(loss, dtype=torch.float64)
+            return sums
 
-        self.patch.setattr(Engine, "update", watched)
-        self.patch.setattr(engine, "_summed", said)
+        self.patch.setattr(Engine, "forward", forwarded)
+        self.patch.setattr(Engine, "backward", backwarded)
+        self.patch.setattr(Engine, "step", stepped)
+        self.patch.setattr(World, "agree", agreed)
 
     def config(self, *overrides: str) -> Config:
         return load(str(self.configuration), [f"run.dir={self.folder}", *SMALL, *overrides])
@@ -138,7 +141,7 @@ class Quick:
                 return loop.train(self.config(*overrides), self.said.append)
             finally:
                 if self.training is not None:
-                    self.training.folder._lock.close()  # the process that held it would have ended
+                    self.training.run_dir._lock.close()  # the process that held it would have ended
 
     @property
     def run(self) -> Path:

@@ -18,14 +18,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_weights_and_the_generators_begin_by_the_seed_alone(quick, monkeypatch):
     """Whatever this process drew before."""
     begun, found = [], []
-    report = loop.Report.start
+    report = loop.RunLog.start
     monkeypatch.setattr(
-        loop.Report, "start", lambda own, *a: begun.append(torch.initial_seed()) or report(own, *a)
+        loop.RunLog, "start", lambda own, *a: begun.append(torch.initial_seed()) or report(own, *a)
     )
     for noise, seed in ((1, 0), (2, 0), (1, 4)):
         torch.manual_seed(noise)
         monkeypatch.setattr(
-            loop, "first_look", lambda model, *a: found.append(model.state_dict()) or _look(model, *a)
+            loop,
+            "baselines_and_start",
+            lambda model, *a: found.append(model.state_dict()) or _look(model, *a),
         )
         quick.train(
             f"run.seed={seed}",
@@ -97,10 +99,10 @@ def test_a_checkpoint_is_due_by_minutes_counted_from_the_one_before(quick, monke
     class Clock:
         monotonic = staticmethod(lambda: now[0])
 
-    report = loop.Report.update
+    report = loop.RunLog.update
     monkeypatch.setattr(loop, "time", Clock)
     monkeypatch.setattr(
-        loop.Report, "update", lambda *a: now.__setitem__(0, now[0] + 30) or report(*a[:6], 30.0, *a[7:])
+        loop.RunLog, "update", lambda *a: now.__setitem__(0, now[0] + 30) or report(*a[:4], 30.0, *a[5:])
     )
     quick.train("optim.updates=9", "checkpoints.every_minutes=1", "checkpoints.keep=9")
     assert [row["update"] for row in quick.rows("checkpoint")] == [4, 8, 9]

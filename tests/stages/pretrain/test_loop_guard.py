@@ -39,6 +39,30 @@ def test_a_bad_update_is_skipped_and_its_samples_are_read_again_and_blamed(quick
     assert quick.checkpoint(4)["steps"] == 3 and len(quick.checkpoint(4)["judge"]["history"]) == 3
 
 
+def test_the_mean_loss_of_the_whole_batch_is_judged_once_before_the_weights_move(quick, monkeypatch):
+    judged, before = [], []
+    step, bad = Engine.step, loop.LossGuard.bad
+
+    def weights() -> list[torch.Tensor]:
+        return [p.detach().clone() for p in quick.training.model.parameters()]
+
+    def judging(own, loss):
+        judged.append(loss)
+        before.append(weights())
+        return bad(own, loss)
+
+    def stepping(own, lr, skip):
+        assert all(torch.equal(a, b) for a, b in zip(before[-1], weights(), strict=True))
+        assert skip is False and all(p.grad is not None for p in own.model.parameters())
+        return step(own, lr, skip)
+
+    monkeypatch.setattr(loop.LossGuard, "bad", judging)
+    monkeypatch.setattr(Engine, "step", stepping)
+    quick.train("optim.updates=3")
+    assert [row["loss"] for row in quick.rows()] == pytest.approx(judged, rel=1e-12) and len(judged) == 3
+    assert all(not torch.equal(a, b) for a, b in zip(before[0], weights(), strict=True) if a.numel() > 1)
+
+
 def test_a_jump_is_skipped_once_the_window_is_full_and_a_good_update_ends_the_stretch(quick):
     quick.losses = {1: 10.0, 2: 10.0, 3: 30.5, 4: 29.5, 5: 1000.0}
     assert quick.train("guard.window=2", "guard.spike=3", "guard.in_a_row=2") == loop.DONE
@@ -114,8 +138,9 @@ def test_the_weights_are_the_checkpoints_again(quick):
         with torch.no_grad():
             for parameter in own.model.parameters():
                 parameter.add_(1)
-        restore(own, name)
+        saved = restore(own, name)
         seen.append({name: value.clone() for name, value in own.model.state_dict().items()})
+        return saved
 
     quick.patch.setattr(loop.Training, "_restore", restored)
     quick.train("optim.updates=5", "resume.allow=[optim]", "guard.in_a_row=1", *RESTORE)
@@ -130,7 +155,7 @@ def test_five_times_from_one_checkpoint_then_the_run_is_given_up(quick):
     assert loop.RESTORES == 5
     quick.losses = dict.fromkeys(range(3, 100), NAN)
     with pytest.raises(
-        ValueError, match="^1 updates in a row .*, up to update 3; u00000002 was gone back to 5 times: lower"
+        ValueError, match="^1 updates in a row .*, up to update 3; u00000002 was restored 5 times: lower"
     ):
         quick.train("guard.in_a_row=1", *RESTORE)
     assert quick.tried == 8 and len(quick.rows("restored")) == 5
@@ -162,16 +187,14 @@ def test_going_past_the_end_of_an_epoch(quick):
 
 def overflows(quick: Quick, tries: set[int]) -> None:
     """These updates find a gradient that is not finite, with a loss that is."""
-    step = Engine._step
+    step = Engine.step
 
-    def stepped(own):
-        own.adam.skip = quick.tried in tries
-        if not own.adam.skip:
-            return step(own)
-        own._deepspeed.step()
-        return math.inf, False
+    def stepped(own, lr, skip):
+        if quick.tried in tries:
+            own.model.mask_vector.grad.fill_(math.inf)
+        return step(own, lr, skip)
 
-    quick.patch.setattr(Engine, "_step", stepped)
+    quick.patch.setattr(Engine, "step", stepped)
 
 
 @pytest.fixture
@@ -181,7 +204,7 @@ def scaled(monkeypatch):
 
     def initialised(own, *arguments):
         init(own, *arguments)
-        own.scale = LossScale(True, 8.0)
+        own.loss_scale = LossScale(True, 8.0)
 
     monkeypatch.setattr(Engine, "__init__", initialised)
 

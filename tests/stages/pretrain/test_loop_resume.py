@@ -32,14 +32,14 @@ def losses(quick: Quick) -> list[tuple]:
 
 def during(quick: Quick, update: int, action) -> None:
     """Do something when that update's row is written."""
-    report = loop.Report.update
+    report = loop.RunLog.update
 
     def reported(own, number, *rest):
         report(own, number, *rest)
         if number == update:
             action()
 
-    quick.patch.setattr(loop.Report, "update", reported)
+    quick.patch.setattr(loop.RunLog, "update", reported)
 
 
 def stopped(quick: Quick, update: int, *overrides: str) -> str:

@@ -28,28 +28,20 @@ class Spies:
             [],
             0,
         )
-        save, validate, look, update, beat = (
-            Checkpoints.save,
-            loop.validate,
-            loop.baselines_and_start,
-            loop.Engine.update,
-            loop.Watchdog.beat,
-        )
+        save, validate, look = Checkpoints.save, loop.validate, loop.baselines_and_start
+        forward, beat = loop.Engine.forward, loop.Watchdog.beat
 
         def baselines_and_start(model, batches, codes, how, dtype):
             batches = list(batches)
             self.looks.append((how, [key for b in batches for key in b.keys], [len(b.keys) for b in batches]))
             return look(model, batches, codes, how, dtype)
 
-        def expecting(engine, batches, frames, rate, drawn, *rest):
-            batches = list(batches)
-            draw = {"keep_layers": drawn[0], "codebooks": drawn[1]}
+        def expecting(engine, b, keep_layers, codebooks):
+            draw = {"keep_layers": keep_layers, "codebooks": codebooks}
             with torch.no_grad():
-                losses = [
-                    engine.model(b.wave_BN, b.mask_BT, b.codes, b.cqt_BLF, **draw)["loss"] for b, _ in batches
-                ]
-            self.expected.append(float(sum(losses)) / sum(int(b.mask_BT.sum()) for b, _ in batches))
-            return update(engine, batches, frames, rate, drawn, *rest)
+                loss = engine.model(b.wave_BN, b.mask_BT, b.codes, b.cqt_BLF, **draw)["loss"]
+            self.expected.append((float(loss), int(b.mask_BT.sum())))
+            return forward(engine, b, keep_layers, codebooks)
 
         def beating(watchdog):
             self.beats += 1
@@ -65,9 +57,9 @@ class Spies:
             "validate",
             lambda *a: self.validations.append((quick.tried, a[0].training, a[4:])) or validate(*a),
         )
-        patch.setattr(loop, "try_largest", lambda *a: self.largest.append(a))
+        patch.setattr(loop, "check_memory", lambda *a: self.largest.append(a))
         patch.setattr(loop, "baselines_and_start", baselines_and_start)
-        patch.setattr(loop.Engine, "update", expecting)
+        patch.setattr(loop.Engine, "forward", expecting)
         patch.setattr(loop.Watchdog, "beat", beating)
 
 
@@ -138,7 +130,9 @@ def test_the_loss_of_a_row_is_the_mean_over_the_masked_frames_of_its_update(whol
     assert (
         [call["frames"] for call in quick.calls] == frames == [row["masked_frames"] for row in quick.rows()]
     )
-    assert [row["loss"] for row in quick.rows()] == pytest.approx(spies.expected, rel=1e-5)
+    pairs = zip(spies.expected[::2], spies.expected[1::2], strict=True)  # two micro-batches an update
+    expected = [(a + b) / (m + n) for (a, m), (b, n) in pairs]
+    assert [row["loss"] for row in quick.rows()] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_row_counts_micro_batches_skipped_and_replaced(whole):
@@ -181,8 +175,9 @@ def test_the_first_look_takes_the_first_training_crops_of_another_order(whole):
     quick, spies, _ = whole
     training = quick.training
     ((how, keys, sizes),) = spies.looks
-    place = loop.State(training.pinned.fingerprint, 0, 40)
-    with contextlib.closing(training._loader(0, 1, 16)) as loader:
+    place, config = loop.State(training.pinned.fingerprint, 0, 40), training.config
+    settings = (config.data, config.masking, config.mixture, training.frames)
+    with contextlib.closing(loop.Loader(training.pinned, *settings, 16)) as loader:
         stream = loader.stream(place)
         assert keys == [key for _ in range(3) for key in next(stream).keys]
     assert (how, sizes) == ("fit", [14, 13, 13])

@@ -16,17 +16,15 @@ from stages.pretrain.run.world import joined
 from tests import ranks
 from tests.conftest import ROOT
 from tests.object_store import served
-from tests.stages.pretrain import toy
+from tests.stages.pretrain import toy, updating
 
 OPTIM = Optim(updates=10, warmup_updates=2, lr=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0)
 
 
 def update(engine: Engine, number: int) -> float:
     batch = toy.global_batch(number)
-    done = engine.update(
-        [(batch, {})], int(batch.mask_BT.sum()), 1e-3, engine.model.draw(0, number), lambda loss: False
-    )
-    return float(done.sums["loss"])
+    frames, draw = int(batch.mask_BT.sum()), engine.model.draw(0, number)
+    return float(updating.update(engine, [batch], frames, 1e-3, draw).sums["loss"])
 
 
 def refused(action, *arguments) -> str:

@@ -26,7 +26,7 @@ class Held:
     """What a checkpoint asks of an engine, with values that tell the update."""
 
     def __init__(self):
-        self.model, self.scale, self.steps = nn.Linear(3, 2), LossScale(True), 0
+        self.model, self.loss_scale, self.steps = nn.Linear(3, 2), LossScale(True), 0
 
     def gathered(self) -> dict[str, torch.Tensor]:
         names = [name for name, _ in self.model.named_parameters()]
@@ -58,7 +58,7 @@ def opened(place: Path, local: bool) -> Checkpoints:
 def saved(checkpoints: Checkpoints, update: int) -> None:
     engine = Held()
     engine.steps = update
-    engine.scale.value = float(update)
+    engine.loss_scale.value = float(update)
     checkpoints.save(engine, {"update": update, "best_update": BEST[update]}, wait=True)
 
 
@@ -121,7 +121,7 @@ def sound(place: Path, local: bool) -> list[str]:
         engine = Held()
         state = checkpoints.restore(engine, name)
         update = int(name[1:])
-        assert (state["update"], state["steps"], engine.steps, engine.scale.value) == (
+        assert (state["update"], state["steps"], engine.steps, engine.loss_scale.value) == (
             update,
             update,
             update,

@@ -22,7 +22,7 @@ NAME = "u00000007"
 def saved(tmp_path):
     """A checkpoint of update 7, and the generator's next number at that moment."""
     engine = Held()
-    engine.steps, engine.scale.value = 5, 4.0
+    engine.steps, engine.loss_scale.value = 5, 4.0
     checkpoints = Checkpoints(str(tmp_path / "place"), 3, ALONE)
     torch.manual_seed(11)
     assert checkpoints.save(engine, STATE, wait=True) == NAME
@@ -49,7 +49,7 @@ def test_restoring_sets_steps_scale_and_generators(saved):
     engine = Held()
     torch.manual_seed(12)
     state = checkpoints.restore(engine, NAME)
-    assert state["note"] == "kept" and (engine.steps, engine.scale.value) == (5, 4.0)
+    assert state["note"] == "kept" and (engine.steps, engine.loss_scale.value) == (5, 4.0)
     assert torch.equal(torch.rand(3), following)
 
 

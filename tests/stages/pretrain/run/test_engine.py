@@ -14,6 +14,7 @@ from stages.pretrain.run.settings import EngineSettings, Optim
 from stages.pretrain.run.world import World, joined
 from tests import ranks
 from tests.stages.pretrain import toy
+from tests.stages.pretrain.updating import update
 
 OPTIM = Optim(updates=10, warmup_updates=2, lr=2e-3, global_batch=toy.GLOBAL, clip_norm=1.0)
 OPTIMS = {"fp32": replace(OPTIM, cqt_head_lr_scale=0.5), "bf16": OPTIM}  # two groups of parameters, and one
@@ -25,14 +26,13 @@ def updates(
     engine: Engine, world: World, accumulation: int, count: range, bad=lambda loss: False
 ) -> list[tuple]:
     found = []
-    for update in count:
-        batch = toy.global_batch(update)
+    for number in count:
+        batch = toy.global_batch(number)
         size = toy.GLOBAL // (world.size * accumulation)
         firsts = [(world.rank * accumulation + i) * size for i in range(accumulation)]
-        parts = [(toy.part(batch, slice(first, first + size)), {}) for first in firsts]
-        done = engine.update(
-            parts, int(batch.mask_BT.sum()), OPTIM.lr_at(update), engine.model.draw(1, update), bad
-        )
+        parts = [toy.part(batch, slice(first, first + size)) for first in firsts]
+        frames, draw = int(batch.mask_BT.sum()), engine.model.draw(1, number)
+        done = update(engine, parts, frames, OPTIM.lr_at(number), draw, bad)
         found.append((float(done.sums["loss"]), done.grad_norm, done.skipped))
     return found
 
@@ -79,9 +79,9 @@ def plain(precision: str) -> tuple[list[tuple[float, float]], dict[str, torch.Te
     """The same updates by one process of plain PyTorch, on whole global batches."""
     model = toy.model(layer_drop=0.3)
     adam, rows = Adam(model.named_parameters(), OPTIMS[precision]), []
-    for update in range(UPDATES):
-        batch = toy.global_batch(update)
-        keep, codebooks = model.draw(1, update)
+    for number in range(UPDATES):
+        batch = toy.global_batch(number)
+        keep, codebooks = model.draw(1, number)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = model(
                 batch.wave_BN,
@@ -93,7 +93,7 @@ def plain(precision: str) -> tuple[list[tuple[float, float]], dict[str, torch.Te
             )["loss"]
         (loss / batch.mask_BT.sum()).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_norm)
-        adam.set_lr(OPTIM.lr_at(update))
+        adam.set_lr(OPTIM.lr_at(number))
         adam.step()
         adam.zero_grad()
         rows.append((float(loss), float(norm)))

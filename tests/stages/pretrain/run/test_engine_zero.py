@@ -15,6 +15,7 @@ from stages.pretrain.run.loss_scale import START
 from stages.pretrain.run.optimiser import Adam
 from stages.pretrain.run.settings import EngineSettings, Optim
 from stages.pretrain.run.world import World
+from tests.stages.pretrain import updating
 from tests.stages.pretrain.runs import ALONE, Plain
 from tests.stages.pretrain.zero import DeepSpeed, Tiny, Zero
 
@@ -47,7 +48,7 @@ def made(monkeypatch, deepspeed):
 
 
 def update(own: Engine, refused: bool = False):
-    return own.update([(BATCH, {})], 1, 1e-3, (None, None), lambda loss: refused)
+    return updating.update(own, [BATCH], 1, 1e-3, (None, None), lambda loss: refused)
 
 
 def same(found: list[tuple], expected: list[tuple]) -> bool:
@@ -259,10 +260,13 @@ def test_the_usual_settings():
 
 def test_sums_of_any_shape_come_back_as_they_went_even_empty_ones():
     own = {"none": torch.zeros(0), "one": torch.tensor(2.0), "four": torch.arange(4.0).view(2, 2)}
-    sums, flags = engine._summed(own, (False, True), ALONE)
+    sums = ALONE.agree(own | {"no": False, "yes": True, "count": 16_777_217})
     assert {name: value.tolist() for name, value in sums.items()} == {
         "none": [],
         "one": 2.0,
         "four": [[0, 1], [2, 3]],
+        "no": 0.0,
+        "yes": 1.0,
+        "count": 16_777_217,
     }
-    assert flags == [False, True] and sums["none"].shape == (0,)
+    assert sums["none"].shape == (0,) and all(value.dtype == torch.float64 for value in sums.values())

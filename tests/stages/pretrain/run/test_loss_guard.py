@@ -15,7 +15,7 @@ def judge(losses: tuple[float, ...] = (), **guard) -> LossGuard:
     """A judge that has seen these good updates."""
     found = LossGuard(Guard(**{"spike": 2.0, "window": 3, "in_a_row": 2} | guard))
     for loss in losses:
-        assert found.note(loss, skipped=False, scaled=False) is False
+        assert found.note(loss, skipped=False, overflow=False) is False
     return found
 
 
@@ -47,7 +47,7 @@ def test_without_a_spike_only_what_is_not_finite_is_bad():
 def test_skipped_losses_do_not_enter_the_mean():
     found = judge((1.0, 1.0, 1.0), in_a_row=10)
     for _ in range(5):
-        found.note(100.0, skipped=True, scaled=False)
+        found.note(100.0, skipped=True, overflow=False)
     assert found.bad(2.5)
 
 

@@ -7,7 +7,7 @@ from stages.pretrain.run.loss_scale import GROW_AFTER, LARGEST, SMALLEST, START,
 
 def grown(scale: LossScale, updates: int) -> LossScale:
     for _ in range(updates):
-        scale.update(applied=True, judged=False)
+        scale.update(applied=True, bad_loss=False)
     return scale
 
 
@@ -19,14 +19,14 @@ def test_the_constants_are_those_of_torchs_scaler():
 def test_each_overflow_halves_the_scale():
     scale, seen = LossScale(True, 8.0), []
     for _ in range(3):
-        scale.update(applied=False, judged=False)
+        scale.update(applied=False, bad_loss=False)
         seen.append(scale.value)
     assert seen == [4.0, 2.0, 1.0]
 
 
 def test_it_never_falls_below_the_smallest():
     scale = LossScale(True, SMALLEST)
-    scale.update(applied=False, judged=False)
+    scale.update(applied=False, bad_loss=False)
     assert scale.value == SMALLEST
 
 
@@ -43,7 +43,7 @@ def test_it_doubles_after_a_long_time_without_overflow_and_the_count_begins_anew
 
 def test_an_overflow_begins_the_count_anew():
     scale = grown(LossScale(True, 4.0), GROW_AFTER - 1)
-    scale.update(applied=False, judged=False)
+    scale.update(applied=False, bad_loss=False)
     assert (scale.value, scale.good) == (2.0, 0)
     grown(scale, GROW_AFTER - 1)
     assert scale.value == 2.0
@@ -58,14 +58,14 @@ def test_it_never_grows_above_the_largest():
 @pytest.mark.parametrize("applied", [False, True])
 def test_an_update_skipped_for_its_loss_says_nothing_about_the_scale(applied):
     scale = LossScale(True, 8.0, 5)
-    scale.update(applied=applied, judged=True)
+    scale.update(applied=applied, bad_loss=True)
     assert scale == LossScale(True, 8.0, 5)
 
 
 @pytest.mark.parametrize("applied", [False, True])
 def test_without_fp16_the_scale_is_one_and_stays_so(applied):
     scale = LossScale(False, 8.0)
-    scale.update(applied=applied, judged=False)
+    scale.update(applied=applied, bad_loss=False)
     assert (scale.value, scale.good) == (1.0, 0)
     scale.from_json({"value": 8.0, "good": 3})
     assert (scale.value, scale.good) == (1.0, 0), "a checkpoint of an fp16 run, gone on with in bf16"

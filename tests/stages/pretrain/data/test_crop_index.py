@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.pretrain.data.crops import CropIndex
+from stages.pretrain.data import crop_index
+from stages.pretrain.data.crop_index import CropIndex
 from stages.pretrain.data.index import Facts, Pinned
 from stages.pretrain.data.order import Epoch
 from stages.pretrain.data.settings import Data
@@ -177,7 +178,11 @@ def test_a_replacement_belongs_to_its_sample_alone_and_comes_from_all_the_data(p
     assert share[6] == 0 and np.abs(share - np.array(CROPS_R) / sum(CROPS_R)).max() < 0.06
 
 
-def test_the_order_of_two_epochs_is_kept_at_a_border(places):
-    for epochs, held in ((0, [0]), (1, [0, 1]), (0, [0, 1]), (2, [1, 2])):
-        places.crops(state(epoch=epochs), np.arange(2))
-        assert [e for _, e in places._epochs] == held
+def test_the_order_of_two_epochs_is_kept_at_a_border(places, monkeypatch):
+    made = []
+    monkeypatch.setattr(crop_index, "Epoch", lambda *a: made.append(a[2]) or Epoch(*a))
+    for epoch, expected in ((0, [0]), (1, [0, 1]), (0, [0, 1]), (2, [0, 1, 2]), (0, [0, 1, 2])):
+        places.crops(state(epoch=epoch), np.arange(2))
+        assert made == expected
+    places.crops(state(epoch=1), np.arange(2))
+    assert made == [0, 1, 2, 1], "the one used least lately was dropped"
