@@ -114,7 +114,7 @@ def _s3(s3: str | None) -> str:
         from stages.shards.storage import Storage
 
         storage = Storage(s3)
-        if storage.is_local or not storage.fs.get_file_info(storage.base.split("/")[0]).type:
+        if not storage.fs.get_file_info(storage.base.split("/")[0]).type:
             raise ValueError(f"{s3}: there is no such bucket")
     return f"{s3 or endpoint} answers" if s3 or endpoint else "not configured"
 
