@@ -194,12 +194,12 @@ class Training:
         return batch
 
     def _baseline_sums(self, batch: Batch) -> dict[str, torch.Tensor | int]:
-        """Sums of what a micro-batch's loss is compared with, and of facts of its samples."""
+        """Sums of what a micro-batch's loss is compared with, and of its samples' facts."""
         sums = metrics.further_sums(batch, self.pinned.codes, self.baselines, self.target)
         return sums | {"replaced": len(batch.replaced), "samples": metrics.sample_sum(batch)}
 
     def _log_skipped(self, place: State, loss: float) -> None:
-        """Name the samples that are not finite: the update's micro-batches are read again, one at a time."""
+        """Name the samples that are not finite: the update's micro-batches are read again."""
         with self.engine.evaluating() as model:
             batches = map(self._on_device, self.loader.read(place))
             keys = [key for batch in batches for key in model.non_finite_keys(batch)]

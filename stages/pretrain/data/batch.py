@@ -1,6 +1,6 @@
 """What the loader hands to the model: one micro-batch, and what must be known of the label columns.
 
-Letters: B clips, N samples at 24 kHz, T model frames, L label frames of a column, K codebooks, F CQT bins.
+B clips, N samples at 24 kHz, T model frames, L label frames of a column, K codebooks, F CQT bins.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from stages.signal.rates import HOP_SAMPLES
 
 @dataclass(frozen=True)
 class CodeColumn:
-    """One code column as its records describe it; the trainer has no constants of its own for these."""
+    """One code column as its records describe it; the trainer has no such constants of its own."""
 
     name: str  # codes-<recipe8>
     codebooks: int  # K

@@ -44,8 +44,7 @@ class Corpus:
 
 
 def find(root: str, data: Data, previous: tuple[str, list[str]] | None) -> Corpus:
-    """The corpus below `root`; `previous`: (audio column, shards) a run was begun with. Raises ValueError
-    that names what is missing."""
+    """The corpus below `root`; `previous`: (audio column, shards) a run was begun with. Raises ValueError."""
     try:
         storage = Storage(root)
         recipe = yaml.safe_load(storage.read("recipe.yaml"))
@@ -106,7 +105,7 @@ def _check_records(corpus: Corpus, recipes: dict[str, str]) -> None:
 
 
 def live_digest(storage: Storage, shards: tuple[str, ...]) -> str:
-    """Of the recordings of these shards that are in use: changes when one of them is tombstoned."""
+    """Of the recordings in use in these shards: changes when one is tombstoned."""
     with storage.fetched("plan.parquet") as path:
         plan = catalog.live(catalog.read_plan(path, ["recording", "shard", "tombstone"]))
     own = plan["recording"].filter(pa.compute.is_in(plan["shard"], pa.array(shards, pa.string())))
@@ -114,8 +113,7 @@ def live_digest(storage: Storage, shards: tuple[str, ...]) -> str:
 
 
 def stored_form(corpora: list[Corpus], name: str, default: tuple[str, int]) -> tuple[str, int]:
-    """(dtype, values of a frame) of a label column, from its first member's header; `default` when it has no
-    member."""
+    """(dtype, values of a frame) of a label column, from its first member's header; `default` without one."""
     for corpus in corpora:
         for shard in corpus.shards:
             index = column.read_index(corpus.storage, name, shard)

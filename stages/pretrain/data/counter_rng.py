@@ -1,8 +1,8 @@
 """Random numbers that are a function of what they are for: (seed, epoch, position, …), never of a generator's
 past.
 
-Each number is the output function of SplitMix64 (Steele, Lea, Flood 2014) of a key and a counter, so any of
-them can be had alone, on any rank, in any worker, in any order. Vectorised; arithmetic wraps modulo 2**64.
+Each is the output function of SplitMix64 (Steele, Lea, Flood 2014) of a key and a counter, so any can be had
+alone, on any rank, in any worker, in any order. Arithmetic wraps modulo 2**64.
 """
 
 import numpy as np
@@ -29,12 +29,12 @@ def key(*parts: int) -> int:
 
 
 def keys(base: int, numbers: np.ndarray) -> np.ndarray:
-    """uint64 of `numbers`' shape: a key for each number, for example a position of the order."""
+    """uint64 of `numbers`' shape: a key for each number, for example a position."""
     return bits(base, numbers)
 
 
 def bits(key: np.ndarray | int, counters: np.ndarray | int) -> np.ndarray:
-    """uint64: the numbers at these counters of each key's stream; the two are broadcast together."""
+    """uint64: the numbers at these counters of each key's stream, broadcast together."""
     counted = np.asarray(counters).astype(np.uint64)
     with np.errstate(over="ignore"):  # of scalars: arrays wrap without a warning
         found = np.array(np.asarray(key, dtype=np.uint64) + (counted + np.uint64(1)) * np.uint64(_GOLDEN))
@@ -56,5 +56,5 @@ def below(bound: np.ndarray | int, share: np.ndarray) -> np.ndarray:
 
 
 def permutation(count: int, *parts: int) -> np.ndarray:
-    """int64 (count,): 0 … count - 1 shuffled, a function of the whole numbers `parts`."""
+    """int64 (count,): 0 … count - 1 shuffled, a function of `parts`."""
     return np.argsort(bits(key(*parts), np.arange(count)), kind="stable")

@@ -1,6 +1,6 @@
 """Where the samples of training and validation begin: segment and first sample of each crop.
 
-Letters: B clips, G samples of a global batch, V held-out segments.
+B clips, G samples of a global batch, V held-out segments.
 """
 
 from dataclasses import dataclass
@@ -42,14 +42,14 @@ class CropIndex:
         return self._crops(self._pinned.ends_S[shard_B] - self._pinned.crops_S[shard_B] + number_B, share_B)
 
     def replacement(self, state: State, place: int, attempt: int) -> Crops:
-        """Another sample of the data for one that cannot be read, a function of its place and the attempt."""
+        """For a sample that cannot be read: a function of its place and the attempt alone."""
         key = counter_rng.key(counter_rng.REPLACEMENT, state.seed, state.epoch, state.consumed + place)
         share = counter_rng.uniform(key, 2 * attempt + np.arange(2))
         return self._crops(counter_rng.below(int(self._pinned.ends_S[-1]), share[:1]), share[1:])
 
     def _crops(self, sample_B: np.ndarray, share_B: np.ndarray) -> Crops:
-        """Of samples numbered through all shards. A segment's n crops of one pass share it out: crop j begins
-        in the j-th of n equal parts of where one may begin."""
+        """Of samples numbered through all shards. Of a segment's n crops of one pass, crop j begins in the
+        j-th of n equal parts of where one may begin."""
         pinned = self._pinned
         row_B = np.searchsorted(pinned.ends_R, sample_B, side="right")
         count_B = pinned.crops_R[row_B].astype(np.int64)
@@ -59,7 +59,7 @@ class CropIndex:
 
 
 def held_out(pinned: Pinned, data: Data) -> Crops:
-    """At most data.valid_crops crops of the held-out segments, side by side in them, drawn in turn from every
+    """At most data.valid_crops crops, side by side in the held-out segments, drawn in turn from every
     recording."""
     row_V = pinned.valid_V
     count_V = pinned.samples_R[row_V] // data.samples

@@ -1,6 +1,6 @@
 """One micro-batch of crops: which bytes, read, checked, replaced where they fail, masked and mixed.
 
-Letters: B clips, N samples at 24 kHz, T model frames, L label frames, K codebooks, F CQT bins.
+B clips, N samples at 24 kHz, T model frames, L label frames, K codebooks, F CQT bins.
 """
 
 import io
@@ -64,7 +64,6 @@ class Reader:
         return Plan(state, places_B, crops, self.wants(crops), pieces, donated)
 
     def ahead(self, plan: Plan) -> None:
-        """Have its bytes fetched meanwhile."""
         wants = [want for audio, labels in plan.wants for want in (audio[0], *labels)]
         self.tars.ahead(wants + [want for want, _ in plan.donors])
 
@@ -81,8 +80,8 @@ class Reader:
         return batch
 
     def fixed(self, crops: Crops, numbers_B: np.ndarray, keys_B: np.ndarray, shown_B: np.ndarray) -> Batch:
-        """The held-out crops of these numbers, clean. The mask is empty where shown_B is False or where a
-        crop cannot be read and another fills its place: such a row counts for nothing."""
+        """The held-out crops of these numbers, clean. The mask is empty where shown_B is False or another
+        crop replaces one that cannot be read: such a row counts for nothing."""
 
         def another(i: int, attempt: int) -> Crops:
             return crops[[(int(numbers_B[i]) + 1 + attempt) % len(crops.row)]]
@@ -95,7 +94,7 @@ class Reader:
     def _read(
         self, crops: Crops, wants: list[Wanted], keys_B: np.ndarray, another: Callable[[int, int], Crops]
     ) -> tuple[Batch, np.ndarray]:
-        """The batch with masks of these keys, and for each clip how many samples failed in its place."""
+        """The batch with masks of these keys, and how many samples failed for each clip."""
         clips = len(crops.row)
         if clips not in self._raw:
             self._raw[clips] = _Raw(self, clips)  # once: new pages cost as much as reading into them
@@ -133,7 +132,7 @@ class Reader:
             wave_BN[clip, to : to + length] += piece * scale
 
     def audio(self, crops: Crops, length_B: np.ndarray | int) -> list[Audio]:
-        """Where `length_B` samples from each crop's start on are; a compressed member is wanted whole."""
+        """`length_B` samples from each crop's start on; a compressed member is wanted whole."""
         packed_B = self.pinned.packed_R[crops.row].astype(np.int64)
         at_B = self.pinned.audio_R[crops.row] + np.where(packed_B, 0, 2 * crops.start)
         size_B = np.where(packed_B, packed_B, 2 * length_B)
@@ -142,7 +141,6 @@ class Reader:
         return [((0, shard, at, size), first) for shard, at, size, first in rows]
 
     def wants(self, crops: Crops) -> list[Wanted]:
-        """For each crop its audio, and the frames of every label column."""
         found: list[Wanted] = [(audio, []) for audio in self.audio(crops, self.data.samples)]
         frame_B, frames = crops.start // HOP_SAMPLES, self.data.samples // HOP_SAMPLES
         coded = len(self.pinned.codes)
@@ -169,8 +167,8 @@ class Reader:
                 raise EOFError(f"flac member ends before sample {first + len(out_N)}")
 
     def context(self, row: int, first: int, out_N: np.ndarray) -> None:
-        """As `wave`, but across the neighbouring segments of the recording; zero outside the recording.
-        `first` may be below 0."""
+        """As `wave`, from sample `first` of a segment, which may be below 0, across the neighbouring segments
+        of the recording; zero outside the recording."""
         pinned = self.pinned
         done = max(0, -int(pinned.start_R[row]) - first)
         while first < 0 and pinned.start_R[row] > 0:
@@ -189,7 +187,7 @@ class Reader:
 
 
 class _Raw:
-    """The bytes of a micro-batch as stored, and their checks. Used again for the next micro-batch."""
+    """The bytes of a micro-batch as stored, and their checks; used again for the next one."""
 
     def __init__(self, reader: Reader, clips: int):
         self.reader, self.pinned, samples = reader, reader.pinned, reader.data.samples
@@ -205,7 +203,7 @@ class _Raw:
     def fill(
         self, clips: list[int], crops: Crops, wants: list[Wanted], exact_BLF: torch.Tensor | None
     ) -> dict[int, str]:
-        """Read these clips; returns those that failed, and why."""
+        """Read these clips. Returns those that failed, and why."""
         failed: dict[int, str] = {}
         for i, row, start, (audio, labels) in zip(clips, crops.row, crops.start, wants, strict=True):
             try:

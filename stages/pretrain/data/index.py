@@ -1,8 +1,8 @@
 """The pinned data of a run: which samples there are and where their bytes are, as flat arrays on a local
 disk.
 
-Letters: R segments (rows), S shards, C code columns. Rows are in (shard, key) order, so those of a recording
-follow each other. Rows that are not drawn (crops 0) stay: they are context for the rows next to them.
+R segments (rows), S shards, C code columns. Rows are in (shard, key) order: those of a recording follow each
+other. Rows that are not drawn (crops 0) stay: they are context for the rows next to them.
 """
 
 import json
@@ -51,7 +51,7 @@ class CqtColumn:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the pinned data besides the rows; the plain part of RUN/data.json."""
+    """What is known of the pinned data except the rows; the plain part of RUN/data.json."""
 
     fingerprint: str
     identity: dict[str, Any]  # the configuration's deciding fields
@@ -70,7 +70,7 @@ class Facts:
 
     @property
     def labels(self) -> list[tuple[str, int, np.dtype]]:
-        """Name, values of a frame and dtype of each label column on the disk: codes, then the CQT."""
+        """(name, values of a frame, dtype) of each label column on the disk: codes, then the CQT."""
         found = [
             (c.name, c.codebooks, np.dtype(t)) for c, t in zip(self.codes, self.codes_dtype, strict=True)
         ]
@@ -78,7 +78,6 @@ class Facts:
         return found + ([(self.cqt.name, self.cqt.bins, np.dtype(self.cqt.dtype))] if stored else [])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for RUN/data.json."""
         return asdict(self) | {"cqt_bins": self.cqt.bins if self.cqt else None}
 
     @staticmethod
@@ -168,7 +167,6 @@ class Pinned:
             )
 
     def describe(self) -> list[str]:
-        """Lines for people: what is trained on and what was left out."""
         train, valid = self.recordings["train"], self.recordings["valid"]
         lines = [
             f"data {self.fingerprint[:12]}: {self.hours:.2f} h, {train} recordings, {self.samples_per_epoch} "
@@ -178,8 +176,7 @@ class Pinned:
 
 
 def store(folder: Path, facts: Facts, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays under an attempt's name, then rename: whoever is first wins, and all wrote the
-    same."""
+    """Write under an attempt's name, then rename: whoever is first wins, and all wrote the same."""
     attempt = folder.with_name(f".attempt-{uuid.uuid4().hex}")
     attempt.mkdir(parents=True)
     try:
@@ -196,7 +193,7 @@ def store(folder: Path, facts: Facts, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load(folder: Path, corpora: tuple[str, ...]) -> Pinned | None:
-    """The data cached in a folder, or None when there is none of this layout."""
+    """The data cached in a folder; None when there is none of this layout."""
     try:
         facts = Facts.from_json(json.loads((folder / "facts.json").read_text()))
     except (OSError, ValueError):

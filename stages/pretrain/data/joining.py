@@ -53,7 +53,8 @@ def join(corpus: Corpus, data: Data) -> Iterator[pa.RecordBatch]:
 
 
 def _load(db: duckdb.DuckDBPyConnection, corpus: Corpus, stack: contextlib.ExitStack) -> None:
-    """Tables `plan` and `idx`: OUT/index.parquet, and for shards it does not hold whole their own indexes."""
+    """Tables `plan` and `idx`: OUT/index.parquet, and the own indexes of shards that it does not hold
+    whole."""
     rows = [(name, shard, record.segments) for (name, shard), record in corpus.records.items()]
     names, shards, segments = zip(*rows, strict=True)
     db.register("expected", pa.table({"column": names, "shard": shards, "segments": segments}))
@@ -86,7 +87,6 @@ def _load(db: duckdb.DuckDBPyConnection, corpus: Corpus, stack: contextlib.ExitS
 
 
 def _own_index(corpus: Corpus, name: str, shard: str) -> pa.Table:
-    """The index file of one shard of a column; ValueError when it is not whole."""
     table, expected = column.read_index(corpus.storage, name, shard), corpus.records[name, shard].segments
     if len(table) != expected:
         what = f"has an index of {len(table)} segments, its record has {expected}"
@@ -102,8 +102,8 @@ def _parquet(corpus: Corpus, name: str, stack: contextlib.ExitStack) -> str:
 
 
 def _check_keys(db: duckdb.DuckDBPyConnection, corpus: Corpus) -> None:
-    """Every label column has the audio's keys, with the same frames, but for recordings that its record lists
-    as rejected."""
+    """A label column has the audio's keys, with the same frames, but for recordings that its records
+    reject."""
     differences = """
         SELECT coalesce(a.shard, c.shard), coalesce(a.key, c.key), a.recording, a.frames, c.frames
         FROM (FROM idx WHERE "column" = ?) a FULL JOIN (FROM idx WHERE "column" = ?) c
@@ -125,7 +125,7 @@ def _check_keys(db: duckdb.DuckDBPyConnection, corpus: Corpus) -> None:
 def _load_statistics(
     db: duckdb.DuckDBPyConnection, corpus: Corpus, names: list[str], where: str | None, stack
 ) -> None:
-    """Table `stats`: one row for each segment, with these columns and `wanted`, the truth of `where`."""
+    """Table `stats`: for each segment these columns, and `wanted`, the truth of `where`."""
     root = corpus.storage.root
     if not corpus.storage.exists("segments.parquet"):
         raise ValueError(
@@ -157,8 +157,7 @@ def _load_statistics(
 
 
 def _query(corpus: Corpus, reasons: list[tuple[str, str]], statistics: bool) -> str:
-    """The rows of `join`; the first of `reasons` (condition, reason) that holds is why a segment is
-    dropped."""
+    """The rows of `join`; the first of `reasons` (condition, reason) that holds drops a segment."""
     places = joins = ""
     missing = []
     for i, name in enumerate(corpus.labels):

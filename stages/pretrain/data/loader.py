@@ -1,10 +1,8 @@
 """The training loader: endless micro-batches from any place of the order on, read ahead by worker processes.
 
-Nothing here is drawn from a generator and nothing is communicated: each rank computes the same order and
-takes its stripe of every global batch, so the sequence of global batches is the same at any number of ranks,
-workers and any micro-batch.
-
-Letters: G samples of a global batch, B of a micro-batch, V held-out crops.
+Nothing is drawn from a generator or communicated: each rank computes the same order and takes its stripe of
+every global batch, so the sequence of global batches is the same at any number of ranks, workers and any
+micro-batch.
 """
 
 import contextlib
@@ -40,7 +38,7 @@ class TooManyBad(ValueError):
 
 
 class Loader:
-    """One rank's share of the data. `frames`: model frames of a crop, which are masked."""
+    """One rank's share of the data. `frames`: model frames of a crop."""
 
     def __init__(
         self,
@@ -69,9 +67,8 @@ class Loader:
         self._check_shared_memory()
 
     def micro_batches(self, state: State) -> int:
-        """Of this rank in one update, of at most `micro_batch` samples; they differ by one sample where the
-        global batch does not divide. ValueError when it is too small for the ranks, or an epoch is shorter
-        than it."""
+        """Of this rank in one update: at most `micro_batch` samples each, equal up to one sample. ValueError
+        when the global batch is too small for the ranks, or an epoch is shorter than it."""
         self.pinned.require(state.global_batch)
         least, most = state.global_batch // self.world, -(-state.global_batch // self.world)
         count = -(-most // self.micro_batch)
@@ -84,17 +81,15 @@ class Loader:
         return count
 
     def sample_ids(self, state: State) -> list[str]:
-        """KEY+START of every sample of the state's global batch in order, START in samples of the segment;
-        those that replace others are not named."""
+        """KEY+START of every sample of the state's global batch in order, START in samples of the segment, as
+        if none had to be replaced."""
         state = state.settled(self.samples_per_epoch)
         crops = self._places.crops(state, np.arange(state.global_batch))
         return [f"{self.pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
 
     def stream(self, state: State) -> Iterator[Batch]:
-        """This rank's micro-batches from that place on, update after update, without end.
-
-        Raises `TooManyBad` when more than data.max_bad_share could not be read and were replaced.
-        """
+        """This rank's micro-batches from that place on, update after update, without end. Raises `TooManyBad`
+        when more than data.max_bad_share could not be read and were replaced."""
         batches = self._follow(_Stream(self._made, self.micro_batches(state), self.rank, self.world, state))
         self._streams.append(batches)
         return batches
@@ -123,8 +118,8 @@ class Loader:
     def validation(self) -> Iterator[Batch]:
         """This rank's share of the held-out crops: the same crops and masks every time, without mixture.
 
-        Every rank gets the same number of micro-batches (ZeRO 3 needs that); at the end, rows that fill them
-        up repeat a crop with an empty mask, so that sums over masked frames leave them out.
+        Every rank gets the same number of micro-batches (ZeRO 3 needs that): rows that fill up the last
+        repeat a crop with an empty mask, so that sums over masked frames leave them out.
         """
         self._reader = self._reader or Reader(*self._made)
         crops, key = held_out(self.pinned, self.data), counter_rng.key(counter_rng.VALIDATION, 1)
@@ -145,7 +140,7 @@ class Loader:
             self._reader = None
 
     def _check_shared_memory(self) -> None:
-        """Too small a /dev/shm, as containers often have, kills workers by SIGBUS: it is refused before."""
+        """Workers die by SIGBUS when /dev/shm is too small, as in many containers."""
         data, bins = self.data, self.pinned.cqt_bins or 0
         crop_bytes = data.samples * 8 + data.samples // HOP_SAMPLES * 4 * bins
         wanted = crop_bytes * self.micro_batch * data.workers * (data.prefetch + 1)
@@ -160,7 +155,7 @@ class Loader:
 
 
 class _Stream(IterableDataset):
-    """Worker w of W makes every W-th micro-batch; the data loader takes them in turn, so their order is
+    """Worker w of W makes every W-th micro-batch; the data loader takes them in turn: their order is
     fixed."""
 
     def __init__(self, made: tuple, count: int, rank: int, world: int, state: State):
@@ -212,8 +207,8 @@ def _loading(dataset: _Stream, data: Data) -> Iterator[Batch]:
 
 
 def _outlive(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can end its update
-    and save."""
+    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can finish and
+    save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

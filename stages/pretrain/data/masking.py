@@ -1,12 +1,12 @@
 """Which input frames are replaced by the mask vector: the reference's spans, seeded per sample.
 
-Letters: B clips, T model frames, S places where a span may start (T - span).
-
 The reference (F data_utils.py, compute_mask_indices) draws int(prob·T/span + u) distinct starts in [0, T -
 span) for each clip, then unmasks frames at random until every clip of the batch has as many as the one with
-the fewest, so that a clip's mask depends on its neighbours. Here the count is what those spans cover on
-average: it depends on T alone. Starts are taken one by one, in random order, until the count is reached; the
-last span is cut short where it would exceed it.
+the fewest: a clip's mask depends on the others. Here the count is what those spans cover on average: it
+depends on T alone. Starts are taken in random order until the count is reached; the last span is cut short
+where it would exceed it.
+
+B clips, T model frames, S places where a span may start (T - span).
 """
 
 from functools import cache
@@ -29,13 +29,11 @@ class Masking:
     min_spans: Count = 2  # of a clip
 
     def masked_frames(self, frames: int) -> int:
-        """Masked frames of every clip of `frames` model frames. ValueError when a clip is too short for its
-        spans."""
+        """Of every clip of `frames` model frames. ValueError when a clip is too short for its spans."""
         return _count(self, frames)
 
     def draw(self, keys_B: np.ndarray, frames: int) -> np.ndarray:
-        """bool (B, T), True where masked; row b depends on keys_B[b] (uint64, from `draws.keys`) and T
-        alone."""
+        """bool (B, T), True where masked; row b depends on keys_B[b] (uint64) and T alone."""
         count, starts = self.masked_frames(frames), frames - self.span
         # spans are taken in ascending order of these
         ranks_BS = counter_rng.bits(keys_B[:, None], np.arange(starts))

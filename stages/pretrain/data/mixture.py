@@ -1,8 +1,8 @@
-"""In-batch mixture: pieces of other clips are added to what the model hears; its labels stay those of the
-clean clip.
+"""In-batch mixture: pieces of other clips are added to the model's input; labels stay those of the clean
+clip.
 
-Letters: B clips, P pieces. Everything is seeded per sample: (seed, epoch, position). Donors are other places
-of the sample's own global batch, so neither the micro-batch nor the number of ranks changes what is heard.
+Everything is seeded per sample: (seed, epoch, position). Donors are other places of the sample's own global
+batch, so neither the micro-batch nor the number of ranks changes them. B clips, P pieces.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,7 @@ class Mixture:
         """The pieces for clips of `samples` samples at these places (0 … global_batch - 1) of one global
         batch.
 
-        keys_B: uint64, one for each clip, from `draws.keys`. A global batch of one clip has no donors: no
-        pieces.
+        keys_B: uint64, one for each clip. A global batch of one clip has no donors: no pieces.
         """
         limit = self.max_pieces
         mixed_B = counter_rng.uniform(keys_B, 0) < self.prob

@@ -1,10 +1,7 @@
 """The order of training: a pure function of (fingerprint, seed, epoch) and the shards' sizes and weights.
 
-Shards are permuted; runs of `window_shards` of them are windows, and samples are shuffled inside a window, so
-that a reader has few files open. Only the windows needed are computed: any place of an epoch costs one
-window.
-
-Letters: S shards, W samples of a window.
+Shards are permuted; runs of `window_shards` are windows, and samples are shuffled inside a window, so that a
+reader has few files open. Any place of an epoch costs one window. S shards, W samples of a window.
 """
 
 from dataclasses import dataclass
@@ -41,8 +38,6 @@ def _whole(samples: np.ndarray | int, weight: float) -> np.ndarray:
 
 
 class Epoch:
-    """The order of one epoch. `take` gives any stretch of it."""
-
     def __init__(self, shards: Shards, seed: int, epoch: int):
         self._shards, self._key = shards, (int(shards.fingerprint[:16], 16), seed, epoch)
         self._shuffled_S = counter_rng.permutation(len(shards.samples_S), counter_rng.SHARDS, *self._key)
@@ -55,8 +50,7 @@ class Epoch:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def _counts(self) -> np.ndarray:
-        """Samples of each shuffled shard in this epoch: the running total of a corpus is floor(samples ·
-        weight)."""
+        """Samples of each shuffled shard: the running total of a corpus is floor(samples · weight)."""
         count_S = np.zeros(len(self._shuffled_S), dtype=np.int64)
         for corpus, weight in enumerate(self._shards.weights):
             own = np.flatnonzero(self._shards.corpus_S[self._shuffled_S] == corpus)
@@ -65,8 +59,8 @@ class Epoch:
         return count_S
 
     def take(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """int64 (count,) twice: the shard, and the number of the sample within one pass over it, at these
-        positions."""
+        """int64 (count,) twice: the shard at these positions, and the number of the sample in one pass over
+        it."""
         assert first >= 0 and first + count <= len(self), f"{first} + {count} of {len(self)}"
         parts = [np.zeros(0, dtype=np.int64)]
         while count:
@@ -85,8 +79,7 @@ class Epoch:
         return packed_W[counter_rng.permutation(len(packed_W), counter_rng.SHUFFLE, *self._key, window)]
 
     def _numbers(self, place: int) -> np.ndarray:
-        """The samples this epoch takes of one shard: whole passes, and some of it, drawn without
-        replacement."""
+        """The samples this epoch takes of one shard: whole passes, and a rest drawn without replacement."""
         shard, count = int(self._shuffled_S[place]), int(self._count_S[place])
         samples = int(self._shards.samples_S[shard])
         passes, rest = divmod(count, samples) if count else (0, 0)

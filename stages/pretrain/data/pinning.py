@@ -1,5 +1,5 @@
-"""`pin`: find the finished shards of a run's corpora, join and check their columns once, and keep the result
-on a local disk."""
+"""`pin`: find the finished shards of a run's corpora, join and check their columns once, keep the result on a
+local disk."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 
 def pin(data: Data, previous: dict | None = None, allow: set[str] = frozenset()) -> Pinned:
-    """The data of a run. `previous`: what `Pinned.to_json` gave when the run was begun; its shards are used
-    again, and shards added since are not seen, unless "data" is in `allow`.
+    """The data of a run. `previous`: `Pinned.to_json` of when the run was begun; its shards are used again,
+    and shards added since are not seen, unless "data" is in `allow`.
 
     Every rank may call it: the arrays are kept below data.cache, by fingerprint, and found again in a second.
     ValueError: an unreadable root, no finished shard, a key missing in a column or frame counts that differ
@@ -75,8 +75,7 @@ def _check_settings(before: Facts, data: Data) -> None:
 
 
 def _check_recordings(before: Facts, data: Data) -> None:
-    """Recordings tombstoned since the run was pinned are other data, also where the rows are still in the
-    cache."""
+    """Recordings tombstoned since the run was pinned are other data, also where the rows are in the cache."""
     for root, shards, digest in zip(data.corpora, before.shards, before.tombstones, strict=True):
         try:
             seen = corpora.live_digest(Storage(root), shards)
@@ -243,8 +242,7 @@ def _cqt_column(found: list[Corpus], data: Data) -> CqtColumn | None:
 
 
 def _fingerprint(facts: Facts, found: list[Corpus], arrays: dict[str, np.ndarray]) -> str:
-    """sha256 of what decides the samples and their order: settings, the tars' bytes and the rows drawn; not
-    where they are."""
+    """sha256 of what decides the samples and their order: settings, the tars' bytes and the rows drawn."""
     deciding = {
         "identity": facts.identity,
         "columns": [c.columns for c in found],

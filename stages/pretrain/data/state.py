@@ -1,5 +1,5 @@
-"""Where a run is in its data: a few whole numbers, saved with the weights, from which every rank knows what
-comes next."""
+"""Where a run is in its data: a few whole numbers, saved with the weights; every rank knows what comes
+next."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +31,7 @@ class State:
 
     @staticmethod
     def from_json(text: str) -> "State":
-        """Raises ValueError when `text` is not what `to_json` wrote."""
+        """Raises ValueError when `to_json` did not write `text`."""
         try:
             fields = json.loads(text)
             return State(**fields | {"skipped": tuple(tuple(r) for r in fields["skipped"])})
@@ -46,11 +46,10 @@ class State:
         return counter_rng.keys(key, self.consumed + places_B)
 
     def advanced(self, samples_per_epoch: int) -> "State":
-        """The place one update further."""
         return replace(self._moved(samples_per_epoch), update=self.update + 1)
 
     def settled(self, samples_per_epoch: int) -> "State":
-        """This place, or the next epoch's begin when less than a global batch is left of this one, which is
+        """This place, or the next epoch's begin: less than a global batch at the end of an epoch is
         dropped."""
         if samples_per_epoch < self.global_batch:
             raise ValueError(
@@ -89,9 +88,8 @@ class State:
         self, fingerprint: str, seed: int, global_batch: int, allow: set[str] = frozenset()
     ) -> "State":
         """This place, for a run with these values. ValueError when they are not those saved, unless `allow`
-        names them (data, seed, global_batch). Other data or another seed begin their order at the next epoch,
-        for the place in the old order means nothing in theirs; another global batch goes on at the sample
-        where the old one stopped."""
+        names them (data, seed, global_batch). With other data or another seed the place in the old order
+        means nothing: theirs begins at the next epoch. Another global batch goes on at the next sample."""
         now = {"fingerprint": fingerprint, "seed": seed, "global_batch": global_batch}
         changed = {name for name, value in now.items() if getattr(self, name) != value}
         for name in sorted(changed):

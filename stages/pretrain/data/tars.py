@@ -1,5 +1,5 @@
 """Positioned reads of the pinned columns' tars: files on a disk, or ranges of an object store through a
-bounded cache."""
+cache."""
 
 import contextlib
 import hashlib
@@ -42,8 +42,7 @@ class Tars:
         return corpus, records.file(self._names[corpus][column], self._shards[shard], "tar")
 
     def read(self, want: Want, out: memoryview) -> None:
-        """Fill `out` with the wanted bytes. Raises OSError when they cannot be read, EOFError when the file
-        ends before."""
+        """Fill `out`. Raises OSError when the bytes cannot be read, EOFError when the file ends before."""
         column, shard, at, size = want
         corpus, name = self._file(column, shard)
         for attempt in range(TRIES):
@@ -88,10 +87,10 @@ class Tars:
 
 
 class Blocks:
-    """Ranges of one object store's files, in blocks of 1 MiB kept below `folder`; the oldest are deleted when
-    the limit is reached.
+    """Ranges of one object store's files, in blocks of 1 MiB below `folder`; the oldest are deleted at the
+    limit.
 
-    The folder is shared by all processes of a node: a block appears whole, and may vanish between two reads.
+    All processes of a node share the folder: a block appears whole, and may vanish between two reads.
     """
 
     def __init__(self, storage: Storage, folder: Path, limit_bytes: int):

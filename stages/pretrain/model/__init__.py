@@ -1,4 +1,4 @@
-"""The network and what it is asked to learn; nothing of how it is stepped.
+"""The network and what it learns; nothing of how it is stepped.
 
 `config` sizes, `front_end` waveform or log-mel to frames, `encoder` the stack of `attention` and `conformer`,
 `backbone` both together; `heads`, `objective` and `mert` are what is learnt; `initial` starting values,

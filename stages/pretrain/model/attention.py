@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.pretrain.model.config import Model
 from stages.pretrain.model.dropout import kept
 from stages.pretrain.model.layers import Linear
 
@@ -16,14 +17,14 @@ UNSEEN = -1e4
 
 
 class Attention(nn.Module):
-    """Query, key and value in one product; no clip is padded. `bias`: of `attention_bias`, added to the
-    scores."""
+    """Query, key and value in one product; no clip is padded. `bias`: of `attention_bias`."""
 
-    def __init__(self, width: int, heads: int, dropout: float, rotary: bool):
+    def __init__(self, model: Model):
         super().__init__()
-        self.heads, self.dropout, self.rotary = heads, dropout, rotary
-        self.qkv = Linear(width, 3 * width)
-        self.out = Linear(width, width)
+        self.heads, self.dropout = model.heads, model.attention_dropout
+        self.rotary = model.positions == "rotary"
+        self.qkv = Linear(model.width, 3 * model.width)
+        self.out = Linear(model.width, model.width)
 
     def forward(self, x_BTD: Tensor, bias: Tensor | None = None) -> Tensor:
         clips, frames, width = x_BTD.shape
@@ -38,8 +39,8 @@ class Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
     """softmax(query · key / √E + bias) · value, each (B, H, T, E), with dropout on the softmax.
 
-    On a CPU torch's fused kernel has no dropout: it would fall back to separate steps in fp32. The same steps
-    in the working dtype, with cheaper random bits, take about half its time (D make bench-model).
+    On a CPU torch's fused kernel has no dropout: it falls back to steps in fp32. The same steps in the
+    working dtype, with cheaper random bits, take about half its time (D make bench-model).
     """
     if dropout == 0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
@@ -51,27 +52,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, bias: Tens
 def attention_bias(x_BTD: Tensor, heads: int, alibi: bool, unseen_BT: Tensor | None) -> Tensor | None:
     """What every layer adds to its scores, (B or 1, H or 1, T, T) in x's dtype; None: nothing.
 
-    `alibi`: −|i − j| · 2^(−8 (h + 1) / H) for frames i, j and head h (arXiv 2108.12409, to both sides), so
-    that the first heads begin as means over a few frames and the last over seconds. `unseen_BT`: frames not
-    attended to.
+    `alibi`: −|i − j| · 2^(−8 (h + 1) / H) for frames i, j and head h (arXiv 2108.12409, to both sides): the
+    first heads begin as means over a few frames, the last over seconds. `unseen_BT`: frames not attended to.
     """
-    bias = None
+    bias, device = None, x_BTD.device
     if alibi:
-        frame_T = torch.arange(x_BTD.shape[1], device=x_BTD.device, dtype=torch.float32)
-        slope_H = 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1, device=x_BTD.device))
+        frame_T = torch.arange(x_BTD.shape[1], device=device, dtype=torch.float32)
+        slope_H = 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1, device=device))
         bias = -(frame_T[:, None] - frame_T).abs() * slope_H[None, :, None, None]
     if unseen_BT is not None:
         hidden_B11T = torch.where(unseen_BT, UNSEEN, 0.0)[:, None, None]
-        frames = unseen_BT.shape[1]
-        bias = hidden_B11T.expand(-1, 1, frames, -1) if bias is None else bias + hidden_B11T
+        bias = hidden_B11T.expand(-1, 1, unseen_BT.shape[1], -1) if bias is None else bias + hidden_B11T
     return None if bias is None else bias.to(x_BTD.dtype)
 
 
 def rotate(x_BHTE: Tensor) -> Tensor:
     """Rotary positions: the pair (e, e + E/2) of frame t is turned by t · base^(−2e/E) radians; in fp32."""
-    frames, half = x_BHTE.shape[-2], x_BHTE.shape[-1] // 2
-    rate_E = ROTARY_BASE ** (-torch.arange(half, device=x_BHTE.device, dtype=torch.float32) / half)
-    angle_TE = torch.arange(frames, device=x_BHTE.device, dtype=torch.float32)[:, None] * rate_E
+    frames, half, device = x_BHTE.shape[-2], x_BHTE.shape[-1] // 2, x_BHTE.device
+    rate_E = ROTARY_BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+    angle_TE = torch.arange(frames, device=device, dtype=torch.float32)[:, None] * rate_E
     cos, sin = angle_TE.cos(), angle_TE.sin()
     first, second = x_BHTE.float().chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x_BHTE.dtype)

@@ -12,8 +12,8 @@ from stages.config import require
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.count import parts
 from stages.pretrain.model.dropout import Dropout
-from stages.pretrain.model.encoder import ConvPositions, Encoder
-from stages.pretrain.model.front_end import ConvFrontEnd, front_end
+from stages.pretrain.model.encoder import Encoder
+from stages.pretrain.model.front_end import front_end
 from stages.pretrain.model.initial import initialise
 from stages.pretrain.model.layers import LayerNorm, Linear, scale_gradient, working_dtype
 from stages.pretrain.model.masked import apply_mask
@@ -27,8 +27,7 @@ class Backbone(nn.Module):
         self.model = model
         self.mask_vector = nn.Parameter(torch.empty(model.width))
         self.front_end = front_end(model)
-        # The mean of a spectrum's logarithm is its level, which the CQT is judged by: it is normalised
-        # already, and stays as it is.
+        # a log spectrum is normalised already, and its mean is its level, which the CQT depends on
         self.input_norm = LayerNorm(model.front_width) if model.front_end == "conv" else nn.Identity()
         self.input_projection = Linear(model.front_width, model.width)
         self.input_dropout = Dropout(model.input_dropout)
@@ -38,37 +37,28 @@ class Backbone(nn.Module):
 
     def encode(self, wave_BN: Tensor, mask_BT: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Hidden states (input embedding, then each layer) and the encoder's output, (B, T, D) in the working
-        dtype.
-
-        They are HubertModel's `hidden_states` and `last_hidden_state`, which differ in pre-norm by the final
+        dtype: HubertModel's `hidden_states` and `last_hidden_state`, which differ in pre-norm by the final
         LayerNorm."""
         dtype = working_dtype(self.mask_vector)
         with torch.autocast(wave_BN.device.type, enabled=False):
             return self._encode(self._features(wave_BN, dtype)[0], mask_BT, None)
 
     def hidden(self, wave_BN: Tensor, mask_BT: Tensor | None = None) -> list[Tensor]:
-        """The hidden states of `encode` alone."""
         return self.encode(wave_BN, mask_BT)[0]
 
     def parts(self) -> dict[str, int]:
-        """Parameters by part, in the order data flows."""
         return parts(self)
 
     def compile(self, **options: Any) -> None:
-        """`torch.compile` for the convolutions and each layer by itself: layers share one compiled form.
-
-        Compiled as a whole, every choice of layers to leave out at an update would be a form of its own."""
-        whole = [
-            part
-            for part in (self.front_end, self.encoder.positions)
-            if isinstance(part, ConvFrontEnd | ConvPositions)
-        ]
-        for part in (*whole, *self.encoder.layers):
+        """`torch.compile` for the convolutions and each layer by itself: layers share one compiled form. Of
+        the whole, every choice of layers to leave out would be a form of its own."""
+        convolutions = [self.front_end] if self.model.front_end == "conv" else []
+        convolutions += [self.encoder.positions] if self.encoder.positions else []
+        for part in (*convolutions, *self.encoder.layers):
             part.compile(**options)
 
     def _features(self, wave_BN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Front-end output (B, T, C) and its mean square, fp32; both gradients are scaled (F hubert.py
-        forward_features)."""
+        """Front-end output (B, T, C) and its mean square, fp32; both gradients are scaled (F hubert.py)."""
         features_BTC = scale_gradient(self.front_end(wave_BN.float(), dtype), self.model.gradient_scale)
         if self.model.front_end != "conv":  # nothing there could make it smaller
             return features_BTC, features_BTC.new_zeros((), dtype=torch.float32)
@@ -79,11 +69,7 @@ class Backbone(nn.Module):
     ) -> tuple[list[Tensor], Tensor]:
         x_BTD = self.input_dropout(self.input_projection(self.input_norm(features_BTC)))
         if mask_BT is not None:
-            require(
-                mask_BT.shape == x_BTD.shape[:2],
-                "mask_BT",
-                tuple(mask_BT.shape),
-                f"expected {tuple(x_BTD.shape[:2])}, as `Model.frames` counts them",
-            )
+            remedy = f"expected {tuple(x_BTD.shape[:2])}, as `Model.frames` counts them"
+            require(mask_BT.shape == x_BTD.shape[:2], "mask_BT", tuple(mask_BT.shape), remedy)
             x_BTD = apply_mask(x_BTD, mask_BT, self.mask_vector, self.model.masked_input == "line")
         return self.encoder(x_BTD, keep_layers, mask_BT)

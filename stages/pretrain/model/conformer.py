@@ -1,8 +1,7 @@
 """A conformer block (arXiv 2005.08100) as MERT's successors use: half feed-forward, attention, convolution,
-half feed-forward.
+half feed-forward. LayerNorm replaces the paper's BatchNorm: no clip may depend on others.
 
-LayerNorm stands where the paper has BatchNorm: no clip may depend on its neighbours. B clips, T frames, D
-width.
+B clips, T frames, D width.
 """
 
 import torch.nn.functional as F
@@ -24,9 +23,8 @@ class HalfFeedForward(nn.Module):
         self.dropout = Dropout(model.hidden_dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + 0.5 * self.dropout(
-            self.narrow(self.inner_dropout(F.silu(self.wide(self.norm(x_BTD)))))
-        )
+        inner = self.inner_dropout(F.silu(self.wide(self.norm(x_BTD))))
+        return x_BTD + 0.5 * self.dropout(self.narrow(inner))
 
 
 class Depthwise(nn.Conv1d):
@@ -36,15 +34,9 @@ class Depthwise(nn.Conv1d):
         super().__init__(width, width, kernel, padding=kernel // 2, groups=width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        dtype = x_BTD.dtype
-        x_BDT = F.conv1d(
-            x_BTD.transpose(1, 2),
-            self.weight.to(dtype),
-            self.bias.to(dtype),
-            padding=self.padding,
-            groups=self.groups,
-        )
-        return x_BDT.transpose(1, 2)
+        weight, bias = self.weight.to(x_BTD.dtype), self.bias.to(x_BTD.dtype)
+        x_BDT = x_BTD.transpose(1, 2)
+        return F.conv1d(x_BDT, weight, bias, padding=self.padding, groups=self.groups).transpose(1, 2)
 
 
 class Convolution(nn.Module):
@@ -67,9 +59,7 @@ class ConformerLayer(nn.Module):
         super().__init__()
         self.before = HalfFeedForward(model)
         self.attention_norm = LayerNorm(model.width)
-        self.attention = Attention(
-            model.width, model.heads, model.attention_dropout, model.positions == "rotary"
-        )
+        self.attention = Attention(model)
         self.attention_drop = Dropout(model.hidden_dropout)
         self.convolution = Convolution(model)
         self.after = HalfFeedForward(model)

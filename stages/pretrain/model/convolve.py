@@ -1,11 +1,10 @@
 """Strided convolution along time as one matrix product over windows of frames.
 
-G groups, B clips, t frames in and T out, C and D channels in and out of a group, W taps.
+In frames-first memory a window of W frames is a row of W·C numbers: a convolution is one copy and one matrix
+product. The library's own convolutions of long, thin signals run several times slower in bf16 on CPUs,
+forward and backward (D make bench-model), and its grouped ones of 8 channels were wrong (D test_convolve.py).
 
-Frames-first memory makes a window of W frames a row of W·C neighbouring numbers, so a convolution is one copy
-and one matrix product. The library's own convolutions of long, thin signals run several times slower in bf16
-on CPUs, forward and backward (D make bench-model), and its grouped ones of 8 channels came out wrong there (D
-test_convolve.py).
+G groups, B clips, t frames in and T out, C and D channels in and out of a group, W taps.
 """
 
 import torch
@@ -23,7 +22,7 @@ def windows_of(x_GBtC: Tensor, taps: int, stride: int) -> Tensor:
 
 
 def add_windows(windows: Tensor, shape: torch.Size, taps: int, stride: int) -> Tensor:
-    """The transpose of `windows_of`: every window's numbers added where they came from, a stride's worth at a
+    """The transpose of `windows_of`: every window's numbers added where they came from, a stride at a
     time."""
     groups, clips, frames, channels = shape
     out = windows.shape[1] // clips
@@ -59,7 +58,7 @@ class _Convolve(torch.autograd.Function):
 
 
 def convolve(x_GBtC: Tensor, weight_GDWC: Tensor, stride: int) -> Tensor:
-    """float (G, B, t, C) with weights (G, D, W, C) → (G, B, T, D), T = floor((t − W) / stride) + 1, without
+    """float (G, B, t, C), weights (G, D, W, C) → (G, B, T, D), T = floor((t − W) / stride) + 1, without
     padding."""
     return _Convolve.apply(x_GBtC, weight_GDWC.to(x_GBtC.dtype).flatten(2), stride)
 

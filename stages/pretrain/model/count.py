@@ -1,10 +1,8 @@
 """Parameters and arithmetic of a model, counted.
 
-A FLOP is a multiplication or an addition of a matrix product or a convolution; norms, activations and softmax
-are not counted, and neither is anything a backward pass computes again.
+A FLOP is a multiplication or an addition of a matrix product or a convolution; norms, activations, softmax
+and what a backward pass computes again are not counted.
 """
-
-from math import prod
 
 from torch import nn
 
@@ -20,20 +18,18 @@ def parts(model: nn.Module) -> dict[str, int]:
     """Parameters by part, in the order data flows."""
     found: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        first, _, rest = name.partition(".")
-        part = f"encoder.{rest.partition('.')[0]}" if first == "encoder" else first
+        depth = 2 if name.startswith("encoder.") else 1
+        part = ".".join(name.split(".")[:depth])
         found[part] = found.get(part, 0) + parameter.numel()
     return found
 
 
 def _front_end(model: Model, samples: int) -> tuple[float, float]:
-    """FLOPs of the first convolution, and of the others, forward."""
+    """FLOPs of the first convolution, and of the others, forward; 0 for an FFT without gradient."""
     if model.front_end != "conv":
-        return 0.0, 0.0  # an FFT without gradient
-    costs, before = [], 1
-    for channels, kernel, stride in zip(
-        model.conv.channels, model.conv.kernels, model.conv.strides, strict=True
-    ):
+        return 0.0, 0.0
+    costs, before, conv = [], 1, model.conv
+    for channels, kernel, stride in zip(conv.channels, conv.kernels, conv.strides, strict=True):
         samples = (samples - kernel) // stride + 1
         costs.append(2.0 * samples * channels * before * kernel)
         before = channels
@@ -43,29 +39,21 @@ def _front_end(model: Model, samples: int) -> tuple[float, float]:
 def flops(
     model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int, samples: int
 ) -> float:
-    """Of forward and backward for one crop: the backward is twice the forward, less the gradient of the input
+    """Forward and backward of one crop: the backward is twice the forward, less the gradient of the input
     itself."""
     frames, width = model.frames(samples), model.width
     first, convolutions = _front_end(model, samples)
     project = 2.0 * frames * model.front_width * width
-    positions = (
-        2.0 * frames * model.position_kernel * width * width / model.position_groups
-        if model.positions == "conv"
-        else 0.0
-    )
-    attention = 2.0 * frames * 4 * width**2 + 4.0 * frames**2 * width
+    positions = 2.0 * frames * model.position_kernel * width * width / model.position_groups
+    layer = 2.0 * frames * 4 * width**2 + 4.0 * frames**2 * width  # attention
     if model.block == "transformer":
-        layer = attention + 4.0 * frames * width * model.ffn
+        layer += 4.0 * frames * width * model.ffn
     else:
-        layer = (
-            attention
-            + 8.0 * frames * width * model.ffn
-            + 2.0 * frames * width * (3 * width + model.conformer_kernel)
-        )
+        layer += 8.0 * frames * width * model.ffn
+        layer += 2.0 * frames * width * (3 * width + model.conformer_kernel)
     masked = MASKED_SHARE * frames
-    heads = sum(2.0 * masked * prod((c.codebooks, objective.head_width)) * (width + c.size) for c in codes)
+    heads = sum(2.0 * masked * c.codebooks * objective.head_width * (width + c.size) for c in codes)
     heads += 2.0 * masked * width * cqt_bins
-    first_backward = 1 if model.front_end == "conv" else 0
-    no_input_gradient = project if model.front_end != "conv" else 0.0
-    forward = convolutions + project + positions + model.layers * layer + heads
-    return 3.0 * forward + first * (1 + first_backward) - no_input_gradient
+    forward = convolutions + project + model.layers * layer + heads
+    forward += positions if model.positions == "conv" else 0.0
+    return 3.0 * forward + (2 * first if model.front_end == "conv" else -project)

@@ -1,9 +1,9 @@
 """Dropout whose random bits cost little on a CPU.
 
 torch draws a CPU's masks one number at a time on one core: a sixth of a training step of the 95M model (D,
-stack notes). Here SFC64 fills a buffer with 16 bits an element, seeded from torch's generator, so that seeds,
-saved generator states and recomputed layers mean what they always do. Probabilities are rounded to multiples
-of 2⁻¹⁶, and the scale is that of the rounded one: the expectation is exact. Other devices use torch's own.
+stack notes). Here SFC64, seeded from torch's generator, gives 16 bits an element, so that seeds, saved
+generator states and recomputed layers mean what they always do. Probabilities are rounded to multiples of
+2⁻¹⁶, and the scale is that of the rounded one: the expectation is exact. Other devices use torch's own.
 """
 
 import numpy as np
@@ -31,8 +31,6 @@ def kept(shape: torch.Size, share: float, dtype: torch.dtype) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """`dropout` while training, nothing otherwise."""
-
     def __init__(self, share: float):
         super().__init__()
         self.share = share

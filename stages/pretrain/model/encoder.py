@@ -30,39 +30,28 @@ class ConvPositions(nn.Module):
         self.bias = nn.Parameter(torch.empty(width))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        clips, frames, width = x_BTD.shape
-        kernel = self.weight_v.shape[2]
-        direction_DCW = self.weight_v.float()
-        weight_DCW = (
-            direction_DCW * (self.weight_g.float() / direction_DCW.norm(dim=(0, 1), keepdim=True))
-        ).to(x_BTD.dtype)
-        tiles_GDWC = in_tiles(
-            weight_DCW.unflatten(0, (self.groups, -1)).transpose(2, 3).contiguous(), TILE_FRAMES
-        )
+        (clips, frames, width), groups = x_BTD.shape, self.groups
+        kernel, direction_DCW = self.weight_v.shape[2], self.weight_v.float()
+        norm_11W = direction_DCW.norm(dim=(0, 1), keepdim=True)
+        weight_DCW = (direction_DCW * (self.weight_g.float() / norm_11W)).to(x_BTD.dtype)
+        weight_GDWC = weight_DCW.unflatten(0, (groups, -1)).transpose(2, 3).contiguous()
         # Half the taps look back; an even kernel looks a frame less ahead, where F drops the last frame.
         ahead = kernel - kernel // 2 - 1 + -frames % TILE_FRAMES
-        padded_GBtC = (
-            F.pad(x_BTD, (0, 0, kernel // 2, ahead)).unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3)
-        )
-        moved_GBTC = convolve(padded_GBtC, tiles_GDWC, TILE_FRAMES).view(
-            self.groups, clips, -1, width // self.groups
-        )
-        return F.gelu(
-            moved_GBTC[:, :, :frames].permute(1, 2, 0, 3).reshape(clips, frames, width)
-            + self.bias.to(x_BTD.dtype)
-        )
+        x_BtGC = F.pad(x_BTD, (0, 0, kernel // 2, ahead)).unflatten(2, (groups, -1))
+        moved = convolve(x_BtGC.permute(2, 0, 1, 3), in_tiles(weight_GDWC, TILE_FRAMES), TILE_FRAMES)
+        moved_GBTC = moved.view(groups, clips, -1, width // groups)[:, :, :frames]
+        moved_BTD = moved_GBTC.permute(1, 2, 0, 3).reshape(clips, frames, width)
+        return F.gelu(moved_BTD + self.bias.to(x_BTD.dtype))
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward, each with its residual; `norm` post: LayerNorm after the sum, pre: before
-    the part."""
+    """Attention and feed-forward with residuals; `norm` post: LayerNorm after the sum, pre: before the
+    part."""
 
     def __init__(self, model: Model):
         super().__init__()
         self.pre = model.norm == "pre"
-        self.attention = Attention(
-            model.width, model.heads, model.attention_dropout, model.positions == "rotary"
-        )
+        self.attention = Attention(model)
         self.attention_norm = LayerNorm(model.width)
         self.wide = Linear(model.width, model.ffn)
         self.narrow = Linear(model.ffn, model.width)
@@ -81,22 +70,14 @@ class TransformerLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """float (B, T, D) → the hidden states (the input embedding, then each layer's output), and the last,
-    normalised in pre-norm."""
+    """float (B, T, D) → the input embedding and each layer's output, and the last, normalised in pre-norm."""
 
     def __init__(self, model: Model):
         super().__init__()
-        self.pre, self.checkpointing = model.norm == "pre", model.activation_checkpointing
-        self.heads, self.alibi, self.attend_masked = (
-            model.heads,
-            model.attention_bias == "alibi",
-            model.attend_masked,
-        )
-        self.positions = (
-            ConvPositions(model.width, model.position_kernel, model.position_groups)
-            if model.positions == "conv"
-            else None
-        )
+        self.model, self.pre = model, model.norm == "pre"
+        self.positions = None
+        if model.positions == "conv":
+            self.positions = ConvPositions(model.width, model.position_kernel, model.position_groups)
         self.norm = LayerNorm(model.width)
         self.dropout = Dropout(model.hidden_dropout)
         block = ConformerLayer if model.block == "conformer" else TransformerLayer
@@ -105,18 +86,18 @@ class Encoder(nn.Module):
     def forward(
         self, x_BTD: Tensor, keep_layers: tuple[bool, ...] | None = None, mask_BT: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        bias = attention_bias(x_BTD, self.heads, self.alibi, None if self.attend_masked else mask_BT)
+        unseen_BT = None if self.model.attend_masked else mask_BT
+        bias = attention_bias(x_BTD, self.model.heads, self.model.attention_bias == "alibi", unseen_BT)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(x_BTD)
-        hidden = [self.dropout(x_BTD if self.pre else self.norm(x_BTD))]
+        x_BTD = self.dropout(x_BTD if self.pre else self.norm(x_BTD))
+        hidden = [x_BTD]
         for number, layer in enumerate(self.layers):
-            keep = keep_layers is None or keep_layers[number]
-            hidden.append(
-                self._layer(layer, hidden[-1], bias) if keep else unused(hidden[-1], layer.parameters())
-            )
-        return hidden, self.norm(hidden[-1]) if self.pre else hidden[-1]
-
-    def _layer(self, layer: nn.Module, x_BTD: Tensor, bias: Tensor | None) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, x_BTD, bias, use_reentrant=False)
-        return layer(x_BTD, bias)
+            if keep_layers is not None and not keep_layers[number]:
+                x_BTD = unused(x_BTD, layer.parameters())
+            elif self.model.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x_BTD = checkpoint(layer, x_BTD, bias, use_reentrant=False)
+            else:
+                x_BTD = layer(x_BTD, bias)
+            hidden.append(x_BTD)
+        return hidden, self.norm(x_BTD) if self.pre else x_BTD

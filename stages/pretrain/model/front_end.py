@@ -1,7 +1,7 @@
 """From a waveform to frames at 75 Hz.
 
 B clips, N samples at 24 kHz, t frames before and T after a convolution, C and D channels in and out, W taps.
-Everything is kept frames-first, (B, T, C): see `convolve`.
+Everything is frames-first, (B, T, C): see `convolve`.
 """
 
 import torch
@@ -23,7 +23,7 @@ CQT_FLOOR, CQT_CENTRE, CQT_SCALE = 1e-3, -2.4, 2.0
 
 
 class FirstConv(nn.Module):
-    """Convolution of the waveform, GroupNorm with one channel a group, GELU: float (B, N) → (B, T, D)."""
+    """Convolution, GroupNorm with one channel a group, GELU: float (B, N) → (B, T, D)."""
 
     def __init__(self, channels: int, kernel: int, stride: int):
         super().__init__()
@@ -44,8 +44,8 @@ class FirstConv(nn.Module):
         """Convolution and GroupNorm as one convolution of each clip's own: fp32 (B, D, W), (B, D).
 
         A channel's mean and variance over time follow from the windows' mean m and covariance S: w·m and
-        wᵀSw. So the norm costs no pass over the frames, which are a hundred times the waveform, and nothing
-        is kept for it. Sums are in float64, for clips with a large constant part.
+        wᵀSw. So the norm costs no pass over the frames, a hundred times the waveform, and keeps nothing. Sums
+        are in float64, for clips with a large constant part.
         """
         weight_DW = self.weight.float()[:, 0]
         windows_BTW = wave_BN.unfold(1, weight_DW.shape[1], self.stride).double()
@@ -71,8 +71,7 @@ class StridedConv(nn.Module):
 
 
 class ConvFrontEnd(nn.Module):
-    """MERT's seven convolutions: float32 (B, N) → (B, T, D) in `dtype`; frame i is centred near sample 320 i
-    + 200 (recipe D)."""
+    """Float32 (B, N) → (B, T, D) in `dtype`; frame i is centred near sample 320 i + 200 (recipe D)."""
 
     def __init__(self, sizes: ConvFront):
         super().__init__()
@@ -89,44 +88,29 @@ class ConvFrontEnd(nn.Module):
         return x
 
 
-class MelFrontEnd(nn.Module):
-    """Log-mel power, roughly of mean 0 and deviation 1 on music: float32 (B, N) → (B, T, F) in `dtype`,
-    without parameters."""
+class LogSpectrum(nn.Module):
+    """Log-mel power or log constant-Q magnitudes, roughly of mean 0 and deviation 1 on music: float32 (B, N)
+    → (B, T, F) in `dtype`, without parameters."""
 
-    def __init__(self, sizes: MelFront):
+    def __init__(self, sizes: MelFront | CqtFront):
         super().__init__()
-        self.sizes, self._mel = sizes, {}
+        self.sizes, self._made = sizes, {}
 
     @torch.no_grad()
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
-        device = str(wave_BN.device)
-        if device not in self._mel:
-            self._mel[device] = LogMel(RATE_HZ, HOP_SAMPLES, self.sizes.mels, self.sizes.n_fft, device)
-        level_BTF = self._mel[device](wave_BN, 0, self.sizes.frames(wave_BN.shape[1]))
-        return ((level_BTF - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)
-
-
-class CqtFrontEnd(nn.Module):
-    """Log constant-Q magnitudes, roughly of mean 0 and deviation 1 on music: float32 (B, N) → (B, T, F) in
-    `dtype`, without parameters."""
-
-    def __init__(self, sizes: CqtFront):
-        super().__init__()
-        self.sizes, self._cqt = sizes, {}
-
-    @torch.no_grad()
-    def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
-        device = str(wave_BN.device)
-        if device not in self._cqt:
-            spec = CqtSpec(
-                RATE_HZ, HOP_SAMPLES, self.sizes.fmin_hz, self.sizes.bins, self.sizes.bins_per_octave
-            )
-            self._cqt[device] = ConstantQ(spec, table_cache(), device)
-        magnitude_BTF = self._cqt[device].frames(wave_BN, 0, self.sizes.frames(wave_BN.shape[1]))
+        sizes, device, frames = self.sizes, str(wave_BN.device), self.sizes.frames(wave_BN.shape[1])
+        if isinstance(sizes, MelFront):
+            if device not in self._made:
+                self._made[device] = LogMel(RATE_HZ, HOP_SAMPLES, sizes.mels, sizes.n_fft, device)
+            level_BTF = self._made[device](wave_BN, 0, frames)
+            return ((level_BTF - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)
+        if device not in self._made:
+            spec = CqtSpec(RATE_HZ, HOP_SAMPLES, sizes.fmin_hz, sizes.bins, sizes.bins_per_octave)
+            self._made[device] = ConstantQ(spec, table_cache(), device)
+        magnitude_BTF = self._made[device].frames(wave_BN, 0, frames)
         return (((magnitude_BTF + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE).to(dtype)
 
 
 def front_end(model: Model) -> nn.Module:
-    """The one that `model` names."""
-    made = {"conv": ConvFrontEnd, "mel": MelFrontEnd, "cqt": CqtFrontEnd}[model.front_end]
-    return made(getattr(model, model.front_end))
+    kind = ConvFrontEnd if model.front_end == "conv" else LogSpectrum
+    return kind(getattr(model, model.front_end))

@@ -1,5 +1,4 @@
-"""From the encoder's frames to what the teachers said there: code and CQT predictions, and their errors in
-fp32.
+"""From the encoder's frames to the teachers' labels: code and CQT predictions, and their errors in fp32.
 
 S masked frames, D width, K codebooks of a column, C codes of a codebook, E width of a code, F CQT bins.
 """
@@ -18,11 +17,10 @@ LARGEST_SCALE = 100.0  # of a learned temperature's inverse (M learnable_temp_ma
 
 
 class CodeHead(nn.Module):
-    """Predicts one column's codes: a projection, then cosine similarity with a learned table of each
-    codebook.
+    """One column's codes: a projection, then cosine similarity with a learned table of each codebook.
 
-    Normalised vectors and one matrix product give all similarities of a codebook, (S, C); the authors' form
-    holds (C, S, E), about 0.9 GB a codebook (recipe D).
+    Normalised vectors and one matrix product give a codebook's similarities, (S, C); the authors' form holds
+    (C, S, E), about 0.9 GB a codebook (recipe D).
     """
 
     def __init__(
@@ -41,9 +39,8 @@ class CodeHead(nn.Module):
     def forward(
         self, x_SD: Tensor, codes_SK: Tensor | None, wanted: tuple[int, ...]
     ) -> tuple[Tensor, Tensor] | list[Tensor]:
-        """fp32 summed cross entropy and argmax hits, (K,) each, zero for codebooks not wanted.
-
-        Without codes: fp32 logits (S, C) of each wanted codebook."""
+        """fp32 summed cross entropy and argmax hits, (K,) each, zero for codebooks not wanted. Without codes:
+        fp32 logits (S, C) of each wanted codebook."""
         logits = self._logits(x_SD, wanted)
         if codes_SK is None:
             return logits
@@ -64,14 +61,14 @@ class CodeHead(nn.Module):
             scale_K = self.log_scale_K.float().exp().clamp_max(LARGEST_SCALE).unbind()
         table_KCE = self.table_KCE if len(wanted) == len(self.table_KCE) else self.table_KCE[list(wanted)]
         table_KCE = F.normalize(table_KCE.float(), dim=-1, eps=COSINE_EPS)
+        queries = [F.normalize(query_SKE[:, k], dim=-1, eps=COSINE_EPS) * scale_K[k] for k in wanted]
         return [
-            (F.normalize(query_SKE[:, k], dim=-1, eps=COSINE_EPS) * scale_K[k]) @ table_CE.T
-            for k, table_CE in zip(wanted, table_KCE.unbind(0), strict=True)
+            query_SE @ table_CE.T for query_SE, table_CE in zip(queries, table_KCE.unbind(0), strict=True)
         ]
 
 
 class CqtHead(nn.Module):
-    """Predicts a CQT frame: float (S, D) → fp32 (S, F), in fp32 throughout; `target` says of what."""
+    """A CQT frame: float (S, D) → fp32 (S, F), in fp32 throughout, as `target` has it."""
 
     def __init__(self, width: int, bins: int, target: str):
         super().__init__()

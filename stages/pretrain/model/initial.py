@@ -3,8 +3,7 @@ transformer_sentence_encoder.py).
 
 Encoder linears: normal of deviation 0.02, bias 0. Convolutions: He-normal. Positional convolution: normal of
 variance 4 / (taps · width), weight-norm's scale its norm. Input projection: torch's default for a linear.
-Norms: 1 and 0. The mask vector and the heads fill themselves: U(0, 1) for it and for code tables, torch's
-default for linears.
+Norms: 1 and 0. Mask vector and code tables: U(0, 1). Linears of the heads: torch's default.
 """
 
 from math import sqrt

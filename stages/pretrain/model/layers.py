@@ -1,9 +1,9 @@
 """Layers that compute in the dtype of what flows through them, whatever dtype their weights have.
 
-One rule serves all three ways a trainer runs the model (fp32; weights cast to bf16 or fp16; fp32 weights
-under `torch.autocast`): `Mert` casts its input to the working dtype once and switches autocast off, every
-layer casts its weights to its input's dtype, and the islands cast to fp32. Each weight is used once a step,
-so nothing is cast twice. LayerNorm's and softmax's sums are fp32 inside torch's kernels for every dtype.
+One rule serves all three ways to run the model (fp32; weights cast to bf16 or fp16; fp32 weights under
+`torch.autocast`): `Mert` casts its input to the working dtype once and switches autocast off, every layer
+casts its weights to its input's dtype, what needs fp32 casts to it. Each weight is used once a step, so
+nothing is cast twice. LayerNorm's and softmax's sums are fp32 inside torch's kernels for every dtype.
 """
 
 from collections.abc import Iterable
@@ -67,6 +67,7 @@ def unused(x: Tensor, weights: Iterable[Tensor]) -> Tensor:
     """x itself; the weights get gradients of zero instead of none, as ZeRO's reduction and other ranks
     expect.
 
-    Weights split by ZeRO-3 (they carry a ds_id) stay without: it may gather or free them while the graph
-    lives, and what is left out is the same on every rank."""
+    Weights split by ZeRO-3 (they carry a ds_id) get none: it may gather or free them while the graph lives,
+    and what is left out is the same on every rank.
+    """
     return _Unused.apply(x, *(weight for weight in weights if not hasattr(weight, "ds_id")))

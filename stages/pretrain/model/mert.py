@@ -34,15 +34,10 @@ class MaskedFrames:
         return cls(*mask_BT.nonzero(as_tuple=True), mask_BT.shape[1])
 
     def labels(self, name: str, labels_BL: Tensor, hop_samples: int) -> Tensor:
-        """Labels at these places: model frame t is taught by label frame floor(t · 320 / hop) (F hubert.py
-        feat2tar)."""
-        needed = (self.frames - 1) * HOP_SAMPLES // hop_samples + 1
-        require(
-            labels_BL.shape[1] >= needed,
-            name,
-            f"{labels_BL.shape[1]} label frames",
-            f"{self.frames} model frames need {needed}",
-        )
+        """Labels there: model frame t has label frame floor(t · 320 / hop) (F hubert.py feat2tar)."""
+        needed, found = (self.frames - 1) * HOP_SAMPLES // hop_samples + 1, labels_BL.shape[1]
+        remedy = f"{self.frames} model frames need {needed}"
+        require(found >= needed, name, f"{found} label frames", remedy)
         return labels_BL[self.clip_S, self.frame_S * HOP_SAMPLES // hop_samples]
 
 
@@ -52,39 +47,19 @@ class Mert(Backbone):
     def __init__(
         self, model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int | None
     ):
-        """`codes` describe the code columns that batches carry, `cqt_bins` their CQT (None: none).
-
-        Initial values are drawn from torch's global generator. Raises ValueError for an objective these
-        labels cannot serve.
-        """
+        """`codes` describe the code columns that batches carry, `cqt_bins` their CQT (None: none). Initial
+        values are drawn from torch's global generator. Raises ValueError for an objective these labels cannot
+        serve."""
         super().__init__(model)
         self.objective, self.codes = objective, tuple(codes)
         self.codebooks = sum(column.codebooks for column in codes)
         self.cqt_bins = cqt_bins if cqt_bins and objective.cqt_weight > 0 else None
-        n = objective.codebooks_per_update
-        require(
-            n is None or n <= self.codebooks,
-            "objective.codebooks_per_update",
-            n,
-            f"there are {self.codebooks} codebooks",
-        )
-        require(
-            self.codebooks > 0 or self.cqt_bins is not None,
-            "objective",
-            "no codes and no CQT",
-            "name a labelled column to learn from",
-        )
-        self.code_heads = nn.ModuleList(
-            CodeHead(
-                model.width,
-                c.codebooks,
-                c.size,
-                objective.head_width,
-                objective.temperature,
-                objective.learn_temperature,
-            )
-            for c in codes
-        )
+        few, remedy = objective.codebooks_per_update or 0, f"there are {self.codebooks} codebooks"
+        require(few <= self.codebooks, "objective.codebooks_per_update", few, remedy)
+        labels, remedy = self.codebooks > 0 or self.cqt_bins, "name a labelled column to learn from"
+        require(bool(labels), "objective", "no codes and no CQT", remedy)
+        learnt = (objective.head_width, objective.temperature, objective.learn_temperature)
+        self.code_heads = nn.ModuleList(CodeHead(model.width, c.codebooks, c.size, *learnt) for c in codes)
         self.cqt_head = CqtHead(model.width, self.cqt_bins, objective.cqt_target) if self.cqt_bins else None
 
     def forward(
@@ -114,25 +89,20 @@ class Mert(Backbone):
             ce_K, correct_K = self._code_errors(x_SD, codes, masked, wanted)
             cqt = self._cqt_error(x_SD, cqt_BLF, masked)
         weights, frames = self.objective, len(x_SD)
-        loss = (
-            weights.codes_weight * ce_K.sum()
-            + weights.cqt_weight * cqt
-            + weights.penalty_weight * frames * penalty
-        )
-        trained_K = torch.tensor([k in wanted for k in range(self.codebooks)], device=loss.device)
+        loss = weights.codes_weight * ce_K.sum() + weights.cqt_weight * cqt
+        loss = loss + weights.penalty_weight * frames * penalty
+        trained = [k in wanted for k in range(self.codebooks)]
+        counts = {"frames": frames, "trained_K": trained}
+        sums = {"ce_K": ce_K, "correct_K": correct_K, "cqt": cqt, "penalty": penalty}
         return {
             "loss": loss,
-            "frames": torch.tensor(frames, device=loss.device),
-            "ce_K": ce_K.detach(),
-            "correct_K": correct_K,
-            "trained_K": trained_K,
-            "cqt": cqt.detach(),
-            "penalty": penalty.detach(),
+            **{name: value.detach() for name, value in sums.items()},
+            **{name: torch.tensor(value, device=loss.device) for name, value in counts.items()},
         }
 
     def predict(self, wave_BN: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """At every frame: fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is
-        compared, or None."""
+        """fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is compared, or
+        None."""
         _, x_BTD = self.encode(wave_BN, mask_BT)
         clips, frames, _ = x_BTD.shape
         with torch.autocast(wave_BN.device.type, enabled=False):
@@ -148,22 +118,14 @@ class Mert(Backbone):
         self, x_SD: Tensor, codes: dict[str, Tensor], masked: MaskedFrames, wanted: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """fp32 (K,) of all columns: summed cross entropy, argmax hits."""
-        losses, hits, first = (
-            [x_SD.new_zeros(0, dtype=torch.float32)],
-            [x_SD.new_zeros(0, dtype=torch.float32)],
-            0,
-        )
+        none = x_SD.new_zeros(0, dtype=torch.float32)
+        losses, hits, first = [none], [none], 0
         for column, head in zip(self.codes, self.code_heads, strict=True):
-            require(
-                column.name in codes,
-                "codes",
-                sorted(codes),
-                f"this model learns from {column.name}: load that column",
-            )
+            remedy = f"this model learns from {column.name}: load that column"
+            require(column.name in codes, "codes", sorted(codes), remedy)
             codes_SK = masked.labels(column.name, codes[column.name], column.hop_samples)
-            loss_K, correct_K = head(
-                x_SD, codes_SK, tuple(k - first for k in wanted if first <= k < first + column.codebooks)
-            )
+            own = tuple(k - first for k in wanted if first <= k < first + column.codebooks)
+            loss_K, correct_K = head(x_SD, codes_SK, own)
             losses.append(loss_K)
             hits.append(correct_K)
             first += column.codebooks
@@ -173,18 +135,14 @@ class Mert(Backbone):
         """Sum over masked frames of the mean square over bins; fp32."""
         if self.cqt_head is None:
             return x_SD.new_zeros((), dtype=torch.float32)
-        require(
-            cqt_BLF is not None,
-            "cqt_BLF",
-            None,
-            "this model predicts the CQT: load its column, or set objective.cqt_weight to 0",
-        )
+        remedy = "this model predicts the CQT: load its column, or set objective.cqt_weight to 0"
+        require(cqt_BLF is not None, "cqt_BLF", None, remedy)
         target_SF = self.cqt_head.target(masked.labels("cqt_BLF", cqt_BLF, HOP_SAMPLES))
         return (self.cqt_head(x_SD) - target_SF).square().mean(1).sum()
 
     def draw(self, seed: int, update: int) -> tuple[tuple[bool, ...], tuple[int, ...]]:
-        """Which layers to keep and which codebooks to train at this update: the same on every rank, from its
-        arguments alone."""
+        """Layers to keep and codebooks to train at this update: the same on every rank, from the arguments
+        alone."""
         random = np.random.default_rng([seed, update, 0x6D657274])
         keep_layers = tuple(bool(kept) for kept in random.random(self.model.layers) >= self.model.layer_drop)
         n = self.objective.codebooks_per_update or self.codebooks
@@ -192,8 +150,7 @@ class Mert(Backbone):
 
     @torch.no_grad()
     def non_finite_keys(self, batch: Batch) -> list[str]:
-        """Keys of the samples with NaN or infinity in their input, labels or predictions, without dropout; no
-        sample sees another."""
+        """Keys of the samples with NaN or infinity in their input, labels or predictions, without dropout."""
         was_training = self.training
         self.eval()
         logits, cqt_BTF = self.predict(batch.wave_BN, batch.mask_BT)
@@ -206,5 +163,4 @@ class Mert(Backbone):
         return [key for key, sound in zip(batch.keys, sound_B.tolist(), strict=True) if not sound]
 
     def flops(self, samples: int) -> float:
-        """FLOPs of one crop's forward and backward pass, as `count` counts them."""
         return count.flops(self.model, self.objective, self.codes, self.cqt_bins or 0, samples)

@@ -1,5 +1,4 @@
-"""What the model learns to predict on masked frames, and what wrong predictions cost: the YAML section
-`objective:`.
+"""What the model learns to predict on masked frames, and what errors cost: the YAML section `objective:`.
 
 With S masked frames, K codebooks (F hubert_criterion.py; M loss_weights):
 

@@ -1,8 +1,6 @@
 """Published weights as the beginning of a run: Hugging Face's layout (`m-a-p/MERT-v1-*`) and the authors'
-fairseq checkpoints (`MERT-v1-*_fairseq.pt`).
-
-The encoder is taken whole or not at all. Heads, which only fairseq files have, are taken where their shapes
-are ours.
+fairseq checkpoints (`MERT-v1-*_fairseq.pt`). The encoder is taken whole or not at all; heads, which only
+fairseq files have, where their shapes are ours.
 
 D width, K codebooks, C codes of a codebook, E width of a code.
 """
@@ -15,26 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.pretrain.model.hubert import FIXED, from_hubert, model_of
+from stages.pretrain.model.hubert import from_hubert, model_of
 from stages.pretrain.model.mert import Mert
 from stages.pretrain.model.weight_files import read, tensors
 
 # fairseq's → HuBERT's (M scripts/convert_MERT_HF.py).
 FAIRSEQ = (
-    (r"feature_extractor\.conv_layers\.(\d+)\.0\.weight", r"feature_extractor.conv_layers.\1.conv.weight"),
-    (
-        r"feature_extractor\.conv_layers\.0\.2\.(weight|bias)",
-        r"feature_extractor.conv_layers.0.layer_norm.\1",
-    ),
-    (r"layer_norm\.(weight|bias)", r"feature_projection.layer_norm.\1"),
-    (r"post_extract_proj\.(weight|bias)", r"feature_projection.projection.\1"),
-    (r"mask_emb", r"masked_spec_embed"),
-    (r"encoder\.pos_conv\.0\.(.+)", r"encoder.pos_conv_embed.conv.\1"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.(.+)", r"encoder.layers.\1.attention.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn_layer_norm\.(.+)", r"encoder.layers.\1.layer_norm.\2"),
-    (r"encoder\.layers\.(\d+)\.fc1\.(.+)", r"encoder.layers.\1.feed_forward.intermediate_dense.\2"),
-    (r"encoder\.layers\.(\d+)\.fc2\.(.+)", r"encoder.layers.\1.feed_forward.output_dense.\2"),
-    (r"(encoder\.layers\.\d+\.final_layer_norm\..+|encoder\.layer_norm\..+)", r"\1"),
+    (r"(conv_layers\.\d+)\.0\.", r"\1.conv."),
+    (r"(conv_layers\.0)\.2\.", r"\1.layer_norm."),
+    (r"^layer_norm\.", "feature_projection.layer_norm."),
+    (r"^post_extract_proj\.", "feature_projection.projection."),
+    (r"^mask_emb$", "masked_spec_embed"),
+    (r"^encoder\.pos_conv\.0\.", "encoder.pos_conv_embed.conv."),
+    (r"\.self_attn\.", ".attention."),
+    (r"\.self_attn_layer_norm\.", ".layer_norm."),
+    (r"\.fc1\.", ".feed_forward.intermediate_dense."),
+    (r"\.fc2\.", ".feed_forward.output_dense."),
 )
 HEADS = re.compile(
     r"(final_projs?|label_embs_concat|logit_temp_list|encoder_cqt_model|encoder_mel_model)\b.*"
@@ -55,22 +49,24 @@ class Imported:
 
 
 def load_into(net: Mert, place: str | Path) -> Imported:
-    """Give `net` the weights at `place`; ValueError where the encoder is another one, naming the tensor or
-    the setting."""
+    """Give `net` the weights at `place`; ValueError names the tensor or setting in which the encoder
+    differs."""
     found, config = read(place)
     if isinstance(found.get("model"), dict):
-        _same_choices(net, _fairseq_choices(found))
-        given = tensors(found["model"])
-        heads = {name: value for name, value in given.items() if HEADS.fullmatch(name)}
-        encoder, layout = (
-            {_hubert_name(name): value for name, value in given.items() if name not in heads},
-            "fairseq",
-        )
+        layout, given, choices = "fairseq", tensors(found["model"]), _fairseq_choices(found)
+        heads = {name: given.pop(name) for name in list(given) if HEADS.fullmatch(name)}
+        given = {_hubert_name(name): value for name, value in given.items()}
     else:
+        layout, given, heads, choices = "hugging face", tensors(found), {}, {}
         if config is not None:
-            _same_choices(net, {"norm": model_of(config).norm, "heads": model_of(config).heads})
-        encoder, heads, layout = tensors(found), {}, "hugging face"
-    state = from_hubert(encoder, net.state_dict())
+            choices = {"norm": model_of(config).norm, "heads": model_of(config).heads}
+    for name, value in choices.items():
+        own = getattr(net.model, name)
+        if value is not None and own != value:
+            raise ValueError(
+                f"model.{name} is {own!r}, the weights were trained with {value!r}: set model.{name}={value}"
+            )
+    state = from_hubert(given, net.state_dict())
     taken, fresh = ["encoder"], []
     for part, own, reason in (_code_head(net, heads), _cqt_head(net, heads)):
         if own:
@@ -83,35 +79,23 @@ def load_into(net: Mert, place: str | Path) -> Imported:
 
 
 def _hubert_name(name: str) -> str:
-    for theirs, hubert in FAIRSEQ:
-        if found := re.fullmatch(theirs, name):
-            return found.expand(hubert)
-    return name  # `from_hubert` will name it as left over
+    """Names that are no encoder's stay: `from_hubert` names them as left over."""
+    for fairseq, hubert in FAIRSEQ:
+        name = re.sub(fairseq, hubert, name)
+    return name
 
 
 def _fairseq_choices(found: dict[str, Any]) -> dict[str, Any]:
-    """What tensors alone do not tell: the norm style and the number of heads; ValueError for layers we do not
-    have."""
+    """The norm style and number of heads, which no tensor shows; ValueError for layers we do not have."""
     config = found.get("cfg")
     config = config.get("model") if isinstance(config, dict) else None
     if not isinstance(config, dict):
         return {}
     for key in ("deepnorm", "subln", "feature_extractor_cqt", "conv_bias", "do_cnn_feat_stable_layernorm"):
         if config.get(key):
-            raise ValueError(
-                f"weights: cfg.model.{key} is {config[key]!r}, this model has {FIXED.get(key, False)!r} only"
-            )
+            raise ValueError(f"weights: cfg.model.{key} is {config[key]!r}, this model has False only")
     norm = {True: "pre", False: "post"}.get(config.get("layer_norm_first"))
     return {"norm": norm, "heads": config.get("encoder_attention_heads")}
-
-
-def _same_choices(net: Mert, theirs: dict[str, Any]) -> None:
-    for name, value in theirs.items():
-        if value is not None and getattr(net.model, name) != value:
-            raise ValueError(
-                f"model.{name} is {getattr(net.model, name)!r}, the weights were trained with "
-                f"{value!r}: set model.{name}={value}"
-            )
 
 
 def _code_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], str]:
@@ -120,31 +104,18 @@ def _code_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tens
         return "", {}, ""
     if "label_embs_concat" not in heads:
         return "code head", {}, "the file has none"
-    head = net.code_heads[0]
+    head, table = net.code_heads[0], heads["label_embs_concat"]
     books, codes, width = head.table_KCE.shape
-    table = heads["label_embs_concat"]
     weight, bias = _projection(heads)
-    rows = len(table) // books
-    fits = (
-        len(net.codes) == 1
-        and len(table) % books == 0
-        and rows in (codes, codes + SPECIALS)
-        and table.shape[1] == width
-        and weight is not None
-        and weight.shape == head.projection.weight.shape
-    )
-    if not fits:
+    rows, rest = divmod(len(table), books)
+    fits = len(net.codes) == 1 and not rest and rows in (codes, codes + SPECIALS) and table.shape[1] == width
+    if not fits or weight is None or weight.shape != head.projection.weight.shape:
         return "code head", {}, f"theirs is {tuple(table.shape)}"
-    own = {
-        "projection.weight": weight,
-        "projection.bias": bias,
-        "table_KCE": table.view(books, rows, width)[:, rows - codes :],
-    }
-    if (
-        head.log_scale_K is not None
-        and heads.get("logit_temp_list", torch.empty(0)).shape == head.log_scale_K.shape
-    ):
-        own["log_scale_K"] = heads["logit_temp_list"]
+    own = {"projection.weight": weight, "projection.bias": bias}
+    own["table_KCE"] = table.view(books, rows, width)[:, rows - codes :]
+    scale = heads.get("logit_temp_list")
+    if head.log_scale_K is not None and scale is not None and scale.shape == head.log_scale_K.shape:
+        own["log_scale_K"] = scale
     return "code head", {f"code_heads.0.{name}": value for name, value in own.items()}, ""
 
 

@@ -1,8 +1,7 @@
 """Weights from files of others: safetensors, and PyTorch pickles of which nothing is run.
 
-A pickle may name any function to be called. Here tensors and plain values are read, the classes that
-fairseq's checkpoints are known to hold become inert stand-ins, and a file that names anything else is
-refused.
+A pickle may name any function to be called. Here tensors and plain values are read, known classes of
+fairseq's checkpoints become inert, and a file that names anything else is refused.
 """
 
 import json
@@ -21,7 +20,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Inert:
-    """Stands for an object of a class we do not import: takes anything, does nothing."""
+    """An object of a class we do not import: takes anything, does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         return super().__new__(cls)
@@ -34,21 +33,20 @@ class Inert:
 
 
 def read(place: str | Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What a weights file holds, and the config.json beside it (None: there is none). Raises ValueError.
-
-    `place` is a Hugging Face folder, a .safetensors file, or a PyTorch file (.bin, .pt)."""
+    """The content of a Hugging Face folder, a .safetensors or a PyTorch file (.bin, .pt), and the config.json
+    next to it (None: there is none). Raises ValueError."""
     path = Path(place)
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).exists()]
         if not found:
             raise ValueError(
-                f"weights {path}: expected {' or '.join(WEIGHT_FILES)} in it (a model in several "
-                f"files: merge it first)"
+                f"weights {path}: expected {' or '.join(WEIGHT_FILES)} in it (a model in several files: "
+                "merge it first)"
             )
         path = found[0]
     elif not path.exists():
         raise ValueError(f"weights {path}: there is no such file or folder")
-    about = path.parent / "config.json"
+    about = path.with_name("config.json")
     try:
         config = json.loads(about.read_text()) if about.exists() else None
         return load_file(path) if path.suffix == ".safetensors" else _pickle(path), config
@@ -61,8 +59,8 @@ def _pickle(path: Path) -> dict[str, Any]:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, UnpicklingError) as error:
         raise ValueError(
-            f"weights {path}: no PyTorch file of version 1.6 or later ({error}); save it again with a "
-            f"newer torch"
+            f"weights {path}: no PyTorch file of version 1.6 or later ({error}); save it again with a newer "
+            "torch"
         ) from None
     strange = [name for name in names if name.split(".")[0] not in INERT_PACKAGES]
     if strange:

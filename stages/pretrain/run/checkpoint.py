@@ -33,7 +33,7 @@ FILES = ("model", "optimizer", "rng")
 
 
 class Checkpoints:
-    """Writes, finds and reads checkpoints; every rank calls `save`, `restore` and `finish`."""
+    """Every rank calls `save`, `restore` and `finish`."""
 
     def __init__(self, place: str, keep: int, world: World):
         self.storage, self.keep, self.world = Storage(place), keep, world
@@ -56,7 +56,7 @@ class Checkpoints:
         return name
 
     def finish(self) -> None:
-        """Wait for the checkpoint being written; raises OSError when that failed."""
+        """Wait for the checkpoint being written. Raises OSError when that failed."""
         writing, self._writing = self._writing, None
         try:
             if writing:
@@ -106,12 +106,12 @@ class Checkpoints:
         return sorted(name for name in folders if name.startswith("u"))
 
     def newest(self) -> str | None:
-        """The newest complete checkpoint, also when writing ended between its own name and `latest`."""
+        """The newest complete checkpoint, whatever `latest` names."""
         names = self.world.on_rank_0(self.names)
         return names[-1] if names else None
 
     def restore(self, engine: Engine, name: str) -> dict[str, Any]:
-        """Weights, moments, generators and loss scale of a checkpoint into `engine`; returns its state.
+        """A checkpoint into `engine` and this process's generators; returns its state.
 
         Raises ValueError for a damaged file, or one of another model.
         """
@@ -174,8 +174,7 @@ def _set_generators(rng: dict[str, torch.Tensor], world: World) -> None:
 
 
 def seed_generators(seed: int, update: int, world: World) -> None:
-    """Seed this process's generators once, when it starts: dropout differs between ranks and repeats between
-    runs."""
+    """Once, when a process starts: dropout differs between ranks and repeats between runs."""
     value = int(np.random.SeedSequence([seed, update, world.rank]).generate_state(1)[0])
     torch.manual_seed(value)
     random.seed(value)

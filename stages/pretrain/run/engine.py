@@ -1,8 +1,8 @@
 """DeepSpeed ZeRO around the model: what one update of the weights does on this rank.
 
-Weights, gradients, their sums over ranks and Adam's moments are fp32 at every stage; `bf16` and `fp16` run
-the model's arithmetic under autocast. So stages 0 to 3 differ in where values are stored, not in what is
-computed, and one test against plain PyTorch holds for all of them.
+Weights, gradients, their sums over ranks and Adam's moments are fp32 at every stage; `bf16` and `fp16` are
+autocast's. So stages 0 to 3 differ in where values are stored, not in what is computed: one test against
+plain PyTorch holds for all.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class _Autocast(nn.Module):
-    """The model under autocast: DeepSpeed switches off an autocast that surrounds its engine."""
+    """DeepSpeed switches off an autocast that surrounds its engine."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         super().__init__()
@@ -43,10 +43,8 @@ class _Autocast(nn.Module):
 
 
 class Engine:
-    """Wraps `model` (on the CPU or the rank's device); every rank must call every method alike.
-
-    An update is `micro_batches` times `forward` and `backward`, then `step`.
-    """
+    """An update is `micro_batches` times `forward` and `backward`, then `step`; every rank calls every method
+    alike."""
 
     def __init__(
         self, model: nn.Module, settings: EngineSettings, optim: Optim, world: World, micro_batches: int
@@ -74,8 +72,8 @@ class Engine:
         return terms["loss"], {name: value.detach().double() for name, value in terms.items()}
 
     def backward(self, loss: Tensor, frames: int) -> None:
-        """Add one micro-batch's gradients of the mean loss over `frames`, the masked frames of the whole
-        global batch, whatever the shares of ranks and micro-batches."""
+        """Add one micro-batch's gradients of the mean loss over `frames`, the masked frames of the global
+        batch."""
         loss = loss * (self.world.size * self.micro_batches / frames)  # DeepSpeed averages over both
         if self.stage == 0:
             loss = loss * self.loss_scale.value
@@ -112,7 +110,7 @@ class Engine:
         return float(self._deepspeed.get_global_grad_norm() if self.stage else norm), True
 
     def _whole(self, parameters: list[nn.Parameter], **options: Any) -> contextlib.AbstractContextManager:
-        """ZeRO 3 splits each weight over the ranks: inside, these are whole on all of them."""
+        """ZeRO 3 splits each weight over the ranks: inside, these are whole."""
         if self.stage < 3:
             return contextlib.nullcontext()
         import deepspeed
@@ -121,7 +119,7 @@ class Engine:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The model in eval mode with whole weights, under the run's precision, without gradients."""
+        """The model in eval mode with whole weights, in the run's precision, without gradients."""
         precision = autocast(self.world.device.type, self.dtype)
         self._deepspeed.eval()
         try:
@@ -132,7 +130,7 @@ class Engine:
 
     def gathered(self) -> dict[str, Tensor]:
         """Rank 0: fp32 weights by name, `exp_avg.NAME` and `exp_avg_sq.NAME`, on the CPU; others: {}. The
-        same at every stage and world size: what makes a checkpoint independent of both."""
+        same at every stage and world size, and so are checkpoints."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         found: dict[str, Tensor] = {}
@@ -158,7 +156,7 @@ class Engine:
         return int(next(iter(self.adam.state.values()))["step"])
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Take over what `gathered` gave, on every rank. Strict: names and shapes must agree."""
+        """Set what `gathered` returned, on every rank. Strict: names and shapes must agree."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         for state in self.adam.state.values():
@@ -177,8 +175,8 @@ class Engine:
                     self.adam.state[parameter][key].copy_(value)
 
     def _create_moments(self) -> None:
-        """Adam's moments, zeros, exist before its first step, to be read and set. DeepSpeed would link them
-        after its first group's first step, when those of other groups do not exist yet."""
+        """Zeros, so that moments can be read and set before the first step. DeepSpeed would link them after
+        its first group's first step, when those of other groups do not exist yet."""
         zero = self._deepspeed.optimizer
         flats = list(self.model.parameters())
         if self.stage:

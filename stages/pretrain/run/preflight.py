@@ -34,11 +34,10 @@ def _synchronize(device: torch.device) -> None:
 
 
 def check_memory(model: nn.Module, batch: Batch, dtype: torch.dtype, world: World, copies: float) -> None:
-    """One forward and backward pass of a full micro-batch, before the first update; its gradients are
-    dropped.
+    """Forward and backward of a full micro-batch, before the first update; its gradients are dropped.
 
-    `copies`: fp32 copies of the weights that the optimiser will add on this rank. Raises ValueError that says
-    what to lower when memory does not suffice.
+    `copies`: fp32 copies of the weights that the optimiser will add. Raises ValueError that names what to
+    lower when memory does not suffice.
     """
     extra = int(copies * 4 * sum(p.numel() for p in model.parameters()))
     device, cpu = world.device, world.device.type == "cpu"

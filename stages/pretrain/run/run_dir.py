@@ -97,8 +97,7 @@ class RunDir:
         _replace(self.path / "data.json", json.dumps(data, indent=1) + "\n")
 
     def cut_metrics(self, update: int) -> None:
-        """Drop what was measured after the restored checkpoint (`update` updates were done), and a line cut
-        short."""
+        """Drop what was measured after `update` updates, and a line cut short."""
         path = self.path / "metrics.jsonl"
         if self.world.is_rank_0 and path.exists():
             lines = [line for line in path.read_text().splitlines() if _keeps(line, update)]

@@ -1,4 +1,4 @@
-"""Writes down what a run does: metrics.jsonl, lines on the terminal, boards, the picture of the curves."""
+"""What a run writes down: metrics.jsonl, lines on the terminal, boards, the picture of the curves."""
 
 import socket
 import time
@@ -20,7 +20,7 @@ from stages.signal.rates import RATE_HZ
 
 
 class RunLog:
-    """Every rank has one; rank 0's writes. `say` takes a line for people."""
+    """Every rank has one; rank 0's writes."""
 
     def __init__(self, config: Config, world: World, run_dir: RunDir, say: Callable[[str], None]):
         self.config, self.world, self.run_dir = config, world, run_dir
@@ -89,21 +89,20 @@ class RunLog:
             self._boards.add({"kind": kind, **row})
 
     def replaced(self, update: int, own: list[str]) -> int:
-        """Name the samples of all ranks that failed and were replaced (`own`: this rank's); their number."""
+        """Name the samples of all ranks that were replaced, from each rank's `own`; their number."""
         samples = [text for found in self.world.gather(own) for text in found]
         self.say(f"update {update}: replaced {len(samples)} that failed: {'; '.join(samples)}")
         self.log("replaced", update=update, samples=samples)
         return len(samples)
 
     def skipped(self, update: int, loss: float, own: list[str]) -> None:
-        """Name the samples of all ranks that are not finite in a skipped update (`own`: this rank's keys)."""
+        """Name the samples of all ranks that are not finite in a skipped update, from each rank's `own`."""
         keys = [key for found in self.world.gather(own) for key in found]
         names = ", ".join(keys) or "none"
         self.say(f"update {update} skipped (loss {loss:.4g}); samples that are not finite: {names}")
         self.log("skipped", update=update, loss=loss, keys=keys)
 
     def restored(self, name: str, state: State) -> None:
-        """State that a checkpoint was restored, and from where the data go on."""
         place = f"sample {state.consumed} of epoch {state.epoch}"
         self.say(f"restored {name}; went past the data up to {place}")
         self.log("restored", update=state.update, path=name, skipped=list(state.skipped))
@@ -112,7 +111,6 @@ class RunLog:
         self.run_dir.log(kind, time=time.time(), **values)
 
     def draw(self) -> None:
-        """RUN/curves.png as of now."""
         if self.world.is_rank_0:
             self._boards.flush()
             display.draw_curves(self.run_dir.path / "metrics.jsonl", self.run_dir.path / "curves.png")

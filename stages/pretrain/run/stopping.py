@@ -1,5 +1,5 @@
-"""A request to stop: SIGTERM, Ctrl-C, Slurm's warning, or a file named `stop` in RUN. The update in hand is
-finished first."""
+"""A request to stop: SIGTERM, Ctrl-C, Slurm's warning, or a file named `stop` in RUN. The update in progress
+is finished first."""
 
 import signal
 import threading
@@ -19,8 +19,7 @@ class Stopping:
         self._before: dict[int, Any] = {}
 
     def begin(self, world: World) -> None:
-        """Take the signals over, where this is a process's main thread; rank 0 deletes an earlier run's
-        file."""
+        """Take over the signals in a main thread; rank 0 deletes the file of an earlier run."""
         self._reads_file = world.is_rank_0
         if self._reads_file:
             self.file.unlink(missing_ok=True)

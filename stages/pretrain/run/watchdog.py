@@ -10,7 +10,7 @@ EXIT_CODE = 70  # of a process that its watchdog ended
 
 
 class Watchdog:
-    """Ends this process when `beat` was not called for `limit_s`. Ranks wait for each other, so all end
+    """Ends this process when `beat` was not called for `limit_s`. Ranks wait for each other: all end
     together."""
 
     def __init__(self, folder: Path, rank: int, limit_s: float):

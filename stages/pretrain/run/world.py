@@ -1,7 +1,7 @@
-"""The ranks of one training run: this rank, its device, and the few things that all ranks agree on.
+"""The ranks of one training run: this rank, its device, and what all ranks agree on.
 
-torchrun, the deepspeed launcher and our Ray trainer set the usual variables (RANK, WORLD_SIZE, LOCAL_RANK,
-MASTER_ADDR, MASTER_PORT); without them there is one rank.
+torchrun, the deepspeed launcher and our Ray trainer set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+MASTER_PORT; without them there is one rank.
 """
 
 import os
@@ -30,8 +30,8 @@ class World:
         return self.rank == 0
 
     def agree(self, values: dict[str, Tensor | bool]) -> dict[str, Tensor]:
-        """The sums over ranks of all these values, in one exchange: float64 on the CPU, in their shapes; of a
-        flag the ranks where it is set. gloo and nccl add in rank order for a fixed world."""
+        """The sums over ranks of all these values in one exchange: float64 on the CPU, in their shapes; of a
+        flag, the ranks where it is set. gloo and nccl add in rank order for a fixed world."""
         tensors = [torch.as_tensor(value, dtype=torch.float64) for value in values.values()]
         flat = torch.cat([tensor.reshape(-1).to(self.device) for tensor in tensors])
         if self.size > 1:
@@ -40,7 +40,6 @@ class World:
         return {n: part.view(t.shape) for n, part, t in zip(values, parts, tensors, strict=True)}
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -48,7 +47,6 @@ class World:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
         found: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(found, value)
@@ -74,7 +72,7 @@ class World:
 
 @contextmanager
 def joined(timeout_s: float) -> Iterator[World]:
-    """Join the process group named by the environment; leave it at the end."""
+    """Join the process group that the environment names; leave it at the end."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     if "MASTER_PORT" not in os.environ:
         alone["MASTER_PORT"] = str(free_port())
