@@ -89,9 +89,9 @@ class LogMel:
     def __call__(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
         """float32 (B, N) → float32 (B, count, F) in dB, on the device of this object.
 
-        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of label frame [hop·i, hop·(i +
-        1)). Indices are those of `wave_BN` and may be negative; outside [0, N) the wave is zero. The same
-        frames come of one call or several."""
+        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of its label frame. Indices are
+        those of `wave_BN` and may be negative; outside [0, N) the wave is zero. One call or several give the
+        same frames."""
         import torch
 
         wave_BN, tiles = wave_BN.to(self._window.device, torch.float32), []

@@ -16,8 +16,6 @@ from stages.label.base import TeacherError, Wave, read_checked
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stages.label.teachers.encodec_model import Encoder
 
 COMPARED_S = 4.0  # of each recording's beginning, encoded in fp32 too where half precision was chosen
@@ -71,11 +69,10 @@ class Encodec:
         from stages.label.teachers.encodec_model import Encoder
 
         torch.set_num_threads(threads)
-        tensors = load(weights)
-        on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
-        exact = Encoder(on_device, self.codebooks)
+        tensors = {name: tensor.to(device) for name, tensor in load(weights).items()}
+        exact = Encoder(tensors, self.codebooks)
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.dtype)
-        return Labeller(self, exact, Encoder(on_device, self.codebooks, half) if half else exact, tensors)
+        return Labeller(self, exact, Encoder(tensors, self.codebooks, half) if half else exact, weights)
 
 
 @dataclass
@@ -86,7 +83,7 @@ class Labeller:
     teacher: Encodec
     exact: "Encoder"  # in fp32
     encoder: "Encoder"  # in the teacher's dtype: `exact` itself, or in half precision
-    weights: "dict[str, Tensor]"
+    weights: bytes  # for the package: its model shares no memory with ours
     frames: int = 0  # compared with fp32
     equal_K: np.ndarray = field(init=False)
     compared: dict[str, Any] | None = None  # with the package

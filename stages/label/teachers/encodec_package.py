@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load
 
 from stages.label.teachers.encodec_weights import CODES, DIMENSION, layers
 
@@ -35,11 +35,11 @@ def package() -> ModuleType:
     return encodec
 
 
-def reference(weights: dict[str, Tensor], codebooks: int) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+def reference(canonical: bytes, codebooks: int) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
     """(the package's name and version, its model as a function of a recording: float32 (N,) → int64 (T, K)).
 
-    float32 on the CPU, with the weights that `encodec_weights.shapes` names."""
-    encodec = package()
+    float32 on the CPU, with weights in the form of `encodec_weights.canonical`."""
+    encodec, weights = package(), load(canonical)
     with torch.random.fork_rng(devices=[]):  # initial values are drawn, and replaced
         encoder = encodec.modules.SEANetEncoder(channels=1, norm="none", causal=True).eval()
         quantizer = encodec.quantization.ResidualVectorQuantizer(DIMENSION, codebooks, CODES).eval()

@@ -2,8 +2,9 @@
 
 After MuQ (arXiv 2501.01108), at this project's 75 frames a second instead of their 25.
 
-T frames, D = stack · mels input width, K codebooks, C codes each, E = dim. Level k:  z = in_w r + in_b;  code
-= argmax cosine(z, codebook);  r ← r - (out_w codebook[code] + out_b)"""
+T frames, D = stack · mels input width, K codebooks, C codes each, E = dim. Level k:
+
+    z = in_w r + in_b;  code = argmax cosine(z, codebook);  r ← r - (out_w codebook[code] + out_b)"""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
