@@ -33,7 +33,10 @@ FURTHER = {
     "stages/label/decoding/child.py": ("tests/stages/label/decoding/test_process*.py",),
     "stages/label/decoding/process.py": ("tests/stages/label/decoding/test_supervised*.py",),
     "stages/label/decoding/supervised.py": ("tests/stages/label/decoding/test_process*.py",),
-    "stages/label/decoding/quick.py": ("tests/stages/label/decoding/test_source*.py",),
+    "stages/label/decoding/quick.py": (
+        "tests/stages/label/decoding/test_source*.py",
+        "tests/stages/label/scan/test_probing*.py",
+    ),
     "stages/label/decoding/source.py": (
         "tests/stages/label/decoding/test_recording*.py",
         "tests/stages/label/test_decode*.py",
