@@ -28,33 +28,29 @@ def join(corpus: Corpus, data: Data, first: int, labels: Labels) -> Iterator[pa.
     Further columns: key, valid, dropped (reason, or null). `first`: number of the first shard. ValueError
     names shard and column where keys, frame counts or bytes disagree, and a wrong `data.where`.
     """
-    limits = [
-        (name, f"s.{name} {sign} {limit}", f"data.{field}_{name}")
-        for name, sign, field, limit in (
-            ("rms_db", "<", "min", data.min_rms_db),
-            ("silence", ">", "max", data.max_silence),
-            ("clipping", ">", "max", data.max_clipping),
-        )
-        if limit is not None
-    ]
     reasons = [
         (f"a.samples < {data.samples}", "shorter than a crop"),
         (f"a.samples < {data.min_segment_s * RATE_HZ}", "data.min_segment_s"),
-        *((test, reason) for _, test, reason in limits),
     ]
+    statistics = []
+    for field, sign in (("min_rms_db", "<"), ("max_silence", ">"), ("max_clipping", ">")):
+        if (limit := getattr(data, field)) is not None:
+            statistics.append(field[4:])
+            reasons.append((f"s.{field[4:]} {sign} {limit}", f"data.{field}"))
+    if data.where:
+        reasons.append(("NOT s.wanted", "data.where"))
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="overtone-"))
         db = stack.enter_context(contextlib.closing(connect(Path(scratch), MEMORY_GB)))
         _load(db, corpus, stack)
         _check_labels(db, corpus, labels)
-        if statistics := bool(limits or data.where):
-            _load_statistics(db, corpus, [name for name, *_ in limits], data.where, stack)
-        if data.where:
-            reasons.append(("NOT s.wanted", "data.where"))
+        filtered = bool(statistics or data.where)
+        if filtered:
+            _load_statistics(db, corpus, statistics, data.where, stack)
         numbers = range(first, first + len(corpus.shards))
         db.register("shards", pa.table({"shard": corpus.shards, "number": numbers}))
         crops = data.crops_per_segment or f"a.samples // {data.samples}"
-        yield from db.sql(_query(corpus, reasons, statistics, crops)).to_arrow_reader(1 << 17)
+        yield from db.sql(_query(corpus, reasons, filtered, crops)).to_arrow_reader(1 << 17)
 
 
 def _load(db: duckdb.DuckDBPyConnection, corpus: Corpus, stack: contextlib.ExitStack) -> None:
@@ -169,7 +165,7 @@ def _load_statistics(
         )
 
 
-def _query(corpus: Corpus, reasons: list[tuple[str, str]], statistics: bool, crops: int | str) -> str:
+def _query(corpus: Corpus, reasons: list[tuple[str, str]], filtered: bool, crops: int | str) -> str:
     """The rows of `join`; the first of `reasons` (condition, reason) that holds drops a segment."""
     places = joins = ""
     missing = []
@@ -178,7 +174,7 @@ def _query(corpus: Corpus, reasons: list[tuple[str, str]], statistics: bool, cro
         joins += f" LEFT JOIN (FROM idx WHERE \"column\" = '{name}') c{i}"
         joins += f" ON a.shard = c{i}.shard AND a.key = c{i}.key"
         missing.append((f"c{i}.key IS NULL", f"rejected by {name}"))
-    if statistics:
+    if filtered:
         joins += " LEFT JOIN stats s ON a.shard = s.shard AND a.key = s.key"
     cases = "".join(f" WHEN {test} THEN '{reason}'" for test, reason in missing + reasons)
     return f"""
