@@ -179,8 +179,6 @@ def test_the_loop_shows_the_step():
 TO_SPLIT = {
     "pipeline/report/terminal.py",
     "stages/label/audit.py",
-    "stages/pretrain/data/crops.py",
-    "stages/pretrain/data/joining.py",
     "stages/shards/column.py",
     "stages/signal/cqt.py",
     "pipeline/cli.py:parser",

@@ -13,7 +13,7 @@ MODULES = (
     "stages/label/decoding/*.py",
     *(
         f"stages/pretrain/data/{name}.py"
-        for name in ("order", "state", "crops", "masking", "mixture", "loader")
+        for name in ("order", "state", "crop_index", "crops", "masking", "mixture", "loader")
     ),
     *(
         f"stages/pretrain/run/{name}.py"
@@ -36,6 +36,7 @@ FURTHER = {
         "tests/stages/label/test_decode*.py",
     ),
     "stages/label/decoding/recording.py": ("tests/stages/label/decoding/test_damage*.py",),
+    "stages/pretrain/data/crop_index.py": ("tests/stages/pretrain/data/test_loader*.py",),
     "stages/pretrain/data/crops.py": ("tests/stages/pretrain/data/test_loader*.py",),
 }
 
