@@ -23,7 +23,7 @@ def main() -> int:
         metavar="FIELD=VALUE",
         help="override one field, e.g. run.name=mine",
     )
-    # the deepspeed launcher's; LOCAL_RANK says the same
+    # the deepspeed launcher gives it; LOCAL_RANK is the same
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     try:

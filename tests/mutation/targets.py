@@ -42,7 +42,10 @@ FURTHER = {
         "tests/stages/label/test_decode*.py",
     ),
     "stages/label/decoding/recording.py": ("tests/stages/label/decoding/test_damage*.py",),
-    "stages/pretrain/data/crop_index.py": ("tests/stages/pretrain/data/test_crops*.py",),
+    "stages/pretrain/data/crop_index.py": (
+        "tests/stages/pretrain/data/test_crops*.py",
+        "tests/stages/pretrain/data/test_loader*.py",
+    ),
     "stages/pretrain/data/crops.py": ("tests/stages/pretrain/data/test_loader*.py",),
 }
 

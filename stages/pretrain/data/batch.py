@@ -26,11 +26,11 @@ class CodeColumn:
 class Batch:
     """One micro-batch. Everything random in it was drawn from (seed, epoch, position) of each sample."""
 
-    wave_BN: Tensor  # float32, full scale ±1; what the model hears, mixture included
+    wave_BN: Tensor  # float32, full scale ±1; the input, mixture included
     mask_BT: Tensor  # bool; True where the model's input frame is replaced
     # column name → int64 (B, L, K); label frame i covers [hop i, hop i + hop) of the crop
     codes: dict[str, Tensor]
-    # float32 (B, L, F) of the clean clip, as the column's record or `cqt: online` says
+    # float32 (B, L, F) of the clean clip, as the column's record or `cqt: online` has it
     cqt_BLF: Tensor | None = None
     # float32, the clean clip with its context on both sides, for `cqt: online`
     context_BN: Tensor | None = None
@@ -47,9 +47,6 @@ class Batch:
         return self._moved(lambda tensor: tensor.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {
-            name: move(value)
-            for name in ("wave_BN", "mask_BT", "cqt_BLF", "context_BN")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, codes={name: move(value) for name, value in self.codes.items()}, **tensors)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: move(value) for name, value in tensors.items()}
+        return replace(self, codes={name: move(value) for name, value in self.codes.items()}, **moved)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from stages.pretrain.data.corpora import THREADS, Corpus, first_line
@@ -17,39 +18,39 @@ from stages.signal.rates import RATE_HZ
 
 MEMORY_GB = 2.0
 FIELDS = ", ".join(f'"{name}"' for name in ("column", "shard", *column.INDEX.names))
+Labels = list[tuple[str, int, np.dtype]]  # as `Facts.labels`
 
 
-def join(corpus: Corpus, data: Data) -> Iterator[pa.RecordBatch]:
-    """Rows of every segment in (shard, key) order.
+def join(corpus: Corpus, data: Data, first: int, labels: Labels) -> Iterator[pa.RecordBatch]:
+    """Rows of every segment in (shard, key) order, with the columns of `index.ROWS` but `ends_R` and
+    `codes_RC`: at0 … are the places of the frames in each label column.
 
-    Columns: shard, key, recording, start, samples, frames, audio_at, packed (bytes of a compressed member,
-    else 0), at0 … (place of the frames in each label column), bytes0 … (of them), valid, dropped (reason, or
-    null). ValueError names shard and column where keys or frame counts disagree, and a wrong `data.where`.
+    Further columns: key, valid, dropped (reason, or null). `first`: number of the first shard. ValueError
+    names shard and column where keys, frame counts or bytes disagree, and a wrong `data.where`.
     """
-    limits = [
-        (name, f"s.{name} {sign} {limit}", f"data.{field}_{name}")
-        for name, sign, field, limit in (
-            ("rms_db", "<", "min", data.min_rms_db),
-            ("silence", ">", "max", data.max_silence),
-            ("clipping", ">", "max", data.max_clipping),
-        )
-        if limit is not None
-    ]
     reasons = [
         (f"a.samples < {data.samples}", "shorter than a crop"),
         (f"a.samples < {data.min_segment_s * RATE_HZ}", "data.min_segment_s"),
-        *((test, reason) for _, test, reason in limits),
     ]
+    statistics = []
+    for field, sign in (("min_rms_db", "<"), ("max_silence", ">"), ("max_clipping", ">")):
+        if (limit := getattr(data, field)) is not None:
+            statistics.append(field[4:])
+            reasons.append((f"s.{field[4:]} {sign} {limit}", f"data.{field}"))
+    if data.where:
+        reasons.append(("NOT s.wanted", "data.where"))
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="overtone-"))
         db = stack.enter_context(contextlib.closing(connect(Path(scratch), MEMORY_GB)))
         _load(db, corpus, stack)
-        _check_keys(db, corpus)
-        if statistics := bool(limits or data.where):
-            _load_statistics(db, corpus, [name for name, *_ in limits], data.where, stack)
-        if data.where:
-            reasons.append(("NOT s.wanted", "data.where"))
-        yield from db.sql(_query(corpus, reasons, statistics)).to_arrow_reader(1 << 17)
+        _check_labels(db, corpus, labels)
+        filtered = bool(statistics or data.where)
+        if filtered:
+            _load_statistics(db, corpus, statistics, data.where, stack)
+        numbers = range(first, first + len(corpus.shards))
+        db.register("shards", pa.table({"shard": corpus.shards, "number": numbers}))
+        crops = data.crops_per_segment or f"a.samples // {data.samples}"
+        yield from db.sql(_query(corpus, reasons, filtered, crops)).to_arrow_reader(1 << 17)
 
 
 def _load(db: duckdb.DuckDBPyConnection, corpus: Corpus, stack: contextlib.ExitStack) -> None:
@@ -101,25 +102,33 @@ def _parquet(corpus: Corpus, name: str, stack: contextlib.ExitStack) -> str:
     return f"read_parquet('{path}')"
 
 
-def _check_keys(db: duckdb.DuckDBPyConnection, corpus: Corpus) -> None:
-    """A label column has the audio's keys, with the same frames, but for recordings that its records
-    reject."""
+def _check_labels(db: duckdb.DuckDBPyConnection, corpus: Corpus, labels: Labels) -> None:
+    """A label column has the audio's keys, with the same frames, but for recordings that its records reject,
+    and as many bytes as its frames have."""
     differences = """
-        SELECT coalesce(a.shard, c.shard), coalesce(a.key, c.key), a.recording, a.frames, c.frames
+        SELECT coalesce(a.shard, c.shard), coalesce(a.key, c.key), a.recording, a.frames, c.frames,
+            c."offset" + c.size - c.data_offset AS bytes
         FROM (FROM idx WHERE "column" = ?) a FULL JOIN (FROM idx WHERE "column" = ?) c
         ON a.shard = c.shard AND a.key = c.key WHERE a.frames IS DISTINCT FROM c.frames
-        OR a.samples IS DISTINCT FROM c.samples OR a.start IS DISTINCT FROM c.start ORDER BY ALL"""
-    for name in corpus.labels:
-        for shard, key, recording, expected, frames in db.execute(
-            differences, [corpus.audio, name]
-        ).fetchall():
+        OR a.samples IS DISTINCT FROM c.samples OR a.start IS DISTINCT FROM c.start
+        OR bytes != c.frames * ? ORDER BY ALL"""
+    for name, values, dtype in labels:
+        width = values * dtype.itemsize
+        found = db.execute(differences, [corpus.audio, name, width]).fetchall()
+        for shard, key, recording, expected, frames, size in found:
             rejects = corpus.records[name, shard].rejects
             if frames is None and any(r["recording"] == recording for r in rejects):
                 continue
-            what = f"has {frames} frames at {key}, {corpus.audio} {expected}"
-            if expected is None:
+            what = f"has {size} bytes at {key}, expected {frames} frames of {width}"
+            if frames is None:
+                what = f"lacks the key {key}"
+            elif expected is None:
                 what = f"has the key {key}, which {corpus.audio} lacks"
-            raise corpus.damaged(name, shard, f"lacks the key {key}" if frames is None else what)
+            elif frames != expected:
+                what = f"has {frames} frames at {key}, {corpus.audio} {expected}"
+            elif size == frames * width:
+                what = f"has other samples at {key} than {corpus.audio}"
+            raise corpus.damaged(name, shard, what)
 
 
 def _load_statistics(
@@ -156,24 +165,25 @@ def _load_statistics(
         )
 
 
-def _query(corpus: Corpus, reasons: list[tuple[str, str]], statistics: bool) -> str:
+def _query(corpus: Corpus, reasons: list[tuple[str, str]], filtered: bool, crops: int | str) -> str:
     """The rows of `join`; the first of `reasons` (condition, reason) that holds drops a segment."""
     places = joins = ""
     missing = []
     for i, name in enumerate(corpus.labels):
-        places += f', c{i}.data_offset AS at{i}, c{i}."offset" + c{i}.size - c{i}.data_offset AS bytes{i}'
+        places += f", coalesce(c{i}.data_offset, -1) AS at{i}"
         joins += f" LEFT JOIN (FROM idx WHERE \"column\" = '{name}') c{i}"
         joins += f" ON a.shard = c{i}.shard AND a.key = c{i}.key"
         missing.append((f"c{i}.key IS NULL", f"rejected by {name}"))
-    if statistics:
+    if filtered:
         joins += " LEFT JOIN stats s ON a.shard = s.shard AND a.key = s.key"
     cases = "".join(f" WHEN {test} THEN '{reason}'" for test, reason in missing + reasons)
     return f"""
-        SELECT a.shard, a.key, a.recording, a.start, a.samples, a.frames,
-            CASE WHEN a.data_offset >= 0 THEN a.data_offset ELSE a."offset" END AS audio_at,
-            CASE WHEN a.data_offset >= 0 THEN 0 ELSE a.size END AS packed{places},
+        SELECT n.number AS shard_R, a.start AS start_R, a.samples AS samples_R{places}, a.key,
+            CASE WHEN a.data_offset >= 0 THEN a.data_offset ELSE a."offset" END AS audio_R,
+            CASE WHEN a.data_offset >= 0 THEN 0 ELSE a.size END AS packed_R,
             coalesce(p.split = 'valid', false) AS valid,
             CASE WHEN p.recording IS NULL THEN 'not in the plan any more'
-            WHEN p.tombstone IS NOT NULL THEN 'tombstone: ' || p.tombstone{cases} END AS dropped
-        FROM (FROM idx WHERE "column" = '{corpus.audio}') a{joins}
+            WHEN p.tombstone IS NOT NULL THEN 'tombstone: ' || p.tombstone{cases} END AS dropped,
+            CASE WHEN valid OR dropped IS NOT NULL THEN 0 ELSE least({crops}, 65535) END AS crops_R
+        FROM (FROM idx WHERE "column" = '{corpus.audio}') a JOIN shards n ON a.shard = n.shard{joins}
         LEFT JOIN plan p ON a.recording = p.recording AND a.shard = p.shard ORDER BY a.shard, a.key"""

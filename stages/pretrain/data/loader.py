@@ -191,8 +191,8 @@ class _Stream(IterableDataset):
 def _loading(dataset: _Stream, data: Data) -> Iterator[Batch]:
     options = {}
     if data.workers:  # the S3 client does not survive a fork: its workers are started afresh
-        local = all("://" not in root for root in data.corpora)
-        options = {"prefetch_factor": data.prefetch, "multiprocessing_context": "fork" if local else "spawn"}
+        options["multiprocessing_context"] = "spawn" if any("://" in r for r in data.corpora) else "fork"
+        options["prefetch_factor"] = data.prefetch
     loader = DataLoader(
         dataset,
         batch_size=None,

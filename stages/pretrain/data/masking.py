@@ -60,10 +60,8 @@ def _count(masking: Masking, frames: int) -> int:
         )
     whole = int(mean_spans)
     share = mean_spans - whole  # the reference draws whole + 1 spans so often
-    return round(
-        (1 - share) * _covered(frames, masking.span, whole)
-        + share * _covered(frames, masking.span, whole + 1)
-    )
+    fewer, more = (_covered(frames, masking.span, spans) for spans in (whole, whole + 1))
+    return round((1 - share) * fewer + share * more)
 
 
 def _covered(frames: int, span: int, spans: int) -> float:
@@ -71,8 +69,7 @@ def _covered(frames: int, span: int, spans: int) -> float:
     starts = frames - span
     frame_T = np.arange(frames)
     # starts whose span holds the frame
-    over_T = np.minimum(frame_T, starts - 1) - np.maximum(frame_T - span + 1, 0) + 1
-    over_T = np.maximum(over_T, 0)
+    over_T = (np.minimum(frame_T, starts - 1) - np.maximum(frame_T - span + 1, 0) + 1).clip(0)
     missed_T = np.ones(frames)
     for taken in range(spans):  # hypergeometric: none of the drawn starts is one of these
         missed_T *= np.maximum(starts - taken - over_T, 0) / (starts - taken)

@@ -41,11 +41,9 @@ class Mixture:
 
         keys_B: uint64, one for each clip. A global batch of one clip has no donors: no pieces.
         """
-        limit = self.max_pieces
+        limit, fewest = self.max_pieces, self.min_pieces
         mixed_B = counter_rng.uniform(keys_B, 0) < self.prob
-        count_B = self.min_pieces + counter_rng.below(
-            limit - self.min_pieces + 1, counter_rng.uniform(keys_B, 1)
-        )
+        count_B = fewest + counter_rng.below(limit - fewest + 1, counter_rng.uniform(keys_B, 1))
         wanted_BP = (np.arange(limit) < count_B[:, None]) & mixed_B[:, None] & (global_batch > 1)
         share_BP4 = counter_rng.uniform(keys_B[:, None, None], 2 + np.arange(4 * limit).reshape(limit, 4))
         low, high = (min(round(s * RATE_HZ), samples) for s in self.piece_s)

@@ -106,11 +106,9 @@ def _joined(found: list[Corpus], data: Data, identity: dict) -> tuple[Facts, dic
     facts = Facts("", identity, audio, codes, dtypes, _cqt_column(found, data), shards, [], 0, 0, {}, {}, {})
     rows, per_shard, dropped = defaultdict(list), defaultdict(list), Counter()
     for number, corpus in enumerate(found):
-        numbers = {name: i + len(per_shard["corpus_S"]) for i, name in enumerate(corpus.shards)}
-        for batch in join(corpus, data):
-            _check_bytes(corpus, batch, facts.labels)
+        for batch in join(corpus, data, len(per_shard["corpus_S"]), facts.labels):
             dropped.update(filter(None, batch.column("dropped").to_pylist()))
-            for name, values in _rows(batch, numbers, data, len(codes)).items():
+            for name, values in _rows(batch, len(codes)).items():
                 rows[name].append(values)
         for shard in corpus.shards:
             stored = corpus.records[corpus.cqt, shard].facts.get("uint8", {}) if corpus.cqt else {}
@@ -158,41 +156,15 @@ def _counts(arrays: dict[str, np.ndarray], splits: dict[str, np.ndarray]) -> dic
     return counts
 
 
-def _rows(batch: pa.RecordBatch, shards: dict[str, int], data: Data, codes: int) -> dict[str, np.ndarray]:
-    """The batch as the arrays of `Pinned`, and valid_R: bool, segments held out."""
-
-    def numbers(name: str) -> np.ndarray:
-        return batch.column(name).fill_null(-1).to_numpy(zero_copy_only=False)
-
-    names, size = batch.column("shard").dictionary_encode(), len(batch)
+def _rows(batch: pa.RecordBatch, codes: int) -> dict[str, np.ndarray]:
+    """A batch of `join` as the arrays of `Pinned`, and valid_R: bool, segments held out."""
+    columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
+    none, at_R = np.full(len(batch), -1), [columns[f"at{i}"] for i in range(codes)]
+    columns["codes_RC"] = np.stack(at_R, 1) if codes else np.zeros((len(batch), 0))
+    columns["cqt_R"] = columns.get(f"at{codes}", none)
+    rows = {name: columns[name].astype(dtype) for name, dtype in index.ROWS.items() if name in columns}
     kept_R = batch.column("dropped").is_null().to_numpy(zero_copy_only=False)
-    valid_R = batch.column("valid").to_numpy(zero_copy_only=False)
-    fit_R = data.crops_per_segment or numbers("samples") // data.samples
-    has_cqt = f"at{codes}" in batch.schema.names
-    found = {
-        "shard_R": np.array([shards[n] for n in names.dictionary.to_pylist()])[names.indices.to_numpy()],
-        "start_R": numbers("start"),
-        "samples_R": numbers("samples"),
-        "audio_R": numbers("audio_at"),
-        "packed_R": numbers("packed"),
-        "codes_RC": np.stack([numbers(f"at{i}") for i in range(codes)], 1) if codes else np.zeros((size, 0)),
-        "cqt_R": numbers(f"at{codes}") if has_cqt else np.full(size, -1),
-        "crops_R": np.where(kept_R & ~valid_R, np.minimum(fit_R, np.iinfo(np.uint16).max), 0),
-    }
-    found = {name: values.astype(index.ROWS[name]) for name, values in found.items()}
-    return found | {"key_R": np.array(batch.column("key").to_pylist(), bytes), "valid_R": valid_R & kept_R}
-
-
-def _check_bytes(corpus: Corpus, batch: pa.RecordBatch, labels: list[tuple[str, int, np.dtype]]) -> None:
-    """A member holds as many bytes as its frames have; a column's shape is the same in every shard."""
-    table = pa.Table.from_batches([batch])
-    for i, (name, values, dtype) in enumerate(labels):
-        size, width = table[f"bytes{i}"], values * dtype.itemsize
-        wrong = table.filter(pa.compute.not_equal(size, pa.compute.multiply(table["frames"], width)))
-        if len(wrong):
-            row = wrong.slice(0, 1).to_pylist()[0]
-            what = f"has {row[f'bytes{i}']} bytes at {row['key']}, expected {row['frames']} frames of {width}"
-            raise corpus.damaged(name, row["shard"], what)
+    return rows | {"key_R": columns["key"].astype(bytes), "valid_R": columns["valid"] & kept_R}
 
 
 def _code_columns(found: list[Corpus]) -> tuple[tuple[CodeColumn, ...], tuple[str, ...]]:

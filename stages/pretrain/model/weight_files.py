@@ -65,7 +65,7 @@ def _pickle(path: Path) -> dict[str, Any]:
     strange = [name for name in names if name.split(".")[0] not in INERT_PACKAGES]
     if strange:
         raise ValueError(
-            f"weights {path} asks to call {', '.join(sorted(strange))}: only tensors and plain values are "
+            f"weights {path} would call {', '.join(sorted(strange))}: only tensors and plain values are "
             "read from a pickle; save its tensors as safetensors if you trust it"
         )
     with torch.serialization.safe_globals([(Inert, name) for name in names]):

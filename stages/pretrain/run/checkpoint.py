@@ -43,14 +43,17 @@ class Checkpoints:
         """Begin a checkpoint of this moment; `state` is plain data with `update`. Returns its name."""
         name = f"u{state['update']:08d}"
         tensors = engine.gathered()
-        rngs = self.world.gather(_generators(self.world))
+        own = {"cpu": torch.get_rng_state()}
+        if self.world.device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(self.world.device)
+        rngs = self.world.gather(own)
         if self.world.is_rank_0:
             self.finish()
             moments = {n: tensors.pop(n) for n in list(tensors) if n.partition(".")[0] in MOMENTS}
             rng = {f"{kind}.{rank}": tensor for rank, own in enumerate(rngs) for kind, tensor in own.items()}
             parts = {"model": tensors, "optimizer": moments, "rng": rng}
-            own = {"steps": engine.steps, "scale": engine.loss_scale.to_json(), "world": self.world.size}
-            self._writing = self._pool.submit(self._write, name, parts, state | own)
+            facts = {"steps": engine.steps, "scale": engine.loss_scale.to_json(), "world": self.world.size}
+            self._writing = self._pool.submit(self._write, name, parts, state | facts)
             if wait:
                 self.finish()
         return name
@@ -67,8 +70,7 @@ class Checkpoints:
     def _write(self, name: str, parts: dict[str, dict], state: dict[str, Any]) -> None:
         storage, local = self.storage, self.storage.is_local
         folder = f"{ATTEMPT}{name}" if local else name
-        # of the same update, from before a restart: not complete while it is replaced
-        storage.delete(f"{name}/state.json")
+        storage.delete(f"{name}/state.json")  # of the same update, from before a restart
         if local:
             shutil.rmtree(storage.path(folder), ignore_errors=True)
         digests = {}
@@ -128,7 +130,10 @@ class Checkpoints:
         engine.restore(tensors, state["steps"])
         engine.loss_scale.from_json(state["scale"])
         if state["world"] == self.world.size:  # otherwise the generators stay as they were seeded
-            _set_generators(self._read(name, "rng", state), self.world)
+            rng, world = self._read(name, "rng", state), self.world
+            torch.set_rng_state(rng[f"cpu.{world.rank}"])
+            if world.device.type == "cuda" and f"cuda.{world.rank}" in rng:
+                torch.cuda.set_rng_state(rng[f"cuda.{world.rank}"], world.device)
         return state
 
     def state(self, name: str) -> dict[str, Any]:
@@ -158,19 +163,6 @@ class Checkpoints:
             f"checkpoint {self.storage.path(file)}: {error}; remove the folder {folder} to go on from the "
             "one before"
         )
-
-
-def _generators(world: World) -> dict[str, torch.Tensor]:
-    own = {"cpu": torch.get_rng_state()}
-    if world.device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state(world.device)
-    return own
-
-
-def _set_generators(rng: dict[str, torch.Tensor], world: World) -> None:
-    torch.set_rng_state(rng[f"cpu.{world.rank}"])
-    if world.device.type == "cuda" and f"cuda.{world.rank}" in rng:
-        torch.cuda.set_rng_state(rng[f"cuda.{world.rank}"], world.device)
 
 
 def seed_generators(seed: int, update: int, world: World) -> None:

@@ -18,6 +18,7 @@ import yaml
 
 from stages.pretrain.config import Config, check_same, identity
 from stages.pretrain.run.world import World
+from stages.shards.storage import fsync
 
 LOCK_S = 10.0  # a killed run's ranks may take so long to die
 
@@ -38,24 +39,21 @@ class RunDir:
         except OSError as error:
             raise ValueError(f"run.dir: RUN {self.path} cannot be written: {error.strerror}") from None
         deadline = time.monotonic() + LOCK_S
-        while not self._locked():
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.2)
             if time.monotonic() >= deadline:
                 self._lock.seek(0)
                 raise ValueError(
                     f"another training run ({self._lock.read().strip() or 'unknown'}) works on {self.path}: "
                     "wait for it, stop it, or choose another run.name"
                 )
-            time.sleep(0.2)
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
-
-    def _locked(self) -> bool:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
     def _check_visible(self) -> None:
         probe = self.path / self.world.broadcast(f".probe-{uuid.uuid4().hex}")
@@ -130,8 +128,6 @@ def _finite(value: Any) -> Any:
 
 def _replace(path: Path, text: str) -> None:
     attempt = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(attempt, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    attempt.write_text(text)
+    fsync(attempt)
     attempt.replace(path)

@@ -82,13 +82,8 @@ def joined(timeout_s: float) -> Iterator[World]:
     device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=timeout_s),
-        device_id=device if cuda else None,
-    )
+    options = {"timeout": timedelta(seconds=timeout_s), "device_id": device if cuda else None}
+    dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size, **options)
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:

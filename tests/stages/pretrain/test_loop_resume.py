@@ -72,6 +72,19 @@ def test_asked_by_a_signal_it_stops_and_its_handlers_are_given_back(quick):
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
+def test_a_stop_requested_during_an_update_ends_the_run_after_it(quick, monkeypatch):
+    """Agreed on after the forward passes: not one update later."""
+    forward = loop.Engine.forward
+
+    def stopping(own, *arguments):
+        if quick.tried == 2:
+            (quick.run / "stop").touch()
+        return forward(own, *arguments)
+
+    monkeypatch.setattr(loop.Engine, "forward", stopping)
+    assert quick.train(*OFTEN) == loop.STOPPED and [row["update"] for row in quick.rows()] == [1, 2]
+
+
 def test_the_checkpoint_of_a_stop_is_waited_for(quick, monkeypatch):
     waits, save = [], loop.Checkpoints.save
     monkeypatch.setattr(

@@ -49,6 +49,14 @@ def test_numbers_below_a_bound_never_reach_it():
     )
 
 
+def test_a_permutation_is_the_order_of_its_numbers():
+    found = counter_rng.permutation(100, 2, 5)
+    assert sorted(found.tolist()) == list(range(100)) and found.dtype == np.int64
+    bits = counter_rng.bits(counter_rng.key(2, 5), np.arange(100)).tolist()
+    assert [bits[i] for i in found] == sorted(bits)
+    assert counter_rng.permutation(0, 2, 5).tolist() == []
+
+
 def test_every_use_has_a_stream_of_its_own_and_keeps_it():
     """Another number here means other orders, crops, masks and mixtures: VERSION is raised with it."""
     named = [

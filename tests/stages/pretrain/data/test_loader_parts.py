@@ -56,6 +56,28 @@ def state(pinned, global_batch: int, **fields) -> State:
     return State(pinned.fingerprint, 5, global_batch, **fields)
 
 
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2)])
+def test_an_update_read_in_this_process_is_that_of_the_stream(pinned, data, rank, world):
+    at, run = state(pinned, 10, consumed=10), loading(pinned, data, 2, rank, world)
+    batches, stream = list(run.read(at)), run.stream(at)
+    assert len(batches) == run.micro_batches(at)
+    for batch, expected in zip(batches, stream, strict=False):
+        assert batch.positions == expected.positions and torch.equal(batch.wave_BN, expected.wave_BN)
+    run.close()
+
+
+def test_a_sample_of_training_crops_is_the_same_on_every_rank_in_micro_batches_of_at_most_16(pinned, data):
+    one, other = (loading(pinned, data, *of) for of in ((4, 0, 1), (2, 1, 3)))
+    count = pinned.samples_per_epoch
+    batches = list(one.sample(count + 7))
+    assert sum(len(batch.keys) for batch in batches) == count and len(batches) == -(-count // 16)
+    assert max(len(batch.keys) for batch in batches) <= 16
+    assert [b.keys for b in batches] == [b.keys for b in other.sample(count)]
+    first = loading(pinned, data).sample_ids(State(pinned.fingerprint, 0, 3))
+    (batch,) = one.sample(3)
+    assert batch.keys == [name.partition("+")[0] for name in first]
+
+
 def test_every_rank_makes_as_many_micro_batches_of_nearly_one_size_or_the_split_is_refused(pinned, data):
     refused = 0
     for world in (1, 2, 3, 5):

@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.pretrain.data import counter_rng
 from stages.pretrain.data.state import State
+from tests.stages.pretrain import plain_draws as plain
 
 START = State("f" * 64, seed=3, global_batch=4)
 
@@ -84,6 +87,20 @@ def test_wrong_values():
 )
 def test_skipped_ranges_that_touch_are_one_range(before, place, after):
     assert State("f", 3, 4, skipped=before, **place).skip(1, 100).skipped == after
+
+
+def test_going_to_a_place_skips_all_updates_before_it():
+    """Over the end of an epoch of 10 samples, too."""
+    start = State("f", 3, 4, epoch=1, consumed=4, update=9)
+    place = State("f", 3, 4, epoch=2, consumed=4, update=12)
+    assert start.skip_to(place, 10) == State("f", 3, 4, 2, 4, 9, ((1, 4, 4), (2, 0, 4)))
+    assert start.skip_to(start, 10) == start
+
+
+def test_keys_are_those_of_purpose_seed_epoch_and_position():
+    found = State("f", 3, 4, epoch=2, consumed=8).keys(counter_rng.MASK, np.array([0, 3]))
+    key = plain.key(plain.MASKS, 3, 2)
+    assert found.dtype == np.uint64 and found.tolist() == [plain.bits(key, position) for position in (8, 11)]
 
 
 def test_what_is_saved_is_plain_and_sorted():
