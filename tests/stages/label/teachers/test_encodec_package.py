@@ -148,7 +148,7 @@ def test_records_state_the_workers_share_under_run_alone(tmp_path, weights):
 
 def test_a_refusal_fails_the_shard_ends_the_run_and_leaves_no_codes(tmp_path, weights):
     run = worker(tmp_path, weights)
-    run.run.label.exact.lstm[0].bias[0] += 5.0
+    run.run.label.exact.first.bias[0] += 1.0
     row = run("s1")
     assert (row["status"], row["fatal"]) == ("failed", True)
     assert row["error"].startswith(
