@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-CONFIG, TEACHER = "configs/labels/quickstart.yaml", "recipe.codes.teacher=best_rq"
+CONFIG, TEACHER = "configs/labels/quickstart.yaml", "recipe.codes={teacher: best_rq}"
 COUNTS = ("inputs", "kept", "rejected", "segments", "samples", "frames", "bytes")
 TOLERANCE = 1e-3  # relative, of a mean over all segments: on another CPU a code in a thousand may differ
 VALUES = 75  # of each tar

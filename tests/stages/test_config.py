@@ -148,7 +148,7 @@ SHIPPED = {  # teacher, codebooks, codes of one
     "encodec": ("encodec", 8, 1024),  # MERT's: 6 kbps
     "kmeans": ("kmeans", 1, 1024),
     "mel_rvq": ("mel_rvq", 8, 1024),
-    "quickstart": ("mel_rvq", 8, 1024),
+    "quickstart": ("mel_rvq", 4, 16),
 }
 
 
