@@ -18,5 +18,5 @@ def test_on_held_out_music_the_first_gain_is_above_zero_and_the_loss_falls(tmp_p
     valid = [row for row in map(json.loads, lines) if row["kind"] == "valid"]
     first, last = valid[0], valid[-1]
     assert len(valid) >= 2 and last["update"] > first["update"]
-    assert last["gain"][0] > 0 and last["loss"] < first["loss"]
+    assert last["gain_over_unigram"][0] > 0 and last["loss"] < first["loss"]
     assert last["cqt_error"] < last["cqt_mean_error"]

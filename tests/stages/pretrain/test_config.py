@@ -213,7 +213,7 @@ def test_a_run_begun_under_the_old_names_goes_on_without_a_word(capsys):
         before["optim"][old] = before["optim"].pop(OLD_NAMES[f"optim.{old}"])
     check_same(before, now, (), "RUN")
     before["optim"]["rate"] = 1.0
-    with pytest.raises(ValueError, match=r"optim\.lr is 0\.002, the run at RUN was started with 1\.0"):
+    with pytest.raises(ValueError, match=r"optim\.lr is 0\.001, the run at RUN was started with 1\.0"):
         check_same(before, now, (), "RUN")
     assert before["optim"]["rate"] == 1.0 and capsys.readouterr().err == ""
 
