@@ -33,7 +33,7 @@ class StageSpec:
 
 
 @dataclass(frozen=True)
-class Pool:
+class PoolSize:
     cpus: float
     min_workers: int
     max_workers: int
@@ -41,7 +41,7 @@ class Pool:
 
 def size_pools(
     specs: list[StageSpec], cpus: float, gpus: float, node_cpus: float | None = None
-) -> list[Pool]:
+) -> list[PoolSize]:
     """Sizes of the pools, so that one actor of each and one more task always fit.
 
     On a smaller cluster reservations shrink to fractions, with room for a busy stage's pool to grow, and for
@@ -69,7 +69,7 @@ def size_pools(
         if scale < 1:  # on a small machine, no process beyond a stage's share of the CPUs: it gains nothing
             most = min(most, math.ceil(cpus * spec.cpu_s / work / needs.cpus))
         most = max(1, most)
-        pools.append(Pool(reserved, 1, min(most, spec.max_workers or most)))
+        pools.append(PoolSize(reserved, 1, min(most, spec.max_workers or most)))
     return pools
 
 

@@ -29,7 +29,7 @@ FIELDS = (
 
 
 @dataclass
-class Run:
+class RunCurves:
     """curve: name → values by stretch of updates; lists are a curve a level, `accuracy/0`, `accuracy/1` …"""
 
     place: str
@@ -53,7 +53,7 @@ class Run:
         return max((len(row["accuracy"] or row["ce"] or ()) for row in (self.last, *self.valid)), default=0)
 
 
-def read(place: str) -> Run:
+def read(place: str) -> RunCurves:
     """Raises ValueError for a file without updates, or without any line that we know. Half a last line is
     ignored."""
     out = Storage(place)
@@ -95,10 +95,10 @@ def read(place: str) -> Run:
         valid = rows("FROM of_valid ORDER BY update")
     curve = {name: [point[name] for point in points] for name in points[0]}
     codebooks = (starts[-1]["codebooks"] if starts else None) or []
-    return Run(place, starts, valid, curve, last[0], ended, codebooks)
+    return RunCurves(place, starts, valid, curve, last[0], ended, codebooks)
 
 
-def summary(run: Run) -> Row:
+def summary(run: RunCurves) -> Row:
     """The numbers of one run, as plain data."""
     times, speeds = run.known("time"), sorted(run.known("audio_s_per_s"))
     held_out = run.valid[-1] if run.valid else {}
@@ -120,7 +120,7 @@ def summary(run: Run) -> Row:
     }
 
 
-def table(runs: list[Run]) -> Table:
+def table(runs: list[RunCurves]) -> Table:
     """A row a run: how far, how well, how fast."""
     heads = {
         "run": Column("run"),
@@ -146,14 +146,14 @@ def table(runs: list[Run]) -> Table:
     return Table("", heads, rows)
 
 
-def tiles(runs: list[Run]) -> dict[str, str]:
+def tiles(runs: list[RunCurves]) -> dict[str, str]:
     of_all = table(runs)
     texts = {column.head: column.text(of_all.rows[0][key]) for key, column in of_all.columns.items()}
     shown = ("update", "loss", "held-out loss", "audio-s/s", "utilisation", "restarts")
     return {"runs": str(len(runs))} | {name: texts[name] for name in shown}
 
 
-def show(console: Console, runs: list[Run]) -> None:
+def show(console: Console, runs: list[RunCurves]) -> None:
     console.print(drawn(table(runs)))
     for run in runs:
         if losses := run.known("loss"):

@@ -5,13 +5,13 @@ from typing import Any
 
 from pipeline.report.charts import Plot, chart, colour, line, vertical
 from pipeline.report.corpus import Row
-from pipeline.report.training import CQT_ERRORS, Run
+from pipeline.report.training import CQT_ERRORS, RunCurves
 
 FROM_ZERO = {"rangemode": "tozero"}
 LOGARITHMIC = {"type": "log", "dtick": 1}
 
 
-def charts(runs: list[Run]) -> dict[str, list[Plot]]:
+def charts(runs: list[RunCurves]) -> dict[str, list[Plot]]:
     """Section → plots."""
 
     def plot(title: str, name: str, unit: str, **more: Any) -> Plot:
@@ -42,7 +42,7 @@ def charts(runs: list[Run]) -> dict[str, list[Plot]]:
     }
 
 
-def over_updates(runs: list[Run], title: str, data: list[Plot], unit: str, **more: Any) -> Plot:
+def over_updates(runs: list[RunCurves], title: str, data: list[Plot], unit: str, **more: Any) -> Plot:
     """A chart over the updates. Dotted at each restart, in the run's colour; of one run, in another than its
     curve's."""
     restarts = [
@@ -55,7 +55,7 @@ def over_updates(runs: list[Run], title: str, data: list[Plot], unit: str, **mor
     return chart(title, data, "update", unit, **dict(note=note, showlegend=True, shapes=restarts) | more)
 
 
-def loss(runs: list[Run]) -> Plot:
+def loss(runs: list[RunCurves]) -> Plot:
     data = []
     for at, run in enumerate(runs):
         data += _curve(run, "loss", run.place, at)
@@ -63,7 +63,9 @@ def loss(runs: list[Run]) -> Plot:
     return over_updates(runs, "Loss", data, "nats and squared errors, weighted", wide=True, height=320)
 
 
-def one_number(runs: list[Run], title: str, name: str, unit: str, most: str = "", **layout: Any) -> Plot:
+def one_number(
+    runs: list[RunCurves], title: str, name: str, unit: str, most: str = "", **layout: Any
+) -> Plot:
     """One number of each run, from zero up; `most`: its greatest value in each stretch, dotted."""
     data = []
     for at, run in enumerate(runs):
@@ -75,7 +77,7 @@ def one_number(runs: list[Run], title: str, name: str, unit: str, most: str = ""
     return over_updates(runs, title, data, unit, height=260, **layout)
 
 
-def levels(runs: list[Run], name: str, title: str, unit: str) -> list[Plot]:
+def levels(runs: list[RunCurves], name: str, title: str, unit: str) -> list[Plot]:
     """One run: a plot with a line a level. Several: a plot a level with a line a run. Dashed: held out."""
     plots = []
     for k in range(max((run.levels for run in runs), default=0)):
@@ -95,7 +97,7 @@ def levels(runs: list[Run], name: str, title: str, unit: str) -> list[Plot]:
     return [over_updates(runs, f"{title}, level {k}", data, unit, **more) for k, data in enumerate(plots)]
 
 
-def cqt(runs: list[Run]) -> Plot:
+def cqt(runs: list[RunCurves]) -> Plot:
     styles = zip(
         CQT_ERRORS,
         ("model", "each bin's mean", "a line across the mask"),
@@ -112,7 +114,7 @@ def cqt(runs: list[Run]) -> Plot:
     return over_updates(runs, title, data, "mean squared error", wide=True)
 
 
-def ranks(runs: list[Run]) -> Plot:
+def ranks(runs: list[RunCurves]) -> Plot:
     data = []
     for at, run in enumerate(runs):
         rows = [row["effective_rank"] for row in run.valid if row["effective_rank"]]
@@ -122,7 +124,7 @@ def ranks(runs: list[Run]) -> Plot:
     return chart("Effective rank at the last validation", data, "layer", "dimensions in use", **layout)
 
 
-def _curve(run: Run, name: str, label: str, number: int, dash: str = "solid") -> list[Plot]:
+def _curve(run: RunCurves, name: str, label: str, number: int, dash: str = "solid") -> list[Plot]:
     """A line, or none where the run lacks the figure."""
     values = run.curve.get(name, [])
     return (
@@ -131,7 +133,7 @@ def _curve(run: Run, name: str, label: str, number: int, dash: str = "solid") ->
 
 
 def _held_out(
-    run: Run, value: Callable[[Row], float | None], label: str, number: int, **more: Any
+    run: RunCurves, value: Callable[[Row], float | None], label: str, number: int, **more: Any
 ) -> list[Plot]:
     rows = [row for row in run.valid if value(row) is not None]
     x, y = [row["update"] for row in rows], [value(row) for row in rows]

@@ -6,14 +6,14 @@ from typing import Any
 import yaml
 from safetensors.torch import save
 
-from stages.evaluate.run import Run
+from stages.evaluate.run import TrainedRun
 from stages.pretrain.model.hubert import hubert_config, to_hubert
 from stages.signal.rates import RATE_HZ
 
 CURVE_ROWS = 12  # of the model card's table
 
 
-def files(run: Run) -> dict[str, bytes]:
+def files(run: TrainedRun) -> dict[str, bytes]:
     """File name → bytes. Raises ValueError naming what HuBERT cannot express."""
     out = {
         "config.json": _json(hubert_config(run.model)),
@@ -38,7 +38,7 @@ def preprocessor() -> dict[str, Any]:
     }
 
 
-def card(run: Run) -> str:
+def card(run: TrainedRun) -> str:
     """The model card: how to load it, its recipe, its data and its training curve."""
     model, data = run.model, run.data
     codes = "\n".join(

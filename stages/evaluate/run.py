@@ -24,7 +24,7 @@ from stages.shards.storage import Storage
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """The contents of a RUN folder, and the weights of one of its checkpoints."""
 
     path: Path
@@ -47,7 +47,7 @@ class Run:
         return net.eval()
 
 
-def open_run(place: str | Path, checkpoint: str = "latest") -> Run:
+def open_run(place: str | Path, checkpoint: str = "latest") -> TrainedRun:
     """A RUN folder; `checkpoint`: `latest`, `best` (by held-out loss) or a folder. Raises ValueError."""
     path = Path(place)
     try:
@@ -67,7 +67,7 @@ def open_run(place: str | Path, checkpoint: str = "latest") -> Run:
     metrics = path / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     rows = [renamed(json.loads(line)) for line in lines if line.endswith("}")]
-    return Run(path, settings, data, name, weights, rows)
+    return TrainedRun(path, settings, data, name, weights, rows)
 
 
 def open_backbone(place: str | Path, checkpoint: str = "latest") -> Backbone:

@@ -46,14 +46,19 @@ def _teacher(data: Any, built_in: Callable[[Any], Teacher]) -> Teacher:
         return data
     if not isinstance(data, dict):
         raise ValueError(f"is {data!r}: expected a mapping")
-    name, names = data.get("teacher"), [teacher.name for teacher in get_args(BuiltIn)]
+    known = {teacher.name: {f.name for f in fields(teacher)} for teacher in get_args(BuiltIn)}
+    name, names = data.get("teacher"), list(known)
     if name in names:
+        # `--set recipe.codes.teacher=…` keeps the keys that the file gives for its own teacher
+        for key in sorted(set.union(*known.values()) & data.keys() - known[name]):
+            whole = f"give the whole teacher, for example --set 'recipe.codes={{teacher: {name}}}'"
+            raise ValueError(f"{key} is a key of another teacher than {name}: {whole}")
         return built_in(data)
-    known = f"name one of {', '.join(names)}, or package.module:Class"
-    require(isinstance(name, str), "teacher", name, known)
+    choice = f"name one of {', '.join(names)}, or package.module:Class"
+    require(isinstance(name, str), "teacher", name, choice)
     module, colon, attribute = name.partition(":")
     near = get_close_matches(name, names, 1, 0.5)
-    require(colon, "teacher", name, f"did you mean {near[0]!r}?" if near else known)
+    require(colon, "teacher", name, f"did you mean {near[0]!r}?" if near else choice)
     try:
         own = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -11,7 +11,7 @@ from stages.pretrain.data.mixture import Mixture
 from stages.pretrain.data.settings import Data
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.objective import Objective
-from stages.pretrain.run.settings import Checkpoints, EngineSettings, Guard, Optim, Watch
+from stages.pretrain.run.settings import CheckpointSettings, EngineSettings, Guard, Optim, Watch
 
 OLD_NAMES = {
     "optim.rate": "lr",
@@ -61,7 +61,7 @@ class Config:
     optim: Optim = Optim()
     engine: EngineSettings = EngineSettings()
     guard: Guard = Guard()
-    checkpoints: Checkpoints = Checkpoints()
+    checkpoints: CheckpointSettings = CheckpointSettings()
     watch: Watch = Watch()
     resume: Resume = Resume()
 

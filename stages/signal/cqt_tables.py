@@ -83,7 +83,7 @@ MERT = CqtSpec()
 
 
 @dataclass(frozen=True)
-class Table:
+class FftTable:
     """One group's weights, float32 (M, bins, rows), for rows first_row … of the spectrum (0 Hz is row 0)."""
 
     bins: Tensor
@@ -96,7 +96,7 @@ class Table:
         return range(self.first_row, self.first_row + self.weights.shape[2])
 
 
-def load_or_build(spec: CqtSpec, cache_dir: Path | None) -> list[Table]:
+def load_or_build(spec: CqtSpec, cache_dir: Path | None) -> list[FftTable]:
     """All groups' tables, from `cache_dir` where it has them, else built in seconds and kept there."""
     arrays = None
     if cache_dir is not None:
@@ -113,7 +113,7 @@ def load_or_build(spec: CqtSpec, cache_dir: Path | None) -> list[Table]:
     found = []
     for index, (parity, bins) in enumerate(_groups(spec)):
         weights = torch.from_numpy(arrays[f"weights{index}"])
-        found.append(Table(torch.from_numpy(bins), parity, int(arrays["first_rows"][index]), weights))
+        found.append(FftTable(torch.from_numpy(bins), parity, int(arrays["first_rows"][index]), weights))
     return found
 
 

@@ -18,6 +18,7 @@ from stages.pretrain.data.state import State
 from stages.shards import column
 from stages.shards.record import Record, recipe8
 from stages.shards.storage import Storage
+from tests.stages.pretrain.corpus import write_plan
 
 CROP, HOP, MICRO = 120_000, 320, 8
 SEGMENT = 720_000  # 30 s
@@ -28,11 +29,9 @@ SHUFFLE = 200  # segments in webdataset's buffer
 def write_corpus(root: Path, shards: int, recordings: int, segments: int) -> None:
     """A labelled OUT of the real sizes, and its recordings as whole files: wav, codes.npy, cqt.npy. Noise:
     bytes cost the same."""
-    import pyarrow as pa
     import yaml
 
     from stages.label.decode import wav_bytes
-    from stages.shards.catalog import PLAN
 
     rng, storage, plan = np.random.default_rng(0), Storage(root / "out"), []
     recipes = {
@@ -90,22 +89,7 @@ def write_corpus(root: Path, shards: int, recordings: int, segments: int) -> Non
                 )
             sha = sha or publication.record.sha256
         plan += [{"recording": r, "shard": shard, "split": "train"} for r in own]
-    rows = [
-        {f.name: None for f in PLAN}
-        | {
-            "order": i,
-            "attempt": 0,
-            "path": "x",
-            "path_bytes": b"x",
-            "size": 1,
-            "mtime_ns": 1,
-            "quick": "q",
-            "duration_s": 1.0,
-        }
-        | row
-        for i, row in enumerate(plan)
-    ]
-    storage.write_table("plan.parquet", pa.Table.from_pylist(rows, schema=PLAN))
+    write_plan(storage, plan)
     known = {names[k]: recipe for k, recipe in recipes.items()}
     storage.write("recipe.yaml", yaml.safe_dump({"plan": {}, "columns": known, "current": names}).encode())
 

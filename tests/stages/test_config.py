@@ -138,6 +138,15 @@ def test_files_that_are_no_config(tmp_path, text, said):
     assert said in str(error.value)
 
 
+def test_keys_of_the_files_own_teacher_do_not_fit_another(tmp_path):
+    given = "recipe: {codes: {teacher: mel_rvq, n_fft: 4096}}\nrun: {audio: [a]}"
+    whole = r"give the whole teacher, for example --set 'recipe.codes=\{teacher: best_rq\}'"
+    message = f"^recipe.codes.n_fft is a key of another teacher than best_rq: {whole}"
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, given, "recipe.codes.teacher=best_rq")
+    assert load(tmp_path, given, "recipe.codes={teacher: best_rq}").recipe.codes.name == "best_rq"
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="none.yaml cannot be read"):
         recipe.load(str(tmp_path / "none.yaml"))

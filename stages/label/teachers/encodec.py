@@ -16,7 +16,7 @@ from stages.label.base import TeacherError, Wave, read_checked
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 if TYPE_CHECKING:
-    from stages.label.teachers.encodec_model import Encoder
+    from stages.label.teachers.encodec_model import EncodecEncoder
 
 COMPARED_S = 4.0  # of each recording's beginning, encoded in fp32 too where half precision was chosen
 PACKAGE_S = 10.0  # of a worker's first recording, compared with the package
@@ -66,13 +66,14 @@ class Encodec:
         import torch
         from safetensors.torch import load
 
-        from stages.label.teachers.encodec_model import Encoder
+        from stages.label.teachers.encodec_model import EncodecEncoder
 
         torch.set_num_threads(threads)
         tensors = {name: tensor.to(device) for name, tensor in load(weights).items()}
-        exact = Encoder(tensors, self.codebooks)
+        exact = EncodecEncoder(tensors, self.codebooks)
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.dtype)
-        return Labeller(self, exact, Encoder(tensors, self.codebooks, half) if half else exact, weights)
+        encoder = EncodecEncoder(tensors, self.codebooks, half) if half else exact
+        return Labeller(self, exact, encoder, weights)
 
 
 @dataclass
@@ -81,8 +82,8 @@ class Labeller:
     worker's first recording with the package's, half precision's of 4 s of every recording with float32's."""
 
     teacher: Encodec
-    exact: "Encoder"  # in fp32
-    encoder: "Encoder"  # in the teacher's dtype: `exact` itself, or in half precision
+    exact: "EncodecEncoder"  # in fp32
+    encoder: "EncodecEncoder"  # in the teacher's dtype: `exact` itself, or in half precision
     weights: bytes  # for the package: its model shares no memory with ours
     frames: int = 0  # compared with fp32
     equal_K: np.ndarray = field(init=False)
@@ -98,7 +99,7 @@ class Labeller:
                 self._compare(sound_N, codes_TK)
             yield codes_TK
 
-    def _blocks(self, encoder: "Encoder", wave: Wave, stop: int) -> Iterator[tuple]:
+    def _blocks(self, encoder: "EncodecEncoder", wave: Wave, stop: int) -> Iterator[tuple]:
         """(start, samples, codes) of the blocks of a recording that ends at `stop`."""
         encoder.restart()
         for start in range(0, stop, self.teacher.block_samples):

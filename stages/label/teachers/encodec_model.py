@@ -22,7 +22,7 @@ MERGE_EVERY = 16  # frames between two comparisons of chunks
 MERGE_WITHIN = 2e-6  # of 1 + |state|: the noise of float32 rounding
 
 
-class Convolution:
+class EncodecConvolution:
     """Causal strided convolution, weight (out, in, taps), reflecting at the recording's two ends.
 
     Padding is that of the package's `SConv1d`: taps − stride on the left, up to a stride on the right."""
@@ -76,8 +76,8 @@ class Level:
         def layer(part: str) -> tuple[Tensor, Tensor]:
             return weights[f"{name}.{part}.weight"], weights[f"{name}.{part}.bias"]
 
-        self.inner = Convolution(*layer("inner"))
-        self.down = Convolution(*layer("down"), stride)
+        self.inner = EncodecConvolution(*layer("inner"))
+        self.down = EncodecConvolution(*layer("down"), stride)
         (outer, outer_bias), (shortcut, shortcut_bias) = layer("outer"), layer("shortcut")
         self.outer, self.shortcut = (w[:, :, 0].t().contiguous() for w in (outer, shortcut))
         self.bias = outer_bias + shortcut_bias
@@ -183,7 +183,7 @@ class Quantizer:
         return codes_TK
 
 
-class Encoder:
+class EncodecEncoder:
     """The whole encoder with its carried state, for one recording's blocks in order."""
 
     def __init__(self, weights: dict[str, Tensor], codebooks: int, dtype: torch.dtype = torch.float32):
@@ -192,10 +192,10 @@ class Encoder:
         dtype: of the convolutions that reduce the rate, most of the work; the LSTM, which carries its state,
         and later layers stay in float32."""
         down = {name: w.to(dtype) for name, w in weights.items() if name.startswith(("first", "level"))}
-        self.first = Convolution(down["first.weight"], down["first.bias"])
+        self.first = EncodecConvolution(down["first.weight"], down["first.bias"])
         self.levels = [Level(down, f"level{n}", stride) for n, (_, stride) in enumerate(LEVELS)]
         self.lstm = [Lstm(weights, layer) for layer in range(2)]
-        self.last = Convolution(weights["last.weight"], weights["last.bias"])
+        self.last = EncodecConvolution(weights["last.weight"], weights["last.bias"])
         self.quantizer = Quantizer([weights[f"codebook{k}"] for k in range(codebooks)])
 
     def restart(self) -> None:

@@ -18,7 +18,7 @@ THREADS = 16  # that read records: most of the time is waiting for a store or a 
 
 
 @dataclass(frozen=True)
-class Corpus:
+class PinnedCorpus:
     """The finished shards of one OUT and the columns a run uses of it."""
 
     storage: Storage
@@ -43,7 +43,7 @@ class Corpus:
         )
 
 
-def find(root: str, data: Data, previous: tuple[str, list[str]] | None) -> Corpus:
+def find(root: str, data: Data, previous: tuple[str, list[str]] | None) -> PinnedCorpus:
     """The corpus below `root`; `previous`: (audio column, shards) a run was begun with. Raises ValueError."""
     try:
         storage = Storage(root)
@@ -62,7 +62,7 @@ def find(root: str, data: Data, previous: tuple[str, list[str]] | None) -> Corpu
             f"data.cqt is column, and {root} has none: label with recipe.cqt, or set data.cqt to online or "
             "none"
         )
-    corpus = Corpus(storage, audio, tuple(codes), cqt)
+    corpus = PinnedCorpus(storage, audio, tuple(codes), cqt)
     for name in corpus.columns:
         if name not in known:
             raise ValueError(f"data.codes or data.cqt names {name}, {root} has {', '.join(sorted(known))}")
@@ -71,7 +71,7 @@ def find(root: str, data: Data, previous: tuple[str, list[str]] | None) -> Corpu
     return corpus
 
 
-def _with_shards(corpus: Corpus, pinned: list[str] | None) -> Corpus:
+def _with_shards(corpus: PinnedCorpus, pinned: list[str] | None) -> PinnedCorpus:
     finished = {name: records.finished(corpus.storage, name) for name in corpus.columns}
     shards = sorted(set.intersection(*finished.values()) if pinned is None else pinned)
     root = corpus.storage.root
@@ -93,7 +93,7 @@ def _with_shards(corpus: Corpus, pinned: list[str] | None) -> Corpus:
         return replace(corpus, shards=tuple(shards), records=dict(zip(places, found, strict=True)))
 
 
-def _check_records(corpus: Corpus, recipes: dict[str, str]) -> None:
+def _check_records(corpus: PinnedCorpus, recipes: dict[str, str]) -> None:
     """Every record is of the recipe that its column is named after, and of the audio that is there."""
     for (name, shard), record in corpus.records.items():
         seen = records.recipe8(record.recipe)
@@ -112,7 +112,7 @@ def live_digest(storage: Storage, shards: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(sorted(own.to_pylist())).encode()).hexdigest()
 
 
-def stored_form(corpora: list[Corpus], name: str, default: tuple[str, int]) -> tuple[str, int]:
+def stored_form(corpora: list[PinnedCorpus], name: str, default: tuple[str, int]) -> tuple[str, int]:
     """(dtype, values of a frame) of a label column, from its first member's header; `default` without one."""
     for corpus in corpora:
         for shard in corpus.shards:

@@ -33,7 +33,7 @@ Wanted = tuple[Audio, list[Want]]  # of one crop: audio, label columns
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """One micro-batch before it is read: what is wanted of which file."""
 
     state: State
@@ -54,20 +54,20 @@ class Reader:
         self.context_samples = pinned.cqt.context_samples if pinned.cqt else 0
         self._raw: dict[int, _Raw] = {}  # by clips: micro-batches may differ by one
 
-    def plan(self, state: State, places_B: np.ndarray) -> Plan:
+    def plan(self, state: State, places_B: np.ndarray) -> BatchPlan:
         """The samples at these places of the state's global batch, and the pieces mixed into them."""
         crops = self.places.crops(state, places_B)
         keys_B = state.keys(counter_rng.MIXTURE, places_B)
         pieces = self.mixture.draw(keys_B, places_B, state.global_batch, self.data.samples)
         donors = self.places.crops(state, pieces.donor)
         donated = self.audio(Crops(donors.row, donors.start + pieces.start), pieces.length)
-        return Plan(state, places_B, crops, self.wants(crops), pieces, donated)
+        return BatchPlan(state, places_B, crops, self.wants(crops), pieces, donated)
 
-    def ahead(self, plan: Plan) -> None:
+    def ahead(self, plan: BatchPlan) -> None:
         wants = [want for audio, labels in plan.wants for want in (audio[0], *labels)]
         self.tars.ahead(wants + [want for want, _ in plan.donors])
 
-    def batch(self, plan: Plan) -> Batch:
+    def batch(self, plan: BatchPlan) -> Batch:
         """The planned samples in their order. ValueError when no replacement can be read."""
         state, places_B = plan.state, plan.places
 
@@ -120,7 +120,7 @@ class Reader:
         labels = {"mask_BT": torch.from_numpy(mask_BT), "cqt_BLF": exact_BLF}
         return Batch(**raw.tensors(), **labels, **samples, replaced=replaced), attempts_B
 
-    def _mix(self, wave_BN: np.ndarray, plan: Plan) -> None:
+    def _mix(self, wave_BN: np.ndarray, plan: BatchPlan) -> None:
         """Add the pieces. A donor that cannot be read adds nothing: its own clip is replaced and counted."""
         pieces, scale = plan.pieces, np.float32(self.mixture.gain / FULL_SCALE)
         for audio, clip, to, length in zip(plan.donors, pieces.clip, pieces.to, pieces.length, strict=True):

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from stages.pretrain.data.corpora import THREADS, Corpus, first_line
+from stages.pretrain.data.corpora import THREADS, PinnedCorpus, first_line
 from stages.pretrain.data.settings import Data
 from stages.shards import column
 from stages.shards.tables import connect
@@ -21,7 +21,7 @@ FIELDS = ", ".join(f'"{name}"' for name in ("column", "shard", *column.INDEX.nam
 Labels = list[tuple[str, int, np.dtype]]  # as `Facts.labels`
 
 
-def join(corpus: Corpus, data: Data, first: int, labels: Labels) -> Iterator[pa.RecordBatch]:
+def join(corpus: PinnedCorpus, data: Data, first: int, labels: Labels) -> Iterator[pa.RecordBatch]:
     """Rows of every segment in (shard, key) order, with the columns of `index.ROWS` but `ends_R` and
     `codes_RC`: at0 … are the places of the frames in each label column.
 
@@ -53,7 +53,7 @@ def join(corpus: Corpus, data: Data, first: int, labels: Labels) -> Iterator[pa.
         yield from db.sql(_query(corpus, reasons, filtered, crops)).to_arrow_reader(1 << 17)
 
 
-def _load(db: duckdb.DuckDBPyConnection, corpus: Corpus, stack: contextlib.ExitStack) -> None:
+def _load(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, stack: contextlib.ExitStack) -> None:
     """Tables `plan` and `idx`: OUT/index.parquet, and the own indexes of shards that it does not hold
     whole."""
     rows = [(name, shard, record.segments) for (name, shard), record in corpus.records.items()]
@@ -87,7 +87,7 @@ def _load(db: duckdb.DuckDBPyConnection, corpus: Corpus, stack: contextlib.ExitS
     db.execute(f"CREATE TABLE plan AS SELECT recording, shard, split, tombstone FROM {plan}")
 
 
-def _own_index(corpus: Corpus, name: str, shard: str) -> pa.Table:
+def _own_index(corpus: PinnedCorpus, name: str, shard: str) -> pa.Table:
     table, expected = column.read_index(corpus.storage, name, shard), corpus.records[name, shard].segments
     if len(table) != expected:
         what = f"has an index of {len(table)} segments, its record has {expected}"
@@ -97,12 +97,12 @@ def _own_index(corpus: Corpus, name: str, shard: str) -> pa.Table:
     return table
 
 
-def _parquet(corpus: Corpus, name: str, stack: contextlib.ExitStack) -> str:
+def _parquet(corpus: PinnedCorpus, name: str, stack: contextlib.ExitStack) -> str:
     path = str(stack.enter_context(corpus.storage.fetched(name))).replace("'", "''")
     return f"read_parquet('{path}')"
 
 
-def _check_labels(db: duckdb.DuckDBPyConnection, corpus: Corpus, labels: Labels) -> None:
+def _check_labels(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, labels: Labels) -> None:
     """A label column has the audio's keys, with the same frames, but for recordings that its records reject,
     and as many bytes as its frames have."""
     differences = """
@@ -132,7 +132,7 @@ def _check_labels(db: duckdb.DuckDBPyConnection, corpus: Corpus, labels: Labels)
 
 
 def _load_statistics(
-    db: duckdb.DuckDBPyConnection, corpus: Corpus, names: list[str], where: str | None, stack
+    db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, names: list[str], where: str | None, stack
 ) -> None:
     """Table `stats`: for each segment these columns, and `wanted`, the truth of `where`."""
     root = corpus.storage.root
@@ -165,7 +165,7 @@ def _load_statistics(
         )
 
 
-def _query(corpus: Corpus, reasons: list[tuple[str, str]], filtered: bool, crops: int | str) -> str:
+def _query(corpus: PinnedCorpus, reasons: list[tuple[str, str]], filtered: bool, crops: int | str) -> str:
     """The rows of `join`; the first of `reasons` (condition, reason) that holds drops a segment."""
     places = joins = ""
     missing = []

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from stages.pretrain.data import corpora, counter_rng, index
 from stages.pretrain.data.batch import CodeColumn
-from stages.pretrain.data.corpora import Corpus
+from stages.pretrain.data.corpora import PinnedCorpus
 from stages.pretrain.data.index import CqtColumn, Facts, Pinned
 from stages.pretrain.data.joining import join
 from stages.pretrain.data.settings import Data
@@ -99,7 +99,7 @@ def _difference(before: Facts, now: Facts) -> str:
     return "the shards were made anew with other bytes"
 
 
-def _joined(found: list[Corpus], data: Data, identity: dict) -> tuple[Facts, dict[str, np.ndarray]]:
+def _joined(found: list[PinnedCorpus], data: Data, identity: dict) -> tuple[Facts, dict[str, np.ndarray]]:
     """The facts and arrays of `Pinned`."""
     codes, dtypes = _code_columns(found)
     audio, shards = [c.audio for c in found], [list(c.shards) for c in found]
@@ -167,7 +167,7 @@ def _rows(batch: pa.RecordBatch, codes: int) -> dict[str, np.ndarray]:
     return rows | {"key_R": columns["key"].astype(bytes), "valid_R": columns["valid"] & kept_R}
 
 
-def _code_columns(found: list[Corpus]) -> tuple[tuple[CodeColumn, ...], tuple[str, ...]]:
+def _code_columns(found: list[PinnedCorpus]) -> tuple[tuple[CodeColumn, ...], tuple[str, ...]]:
     first = found[0]
     for other in found[1:]:
         if other.codes != first.codes:
@@ -192,7 +192,7 @@ def _code_columns(found: list[Corpus]) -> tuple[tuple[CodeColumn, ...], tuple[st
     return tuple(columns), tuple(dtypes)
 
 
-def _cqt_column(found: list[Corpus], data: Data) -> CqtColumn | None:
+def _cqt_column(found: list[PinnedCorpus], data: Data) -> CqtColumn | None:
     if data.cqt == "none":
         return None
     if data.cqt == "online":
@@ -213,7 +213,7 @@ def _cqt_column(found: list[Corpus], data: Data) -> CqtColumn | None:
     return CqtColumn(first.cqt, bins, known["magnitude"], dtype, known["fmin_hz"], known["bins_per_octave"])
 
 
-def _fingerprint(facts: Facts, found: list[Corpus], arrays: dict[str, np.ndarray]) -> str:
+def _fingerprint(facts: Facts, found: list[PinnedCorpus], arrays: dict[str, np.ndarray]) -> str:
     """sha256 of what decides the samples and their order: settings, the tars' bytes and the rows drawn."""
     deciding = {
         "identity": facts.identity,

@@ -89,7 +89,7 @@ class Guard:
 
 
 @settings
-class Checkpoints:
+class CheckpointSettings:
     """Written at whichever comes first, at SIGTERM or Ctrl-C, and at the end."""
 
     every_updates: Count = 1000  # this

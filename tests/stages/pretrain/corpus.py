@@ -26,6 +26,14 @@ SEGMENT = 64_000  # samples; a recording's last segment may be longer or shorter
 CROP = 16_000
 
 
+def write_plan(storage: Storage, plan: list[dict]) -> None:
+    """plan.parquet of rows with recording, shard and split; the other columns hold something."""
+    filler = dict(attempt=0, path="x", path_bytes=b"x", size=1, mtime_ns=1, quick="q", duration_s=1.0)
+    empty = {field.name: None for field in PLAN} | filler
+    rows = [empty | {"order": i} | row for i, row in enumerate(plan)]
+    storage.write_table("plan.parquet", pa.Table.from_pylist(rows, schema=PLAN))
+
+
 @dataclass
 class Corpus:
     """What was written: whole recordings, so that a test can cut its own crops."""
@@ -89,22 +97,7 @@ class Corpus:
                 {"recording": r, "shard": shard, "split": "valid" if s * recordings + i < valid else "train"}
                 for i, r in enumerate(own)
             ]
-        rows = [
-            {f.name: None for f in PLAN}
-            | {
-                "order": i,
-                "attempt": 0,
-                "path": "x",
-                "path_bytes": b"x",
-                "size": 1,
-                "mtime_ns": 1,
-                "quick": "q",
-                "duration_s": 1.0,
-            }
-            | row
-            for i, row in enumerate(plan)
-        ]
-        storage.write_table("plan.parquet", pa.Table.from_pylist(rows, schema=PLAN))
+        write_plan(storage, plan)
         before = (
             yaml.safe_load(storage.read("recipe.yaml"))["columns"] if storage.exists("recipe.yaml") else {}
         )

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from stages.pretrain.run.settings import Checkpoints, EngineSettings, Guard, Optim, Watch
+from stages.pretrain.run.settings import CheckpointSettings, EngineSettings, Guard, Optim, Watch
 
 SMALL = Optim(updates=10, warmup_updates=4, lr=8.0)
 
@@ -126,12 +126,12 @@ def test_copies_of_the_weights_that_the_optimiser_adds():
         (lambda: Guard(window=0), r"Guard\.window is 0: expected a whole number, 1 or more"),
         (lambda: Guard(in_a_row=0), r"Guard\.in_a_row is 0"),
         (lambda: Guard(then="wait"), r"Guard\.then is 'wait': expected stop or restore"),
-        (lambda: Checkpoints(every_updates=0), r"Checkpoints\.every_updates is 0"),
+        (lambda: CheckpointSettings(every_updates=0), r"CheckpointSettings\.every_updates is 0"),
         (
-            lambda: Checkpoints(every_minutes=0.0),
-            r"Checkpoints\.every_minutes is 0\.0: .* above 0",
+            lambda: CheckpointSettings(every_minutes=0.0),
+            r"CheckpointSettings\.every_minutes is 0\.0: .* above 0",
         ),
-        (lambda: Checkpoints(keep=0), r"Checkpoints\.keep is 0"),
+        (lambda: CheckpointSettings(keep=0), r"CheckpointSettings\.keep is 0"),
         (lambda: Watch(validate_every=0), r"Watch\.validate_every is 0"),
         (lambda: Watch(bootstrap=99), r"Watch\.bootstrap is 99: expected a whole number, 100 or more"),
         (lambda: Watch(baseline_crops=0), r"Watch\.baseline_crops is 0"),
@@ -144,11 +144,11 @@ def test_other_impossible_settings_are_refused(wrong, expected):
 
 def test_their_limits_are_allowed():
     assert Guard(spike=1.001, window=1, in_a_row=1, then="restore") and Guard(spike=None).spike is None
-    assert Checkpoints(every_updates=1, every_minutes=0.001, keep=1)
+    assert CheckpointSettings(every_updates=1, every_minutes=0.001, keep=1)
     assert Watch(validate_every=1, bootstrap=100, baseline_crops=1)
 
 
-@pytest.mark.parametrize("made", [SMALL, EngineSettings(), Guard(), Checkpoints(), Watch()])
+@pytest.mark.parametrize("made", [SMALL, EngineSettings(), Guard(), CheckpointSettings(), Watch()])
 def test_settings_are_not_changed_once_made(made):
     for name in type(made).__dataclass_fields__:
         with pytest.raises(AttributeError):
