@@ -212,7 +212,7 @@ def test_a_cold_lstm_would_be_noticed(weights, expected, monkeypatch):
 
 @pytest.mark.parametrize("wrong", ["forgets its tail", "zeros at the start", "zeros at the end"])
 def test_wrong_padding_would_be_noticed(weights, package_codes, monkeypatch, wrong):
-    right = encodec_model.Convolution.pad
+    right = encodec_model.EncodecConvolution.pad
 
     def pad(self, whole, length):
         start, end = self.tail is None, self.left + length
@@ -227,7 +227,7 @@ def test_wrong_padding_would_be_noticed(weights, package_codes, monkeypatch, wro
     sound = excerpt(1)[: 3 * 24_000 + 7]
     reference = package_codes(sound)
     assert agreement(codes(sound, weights, block_s=1.0), reference) >= AGREE
-    monkeypatch.setattr(encodec_model.Convolution, "pad", pad)
+    monkeypatch.setattr(encodec_model.EncodecConvolution, "pad", pad)
     assert agreement(codes(sound, weights, block_s=1.0), reference) < AGREE
 
 
