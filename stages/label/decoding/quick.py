@@ -11,11 +11,17 @@ def hash_ends(file: Any, size: int) -> tuple[str, bytes, bytes]:
     files under 2 MiB. Raises OSError."""
     ends, count, digest = [], min(MIB, size), hashlib.sha256()
     for start in (0, size - count):
-        file.seek(start)
-        end = file.read(count)
-        while len(end) < count and (part := file.read(count - len(end))):  # network file systems give less
-            end += part
+        end = read_at(file, start, count)
         digest.update(end)
         ends.append(end)
     digest.update(str(size).encode())
     return digest.hexdigest(), *ends
+
+
+def read_at(file: Any, at: int, count: int) -> bytes:
+    """`count` bytes from `at` on, fewer only at the file's end."""
+    file.seek(at)
+    data = file.read(count)
+    while len(data) < count and (more := file.read(count - len(data))):  # network file systems give less
+        data += more
+    return data

@@ -1,7 +1,8 @@
 """One recording from a file's bytes to int16 mono: libav decodes, the channels' mean, soxr resamples.
 
 Runs in the child only, since libav may crash, hang or grow. Blocks of a few seconds bound the memory. libav's
-own FIFO gathers the frames of a block, so that little Python runs per frame.
+own FIFO gathers the frames of a block, so that little Python runs per frame. Each link of a chained Ogg is
+opened by itself: its clock, rate and channels are new.
 
 Shapes: N samples, C channels.
 """
@@ -10,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
@@ -19,13 +21,17 @@ import soxr
 from av.audio.fifo import AudioFifo
 
 from stages.label.base import RejectRecording
+from stages.label.decoding import ogg, tags
 from stages.label.decoding.child import Send
+from stages.label.decoding.opening import RAW, header_s, open_audio, whole
+from stages.label.decoding.tags import View
 from stages.label.statistics import stereo
 from stages.signal.rates import HOP_SAMPLES
 
 BLOCK_S = 5.0  # of the source
 BLOCK_VALUES = 1 << 22  # samples x channels, where 5 s would be more
-MAX_DAMAGED = 0.01  # share of packets: fewer are scratches, more is another piece of music
+MAX_DAMAGED = 0.01  # share of the sound: less is a scratch, more is another piece of music
+NEIGHBOURS = 32  # whole packets before a damaged stretch, whose sizes say how much sound it held
 # Containers whose time stamps count samples: they jump where the demuxer silently dropped bytes, such as an
 # Ogg page with a wrong checksum. Vorbis stamps waver by 10 ms between long and short windows.
 STAMPED, WAVER_S = ("flac", "ogg"), 0.015
@@ -77,6 +83,7 @@ class File:
 
     def __init__(self, path: bytes):
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 the caller closes it
+        self.size = os.fstat(self._file.fileno()).st_size
         self.error: OSError | None = None
         self.close, self.tell = self._file.close, self._file.tell
 
@@ -105,20 +112,38 @@ class Decoding:
     def __init__(self, file: File, max_s: float):
         self.max_s = max_s
         self.decoded_s, self.packets, self.damaged, self.changes = 0.0, 0, 0, 0
-        self.words, self._last_bad, self._good_bytes = "", 0, 0
+        self.words, self._last_bad, self._sizes = "", 0, deque(maxlen=NEIGHBOURS)
         self._lost_s, self._zero_s = 0.0, None
         self.channels: list[tuple[float, ...]] = []
         self._logged = av.logging.get_last_error()[0]
-        options = {"protocol_whitelist": "fd"}  # a playlist may not open other files
+        self._container, view = None, whole(file, file.size)
+        self._links = deque([view])
         try:
-            self._container = av.open(file, metadata_errors="replace", buffer_size=1 << 18, options=options)
-        except av.FFmpegError as error:
-            raise RejectRecording(self._message(error)) from error
-        if not self._container.streams.audio:
-            raise RejectRecording(f"no audio stream in this {self._container.format.name}")
-        self._stream = self._container.streams.audio[0]
-        if (context := self._stream.codec_context) is None:
-            raise RejectRecording("no decoder for its audio stream")
+            self._open(view)
+            self._header_s = header_s(self._container, self._stream, view)
+            self._leave_out(file, view)
+        except (av.FFmpegError, ValueError) as error:
+            words = str(error)
+            if isinstance(error, av.FFmpegError):
+                words = f"no audio that can be read: {self._message(error)}"
+            raise RejectRecording(words) from error
+
+    def _leave_out(self, file: File, view: View) -> None:
+        """Open again without the tags of a stream that has no table of contents, or link by link."""
+        start = file.size - view.size
+        if self._container.format.name in RAW:
+            sound = View(file, tags.sound(file, start, file.size))
+            if sound.size < view.size:
+                self._open(sound)
+        elif self._container.format.name == "ogg" and len(ranges := ogg.links(file, start, file.size)) > 1:
+            self._links = deque(View(file, [link]) for link in ranges)
+            self._open_next()
+
+    def _open(self, view: View) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container, self._stream, self.other_tracks = open_audio(view)
+        context = self._stream.codec_context
         context.thread_count = 1  # a worker has one core
         if context.name == "flac":  # else a flipped bit becomes noise without an error
             context.options = {"err_detect": "crccheck+explode"}
@@ -127,24 +152,39 @@ class Decoding:
         self._container.close()
 
     def facts(self, frame: av.AudioFrame) -> dict:
-        container, stream = self._container, self._stream
-        header_s = container.duration / av.time_base if container.duration else None
-        if stream.duration:
-            header_s = float(stream.duration * stream.time_base)
         return {
             "source_rate_hz": frame.sample_rate,
             "source_channels": frame.layout.nb_channels,
-            "source_codec": stream.codec_context.codec.canonical_name,
-            "source_container": container.format.name,
+            "source_codec": self._stream.codec_context.codec.canonical_name,
+            "source_container": self._container.format.name,
             "source_format": frame.format.name,
-            "header_s": header_s,
+            "header_s": self._header_s,
+            "other_tracks": self.other_tracks,
         }
 
     def blocks(self, head: Callable[[dict], None]) -> Iterator[tuple[np.ndarray, int]]:
-        kind, fifo, held = None, None, 0
+        kind = None
+        while self._links:
+            self._zero_s = None
+            kind = yield from self._link(kind, head)
+            self._links.popleft()
+            self._open_next()
+        self._judge()
+
+    def _open_next(self) -> None:
+        """The first of the links left; one that cannot be opened is lost."""
+        while self._links:
+            try:
+                return self._open(self._links[0])
+            except (av.FFmpegError, ValueError) as error:
+                self._bad(error, self._links.popleft().size)
+
+    def _link(self, kind: tuple | None, head: Callable[[dict], None]) -> Iterator[tuple[np.ndarray, int]]:
+        """Blocks of the open container; returns the kind of its last frame. `kind`: of the one before."""
+        fifo, held = AudioFifo(), 0
         for frame in self._frames():
             seen = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
-            if seen != kind:  # a chained file may change them
+            if seen != kind:  # joined files may change them
                 if kind is None:
                     head(self.facts(frame))
                 else:
@@ -152,16 +192,15 @@ class Decoding:
                     if held:
                         yield self._block(fifo, kind)
                 kind, fifo, held, self._zero_s = seen, AudioFifo(), 0, None
-                rate_hz, channels, _ = kind
-                if not rate_hz or not channels:
-                    raise RejectRecording(f"{rate_hz} Hz, {channels} channels")
-                enough = min(int(BLOCK_S * rate_hz), BLOCK_VALUES // channels)
+            rate_hz, channels, _ = kind
+            if not rate_hz or not channels:
+                raise RejectRecording(f"{rate_hz} Hz, {channels} channels")
             pts, frame.pts = frame.pts, None  # gaps are not filled: what is decoded counts
             if held == 0 and pts is not None:
                 self._look_for_a_gap(float(pts * frame.time_base), self.decoded_s)
             fifo.write(frame)
             held += frame.samples
-            if held >= enough:
+            if held >= min(int(BLOCK_S * rate_hz), BLOCK_VALUES // channels):
                 yield self._block(fifo, kind)
                 held = 0
         if held:
@@ -169,7 +208,7 @@ class Decoding:
                 before_s = self.decoded_s + (held - frame.samples) / rate_hz
                 self._look_for_a_gap(float(pts * frame.time_base), before_s)
             yield self._block(fifo, kind)
-        self._judge()
+        return kind
 
     def _look_for_a_gap(self, stamp_s: float, decoded_s: float) -> None:
         drift_s = stamp_s - decoded_s - self._lost_s
@@ -201,7 +240,7 @@ class Decoding:
                 continue
             if packet is not None and packet.size:
                 self.packets += 1
-                self._good_bytes += packet.size
+                self._sizes.append(packet.size)
             if frames:
                 self._last_bad = 0
             yield from frames
@@ -225,10 +264,10 @@ class Decoding:
                     self._bad(error)
         yield None  # libav's flush packet, lost by an error
 
-    def _bad(self, error: av.FFmpegError, size: int = 0) -> None:
-        """A parser that finds no frame returns all it skipped as one packet: count it as so many packets."""
-        good = self.packets - self.damaged
-        many = max(1, round(size * good / self._good_bytes)) if self._good_bytes else 1
+    def _bad(self, error: Exception, size: int = 0) -> None:
+        """A parser that finds no frame returns all it skipped as one packet: count it as so many packets as
+        its whole neighbours would have been."""
+        many = max(1, round(size * len(self._sizes) / sum(self._sizes))) if self._sizes else 1
         self.packets += many
         self.damaged += many
         self.words, self._last_bad = self._message(error), many
@@ -243,13 +282,17 @@ class Decoding:
         self.damaged = counted + self._last_bad
         self.packets = good + self.damaged
         if counted > MAX_DAMAGED * self.packets:
+            whole_s = self.decoded_s * self.packets / max(1, good)
             words = self.words or f"{self._lost_s:.1f} s missing between time stamps"
-            raise RejectRecording(f"{self.damaged} of {self.packets} packets damaged: {words}")
+            raise RejectRecording(
+                f"{whole_s - self.decoded_s:.1f} of {whole_s:.1f} s of its sound are damaged or missing "
+                f"({self.damaged} of {self.packets} packets damaged: {words})"
+            )
 
-    def _message(self, error: av.FFmpegError) -> str:
+    def _message(self, error: Exception) -> str:
         """The decoder's own words, with its last log line if that is about this recording."""
         count, log = av.logging.get_last_error()
-        words = error.strerror or str(error)
+        words = getattr(error, "strerror", None) or str(error)
         return f"{words} ({log[1]}: {log[2].strip()})" if log and count > self._logged else words
 
 

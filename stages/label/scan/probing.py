@@ -6,13 +6,13 @@ Runs in child processes of `probe_pool`. Imports neither torch nor ray nor numpy
 import functools
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import av
 
+from stages.label.decoding.opening import likely_s, open_audio, whole
 from stages.label.decoding.quick import MIB, hash_ends
 
 S3 = b"s3://"
@@ -55,7 +55,7 @@ def probe(path: bytes) -> dict[str, Any]:
                 raise OSError("file became shorter while it was read")
             source = _Source(raw, size, head, tail)
             try:
-                facts |= header(source)
+                facts |= header(source, size)
             except (av.FFmpegError, ValueError) as error:
                 if source.error is not None:  # a fault of the disk, not of the file
                     raise source.error from None
@@ -65,25 +65,21 @@ def probe(path: bytes) -> dict[str, Any]:
     return facts
 
 
-def header(source: Any) -> dict[str, Any]:
-    """Container and first audio stream. Raises av.FFmpegError, or ValueError when there is no audio."""
-    options = {"protocol_whitelist": "none"}  # a playlist may not open other files
-    # Tags in any encoding must not cost a recording.
-    with av.open(source, metadata_errors="replace", container_options=options) as container:
-        if not container.streams.audio:
-            raise ValueError("no audio stream")
-        stream = container.streams.audio[0]
-        if (context := stream.codec_context) is None:
-            raise ValueError("no decoder for its audio stream")
-        seconds = (container.duration or 0) / av.time_base
-        if stream.duration and stream.time_base:
-            seconds = float(stream.duration * stream.time_base)
+def header(source: Any, size: int) -> dict[str, Any]:
+    """Container, default audio track and likely length. Raises av.FFmpegError, or ValueError when there is
+    no audio."""
+    view = whole(source, size)
+    container, stream, _ = open_audio(view)
+    with container:
+        context = stream.codec_context
+        seconds, taken_from = likely_s(container, stream, view)
         return {
             "container": container.format.name,
             "codec": context.codec.canonical_name,
             "rate_hz": int(context.sample_rate or 0),
             "channels": int(context.channels or 0),
-            "duration_s": seconds if math.isfinite(seconds) and seconds > 0 else 0.0,
+            "duration_s": seconds,
+            "duration_from": taken_from,
         }
 
 
@@ -119,8 +115,6 @@ class _Source:
     """A file for FFmpeg. Its ends come from memory, so that S3 gets two requests, not dozens.
 
     error: a failed read, which FFmpeg would report as bad content."""
-
-    name = ""  # extensions may be wrong: the content tells the container
 
     def __init__(self, raw: BinaryIO, size: int, head: bytes, tail: bytes):
         self._raw, self._size, self._head, self._tail = raw, size, head, tail

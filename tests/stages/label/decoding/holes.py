@@ -1,7 +1,10 @@
 """A long recording packet by packet, less some of them, and what a decoding makes of it."""
 
+import re
+
 import av
 import numpy as np
+import pytest
 
 from stages.label.base import RejectRecording
 from stages.label.decoding.recording import Decoding, File
@@ -12,7 +15,7 @@ NOISE = np.random.default_rng(0).normal(0, 0.1, (806_400, 1))  # 1,400 such fram
 
 
 def judged(path, tamper=lambda decoding: None):
-    """(the decoding after its end, samples heard, why it is refused or None)."""
+    """(the decoding after its end, samples decoded, why it is refused or None: the part about packets)."""
     file, samples, why = File(str(path).encode()), 0, None
     decoding = Decoding(file, 3600.0)
     container = decoding._container
@@ -22,6 +25,9 @@ def judged(path, tamper=lambda decoding: None):
             samples += len(block)
     except RejectRecording as refused:
         why = str(refused)
+        if said := re.fullmatch(r"([\d.]+) of ([\d.]+) s of its sound are damaged or missing \((.+)\)", why):
+            why, share = said[3], decoding.damaged / decoding.packets
+            assert float(said[1]) == pytest.approx(share * float(said[2]), abs=0.1)
     container.close()
     file.close()
     return decoding, samples, why

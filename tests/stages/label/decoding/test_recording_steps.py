@@ -71,7 +71,7 @@ class TestBlocks:
             {
                 "source_rate_hz": 8_000, "source_channels": 2,
             "source_codec": "pcm_s24le", "source_container": "wav",
-                "source_format": "s32", "header_s": 7.0,
+                "source_format": "s32", "header_s": 7.0, "other_tracks": 0,
             }
         ]  # fmt: skip
         list(stream)
