@@ -27,6 +27,9 @@ from stages.label.shard import software
 from stages.shards.storage import Storage
 
 CONNECT_S = 5.0
+# A socket's path has at most 107 bytes; below the folder Ray adds /ray/session_<time>_<pid>/sockets/…
+LONGEST_TMPDIR = 40
+SHORT_FOLDERS = ("/tmp", "/dev/shm", "/var/tmp")  # noqa: S108
 HEALTH_S = 20.0
 PROBE_S = 60.0
 
@@ -48,6 +51,7 @@ def session(cpus: int | None = None) -> Iterator[Session]:
     options |= {"logging_level": logging.INFO if debugging() else logging.ERROR}
     if address == "local":
         options |= {"num_cpus": cpus or available_cpus(), "include_dashboard": False}
+        options |= {"_temp_dir": folder} if (folder := session_folder()) else {}
     else:
         reachable(address)
         root = Path(__file__).resolve().parent.parent
@@ -55,6 +59,8 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         options["runtime_env"] = {"py_modules": modules}
     on_term = signal.getsignal(signal.SIGTERM)
     try:
+        if any(not argument.isascii() for argument in sys.argv):
+            ray._raylet.setproctitle("overtone")  # Ray takes the command line as a label, if it is UTF-8
         with _quiet():
             ray.init(**options)
         signal.signal(signal.SIGTERM, on_term)  # ray.init replaces it with its own
@@ -65,6 +71,21 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         yield Session(total.get("CPU", 0), total.get("GPU", 0), largest, total.get("memory", 0))
     finally:
         ray.shutdown()
+
+
+def session_folder() -> str | None:
+    """A shorter folder for Ray's session where TMPDIR is too long for the names of its sockets: None if it
+    is not. Raises ValueError when there is none."""
+    name = next((v for v in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(v)), None)
+    if name is None or len(os.fsencode(os.path.abspath(os.environ[name]))) <= LONGEST_TMPDIR:
+        return None
+    for folder in SHORT_FOLDERS:
+        if os.access(folder, os.W_OK | os.X_OK):
+            return f"{folder}/ray-{os.getuid()}"
+    raise ValueError(
+        f"{name} is {os.environ[name]!r}, over {LONGEST_TMPDIR} bytes: Ray's sockets have no room for such a "
+        f"path, and none of {', '.join(SHORT_FOLDERS)} can be written; set RAY_TMPDIR to a shorter one"
+    )
 
 
 def debugging() -> bool:
@@ -97,7 +118,9 @@ def preflight(gpus_wanted: float) -> None:
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
         reachable(address)
-    elif gpus_wanted:
+        return
+    session_folder()
+    if gpus_wanted:
         import torch
 
         if not torch.cuda.is_available():

@@ -1,6 +1,7 @@
 """The `overtone` command. Each command imports what it needs when it runs: `--help` takes no seconds."""
 
 import functools
+import io
 import json
 import os
 import signal
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     if "_OVERTONE_COMPLETE" in os.environ:
         top.main(prog_name="overtone")  # answers the shell and exits
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8, nor the terminal
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         # not top.main: it turns Ctrl-C and a closed pipe into codes of its own
         with top.make_context("overtone", sys.argv[1:] if argv is None else [*argv]) as context:
@@ -148,11 +152,17 @@ def labels_config(function: Callable) -> Callable:
     help="try rejected files whose reason contains this text again (all: every one)",
 )
 @click.option("--refit", is_flag=True, help="fit the teacher again, on shards spread over the whole plan")
-def labels(config, dry_run: bool, retry_rejected: str | None, refit: bool) -> int:
+@click.option("--explain", metavar="PATH", help="try one file, say what would happen to it and why")
+def labels(config, dry_run: bool, retry_rejected: str | None, refit: bool, explain: str | None) -> int:
     """Label a folder of music; continues where it was stopped.
 
     CONFIG is a YAML file, for example configs/labels/quickstart.yaml.
     """
+    if explain:
+        from pipeline.labelling.explain import explained
+
+        print(explained(config, explain))
+        return 0
     if dry_run:
         from pipeline.labelling.dry_run import describe
 

@@ -6,7 +6,6 @@ Read `label` first; the rest of this file is its steps."""
 
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from pipeline.labelling import registry, teachers
 from pipeline.labelling.catalogs import Catalogs
@@ -70,7 +69,7 @@ def check(config: Config) -> bytes | None:
     Raises ValueError for missing audio, cluster, GPU or weights."""
     from cluster.session import preflight
 
-    check_roots(list(config.run.audio), config.run.exclude)
+    check_roots(list(config.run.audio), config.run.exclude, config.run.include_hidden)
     preflight(max(pool.gpus for pool in config.run.pools.used(config.recipe)))
     return teachers.located(config.recipe, config.run.weights)
 
@@ -107,7 +106,7 @@ def open_out(config: Config) -> Storage:
     out = Storage(config.run.out)
     try:
         if out.is_local:
-            Path(out.base).mkdir(parents=True, exist_ok=True)
+            os.makedirs(out.place, exist_ok=True)
             out = Storage(config.run.out, standing=True)
         name = f"writable-{os.getpid()}"
         out.write(name, b"")

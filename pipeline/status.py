@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.labelling import registry
+from pipeline.labelling.catalogs import decoded_seconds
 from stages.pretrain.run.display import duration, line
 from stages.pretrain.run.rows import renamed, with_old_names
 from stages.shards import catalog
@@ -30,19 +31,23 @@ def labels_status(place: str) -> dict[str, Any]:
         raise ValueError(f"{place} {problem}: give the OUT of a `labels` run")
     known = registry.read(out)
     with out.fetched("plan.parquet") as path:
-        table = catalog.read_plan(path, ["recording", "shard", "duration_s", "tombstone", "split"])
-    live = catalog.live(table)
+        columns = ["recording", "shard", "size", "duration_s", "tombstone", "split"]
+        table = catalog.read_plan(path, columns)
+    live, decoded = catalog.live(table), decoded_seconds(out, known.names if known else ())
     seconds = dict.fromkeys(catalog.shard_slices(live), 0.0)
-    for name, length in zip(live["shard"].to_pylist(), live["duration_s"].to_pylist(), strict=True):
+    likely = catalog.likely_seconds(live).tolist()
+    for name, length in zip(live["shard"].to_pylist(), likely, strict=True):
         seconds[name] += length
+    by_header = sum(s for name, s in seconds.items() if name not in decoded)
+    seconds |= {name: s for name, s in decoded.items() if name in seconds}
 
     def hours(shards: Iterable[str]) -> float:
-        return round(sum(seconds[name] for name in shards) / 3600, 3)
+        return round(sum(seconds[name] for name in shards) / 3600, 6)
 
     columns = {}
     for name in known.names if known else ():
         done = records.finished(out, name) & seconds.keys()
-        columns[name] = {"shards": len(done), "hours_by_header": hours(done)}
+        columns[name] = {"shards": len(done), "hours": hours(done), "hours_by_header": hours(done)}
     rejected = []
     if out.exists("rejected.parquet"):
         rejected = out.read_table("rejected.parquet", ["stage"])["stage"].to_pylist()
@@ -50,7 +55,9 @@ def labels_status(place: str) -> dict[str, Any]:
         "out": place,
         "recordings": live.num_rows,
         "validation": live["split"].to_pylist().count("valid"),
-        "hours_by_header": hours(seconds),
+        "hours": hours(seconds),  # decoded; of shards that are not finished, by their headers
+        "hours_not_decoded": round(by_header / 3600, 6),
+        "hours_by_header": hours(seconds),  # the name of `hours` before it was decoded where it can be
         "shards": len(seconds),
         "columns": columns,
         "tombstoned": table.num_rows - live.num_rows,
@@ -60,12 +67,14 @@ def labels_status(place: str) -> dict[str, Any]:
 
 
 def labels_text(found: dict[str, Any]) -> str:
+    left = found["hours_not_decoded"]
+    by_header = f" ({left:.2f} h by their headers)" if left else ""
     lines = [
-        f"{found['out']}: {found['recordings']} recordings, {found['hours_by_header']:.2f} h by their "
-        f"headers, {found['validation']} for validation, {found['shards']} shards planned"
+        f"{found['out']}: {found['recordings']} recordings, {found['hours']:.2f} h{by_header}, "
+        f"{found['validation']} for validation, {found['shards']} shards planned"
     ]
     lines += [
-        f"  columns/{name:<16} {c['shards']:>6}/{found['shards']} shards {c['hours_by_header']:>9.2f} h"
+        f"  columns/{name:<16} {c['shards']:>6}/{found['shards']} shards {c['hours']:>9.2f} h"
         for name, c in found["columns"].items()
     ]
     lines += [f"  rejected at {stage}: {count}" for stage, count in found["rejected"].items()]

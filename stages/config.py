@@ -7,13 +7,22 @@ docs/configuration.md. What depends on several fields is checked in `__post_init
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, PydanticKnownError
 
@@ -50,7 +59,22 @@ ShareBelow1 = Annotated[float, Field(ge=0, lt=1), NUMBER]
 Several = Annotated[tuple[T, ...], LIST]
 Pair = Annotated[tuple[T, ...], Field(min_length=2, max_length=2), LIST]
 OneOrMore = Annotated[tuple[T, ...], Field(min_length=1), LIST]
-PathName = Annotated[str, Field(min_length=1), remedy("an empty path; is a variable of your command unset?")]
+
+
+def _any_bytes(value: Any, check: Callable[[Any], str]) -> str:
+    """Names of files need not be UTF-8: Python holds other bytes as surrogates, which pydantic refuses."""
+    if not isinstance(value, str):
+        return check(value)
+    check(value.encode("utf-8", "backslashreplace").decode())
+    return value
+
+
+PathName = Annotated[
+    str,
+    Field(min_length=1),
+    remedy("an empty path; is a variable of your command unset?"),
+    WrapValidator(_any_bytes),
+]
 
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)

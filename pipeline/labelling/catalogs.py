@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -53,8 +53,8 @@ class Catalogs:
 
         def show(event: dict) -> None:
             step = event["step"]
-            done = {"list": "found", "probe": "headers read", "hash": "hashed"}.get(step, step)
-            self.progress.status(f"scanning: {event.get('done', 0):,} files {done}")
+            done = {"list": "seen", "probe": "headers read", "hash": "hashed"}.get(step, step)
+            self.progress.status(f"scanning: {event.get('done', 0):,} files {done}", event.get("last", False))
 
         self.scanned = scan(
             list(run.audio),
@@ -62,6 +62,7 @@ class Catalogs:
             new,
             workers=run.scan_workers or available_cpus(),
             exclude=run.exclude,
+            include_hidden=run.include_hidden,
             retry_rejected=retry_rejected_text(retry),
             known_sha256=lambda recording: self._known.get(recording),
             progress=show,
@@ -115,9 +116,16 @@ class Catalogs:
         return table.filter(pc.not_equal(table["stage"], "scan"))["recording"].combine_chunks()
 
     def live_shards(self) -> list[tuple[str, float]]:
-        """Shards with a live recording, in plan order, and their seconds by header."""
+        """Shards with a live recording, in plan order, and their seconds before they are decoded."""
         with self.out.fetched(PLAN) as path:
-            return live_shards(path)
+            return live_shards(path, self.config.recipe.decode.max_recording_h)
+
+    def labelled(self) -> tuple[int, int]:
+        """(recordings that are kept, those of them for validation): without what a stage rejected."""
+        with self.out.fetched(PLAN) as path:
+            live = catalog.live(catalog.read_plan(path, ["recording", "split", "tombstone"]))
+        kept = live.filter(pc.invert(pc.is_in(live["recording"], self.refused())))
+        return kept.num_rows, kept["split"].to_pylist().count("valid")
 
     def write_rejected(self, columns: tuple[str, ...]) -> None:
         """Gather every rejection, of the scan and of the stages, into OUT/rejected.parquet."""
@@ -132,11 +140,21 @@ class Catalogs:
         self.out.write_table(REJECTED, self.rejected)
 
 
+def decoded_seconds(out: Storage, names: Iterable[str]) -> dict[str, float]:
+    """Seconds of audio in each finished and gathered shard of the first of these columns, the audio."""
+    audio = next(iter(names), None)
+    if audio is None or not out.exists("shards.parquet"):
+        return {}
+    table = out.read_table("shards.parquet", ["shard", "column", "hours"])
+    own = table.filter(pc.equal(table["column"], audio))
+    return dict(zip(own["shard"].to_pylist(), pc.multiply(own["hours"], 3600).to_pylist(), strict=True))
+
+
 def retry_rejected_text(reason: str | None) -> str | None:
     return None if reason is None else reason.strip() or "all"
 
 
-def live_shards(path: Path) -> list[tuple[str, float]]:
-    live = catalog.live(catalog.read_plan(path, ["shard", "duration_s", "tombstone"]))
-    seconds, slices = live["duration_s"].to_numpy(), catalog.shard_slices(live)
+def live_shards(path: Path, most_h: float) -> list[tuple[str, float]]:
+    live = catalog.live(catalog.read_plan(path, ["shard", "size", "duration_s", "tombstone"]))
+    seconds, slices = catalog.likely_seconds(live, most_h), catalog.shard_slices(live)
     return [(name, float(seconds[start : start + n].sum())) for name, (start, n) in slices.items()]

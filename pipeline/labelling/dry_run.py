@@ -4,10 +4,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from pipeline.labelling.catalogs import Catalogs, live_shards
+from pipeline.labelling.catalogs import Catalogs, decoded_seconds, live_shards
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.run import bytes_per_s
-from pipeline.labelling.summary import shown
+from pipeline.labelling.summary import left_out_lines, shown
 from pipeline.labels import check, known_columns
 from stages.label.recipe import Config
 from stages.shards.storage import Storage
@@ -17,19 +17,24 @@ def describe(config: Config) -> str:
     """Recordings, hours, shards, bytes per column, free space and resources, as text."""
     out = Storage(config.run.out)
     check(config)
-    known_columns(config, out)
+    known = known_columns(config, out)
     catalogs = Catalogs(out, config, Progress(out))
     with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
-        shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)))
+        shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)), config.recipe.decode.max_recording_h)
     s, p = catalogs.scanned, catalogs.planned
-    seconds = sum(length for _, length in shards)
+    decoded = decoded_seconds(out, known.names if known else ())
+    seconds = sum(decoded.get(name, length) for name, length in shards)
+    left = [length for name, length in shards if name not in decoded]
+    guessed = f", {s.estimated} of them estimated from their size" if s.estimated and left else ""
+    before = f", of which {sum(left) / 3600:.2f} h by their headers{guessed}" if left else ", decoded"
     sizes = {kind: size * seconds for kind, size in bytes_per_s(config.recipe).items()}
     free, teacher = out.free_bytes(), config.recipe.codes
     lines = [
         f"{', '.join(config.run.audio)} → {out.root} (nothing is written)",
         f"  found       {s.found} = {s.kept} readable + {s.rejected} rejected + {s.duplicates} duplicates; "
         f"{s.ignored} other files, {s.excluded} excluded",
-        f"  recordings  {p.recordings}, {seconds / 3600:.2f} h by their headers; {p.valid} for validation",
+        *(f"              {line}" for line in left_out_lines(s)),
+        f"  recordings  {p.recordings}, {seconds / 3600:.2f} h{before}; {p.valid} for validation",
         f"  shards      {len(shards)} of about {config.recipe.plan.shard_minutes:g} min; {p.new_shards} new",
         *(f"  {kind:<11} {shown(size)}" for kind, size in sizes.items()),
         f"  in all      {shown(sum(sizes.values()))}; "

@@ -64,13 +64,16 @@ class Progress:
         for line in lines:
             self.console.print(line, markup=False)
 
-    def status(self, text: str) -> None:
-        """What is being done now, when it is no stage over shards (scan, fit)."""
+    def status(self, text: str, last: bool = False) -> None:
+        """What is being done now, when it is no stage over shards (scan, fit). `last`: of its step."""
         with self._lock:
             self.note = text
             if self.console.is_terminal and not self._live:
                 self.console.print(text, markup=False, end="\r")
+            elif last and not self._live:
+                self.say(text)
             else:
+                self._printed = self._printed or time.monotonic()  # counts are worth a line after a while
                 self._show(text)
 
     def _show(self, *lines: str) -> None:

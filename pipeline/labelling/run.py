@@ -18,10 +18,14 @@ from stages.label.base import Needs
 from stages.label.codes import Codes
 from stages.label.recipe import Config
 from stages.label.shard import Job, ShardWorker
+from stages.shards import catalog
 from stages.shards import record as records
 from stages.shards.fetching import OneAhead
+from stages.shards.names import printable
 from stages.shards.storage import Storage, fetch_url
 from stages.signal.rates import FRAMES_PER_S, RATE_HZ
+
+LONGEST = 10  # recordings named where the space is too small
 
 
 def bytes_per_s(recipe: recipes.Recipe) -> dict[str, int]:
@@ -105,9 +109,20 @@ class LabelRun:
             need += sizes[job.stage.writes] * sum(s for name, s in self.shards if name not in done)
         if free is not None and need > free:
             raise ValueError(
-                f"{self.out.root} has {shown(free)} free, this run writes about {shown(need)}: "
-                f"free some space or choose another OUT (--set run.out=…)"
+                f"{self.out.root} has {shown(free)} free, this run writes about {shown(need)}: free some "
+                f"space, choose another OUT (--set run.out=…) or leave out (run.exclude) some of the longest "
+                f"recordings: {self._longest(sum(sizes.values()))}"
             )
+
+    def _longest(self, bytes_per_s: int) -> str:
+        """The recordings that weigh most, by the plan."""
+        with self.out.fetched("plan.parquet") as path:
+            live = catalog.live(catalog.read_plan(path, ["path", "size", "duration_s", "tombstone"]))
+        seconds = catalog.likely_seconds(live, self.config.recipe.decode.max_recording_h)
+        most = np.argsort(-seconds, kind="stable")[:LONGEST].tolist()
+        paths = live["path"].take(most).to_pylist()
+        weights = [f"{seconds[i] / 3600:.2f} h, {shown(seconds[i] * bytes_per_s)}" for i in most]
+        return "; ".join(f"{printable(p)} ({weight})" for p, weight in zip(paths, weights, strict=True))
 
     def on_cluster(self, refit: bool, fit_only: bool = False) -> None:
         """Everything that needs Ray: check the nodes, fit the teacher if it is new, run the chain."""

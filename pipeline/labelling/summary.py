@@ -7,10 +7,13 @@ import pyarrow.compute as pc
 from pipeline.labelling.registry import Registry
 from stages.label import gathering
 from stages.label.recipe import Config
+from stages.label.scan.scan import ScanSummary
+from stages.shards.names import printable
 from stages.shards.storage import Storage
 from stages.signal.rates import RATE_HZ
 
-EXAMPLES = 3
+EXAMPLES, KINDS = 3, 12
+SIDECARS = "left out, put there by other programs (run.include_hidden)"
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,18 @@ class Outcome:
 def summarise(out: Storage, config: Config, catalogs, registry: Registry, failed: dict[str, str]) -> Outcome:
     """Counts of the OUT, and the text of them."""
     scanned, planned = catalogs.scanned, catalogs.planned
+    _, valid = catalogs.labelled()
     rejects = catalogs.rejected.to_pylist()
     rejected = scanned.rejected + len({r["recording"] for r in rejects if r["stage"] != "scan"})
     kept = scanned.found - rejected - scanned.duplicates
     share = rejected / max(1, scanned.found)
     limit = config.run.max_rejected_share
-    lines = [out.root, *(f"  {line}" for line in column_lines(out, registry))]
+    lines = [printable(out.root), *(f"  {line}" for line in column_lines(out, registry))]
     lines.append(
         f"  recordings: {scanned.found} found = {kept} kept + {rejected} rejected + {scanned.duplicates} "
-        f"duplicates; {planned.valid} of the kept are for validation"
+        f"duplicates; {valid} of the kept are for validation"
     )
+    lines += [f"  {line}" for line in left_out_lines(scanned)]
     if unused := ", ".join(f"{n} {why}" for why, n in planned.tombstoned.items() if n):
         lines.append(f"  no longer used: {unused}")
     lines += rejected_lines(rejects)
@@ -56,8 +61,24 @@ def summarise(out: Storage, config: Config, catalogs, registry: Registry, failed
         by_reason: dict[str, list[str]] = {}
         for shard, why in failed.items():
             by_reason.setdefault(why.replace(shard, "SHARD"), []).append(shard)
-        lines += [f"    {len(names):>6}  {why}  (e.g. {names[0]})" for why, names in by_reason.items()]
+        lines += [
+            f"    {len(names):>6}  {printable(why)}  (e.g. {names[0]})" for why, names in by_reason.items()
+        ]
     return Outcome(scanned.found, kept, rejected, scanned.duplicates, failed, "\n".join(lines), share > limit)
+
+
+def left_out_lines(scanned: ScanSummary) -> list[str]:
+    """What no run looks into: files by their ending, sidecars by the pattern of their name."""
+    lines = []
+    for what, kinds in (
+        ("left out, no audio by their ending", scanned.endings),
+        (SIDECARS, scanned.sidecars),
+    ):
+        if kinds:
+            named = ", ".join(f"{count} {printable(kind)}" for kind, count in list(kinds.items())[:KINDS])
+            more = sum(list(kinds.values())[KINDS:])
+            lines.append(f"{what}: {named}" + (f", {more} others" if more else ""))
+    return lines
 
 
 def shown(size: float) -> str:
@@ -89,8 +110,8 @@ def rejected_lines(rejects: list[dict]) -> list[str]:
     for reject in rejects:
         paths.setdefault((reject["stage"], reject["reason"]), []).append(reject["path"])
     for (stage, reason), own in sorted(paths.items(), key=lambda item: -len(item[1]))[:20]:
-        lines.append(f"    {len(own):>6}  {stage:<6} {reason}")
-        lines += [f"                   {path}" for path in own[:EXAMPLES]]
+        lines.append(f"    {len(own):>6}  {stage:<6} {printable(reason)}")
+        lines += [f"                   {printable(path)}" for path in own[:EXAMPLES]]
     if len(paths) > 20:
         lines.append(f"    … {len(paths) - 20} more reasons in rejected.parquet")
     return lines

@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from stages.label.scan.probing import UNREADABLE
-from stages.shards.catalog import CATALOG, PLAN, check_schema, write_parquet
+from stages.shards.catalog import BYTES_PER_S, CATALOG, PLAN, check_schema, write_parquet
 from stages.shards.tables import connect
 
-BYTES_PER_S = 16_000  # where a header states no duration, 128 kbit/s: only the size of a shard depends on it
 MEMORY_GB = 1.5  # M bench_plan: DuckDB's share; Arrow and the packing take about as much again
 
 

@@ -12,6 +12,7 @@ from stages import config
 from stages.config import (
     NUMBER,
     Count,
+    Flag,
     Natural,
     NotNegative,
     OneOrMore,
@@ -128,6 +129,7 @@ class Run:
     audio: Annotated[OneOrMore[PathName], remedy("name at least one folder, s3:// prefix or list of files")]
     out: PathName = "data/labels"  # OUT, a folder or s3:// prefix
     exclude: Several[str] = ()  # globs on the path below its root
+    include_hidden: Flag = False  # label what systems put beside music too, such as ._x.mp3 and @eaDir
     weights: str | None = None  # of a teacher with published weights
     cpus: Count | None = None  # of this machine, when Ray is started here
     pools: Pools = Pools()

@@ -3,6 +3,7 @@
 Schemas, readers and an atomic writer. `path_bytes` is exact (file names need not be UTF-8); `path` is for
 people."""
 
+import math
 from collections import namedtuple
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,8 +30,10 @@ CATALOG = pa.schema(
     # quick: sha256 of first MiB, last MiB and size; sha256: of the whole file, null until it was needed
     + fields(pa.string(), "quick sha256 container codec")
     + fields(pa.int64(), "rate_hz channels")
-    + fields(pa.float64(), "duration_s"),  # by the header, which may be wrong; 0 when it states none
-    metadata={"overtone.catalog": "1"},
+    + fields(pa.float64(), "duration_s")  # before it is decoded
+    # header, or size: an estimate, where no header states a length that the file can hold; version 1 lacks it
+    + fields(pa.string(), "duration_from"),
+    metadata={"overtone.catalog": "2"},
 )
 
 # One row per recording ever planned, in planning order; the rows of a shard are neighbours.
@@ -42,19 +45,26 @@ PLAN = pa.schema(
     + fields(pa.binary(), "path_bytes")
     + fields(pa.int64(), "size mtime_ns")  # bytes; nanoseconds
     + fields(pa.string(), "quick sha256")  # as in the catalog
-    + fields(pa.float64(), "duration_s")  # by the header when planned
+    + fields(pa.float64(), "duration_s")  # as in the catalog when planned
     # split: train or valid; tombstone: null, or edited, vanished, excluded, duplicate
     + fields(pa.string(), "split tombstone"),
     metadata={"overtone.plan": "1"},
 )
 
+LATER = frozenset({"duration_from"})  # columns that came after the first version
+BYTES_PER_S = 16_000  # 128 kbit/s, where nothing states a duration
+LEAST_BYTES_PER_S = 12.5  # 100 bit/s: FLAC of digital silence; no codec says less about a second
+
 Planned = namedtuple("Planned", PLAN.names)
 
 
 def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
-    """Raises ValueError, with the remedy, unless `path` is a parquet file of this schema."""
+    """Raises ValueError, with the remedy, unless `path` is a parquet file of this schema, or of an older
+    version of it."""
+    older = [pa.schema([field for field in schema if field.name not in LATER])]
     try:
-        problem = "" if pq.read_schema(path).equals(schema) else "its columns are not this version's"
+        known = any(pq.read_schema(path).equals(one) for one in (schema, *older))
+        problem = "" if known else "its columns are not this version's"
     except (OSError, pa.ArrowInvalid) as error:
         problem = error
     if problem:
@@ -64,13 +74,23 @@ def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
 def read_catalog(path: Path | str, columns: list[str] | None = None) -> pa.Table:
     """Rows in the order of `path_bytes`. Raises ValueError when the file is not a catalog."""
     check_schema(Path(path), CATALOG, "catalog")
-    return pq.read_table(path, columns=columns, partitioning=None)
+    return ds.dataset(path, CATALOG, format="parquet").to_table(columns)
 
 
 def read_plan(path: Path | str, columns: list[str] | None = None) -> pa.Table:
     """Rows in planning order. Raises ValueError when the file is not a plan."""
     check_schema(Path(path), PLAN, "plan")
     return pq.read_table(path, columns=columns, partitioning=None)
+
+
+def likely_seconds(plan: pa.Table, most_h: float = math.inf) -> np.ndarray:
+    """float64 seconds of each recording before it is decoded, of a plan's `duration_s` and `size`.
+
+    Plans of older versions took every header's word: a file holds no more than its bytes can, and a longer
+    recording than `most_h` is refused anyway."""
+    seconds, size = plan["duration_s"].to_numpy(), plan["size"].to_numpy()
+    seconds = np.where(seconds > 0, seconds, size / BYTES_PER_S)
+    return np.minimum(seconds, np.minimum(size / LEAST_BYTES_PER_S, 3600 * most_h))
 
 
 def live(plan: pa.Table) -> pa.Table:

@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from stages.shards import fetching
+from stages.shards.names import utf8_alias
 
 ATTEMPT = ".attempt-"  # prefix of unfinished files; a run that died leaves them
 
@@ -43,7 +44,7 @@ class Storage:
         self.is_local = "://" not in self.root
         if self.is_local:
             self.fs = pafs.LocalFileSystem()
-            self.base = os.path.abspath(self.root)
+            self.base = utf8_alias(os.path.abspath(self.root))
         elif self.root.startswith("s3://"):
             self.fs, self.base = s3_filesystem(), self.root.removeprefix("s3://")
         else:
@@ -57,7 +58,7 @@ class Storage:
     @property
     def place(self) -> str:
         """The root for other processes: an absolute path, or its s3:// address."""
-        return self.base if self.is_local else self.root
+        return os.path.abspath(self.root) if self.is_local else self.root
 
     def path(self, name: str) -> str:
         return f"{self.base}/{name}" if name else self.base
@@ -133,6 +134,7 @@ class Storage:
 
     def _make_folder(self, folder: Path) -> None:
         if not self.standing:
+            os.makedirs(self.place, exist_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
             return
         below = [folder, *folder.parents][: len(folder.relative_to(self.base).parts)]

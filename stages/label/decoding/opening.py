@@ -3,7 +3,9 @@
 Imports no numpy, so that header probes start fast.
 """
 
+import errno
 import math
+import os
 import re
 from typing import Any
 
@@ -21,7 +23,34 @@ LOSSLESS = frozenset({"flac", "alac", "ape", "wavpack", "tta", "mlp", "truehd", 
 # Bits a second of music, where a header gives no length that can be: only an estimate depends on it.
 USUAL = {"opus": 96_000, "vorbis": 112_000, "flac": 700_000, "alac": 700_000}
 USUAL_LOSSY, USUAL_LOSSLESS = 128_000, 700_000
+NO_AUDIO = "no audio that can be read"
 HEADER, SIZE = "header", "size"  # what a length was taken from
+
+
+class File:
+    """A file for libav that remembers a read error: libav may take one for the recording's end."""
+
+    def __init__(self, path: bytes):
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 the caller closes it
+        self.size = os.fstat(self._file.fileno()).st_size
+        self.error: OSError | None = None
+        self.close, self.tell = self._file.close, self._file.tell
+
+    def read(self, count: int) -> bytes:
+        try:
+            return self._file.read(count)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                self.error = error
+                raise
+            return -errno.EINVAL  # libav looks before the beginning of a short file
 
 
 def open_audio(view: View) -> tuple[av.container.InputContainer, av.AudioStream, int]:

@@ -8,23 +8,21 @@ Shapes: N samples, C channels.
 """
 
 import contextlib
-import errno
 import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import groupby
 
 import av
 import numpy as np
-import soxr
 from av.audio.fifo import AudioFifo
 
 from stages.label.base import RejectRecording
 from stages.label.decoding import ogg, tags
 from stages.label.decoding.child import Send
-from stages.label.decoding.opening import RAW, header_s, open_audio, whole
-from stages.label.decoding.tags import View
+from stages.label.decoding.opening import NO_AUDIO, RAW, File, header_s, open_audio, whole
+from stages.label.decoding.samples import downmix, float_planes, resampled, to_int16
+from stages.label.decoding.tags import View, frame_bytes
 from stages.label.statistics import stereo
 from stages.signal.rates import HOP_SAMPLES
 
@@ -36,7 +34,6 @@ NEIGHBOURS = 32  # whole packets before a damaged stretch, whose sizes say how m
 # Ogg page with a wrong checksum. Vorbis stamps waver by 10 ms between long and short windows.
 STAMPED, WAVER_S = ("flac", "ogg"), 0.015
 MAX_DEMUX_ERRORS = 16  # in a row, without a packet: no more will come
-SCALE = {"u8": 1 / 128, "s16": 1 / 32768, "s32": 1 / 2**31, "s64": 1 / 2**63, "flt": 1.0, "dbl": 1.0}
 
 
 def answer(request: dict, send: Send) -> None:
@@ -78,32 +75,6 @@ def decode(request: dict, send: Send) -> None:
     send(b"E", json.dumps(end | {"changes": decoding.changes}).encode())
 
 
-class File:
-    """A file for libav that remembers a read error: libav may take one for the recording's end."""
-
-    def __init__(self, path: bytes):
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 the caller closes it
-        self.size = os.fstat(self._file.fileno()).st_size
-        self.error: OSError | None = None
-        self.close, self.tell = self._file.close, self._file.tell
-
-    def read(self, count: int) -> bytes:
-        try:
-            return self._file.read(count)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        try:
-            return self._file.seek(offset, whence)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                self.error = error
-                raise
-            return -errno.EINVAL  # libav looks before the beginning of a short file
-
-
 class Decoding:
     """One recording being decoded: `blocks()` yields float32 mono (N,) at the source's rate, with that rate.
 
@@ -125,13 +96,14 @@ class Decoding:
         except (av.FFmpegError, ValueError) as error:
             words = str(error)
             if isinstance(error, av.FFmpegError):
-                words = f"no audio that can be read: {self._message(error)}"
+                words = f"{NO_AUDIO}: {self._message(error)}"
             raise RejectRecording(words) from error
 
     def _leave_out(self, file: File, view: View) -> None:
         """Open again without the tags of a stream that has no table of contents, or link by link."""
         start = file.size - view.size
-        if self._container.format.name in RAW:
+        self._raw = self._container.format.name in RAW
+        if self._raw:
             sound = View(file, tags.sound(file, start, file.size))
             if sound.size < view.size:
                 self._open(sound)
@@ -143,6 +115,7 @@ class Decoding:
         if self._container is not None:
             self._container.close()
         self._container, self._stream, self.other_tracks = open_audio(view)
+        self._first_page, self._stamped = None, True
         context = self._stream.codec_context
         context.thread_count = 1  # a worker has one core
         if context.name == "flac":  # else a flipped bit becomes noise without an error
@@ -196,6 +169,7 @@ class Decoding:
             if not rate_hz or not channels:
                 raise RejectRecording(f"{rate_hz} Hz, {channels} channels")
             pts, frame.pts = frame.pts, None  # gaps are not filled: what is decoded counts
+            pts = pts if self._stamped else None
             if held == 0 and pts is not None:
                 self._look_for_a_gap(float(pts * frame.time_base), self.decoded_s)
             fifo.write(frame)
@@ -238,12 +212,37 @@ class Decoding:
             except av.FFmpegError as error:
                 self._bad(error, packet.size if packet is not None else 0)
                 continue
-            if packet is not None and packet.size:
-                self.packets += 1
-                self._sizes.append(packet.size)
             if frames:
                 self._last_bad = 0
+            if packet is not None and packet.size:
+                self._look_at_the_page(packet)
+                self.packets += 1
+                self._sizes.append(packet.size - self._strangers(packet))
             yield from frames
+
+    def _look_at_the_page(self, packet: av.Packet) -> None:
+        """libav gives 0 as the time of FLAC on a link's first page, whatever the page says."""
+        if self._first_page is None:
+            in_ogg = self._container.format.name == "ogg"
+            flac = self._stream.codec_context.name == "flac"
+            self._first_page = packet.pos if in_ogg and flac else -1
+        self._stamped = packet.pos != self._first_page
+
+    def _strangers(self, packet: av.Packet) -> int:
+        """Bytes of a packet that are not of its frame: a decoder passes over zeros without a word. They count
+        as the packets that stood there."""
+        if not self._raw:
+            return 0
+        data = bytes(packet)
+        frame = data.lstrip(b"\0")
+        if not (size := frame_bytes(frame[:6])) or len(data) <= size:
+            return 0
+        many = round((len(data) - size) / (sum(self._sizes) / len(self._sizes) if self._sizes else size))
+        self.packets += many
+        self.damaged += many
+        if len(frame) == len(data):  # behind the frame: no damage where nothing comes after
+            self._last_bad = many
+        return len(data) - size
 
     def _demux(self) -> Iterator[av.Packet | None]:
         errors = 0
@@ -294,46 +293,3 @@ class Decoding:
         count, log = av.logging.get_last_error()
         words = getattr(error, "strerror", None) or str(error)
         return f"{words} ({log[1]}: {log[2].strip()})" if log and count > self._logged else words
-
-
-def float_planes(values: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """float32 (C, N), not scaled, of planar (C, N) or packed (1, N * C) values of the sample format `name`.
-
-    Raises `RejectRecording` for an unknown format."""
-    if name.removesuffix("p") not in SCALE:
-        raise RejectRecording(f"unknown sample format {name}")
-    planes = values if name.endswith("p") else values.reshape(-1, channels).T
-    planes = np.ascontiguousarray(planes, np.float32)
-    return planes - np.float32(128) if name.startswith("u8") else planes
-
-
-def downmix(planes: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """The mean of the channels, full scale ±1: float32 (N,) of planes (C, N) of the sample format `name`.
-
-    Raises `RejectRecording` for NaN and infinity."""
-    mono = planes[0] if channels == 1 else planes[0] + planes[1]
-    for plane in planes[2:]:
-        mono += plane
-    mono = mono * np.float32(SCALE[name.removesuffix("p")] / channels)
-    if name[:3] in ("flt", "dbl") and not (np.isfinite(mono.min()) and np.isfinite(mono.max())):
-        raise RejectRecording("NaN or infinite samples")
-    return mono
-
-
-def resampled(blocks: Iterator[tuple[np.ndarray, int]], rate_hz: int, quality: str) -> Iterator[np.ndarray]:
-    """float32 (N,) at `rate_hz`. Another source rate in mid-stream starts another resampler."""
-    for source_hz, group in groupby(blocks, lambda block: block[1]):
-        if source_hz == rate_hz:
-            yield from (block for block, _ in group)
-            continue
-        stream = soxr.ResampleStream(source_hz, rate_hz, 1, dtype="float32", quality=quality)
-        for block, _ in group:
-            yield stream.resample_chunk(block)
-        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
-
-
-def to_int16(block: np.ndarray) -> np.ndarray:
-    """int16 = clip(round(x * 32768)); later stages read it as stored / 32768."""
-    scaled = block * np.float32(32768)
-    np.rint(scaled, out=scaled)
-    return np.clip(scaled, -32768, 32767, out=scaled).astype(np.int16)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from stages.label.base import ReadError
 from stages.label.decoding.quick import MIB, hash_ends
+from stages.shards.names import printable
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Source:
     @property
     def shown(self) -> str:
         """The path for people: any bytes, as printable text."""
-        return self.path_bytes.decode("utf-8", "backslashreplace")
+        return printable(os.fsdecode(self.path_bytes))
 
 
 def quick_hash(path: str | bytes | os.PathLike) -> str:

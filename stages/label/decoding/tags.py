@@ -139,7 +139,7 @@ def _next_frames(file: Any, at: int, size: int) -> int | None:
     while (place := data.find(b"\xff", place + 1)) >= 0:
         end = place
         for _ in range(LIKELY_FRAMES):
-            length = frame_bytes(data[end : end + 4])
+            length = frame_bytes(data[end : end + 6])
             end += length
             if not length:
                 break
@@ -149,11 +149,14 @@ def _next_frames(file: Any, at: int, size: int) -> int | None:
 
 
 def frame_bytes(head: bytes) -> int:
-    """Size of the MPEG audio frame with this header of 4 bytes; 0 if it is none (or of free format)."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+    """Size of the MPEG audio or ADTS frame with this header of 6 bytes; 0 if there is none, or it does not
+    state it."""
+    if len(head) < 6 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return 0
     version, layer, rate, bits = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 2 & 3, head[2] >> 4
-    if version == 1 or layer == 4 or rate == 3 or bits in (0, 15):
+    if layer == 4:  # ADTS
+        return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5 if head[1] & 0xF0 == 0xF0 else 0
+    if version == 1 or rate == 3 or bits in (0, 15):
         return 0
     rate_hz, padding = _RATES_HZ[version][rate], head[2] >> 1 & 1
     bits_per_s = 1000 * _BITRATES[version == 3, layer][bits - 1]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from stages.label.scan.probing import UNREADABLE
-from stages.shards.catalog import CATALOG
+from stages.shards.catalog import BYTES_PER_S, CATALOG, LEAST_BYTES_PER_S
 from stages.shards.tables import connect
 
 
@@ -23,7 +23,7 @@ LISTING = _schema(
     binary="path_bytes name_bytes", string="root problem", int64="root_order size mtime_ns", bool="excluded"
 )
 # base: the id by name, size and quick hash. known_sha: sha256 of the bytes that were labelled under that id.
-_TEXTS = "quick container codec reason base known_sha"
+_TEXTS = "quick container codec duration_from reason base known_sha"
 _NUMBERS = "size mtime_ns rate_hz channels"
 PROBED = _schema(binary="path_bytes", string=_TEXTS, int64=_NUMBERS, float64="duration_s")
 HASHED = _schema(binary="path_bytes", string="sha256 error")
@@ -41,20 +41,26 @@ FROM listing l LEFT JOIN old o USING (path_bytes)
 QUALIFY row_number() OVER (PARTITION BY l.path_bytes ORDER BY l.root_order, l.name_bytes) = 1
 """
 
+# A length of the first version of the catalog, which took every header's word.
+_LIE = f"""(duration_from IS NULL AND status <> 'rejected'
+    AND NOT coalesce(duration_s BETWEEN 1e-9 AND o.size / {LEAST_BYTES_PER_S}, false))"""
+
 # How each row gets its id: `rule`.
 #   same     path, size and mtime as before: nothing was read
 #   moved    another path, but name, content hash and mtime of exactly one file that is missing
 #   touched  path, size and quick hash as before, another mtime: the middle may differ
 #   known    bytes were labelled under this id before: they must be the same
 #   new
-_ROWS = """
+_ROWS = f"""
 CREATE VIEW accepted AS FROM old WHERE status IN ('kept', 'duplicate');
 CREATE TABLE missing AS SELECT name_bytes, size, quick, mtime_ns, any_value(recording) AS recording,
     any_value(sha256) AS sha256 FROM accepted WHERE path_bytes NOT IN (SELECT path_bytes FROM listed)
     GROUP BY ALL HAVING count(*) = 1;
 CREATE TABLE rows AS
 SELECT o.* EXCLUDE (path, status, duplicate_of, recording)
-        REPLACE (l.root AS root, CASE WHEN status = 'rejected' THEN reason END AS reason), 'same' AS rule,
+        REPLACE (l.root AS root, CASE WHEN status = 'rejected' THEN reason END AS reason,
+            CASE WHEN {_LIE} THEN o.size / {BYTES_PER_S} ELSE duration_s END AS duration_s,
+            CASE WHEN {_LIE} THEN 'size' ELSE duration_from END AS duration_from), 'same' AS rule,
     recording AS base, recording AS old_recording, sha256 AS old_sha, status = 'kept' AS was_kept
 FROM listed l JOIN old o USING (path_bytes) WHERE l.unchanged
 UNION ALL BY NAME
@@ -164,7 +170,8 @@ class Identity:
             yield batch.append_column("path", pa.array(shown, pa.string()))
 
     def _read(self, table: str, parquet: Path) -> None:
-        self._db.register(table, ds.dataset(parquet, format="parquet"))
+        schema = CATALOG if table == "old" else None  # of an older version: what it lacks is null
+        self._db.register(table, ds.dataset(parquet, schema, format="parquet"))
 
     def _stream(self, query: str) -> Iterator[tuple]:
         rows = self._db.cursor().execute(query)

@@ -1,10 +1,12 @@
 """Find audio files under roots, in a stream: local folders, s3://bucket/prefix, lists of paths."""
 
 import errno
+import fnmatch
 import os
 import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,9 +15,13 @@ from pyarrow.fs import FileInfo, FileSelector, FileType
 
 from stages.label.scan.probing import S3, UNREADABLE, open_bytes, s3, words
 
-_LOSSLESS = "wav wave w64 rf64 flac aif aiff aifc wv ape caf au tta"
-_LOSSY = "mp3 mp2 ogg oga opus m4a m4b aac mp4 wma asf mpc ac3 amr mka webm"
-EXTENSIONS = frozenset(f"{_LOSSLESS} {_LOSSY}".split())
+_LOSSLESS = "wav wave bwf w64 rf64 flac aif aiff aifc wv ape caf au snd tta dsf dff"
+_LOSSY = "mp3 mp2 mp1 mpga ogg oga opus spx m4a m4b m4r aac wma asf mpc ac3 eac3 amr 3ga mka weba"
+_VIDEO = "mp4 m4v mov mkv webm ogv 3gp 3g2 avi"  # their sound
+EXTENSIONS = frozenset(f"{_LOSSLESS} {_LOSSY} {_VIDEO}".split())
+# What systems and programs put beside music: shell patterns on a name, lower case.
+SIDECAR_FOLDERS = (".appledouble", "__macosx", "@eadir", ".trash*", "$recycle.bin", "#recycle")
+SIDECAR_FILES = ("._*", ".ds_store", "*.part", "*.crdownload", *SIDECAR_FOLDERS)
 IS_DIRECTORY = "is a directory, not a file"
 EMPTY = "empty file"
 MISSING = "No such file or directory"
@@ -32,11 +38,20 @@ class Found(NamedTuple):
     problem: str | None = None
 
 
-Listing = Iterator[Found | None]  # None for each file that is not a candidate
+class LeftOut(NamedTuple):
+    """A file, or a folder with all in it, that is no candidate."""
+
+    kind: str  # its ending, with a dot; the pattern of a sidecar; or "no ending"
+    sidecar: bool = False
 
 
-def open_root(root: str) -> Callable[[], Listing]:
-    """Check now that a root can be read; the result lists it. Raises ValueError naming the root."""
+Listing = Iterator[Found | LeftOut]
+
+
+def open_root(root: str, include_hidden: bool = False) -> Callable[[], Listing]:
+    """Check now that a root can be read; the result lists it. Raises ValueError naming the root.
+
+    include_hidden: sidecars are candidates like other files. A listed path always is one."""
     remote = root.startswith("s3://")
     if "://" in root and not remote:
         raise ValueError(f"audio root {root!r}: only local paths and s3://bucket/prefix can be read")
@@ -47,12 +62,12 @@ def open_root(root: str) -> Callable[[], Listing]:
             if kind == FileType.NotFound:
                 raise FileNotFoundError(errno.ENOENT, "no such bucket or prefix")
             if kind == FileType.Directory:
-                return lambda: _walk_s3(_key(path))
+                return lambda: _walk_s3(_key(path), include_hidden)
         else:
             path = os.path.abspath(os.fsencode(root))
             if stat.S_ISDIR(os.stat(path).st_mode):
                 os.scandir(path).close()
-                return lambda: _walk(path)
+                return lambda: _walk(path, include_hidden)
         if not path.endswith((b".txt", b".parquet")):
             kind = "an object: give a prefix" if remote else "a file: give a folder"
             raise ValueError(f"audio root {root!r} is {kind}, or a list ending in .txt or .parquet")
@@ -63,7 +78,7 @@ def open_root(root: str) -> Callable[[], Listing]:
         raise ValueError(message) from error
 
 
-def _walk(top: bytes) -> Listing:
+def _walk(top: bytes, include_hidden: bool) -> Listing:
     """Every folder below, by symbolic links too, unless they lead to an ancestor. Not recursive: it may be
     deeper than the interpreter allows."""
     stack: list[tuple[bytes, bytes, tuple]] = [(top, b"", ())]
@@ -83,13 +98,14 @@ def _walk(top: bytes) -> Listing:
         for name in names:
             found = _look(os.path.join(folder, name), prefix + name)
             is_folder = found.problem == IS_DIRECTORY
-            if is_folder:
+            if not include_hidden and (pattern := _sidecar(name, is_folder)):
+                yield LeftOut(pattern, sidecar=True)
+            elif is_folder:
                 stack.append((found.path_bytes, found.name_bytes + b"/", (*ancestors, here)))
-            if _is_audio(name):
-                if found.problem != MISSING:
-                    yield found
-            elif not is_folder:
-                yield None
+            elif not _is_audio(name):
+                yield LeftOut(_ending(name))
+            elif found.problem != MISSING:
+                yield found
 
 
 def _look(path: bytes, name: bytes) -> Found:
@@ -110,25 +126,47 @@ def _look(path: bytes, name: bytes) -> Found:
     return Found(path, name, info.st_size, info.st_mtime_ns, problem)
 
 
+def left_out(name: bytes, include_hidden: bool = False) -> LeftOut | None:
+    """Why the scan of a root does not take this file, by its path below the root; None if it does."""
+    *folders, last = name.split(b"/")
+    sidecar = _sidecar(last, False) or next(filter(None, (_sidecar(f, True) for f in folders)), None)
+    if sidecar and not include_hidden:
+        return LeftOut(sidecar, sidecar=True)
+    return None if _is_audio(last) else LeftOut(_ending(last))
+
+
 def _is_audio(name: bytes) -> bool:
-    return os.path.splitext(name)[1][1:].lower().decode("ascii", "replace") in EXTENSIONS
+    return _ending(name)[1:] in EXTENSIONS
+
+
+def _ending(name: bytes) -> str:
+    """With its dot, in lower case, without spaces that a user's program left after it."""
+    ending = os.path.splitext(name.rstrip())[1].lower().decode("ascii", "replace")
+    return ending or "no ending"
+
+
+def _sidecar(name: bytes, is_folder: bool) -> str | None:
+    """The pattern that a sidecar's name matches."""
+    lower = name.lower().decode("latin-1")
+    patterns = SIDECAR_FOLDERS if is_folder else SIDECAR_FILES
+    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(lower, pattern)), None)
 
 
 def _key(path: bytes) -> str:
     return path[len(S3) :].decode()
 
 
-def _walk_s3(base: str) -> Listing:
+def _walk_s3(base: str, include_hidden: bool) -> Listing:
     """One listing for each folder at the top: few requests, but not everything in memory at once."""
     for entry in s3().get_file_info(FileSelector(base)):
         below = []
         if entry.type == FileType.Directory:
             below = s3().get_file_info(FileSelector(entry.path, recursive=True, allow_not_found=True))
         for info in (entry, *below):
-            if _is_audio(info.path.encode()):
-                yield _found_s3(info, info.path[len(base) + 1 :].encode())
-            elif info.type == FileType.File:
-                yield None
+            name = info.path[len(base) + 1 :].encode()
+            if info.type == FileType.Directory:
+                continue
+            yield left_out(name, include_hidden) or _found_s3(info, name)
 
 
 def _found_s3(info: FileInfo, name: bytes) -> Found:
@@ -139,16 +177,49 @@ def _found_s3(info: FileInfo, name: bytes) -> Found:
 
 
 def _read_list(root: str, path: bytes) -> list[bytes]:
-    """Paths as listed: one a line, or the column `path` (text or binary: names may hold newlines)."""
+    """Paths as listed: one a line, or the column `path` (text or binary: names may hold newlines).
+
+    Raises ValueError naming the list and the line of what is no path."""
     with open_bytes(path) as file:
         if path.endswith(b".txt"):
-            paths = [line.rstrip(b"\r") for line in file.read().split(b"\n")]
+            paths = [line.rstrip(b"\r") for line in _utf8(root, file.read()).split(b"\n")]
         else:
             table = pq.read_table(file)
             if "path" not in (columns := table.column_names):
                 raise ValueError(f"audio root {root!r}: no column `path`, only {columns}; rename the column")
             paths = pc.cast(table["path"], pa.binary()).to_pylist()
-    return [path for path in paths if path]
+    return [_local(root, number, path) for number, path in enumerate(paths, 1) if path]
+
+
+def _utf8(root: str, data: bytes) -> bytes:
+    """A list's bytes, from UTF-8 or UTF-16 with a byte-order mark; without one as they are."""
+    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark):
+            try:
+                return data.decode(encoding).encode()
+            except UnicodeDecodeError as error:
+                line = data[: error.start].count(b"\n") + 1
+                how = f"line {line} is not {encoding}, which its first bytes promise; save it as UTF-8"
+                raise ValueError(f"audio root {root!r}: {how}") from None
+    return data
+
+
+def _local(root: str, number: int, line: bytes) -> bytes:
+    """A listed path with `~` and file:// resolved."""
+    scheme, found, rest = line.partition(b"://")
+    shown = line.decode("utf-8", "backslashreplace")
+    if b"\0" in line:
+        problem = "holds a zero byte: is the list UTF-16 without a byte-order mark? Save it as UTF-8"
+        raise ValueError(f"audio root {root!r}, line {number} {problem}")
+    if found and scheme.lower() == b"file":
+        host, slash, place = rest.partition(b"/")
+        if not slash or host.lower() not in (b"", b"localhost"):
+            raise ValueError(f"audio root {root!r}, line {number}: {shown!r} is on another machine")
+        return slash + unquote_to_bytes(place)
+    if found and b"/" not in scheme and scheme.isalnum() and scheme != b"s3":
+        problem = f"{shown!r} is neither a path, file:// nor s3://; download it first"
+        raise ValueError(f"audio root {root!r}, line {number}: {problem}")
+    return os.path.expanduser(line)
 
 
 def _listed(lines: list[bytes], folder: bytes) -> Listing:

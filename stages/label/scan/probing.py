@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import av
 
-from stages.label.decoding.opening import likely_s, open_audio, whole
+from stages.label.decoding.opening import NO_AUDIO, likely_s, open_audio, whole
 from stages.label.decoding.quick import MIB, hash_ends
 
 S3 = b"s3://"
@@ -59,7 +59,8 @@ def probe(path: bytes) -> dict[str, Any]:
             except (av.FFmpegError, ValueError) as error:
                 if source.error is not None:  # a fault of the disk, not of the file
                     raise source.error from None
-                facts["reason"] = words(error)
+                opened = isinstance(error, ValueError) and not isinstance(error, av.FFmpegError)
+                facts["reason"] = words(error) if opened else f"{NO_AUDIO}: {words(error)}"
     except OSError as error:
         facts |= {"quick": None, "reason": UNREADABLE + words(error)}
     return facts

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.label.decoding.opening import SIZE
 from stages.label.scan.identity import HASHED, LISTING, PROBED, Identity
-from stages.label.scan.listing import open_root
+from stages.label.scan.listing import LeftOut, open_root
 from stages.label.scan.probe_pool import probe_all
 from stages.label.scan.probing import UNREADABLE, full_sha256, recording_id, words
 from stages.shards.catalog import CATALOG, read_catalog, write_parquet
@@ -42,7 +43,10 @@ class ScanSummary:
     ignored: int  # files that are not audio by their extension
     excluded: int  # by the user
     unchanged: int  # of those found: not read again
-    hours: float  # kept, by header
+    hours: float  # kept, before they are decoded
+    estimated: int  # kept, whose hours are estimated from their size
+    endings: dict[str, int]  # of the ignored files
+    sidecars: dict[str, int]  # what systems put beside music, by the pattern of its name
 
 
 def scan(
@@ -52,6 +56,7 @@ def scan(
     *,
     workers: int = 2,
     exclude: Iterable[str] = (),
+    include_hidden: bool = False,
     retry_rejected: str | None = None,
     known_sha256: Callable[[str], str | None] = {}.get,
     progress: Callable[[Row], None] | None = None,
@@ -64,9 +69,11 @@ def scan(
                     again, unless it was rejected as `unreadable: …`
     workers         processes that read headers; few files start fewer
     exclude         shell patterns on the path relative to its root; `*` crosses `/`
+    include_hidden  scan sidecars, such as ._x.mp3, like other files
     retry_rejected  rejected files whose reason contains this text are probed again; `all`: every one
     known_sha256    recording id → sha256 of the bytes that were labelled under it, or None
-    progress        called with {"stage": "scan", "step": "list" | "probe" | "hash", "done", …}
+    progress        called with {"stage": "scan", "step": "list" | "probe" | "hash", "done", …},
+                    and "last" at the end of a step
 
     Raises ValueError for a root or catalog that cannot be read, before anything is listed; OSError when `out`
     cannot be written.
@@ -77,10 +84,10 @@ def scan(
         raise ValueError("scan: no audio roots; give a folder, s3://bucket/prefix or a list")
     if previous is not None and (previous := Path(previous)).exists():
         read_catalog(previous, columns=["size"])
-    report, counts = _Report(progress), Counter()
+    report, counts, left_out = _Report(progress), Counter(), Counter()
     with tempfile.TemporaryDirectory(prefix="overtone-scan-") as name:
         listing, probed, hashed = (Path(name) / f"{step}.parquet" for step in ("listing", "probed", "hashed"))
-        _write(listing, LISTING, _list(roots, exclude, counts, report))
+        _write(listing, LISTING, _list(roots, exclude, include_hidden, left_out, report))
         with closing(Identity(listing, previous, Path(name), retry_rejected)) as identity:
             total, unchanged = identity.counts()
             outcomes = probe_all(identity.to_probe(), workers)
@@ -92,38 +99,48 @@ def scan(
         duplicates=counts["duplicate"],
         unchanged=unchanged,
         hours=float(counts["hours"]),
-        **{name: counts[name] for name in ("kept", "rejected", "ignored", "excluded")},
+        **{name: counts[name] for name in ("kept", "rejected", "excluded", "estimated")},
+        **_left_out(left_out),
     )
 
 
-def check_roots(roots: list[str], exclude: Iterable[str] = ()) -> None:
+def check_roots(roots: list[str], exclude: Iterable[str] = (), include_hidden: bool = False) -> None:
     """Raise ValueError unless every root can be read and some root holds a file to scan. Lists no further."""
-    counts = Counter()
-    for row in _list(roots, exclude, counts, _Report(None)):
+    left_out, excluded = Counter(), 0
+    for row in _list(roots, exclude, include_hidden, left_out, _Report(None)):
         if not row["excluded"]:
             return
-        counts["excluded"] += 1
-    left_out = f" and {counts['excluded']} that run.exclude leaves out" if counts["excluded"] else ""
+        excluded += 1
+    also = f" and {excluded} that run.exclude leaves out" if excluded else ""
     raise ValueError(
-        f"no audio files found under {', '.join(roots)} ({counts['ignored']} other files{left_out} seen): "
-        f"give a folder with wav, flac, mp3, ogg, opus, m4a or aac files"
+        f"no audio files found under {', '.join(roots)} ({_left_out(left_out)['ignored']} other files{also} "
+        f"seen): give a folder with wav, flac, mp3, ogg, opus, m4a or aac files"
     )
 
 
-def _list(roots: list[str], exclude: Iterable[str], counts: Counter, report: "_Report") -> Iterator[Row]:
-    """Rows of `LISTING`; counts the other files as ignored. Opens all roots before it lists the first: a
-    mistyped one must not cost an hour."""
-    excluded = re.compile("|".join(fnmatch.translate(pattern) for pattern in exclude) or r"(?!)")
+def _left_out(kinds: Counter) -> Row:
+    endings = {one.kind: n for one, n in kinds.most_common() if not one.sidecar}
+    sidecars = {one.kind: n for one, n in kinds.most_common() if one.sidecar}
+    return {"ignored": sum(endings.values()), "endings": endings, "sidecars": sidecars}
+
+
+def _list(
+    roots: list[str], exclude: Iterable[str], include_hidden: bool, left_out: Counter, report: "_Report"
+) -> Iterator[Row]:
+    """Rows of `LISTING`; adds what is no candidate to `left_out`."""
+    excluded = re.compile("|".join(map(fnmatch.translate, exclude)) or r"(?!)")
     done = 0
-    for order, (root, listing) in enumerate([(root, open_root(root)) for root in roots]):
+    opened = [(root, open_root(root, include_hidden)) for root in roots]
+    for order, (root, listing) in enumerate(opened):
+        shown = os.fsencode(root).decode("utf-8", "backslashreplace")
         for found in listing():
-            if found is None:
-                counts["ignored"] += 1
-                continue
             done += 1
             report("list", done=done)
+            if isinstance(found, LeftOut):
+                left_out[found] += 1
+                continue
             matched = bool(excluded.match(os.fsdecode(found.name_bytes)))
-            yield found._asdict() | {"root": root, "root_order": order, "excluded": matched}
+            yield found._asdict() | {"root": shown, "root_order": order, "excluded": matched}
     report("list", done=done, last=True)
 
 
@@ -163,6 +180,7 @@ def _counted(batches: Iterator[pa.RecordBatch], counts: Counter) -> Iterator[pa.
         counts.update(batch["status"].to_pylist())
         kept = batch.filter(pc.equal(batch["status"], "kept"))
         counts["hours"] += (pc.sum(kept["duration_s"]).as_py() or 0.0) / 3600
+        counts["estimated"] += kept["duration_from"].to_pylist().count(SIZE)
         yield batch
 
 
@@ -180,5 +198,5 @@ class _Report:
 
     def __call__(self, step: str, *, last: bool = False, **facts: int) -> None:
         if self._progress and (last or time.monotonic() >= self._next):
-            self._progress({"stage": "scan", "step": step, **facts})
+            self._progress({"stage": "scan", "step": step, **facts} | ({"last": True} if last else {}))
             self._next = time.monotonic() + PROGRESS_S

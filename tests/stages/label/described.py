@@ -111,6 +111,7 @@ class Scans:
             "rate_hz": 8,
             "channels": 1,
             "duration_s": 1.0,
+            "duration_from": "header",
         }
         base = recording_id(name, size, facts["quick"])
         return facts | {"base": base, "known_sha": known.get(base)}

@@ -13,7 +13,7 @@ import soxr
 
 from stages.label.base import Kept, Rejected
 from stages.label.decode import Decode, wav_bytes
-from stages.label.decoding.recording import resampled
+from stages.label.decoding.samples import resampled
 from tests.stages.label.decoding.sounds import encode, outcome, source, sweep, tone
 
 QUICKSTART = Path(__file__).resolve().parents[4] / "examples" / "quickstart"
@@ -119,7 +119,7 @@ class TestOddFiles:
     def test_no_audio_at_all(self, tmp_path, decoder, data, name):
         (tmp_path / name).write_bytes(data)
         reason = self.reason(decoder, tmp_path / name)
-        assert "nvalid" in reason or reason == "End of file" or "0 samples" in reason, reason
+        assert "nvalid" in reason or "End of file" in reason or "0 samples" in reason, reason
 
     def test_a_picture(self, tmp_path, decoder):
         with av.open(str(tmp_path / "x.mp4"), "w") as container:

@@ -67,9 +67,12 @@ def test_a_wrong_extension_is_sniffed(tmp_path):
     ("content", "reason"),
     [
         (b"", "empty file"),
-        (b"hello world\n" * 3000, "Invalid data found when processing input"),
-        (b"RIFF\xff\xff\xff\xffWAVEfmt ", "Invalid data found when processing input"),
-        ((QUICKSTART / "stg4.ogg").read_bytes()[:300], "End of file"),
+        (b"hello world\n" * 3000, "no audio that can be read: Invalid data found when processing input"),
+        (
+            b"RIFF\xff\xff\xff\xffWAVEfmt ",
+            "no audio that can be read: Invalid data found when processing input",
+        ),
+        ((QUICKSTART / "stg4.ogg").read_bytes()[:300], "no audio that can be read: End of file"),
     ],
 )
 def test_the_decoders_own_words(tmp_path, content, reason):

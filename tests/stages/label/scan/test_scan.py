@@ -41,16 +41,15 @@ def test_odd_files_cost_themselves(scans):
     (music / "cover.jpg").touch()
     (music / "broken link.txt").symlink_to("nowhere")
     summary = scans()
-    assert (summary.kept, summary.rejected, summary.duplicates, summary.ignored) == (8, 8, 0, 2)
+    assert (summary.kept, summary.rejected, summary.duplicates, summary.ignored) == (8, 6, 0, 2)
+    assert (summary.endings, summary.sidecars) == ({".jpg": 1, ".txt": 1}, {"._*": 1})
     for name in [*fine, "really ogg.wav", "x.mp3/inside.wav"]:
         assert scans.row(name)["status"] == "kept", name
     assert scans.row(b"b\xff\xfe.wav")["path"].endswith("/b\\xff\\xfe.wav")
     reasons = {
         "empty.mp3": "empty file",
-        "garbage.flac": "Invalid data found when processing input",
-        "truncated.ogg": "End of file",
-        "._x.mp3": "Invalid data found when processing input",
-        "x.mp3": "is a directory, not a file",
+        "garbage.flac": "no audio that can be read: Invalid data found when processing input",
+        "truncated.ogg": "no audio that can be read: End of file",
         "dangling.mp3": "dangling link: No such file or directory",
         "itself.mp3": "dangling link: Too many levels of symbolic links",
         "pipe.wav": "is not a regular file",
@@ -273,12 +272,19 @@ def test_impossible_values(tmp_path):
 
 
 def test_an_empty_folder_and_progress(scans):
-    assert dataclasses.asdict(scans()) == dict.fromkeys(
-        ("found", "kept", "rejected", "duplicates", "ignored", "excluded", "unchanged", "hours"), 0
-    )
+    names = "found kept rejected duplicates ignored excluded unchanged hours estimated"
+    nothing = dict.fromkeys(names.split(), 0) | {"endings": {}, "sidecars": {}}
+    assert dataclasses.asdict(scans()) == nothing
     for seed in range(70):
         scans.write(f"{seed}.wav", seed)
     seen = []
     scans(progress=seen.append)
-    assert seen[-1] == {"stage": "scan", "step": "probe", "done": 70, "total": 70, "rejected": 0}
-    assert {"stage": "scan", "step": "list", "done": 70} in seen
+    assert seen[-1] == {
+        "stage": "scan",
+        "step": "probe",
+        "done": 70,
+        "total": 70,
+        "rejected": 0,
+        "last": True,
+    }
+    assert {"stage": "scan", "step": "list", "done": 70, "last": True} in seen

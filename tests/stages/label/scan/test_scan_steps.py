@@ -60,7 +60,9 @@ def test_every_step_tells_how_far_it_is(scans, monkeypatch):
     steps = {step: [event for event in seen if event["step"] == step] for step in ("list", "probe", "hash")}
     assert [event["done"] for event in steps["list"]] == [1, 2, 3, 4, 4]
     assert [event["done"] for event in steps["probe"]] == [1, 2, 3, 4]
-    assert steps["probe"][-1] == {"stage": "scan", "step": "probe", "done": 4, "total": 4, "rejected": 1}
+    assert steps["probe"][-1] == {"stage": "scan", "step": "probe", "done": 4, "total": 4, "rejected": 1} | {
+        "last": True
+    }
     assert [event["done"] for event in steps["hash"]] == list(range(1, len(steps["hash"]) + 1)) and steps[
         "hash"
     ]
