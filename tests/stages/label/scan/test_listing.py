@@ -84,3 +84,123 @@ def test_s3(scans, bucket, tmp_path):
         scans("s3://corpus/absent")
     with pytest.raises(ValueError, match="s3://nobucket/x"):
         scans("s3://nobucket/x")
+
+
+class TestListsAsPeopleMakeThem:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            "music/é.wav\r\nmusic/b.wav\r\n".encode("utf-8-sig"), "music/é.wav\nmusic/b.wav".encode("utf-16"),
+            "\ufeffmusic/é.wav\r\nmusic/b.wav\r\n".encode("utf-16-be"), "music/é.wav\nmusic/b.wav\n".encode(),
+        ],
+    )  # fmt: skip
+    def test_any_mark_and_line_end_is_read(self, scans, tmp_path, data):
+        for seed, name in enumerate(("é.wav", "b.wav")):
+            scans.write(name, seed)
+        (tmp_path / "list.txt").write_bytes(data)
+        summary = scans(tmp_path / "list.txt")
+        assert (summary.found, summary.kept) == (2, 2)
+
+    def test_home_and_file_urls_are_paths(self, scans, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        paths = [scans.write(name, seed) for seed, name in enumerate(("a b.wav", "%41.wav", "c.wav"))]
+        url = f"file://{tmp_path}/music/a%20b.wav"
+        local = f"FILE://localhost{tmp_path}/music/%2541.wav"
+        (tmp_path / "list.txt").write_text(f"{url}\n{local}\n~/music/c.wav\n")
+        assert scans(tmp_path / "list.txt").kept == len(paths)
+
+    @pytest.mark.parametrize(
+        "data, line, words",
+        [
+            (
+                b"a.wav\nhttps://example.org/b.mp3\n",
+                2,
+                "is neither a path, file:// nor s3://; download it first",
+            ),
+            (b"a.wav\n\nfile://nas/music/b.mp3\n", 3, "is on another machine"),
+            ("a.wav\nb.wav\n".encode("utf-16-le"), 1, "holds a zero byte: is the list UTF-16"),
+            (b"\xff\xfea\x00\n\x00b", 2, "is not utf-16, which its first bytes promise"),
+        ],
+    )
+    def test_what_is_no_path_is_refused_by_list_and_line(self, tmp_path, data, line, words):
+        (tmp_path / "list.txt").write_bytes(data)
+        with pytest.raises(ValueError, match="audio root") as error:
+            scan([str(tmp_path / "list.txt")], None, tmp_path / "c.parquet")
+        assert f"line {line}" in str(error.value) and words in str(error.value)
+        assert str(tmp_path / "list.txt") in str(error.value)
+
+
+class TestSidecars:
+    BESIDE = ("._a.mp3", ".DS_Store", "b.mp3.part", "c.wav.crdownload", "d.PART")
+    FOLDERS = (".AppleDouble", "@eaDir", ".Trashes", ".Trash-1000", "$RECYCLE.BIN", "#recycle", "__MACOSX")
+
+    @pytest.fixture
+    def library(self, scans):
+        for seed, name in enumerate(("a.wav", ".hidden.wav", "Partita.part/b.wav", "x.mp3/c.wav")):
+            scans.write(name, seed)
+        for name in self.BESIDE:
+            (scans.music / name).write_bytes(b"\0\5\x16\7" * 9)
+        for seed, name in enumerate(self.FOLDERS, 10):
+            scans.write(f"deep/{name}/x.wav", seed)
+        return scans
+
+    def test_they_are_counted_by_kind_and_never_rejected(self, library):
+        summary = library()
+        assert (summary.found, summary.kept, summary.rejected, summary.ignored) == (4, 4, 0, 0)
+        assert summary.sidecars == {
+            "*.part": 2, ".trash*": 2, "._*": 1, ".ds_store": 1, "*.crdownload": 1, ".appledouble": 1,
+            "@eadir": 1, "$recycle.bin": 1, "#recycle": 1, "__macosx": 1,
+        }  # fmt: skip
+
+    def test_they_are_files_like_others_on_request(self, library):
+        summary = library(include_hidden=True)
+        assert (summary.kept, summary.rejected, summary.sidecars) == (4 + len(self.FOLDERS), 1, {})
+        assert summary.endings == {".part": 2, ".crdownload": 1, "no ending": 1}
+
+    def test_on_s3_too(self, scans, bucket, tmp_path):
+        data = scans.write("a.wav", 1).read_bytes()
+        for key in ("m/a.wav", "m/@eaDir/a.wav", "m/x/._b.wav", "m/c.wav.part", "m/d.txt", "m/x.mp3/e.wav"):
+            with bucket.open_output_stream(f"corpus/{key}") as stream:
+                stream.write(data if key == "m/a.wav" else data[:-2] + key[-6:-4].encode())
+        summary = scans("s3://corpus/m")
+        assert (summary.kept, summary.endings) == (2, {".txt": 1})
+        assert summary.sidecars == {"@eadir": 1, "._*": 1, "*.part": 1}
+
+
+@pytest.mark.parametrize(
+    "ending", ["mkv", "mov", "m4v", "weba", "ogv", "3gp", "mpga", "avi", "m4r", "aif", "caf", "wma", "MKV"]
+)
+def test_sound_under_other_endings_is_a_candidate(scans, ending):
+    scans.write(f"a.{ending}", 1)
+    scans.write(f"b.{ending} ", 2)
+    assert scans().kept == 2, "the content tells what it is"
+
+
+def test_a_folder_that_changes_while_it_is_scanned(scans, monkeypatch):
+    from stages.label.scan import listing
+
+    for seed in range(6):
+        scans.write(f"{seed}.wav", seed)
+    look = listing._look
+
+    def changing(path, name):
+        if name == b"1.wav":
+            (scans.music / "2.wav").unlink()
+            (scans.music / "new.wav").write_bytes((scans.music / "3.wav").read_bytes())
+            (scans.music / "4.wav").write_bytes(b"")
+        return look(path, name)
+
+    monkeypatch.setattr(listing, "_look", changing)
+    summary = scans()
+    assert (summary.found, summary.kept, summary.rejected) == (5, 4, 1)
+    monkeypatch.setattr(listing, "_look", look)
+    assert (scans().found, scans().duplicates) == (6, 1)
+
+
+@pytest.mark.slow
+def test_fifty_thousand_files_in_one_folder(scans):
+    first = scans.write("first.wav", 1).read_bytes()
+    for number in range(49_999):
+        (scans.music / f"{number}.wav").write_bytes(first[:-8] + number.to_bytes(8, "little"))
+    summary = scans(workers=2)
+    assert (summary.found, summary.kept) == (50_000, 50_000)
