@@ -1,15 +1,19 @@
-"""The tables of an OUT, from its `numbers`: the terminal shows all, the page those without a chart there."""
+"""The tables of an OUT; the terminal shows all, the page those without a chart there."""
 
 from pipeline.report.corpus import Row
 from pipeline.report.table import MISSING, Column, Table, number
 from stages.signal.rates import RATE_HZ
 
 # Key in a row → its column.
-COLUMNS = {name: Column(name) for name in ("stage", "reason", "shard", "host", "codec", "unit")}
-COLUMNS |= {name: Column(name, "count") for name in ("shards", "retries", "hosts", "files", "level", "dead")}
-COLUMNS |= {name: Column(name, "count") for name in ("channels", "recordings", "segments", "rejected")}
-COLUMNS |= {name: Column(name, "number") for name in ("hours", "stereo", "silence")}
-COLUMNS |= {
+COLUMNS = {
+    name: Column(name, kind)
+    for kind, names in (
+        ("text", "stage reason shard host codec unit"),
+        ("count", "shards retries hosts files level dead channels recordings segments rejected"),
+        ("number", "hours stereo silence"),
+    )
+    for name in names.split()
+} | {
     "name": Column("column"),
     "validation": Column("for validation", "count"),
     "bytes": Column("size", "bytes"),
@@ -57,21 +61,22 @@ def chosen(keys: str) -> dict[str, Column]:
 def tables(found: Row) -> dict[str, Table]:
     """Title → table, in the order in which one wants to know them. `found`: the `numbers`."""
     decoded = sum(c["shards"] for c in found["columns"] if c["stage"] == "decode")
-    timed, agreement = found["timed_shards"], found["agreement"]
+    timed, differ = found["timed_shards"], found["agreement"]["differ"]
     part = f"; gathered for {timed:,} of {decoded:,} shards" if timed < decoded else ""
     agree = "all shards agree"
-    if differ := agreement["differ"]:
-        agree = f"{differ} shards differ, e.g. {agreement['examples'][0]}"
+    if differ:
+        agree = f"{differ} shards differ, e.g. {found['agreement']['examples'][0]}"
     notes = {
         "Columns": (f"frames of the columns: {agree}", differ > 0),
         "Slowest files": (f"by seconds lost against the mean speed{part}",),
     }
-    segments, slow_files = [], []
+    segments = []
     for d in found["distributions"].values():
         high = d["low"] + d["width"] * len(d["counts"])
         segments.append(d | {"range": f"{number(d['low'])} – {number(high)}"})
-    for row in found["slowest_files"][:5]:
-        slow_files.append(row | {"path": row["path"] or row["recording"], "decoding_s": row["seconds"]})
+    files = [
+        r | {"path": r["path"] or r["recording"], "decoding_s": r["seconds"]} for r in found["slowest_files"]
+    ]
     codes = [c | {"used_of": (c["used"], c["codes"]), "of_size": c["share"]} for c in found["codes"]]
     sizes = "name shards bytes bytes_per_hour frames_per_s wall_s busy_s times_real_time retries hosts"
     slow_shards = "stage shard host wall_s hours times_real_time times_median"
@@ -82,17 +87,16 @@ def tables(found: Row) -> dict[str, Table]:
         "Code use": ("level used_of dead perplexity of_size share top_code top_share", codes),
         "Sources": ("codec rate_hz channels recordings hours", found["sources"][:10]),
         "Slowest shards": (slow_shards, found["slowest_shards"][:5]),
-        "Slowest files": ("path shard host decoding_s times_real_time", slow_files),
+        "Slowest files": ("path shard host decoding_s times_real_time", files[:5]),
         "Longest files": ("path shard seconds", found["longest_files"][:3]),
     }
     return {
-        title: Table(title, chosen(keys), rows, *notes.get(title, ()))
-        for title, (keys, rows) in tables.items()
+        name: Table(name, chosen(keys), rows, *notes.get(name, ())) for name, (keys, rows) in tables.items()
     }
 
 
 def segments(rows: list[Row]) -> Table:
-    """Rows of `named`."""
+    """Of rows of `named`."""
     heads = chosen("key path at_s length_s lufs rms_db silence clipping bandwidth_hz stereo entropy_bits")
     return Table("", heads, [row | {"at_s": row["start"] / RATE_HZ} for row in rows])
 
@@ -102,7 +106,7 @@ def amount(segments: int, recordings: int, hours: float) -> str:
 
 
 def comparison(found: list[Row]) -> Table:
-    """Several OUTs, a column each."""
+    """A column an OUT."""
     rows = []
     for missing, *own in zip((MISSING, MISSING, "not gathered", MISSING), *map(_figures, found), strict=True):
         names = dict.fromkeys(name for one in own for name in one)
@@ -112,7 +116,6 @@ def comparison(found: list[Row]) -> Table:
 
 
 def totals(found: Row) -> dict[str, str]:
-    """Name → text."""
     rejected = sum(row["files"] for row in found["rejects"])
     keys = "recordings hours segments shards bytes bytes_per_hour validation rejected"
     return _texts(keys, found | {"rejected": rejected})
@@ -124,13 +127,15 @@ def _texts(keys: str, row: Row) -> dict[str, str]:
 
 def _figures(found: Row) -> tuple[dict[str, str], ...]:
     """Name → text of one OUT's totals, columns, distributions and codebooks."""
-    columns, distributions, codes = {}, {}, {}
+    columns, distributions = {}, {}
     for row in found["columns"]:
         own = _texts("name times_real_time bytes_per_hour", row)
         columns |= {f"{row['stage']}: {name}": text for name, text in own.items()}
     for d in found["distributions"].values():
-        p5, p50, p95 = (number(d[key]) for key in ("p5", "p50", "p95"))
-        distributions[f"{d['title']}, {d['unit']}: median [5 … 95 %]"] = f"{p50} [{p5} … {p95}]"
-    for c in found["codes"]:
-        codes[f"perplexity of level {c['level']}"] = f"{c['perplexity']:,.0f} of {c['codes']:,}"
+        text = f"{number(d['p50'])} [{number(d['p5'])} … {number(d['p95'])}]"
+        distributions[f"{d['title']}, {d['unit']}: median [5 … 95 %]"] = text
+    codes = {
+        f"perplexity of level {c['level']}": f"{c['perplexity']:,.0f} of {c['codes']:,}"
+        for c in found["codes"]
+    }
     return totals(found), columns, distributions, codes

@@ -1,10 +1,7 @@
-"""One table of a report: columns with a kind and a unit, rows of plain values.
-
-The terminal and the page both draw it: a cell's text is written here, a page sorts by the value itself.
-"""
+"""A table of plain values, for the terminal and the page: a cell's text, and the value a page sorts by."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -26,7 +23,7 @@ class Column:
 
     @property
     def is_number(self) -> bool:
-        """Whether a page orders rows by the number rather than by the text."""
+        """A page sorts by the number, not by the text."""
         return self.kind not in ("text", "path", "histogram")
 
     @property
@@ -34,7 +31,6 @@ class Column:
         return self.is_number and self.kind != "meter"
 
     def sort_value(self, value: Any) -> float | str:
-        """The value that rows are ordered by; an empty text when there is none."""
         if isinstance(value, tuple | list):
             return ", ".join(value) if self.kind == "path" else value[0]
         return "" if value is None else value
@@ -51,16 +47,10 @@ class Column:
                 text = number(value, self.digits)
             case "share":
                 text = f"{value:.{self.digits}%}"
-            case "bytes":
-                text = size(value)
-            case "duration":
-                text = span(value)
             case "meter":
                 text = ("█" * round(value * METER_WIDTH)).ljust(METER_WIDTH, "░")
-            case "histogram":
-                text = bar(value)
-            case _:
-                text = str(value)
+            case kind:
+                text = {"bytes": size, "duration": span, "histogram": bar}.get(kind, str)(value)
         return f"{text} {self.unit}" if self.unit else text
 
 
@@ -73,19 +63,20 @@ class Table:
     is_warning: bool = False  # the note
 
 
-def bar(counts: Iterable[int], width: int = BAR_WIDTH) -> str:
-    """A histogram of any length as `width` characters; a count above zero is never blank."""
-    counts = list(counts)
-    joined = [sum(counts[i * len(counts) // width : (i + 1) * len(counts) // width]) for i in range(width)]
+def _parts(values: list, count: int) -> list[list]:
+    return [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+
+
+def bar(counts: list[int], width: int = BAR_WIDTH) -> str:
+    """A histogram as `width` characters; a count above zero is never blank."""
+    joined = list(map(sum, _parts(counts, width)))
     top = max(joined) or 1
-    return "".join(" " if not n else BARS[max(0, math.ceil(n / top * len(BARS)) - 1)] for n in joined)
+    return "".join((" " + BARS)[math.ceil(n / top * len(BARS))] for n in joined)
 
 
-def spark(values: list[float], width: int = BAR_WIDTH) -> str:
-    """A curve as `width` characters, from its least to its greatest value."""
-    width = min(width, len(values))
-    parts = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
-    means = [sum(part) / len(part) for part in parts]
+def spark(values: list[float]) -> str:
+    """A curve, from its least to its greatest value."""
+    means = [sum(part) / len(part) for part in _parts(values, min(BAR_WIDTH, len(values)))]
     low, high = min(means), max(means)
     return "".join(BARS[round((mean - low) / ((high - low) or 1) * (len(BARS) - 1))] for mean in means)
 
@@ -101,9 +92,9 @@ def number(value: float | None, digits: int = 2) -> str:
 def size(value: float | None) -> str:
     if value is None:
         return MISSING
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 1), ("GiB", 1)):
         if value < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+            return f"{value:.{digits}f} {unit}"
         value /= 1024
     return f"{value:,.2f} TiB"
 
@@ -113,8 +104,8 @@ def span(seconds: float | None) -> str:
         return MISSING
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, hours = int(seconds) // 60, int(seconds) // 3600
-    return f"{minutes}:{int(seconds) % 60:02} min" if not hours else f"{hours:,}:{minutes % 60:02} h"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60:,}:{minutes % 60:02} h"
 
 
 def short(path: str) -> str:
