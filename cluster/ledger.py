@@ -1,10 +1,10 @@
-"""The ledger of a chain: how often each shard was begun at each stage, and reports of the workers.
-
-Not in `sharded.py`, so that its process need not import Ray Data, which takes a second."""
+"""The ledger of a chain. Not in `sharded.py`, so that its process need not import Ray Data, which takes a
+second."""
 
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,16 +16,16 @@ POLL_S = 0.5  # a worker's report arrives within it
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
-    """Counts attempts per shard and stage, to give up a shard that kills its worker; carries events."""
+    """Counts attempts per stage and shard, to give up a shard that kills its worker; carries events."""
 
     def __init__(self):
-        self.attempts: dict[tuple[str, str], int] = {}
+        self.attempts: Counter[tuple[str, str]] = Counter()
         self.events: list[dict] = []
 
     def begin(self, stage: str, shard: str, host: str) -> int:
-        self.attempts[stage, shard] = self.attempts.get((stage, shard), 0) + 1
         event = {"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()}
         self.events.append(event)
+        self.attempts[stage, shard] += 1
         return self.attempts[stage, shard]
 
     def end(self, row: dict) -> None:

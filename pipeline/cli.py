@@ -214,9 +214,9 @@ def status(out: str, as_json: bool) -> None:
 @click.option("--no-page", is_flag=True, help="only the terminal")
 def stats(no_page: bool, **query) -> int:
     """Look at an OUT or a training run: terminal and page; compare several."""
-    from pipeline.stats import StatsQuery, stats
+    from pipeline.stats import stats
 
-    return stats(StatsQuery(**query, page=not no_page))
+    return stats(**query, page=not no_page)
 
 
 @top.command("doctor")

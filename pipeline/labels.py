@@ -1,8 +1,6 @@
-"""Labels: a folder of music becomes labelled shards.
+"""A folder of music becomes labelled shards: scan → plan → decode → codes → cqt → audit.
 
-    scan → plan → decode → codes → cqt → audit
-
-Read `label` first; the rest of this file is its steps."""
+Read `label` first; the rest is its steps."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -12,7 +10,6 @@ from pipeline.labelling import registry, teachers
 from pipeline.labelling.catalogs import Catalogs
 from pipeline.labelling.lock import locked
 from pipeline.labelling.progress import Progress
-from pipeline.labelling.registry import Registry
 from pipeline.labelling.run import LabelRun
 from pipeline.labelling.summary import Outcome, summarise
 from stages.label.recipe import Config
@@ -29,7 +26,7 @@ class LabelOptions:
 
 
 def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
-    """Label everything that is not labelled yet. The same command goes on after any interruption."""
+    """Label what is not labelled yet. The same command goes on after any interruption."""
     published = check(config)
     out = open_out(config)
     with locked(out):
@@ -53,8 +50,7 @@ def _label(
     known = known_columns(config, out)
     catalogs = Catalogs(out, config, progress)
     catalogs.scan_and_plan(options.retry_rejected)
-    shards = catalogs.live_shards()
-    run = LabelRun(config, out, progress, known, shards)
+    run = LabelRun(config, out, progress, known, catalogs.live_shards())
     run.weights = run.known_weights(published, options.refit)
     if run.weights is None or run.pending():
         run.check_space()
@@ -65,9 +61,8 @@ def _label(
 
 
 def check(config: Config) -> bytes | None:
-    """Checks before anything is written; returns the teacher's published weights.
-
-    Raises ValueError for missing audio, cluster, GPU or weights."""
+    """Before anything is written; returns the teacher's published weights. ValueError for missing audio,
+    cluster, GPU or weights."""
     from cluster.session import preflight
 
     check_roots(list(config.run.audio), config.run.exclude)
@@ -75,22 +70,21 @@ def check(config: Config) -> bytes | None:
     return teachers.located(config.recipe, config.run.weights)
 
 
-def known_columns(config: Config, out: Storage) -> Registry | None:
-    """OUT's registry, if it has one; ValueError when it was planned by another recipe."""
+def known_columns(config: Config, out: Storage) -> registry.Registry | None:
+    """ValueError when OUT was planned by another recipe."""
     known = registry.read(out)
     registry.check_plan(known, config.recipe, out)
     return known
 
 
 def fit_only(config: Config, options: LabelOptions) -> str:
-    """Scan, plan, decode what a fit needs, and fit; returns the path of the weights."""
+    """Decode what a fit needs, and fit; returns the path of the weights."""
     if not teachers.is_fitted(config.recipe):
         raise ValueError("recipe.codes names no teacher that is fitted: nothing to fit (mel_rvq is one)")
     check(config)
     out = open_out(config)
     with locked(out):
-        progress = Progress(out)
-        known = known_columns(config, out)
+        progress, known = Progress(out), known_columns(config, out)
         catalogs = Catalogs(out, config, progress)
         catalogs.scan_and_plan()
         run = LabelRun(config, out, progress, known, catalogs.live_shards())
@@ -103,13 +97,12 @@ def fit_only(config: Config, options: LabelOptions) -> str:
 
 
 def open_out(config: Config) -> Storage:
-    """OUT, checked to be writable; ValueError with the system's message otherwise."""
-    out = Storage(config.run.out)
+    """ValueError with the system's message unless it can be written."""
+    out, name = Storage(config.run.out), f"writable-{os.getpid()}"
     try:
         if out.is_local:
             Path(out.base).mkdir(parents=True, exist_ok=True)
             out = Storage(config.run.out, standing=True)
-        name = f"writable-{os.getpid()}"
         out.write(name, b"")
         out.delete(name)
     except OSError as error:

@@ -18,7 +18,7 @@ NOTES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "
 
 
 def chart(title: str, data: list[Plot], x: str, y: str, **more: Any) -> Plot:
-    """`x`, `y`: the axes' titles, with units; more: `wide`, `height` (pixels), `note`, and plotly's layout."""
+    """`x`, `y`: titles of the axes, with units; more: `wide`, `height` (pixels), `note`; plotly's layout."""
     page = {name: more.pop(name, value) for name, value in dict(wide=False, height=300, note="").items()}
     for axis, text in (("xaxis", x), ("yaxis", y)):
         more[axis] = dict(more.get(axis, {}), title={"text": text})

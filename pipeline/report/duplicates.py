@@ -24,7 +24,7 @@ Prints = list[tuple[np.ndarray, np.ndarray]]
 
 
 def groups(corpus: Corpus) -> list[Row]:
-    """`recordings`, `paths` and `splits` of each, the longest first: it is worth keeping. By their first path."""
+    """`recordings`, `paths` and `splits` of each, the longest first: it is worth keeping. By first path."""
     where = "fingerprint IS NOT NULL"
     many = corpus.one(f'SELECT count(*) AS n FROM segments WHERE {where} AND "index" = 0')["n"]
     first = max(1, SEARCHED // max(many, 1))

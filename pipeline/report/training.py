@@ -1,5 +1,4 @@
-"""Training runs: RUN/metrics.jsonl as curves and as a few numbers. A line is an object; a missing key is a
-missing curve."""
+"""Training runs: RUN/metrics.jsonl as curves and as a few numbers; a missing key is a missing curve."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from stages.pretrain.run.rows import OLD_NAMES, with_old_names
 from stages.shards.storage import Storage
 
 METRICS = "metrics.jsonl"
-POINTS = 600  # of a curve: means over so many stretches of updates
+POINTS = 600  # of a curve: means over stretches of updates
 CQT_ERRORS = ("cqt_error", "cqt_mean_error", "cqt_line_error")
 SPEEDS = ("audio_s_per_s", "utilisation", "data_wait")
 SCALARS = ("loss", "penalty", "grad_norm", "lr", "scale", "masked_frames", "skipped", "time")
@@ -30,7 +29,7 @@ FIELDS = (
 
 @dataclass
 class RunCurves:
-    """curve: name → values by stretch of updates; lists are a curve a level, `accuracy/0`, `accuracy/1` …"""
+    """curve: name → values; lists are a curve a level, `accuracy/0`, `accuracy/1` …"""
 
     place: str
     starts: list[Row]
@@ -45,7 +44,7 @@ class RunCurves:
 
     @property
     def restarts(self) -> list[int]:
-        """Updates at which the run went on after it had stopped or died."""
+        """Updates at which it went on after it had stopped or died."""
         return [start["update"] or 0 for start in self.starts[1:]]
 
     @property
@@ -54,8 +53,7 @@ class RunCurves:
 
 
 def read(place: str) -> RunCurves:
-    """Raises ValueError for a file without updates, or without any line that we know. Half a last line is
-    ignored."""
+    """Raises ValueError for a file without updates. Half a last line is ignored."""
     out = Storage(place)
     types = FIELDS | {old: FIELDS[new] for old, new in OLD_NAMES.items()}
     fields = ", ".join(f"{name}: '{kind}'" for name, kind in types.items())
@@ -99,7 +97,6 @@ def read(place: str) -> RunCurves:
 
 
 def summary(run: RunCurves) -> Row:
-    """The numbers of one run, as plain data."""
     times, speeds = run.known("time"), sorted(run.known("audio_s_per_s"))
     held_out = run.valid[-1] if run.valid else {}
     figures = ("loss", "accuracy", "gain_over_unigram", "cqt_error")
@@ -121,21 +118,24 @@ def summary(run: RunCurves) -> Row:
 
 
 def table(runs: list[RunCurves]) -> Table:
-    """A row a run: how far, how well, how fast."""
+    """A row a run."""
     heads = {
-        "run": Column("run"),
-        "progress": Column("update", "count"),
-        "loss": Column("loss", "number"),
-        "held_out_loss": Column("held-out loss", "number"),
-        "accuracy 0": Column("accuracy 0", "number", 3),
-        "gain_over_unigram 0": Column("gain_over_unigram 0", "number", 3),
-        "cqt_error": Column("CQT error", "number", 3),
-        "audio_s_per_s": Column("audio-s/s", "number", 1),
-        "utilisation": Column("utilisation", "number", 3),
-        "data_wait": Column("data wait", "number", 3),
-        "skipped": Column("skipped", "number", 0),
-        "restart_count": Column("restarts", "count"),
-        "elapsed_s": Column("time", "duration"),
+        key: Column(head, kind, digits)
+        for key, head, kind, digits in (
+            ("run", "run", "text", 0),
+            ("progress", "update", "count", 0),
+            ("loss", "loss", "number", 2),
+            ("held_out_loss", "held-out loss", "number", 2),
+            ("accuracy 0", "accuracy 0", "number", 3),
+            ("gain_over_unigram 0", "gain_over_unigram 0", "number", 3),
+            ("cqt_error", "CQT error", "number", 3),
+            ("audio_s_per_s", "audio-s/s", "number", 1),
+            ("utilisation", "utilisation", "number", 3),
+            ("data_wait", "data wait", "number", 3),
+            ("skipped", "skipped", "number", 0),
+            ("restart_count", "restarts", "count", 0),
+            ("elapsed_s", "time", "duration", 0),
+        )
     }
     rows = []
     for s in map(summary, runs):
@@ -147,18 +147,20 @@ def table(runs: list[RunCurves]) -> Table:
 
 
 def tiles(runs: list[RunCurves]) -> dict[str, str]:
-    of_all = table(runs)
-    texts = {column.head: column.text(of_all.rows[0][key]) for key, column in of_all.columns.items()}
-    shown = ("update", "loss", "held-out loss", "audio-s/s", "utilisation", "restarts")
-    return {"runs": str(len(runs))} | {name: texts[name] for name in shown}
+    of_first, found = table(runs[:1]), {"runs": str(len(runs))}
+    for key in ("progress", "loss", "held_out_loss", "audio_s_per_s", "utilisation", "restart_count"):
+        column = of_first.columns[key]
+        found[column.head] = column.text(of_first.rows[0][key])
+    return found
 
 
 def show(console: Console, runs: list[RunCurves]) -> None:
     console.print(drawn(table(runs)))
     for run in runs:
+        lines = []
         if losses := run.known("loss"):
-            curve = f"{spark(losses)} {number(losses[0])} → {number(losses[-1])}"
-            console.print(f"{run.place}: loss {curve}", highlight=False, markup=False)
+            lines.append(f"loss {spark(losses)} {number(losses[0])} → {number(losses[-1])}")
         if run.restarts:
-            updates = ", ".join(map(str, run.restarts))
-            console.print(f"{run.place}: restarted at update {updates}", highlight=False, markup=False)
+            lines.append(f"restarted at update {', '.join(map(str, run.restarts))}")
+        for line in lines:
+            console.print(f"{run.place}: {line}", highlight=False, markup=False)
