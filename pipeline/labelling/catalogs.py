@@ -1,4 +1,4 @@
-"""Scan and plan of one OUT: catalog.parquet, plan.parquet and rejected.parquet."""
+"""Scan and plan of an OUT."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ CATALOG, PLAN, REJECTED = "catalog.parquet", "plan.parquet", "rejected.parquet"
 
 
 class Catalogs:
-    """The files found (catalog), their shards (plan) and those refused (rejected)."""
+    """OUT's tables of the files found, of their shards, and of those rejected."""
 
     scanned: ScanSummary
     planned: PlanSummary
@@ -32,7 +32,6 @@ class Catalogs:
         self.out, self.config, self.progress = out, config, progress
 
     def scan_and_plan(self, retry_rejected: str | None = None) -> None:
-        """Bring OUT's catalog and plan up to date with the audio roots."""
         with self._replacing(CATALOG) as (previous, new):
             self._scan(previous, new, retry_rejected)
         with self.out.fetched(CATALOG) as found, self._replacing(PLAN) as (previous, new):
@@ -49,20 +48,19 @@ class Catalogs:
     def _scan(self, previous: Path | None, new: Path, retry: str | None) -> None:
         from cluster.session import available_cpus
 
-        run = self.config.run
-
         def show(event: dict) -> None:
             step = event["step"]
             done = {"list": "found", "probe": "headers read", "hash": "hashed"}.get(step, step)
             self.progress.status(f"scanning: {event.get('done', 0):,} files {done}")
 
+        run = self.config.run
         self.scanned = scan(
             list(run.audio),
             previous,
             new,
             workers=run.scan_workers or available_cpus(),
             exclude=run.exclude,
-            retry_rejected=retry_rejected_text(retry),
+            retry_rejected=_wanted(retry),
             known_sha256=lambda recording: self._known.get(recording),
             progress=show,
         )
@@ -78,12 +76,22 @@ class Catalogs:
         table = self.out.read_table("segments.parquet", ["recording", "source_sha256"])
         return dict(zip(*table.to_pydict().values(), strict=True))
 
+    def _of_stages(self) -> pa.Table:
+        """What stages rejected, by the latest rejected.parquet."""
+        if not self.out.exists(REJECTED):
+            return gathering.REJECTED.empty_table()
+        table = self.out.read_table(REJECTED)
+        return table.filter(pc.not_equal(table["stage"], "scan"))
+
+    def refused(self) -> pa.Array:
+        """Recordings that a stage rejected."""
+        return self._of_stages()["recording"].combine_chunks()
+
     def _retried(self, reason: str | None) -> list[str]:
-        """Recordings that a stage rejected for this reason."""
-        if reason is None or not self.out.exists(REJECTED):
+        """Those that a stage rejected for this reason."""
+        if (wanted := _wanted(reason)) is None:
             return []
-        wanted = retry_rejected_text(reason)
-        rows = [row for row in self.out.read_table(REJECTED).to_pylist() if row["stage"] != "scan"]
+        rows = self._of_stages().to_pylist()
         return [r["recording"] for r in rows if wanted == "all" or wanted.lower() in r["reason"].lower()]
 
     @contextlib.contextmanager
@@ -103,24 +111,16 @@ class Catalogs:
                 self.out.write(name, new.read_bytes())
 
     def live(self) -> pa.Table:
-        """Recording and shard of every live row of the plan."""
+        """Recordings and shards of the plan."""
         with self.out.fetched(PLAN) as path:
             return catalog.live(catalog.read_plan(path, ["recording", "shard", "tombstone"]))
 
-    def refused(self) -> pa.Array:
-        """Recordings that a stage rejected, by the latest rejected.parquet."""
-        if not self.out.exists(REJECTED):
-            return pa.array([], pa.string())
-        table = self.out.read_table(REJECTED, ["stage", "recording"])
-        return table.filter(pc.not_equal(table["stage"], "scan"))["recording"].combine_chunks()
-
     def live_shards(self) -> list[tuple[str, float]]:
-        """Shards with a live recording, in plan order, and their seconds by header."""
         with self.out.fetched(PLAN) as path:
             return live_shards(path)
 
     def write_rejected(self, columns: tuple[str, ...]) -> None:
-        """Gather every rejection, of the scan and of the stages, into OUT/rejected.parquet."""
+        """Those of the scan and of the stages."""
         with self.out.fetched(CATALOG) as path:
             table = catalog.read_catalog(path, ["status", "recording", "path", "reason"])
         rejected = table.filter(pc.equal(table["status"], "rejected")).drop_columns("status").to_pylist()
@@ -132,11 +132,12 @@ class Catalogs:
         self.out.write_table(REJECTED, self.rejected)
 
 
-def retry_rejected_text(reason: str | None) -> str | None:
+def _wanted(reason: str | None) -> str | None:
     return None if reason is None else reason.strip() or "all"
 
 
 def live_shards(path: Path) -> list[tuple[str, float]]:
+    """Shards with a live recording, in plan order, and their seconds by header."""
     live = catalog.live(catalog.read_plan(path, ["shard", "duration_s", "tombstone"]))
     seconds, slices = live["duration_s"].to_numpy(), catalog.shard_slices(live)
     return [(name, float(seconds[start : start + n].sum())) for name, (start, n) in slices.items()]

@@ -14,7 +14,6 @@ from stages.shards.storage import Storage
 
 
 def describe(config: Config) -> str:
-    """Recordings, hours, shards, bytes per column, free space and resources, as text."""
     out = Storage(config.run.out)
     check(config)
     known_columns(config, out)
@@ -47,6 +46,7 @@ def _resources(config: Config) -> str:
     for name in ("decode", "codes", "cqt", "audit"):
         pool = getattr(config.run.pools, name)
         each.append(f"{name} {pool.cpus:g} CPU" + (f" + {pool.gpus:g} GPU" if pool.gpus else ""))
-    address = os.environ.get("RAY_ADDRESS")
-    here = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
-    return f"{f'Ray cluster at {address}' if address else here}; a worker: {', '.join(each)}"
+    where = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
+    if address := os.environ.get("RAY_ADDRESS"):
+        where = f"Ray cluster at {address}"
+    return f"{where}; a worker: {', '.join(each)}"

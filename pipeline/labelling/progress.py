@@ -1,4 +1,4 @@
-"""Progress of a run: one screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl."""
+"""Progress of a run: a screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ class StageProgress:
     failed: int = 0
     rejected: int = 0
     audio_s: float = 0.0
-    started: float | None = None  # time of the first shard's begin
+    started: float | None = None
 
 
 @dataclass
@@ -45,9 +45,8 @@ class Progress:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def log(self, event: str, **facts: Any) -> None:
-        """One JSON line, with the time."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str) + "\n"
-        # Events come from threads and after failures; whoever writes the labels reports an error of the disk.
+        # Events come from threads; who writes the labels reports an error of the disk.
         with self._lock, contextlib.suppress(OSError):
             if self.out.is_local:
                 with open(self.out.local("log.jsonl"), "a") as file:
@@ -65,7 +64,7 @@ class Progress:
             self.console.print(line, markup=False)
 
     def status(self, text: str) -> None:
-        """What is being done now, when it is no stage over shards (scan, fit)."""
+        """What is done now, when it is no stage over shards."""
         with self._lock:
             self.note = text
             if self.console.is_terminal and not self._live:
@@ -89,7 +88,7 @@ class Progress:
             self._live.start()
 
     def event(self, event: dict) -> None:
-        """A worker's report: the beginning or the end of a shard at a stage."""
+        """A worker's report."""
         with self._lock:
             stage = self.stages.get(event["stage"])
             if stage is None:
@@ -120,12 +119,11 @@ class Progress:
         """Per stage: name, done/total, audio-seconds a second, time left, rejected and failed."""
         rows = []
         for name, s in self.stages.items():
-            elapsed, left, speed = time.time() - s.started if s.started else 0.0, "", ""
+            elapsed, left = time.time() - s.started if s.started else 0.0, ""
             if s.done:
                 seconds = int(elapsed / s.done * (s.total - s.done))
                 left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-            if elapsed and s.audio_s:
-                speed = f"{s.audio_s / elapsed:.0f}"
+            speed = f"{s.audio_s / elapsed:.0f}" if elapsed and s.audio_s else ""
             counts = ((s.rejected, "rejected"), (s.failed, "failed"))
             problems = ", ".join(f"{n} {what}" for n, what in counts if n)
             rows.append((name, f"{s.done}/{s.total}", speed, left, problems))
@@ -134,13 +132,8 @@ class Progress:
     def lines(self) -> list[str]:
         lines = []
         for name, done, speed, left, problems in self.rows():
-            parts = (
-                f"{name:<7}{done:>11} shards",
-                speed and f"{speed} audio-s/s",
-                left and f"{left} left",
-                problems,
-            )
-            lines.append("  ".join(filter(None, parts)))
+            parts = f"{name:<7}{done:>11} shards", speed and f"{speed} audio-s/s", left and f"{left} left"
+            lines.append("  ".join(filter(None, (*parts, problems))))
         return lines
 
     def _table(self) -> Table:
