@@ -38,7 +38,10 @@ def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
             progress.stop()
             progress.log("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
             if out.is_gone() and isinstance(error, Exception):
-                raise deleted_error(out) from None
+                raise OSError(
+                    f"OUT {out.root} was deleted or moved while this run worked on it: the same command "
+                    f"starts over, or goes on if you move it back first"
+                ) from None
             raise
         progress.log("end", failed=len(outcome.failed), rejected=outcome.rejected, kept=outcome.kept)
         return outcome
@@ -108,10 +111,3 @@ def open_out(config: Config) -> Storage:
     except OSError as error:
         raise ValueError(f"OUT {out.root} cannot be written: {error}") from None
     return out
-
-
-def deleted_error(out: Storage) -> OSError:
-    return OSError(
-        f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts over, "
-        f"or goes on if you move it back first"
-    )

@@ -5,7 +5,7 @@ import json
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -29,20 +29,13 @@ class StageProgress:
     started: float | None = None
 
 
-@dataclass
 class Progress:
-    out: Storage
-    console: Console = field(
-        default_factory=lambda: Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    )
-    stages: dict[str, StageProgress] = field(default_factory=dict)
-    note: str = ""
-    attempts: dict[tuple[str, str], int] = field(default_factory=dict)  # by (column, shard)
-    _live: Live | None = None
-    _printed: float = 0.0
-    _lines: list[str] = field(default_factory=list)
-    _uploaded: float = 0.0
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    def __init__(self, out: Storage):
+        self.out, self.console = out, Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.stages: dict[str, StageProgress] = {}
+        self.attempts: dict[tuple[str, str], int] = {}  # by (column, shard)
+        self.note, self._live, self._lines, self._lock = "", None, [], threading.RLock()
+        self._printed = self._uploaded = 0.0
 
     def log(self, event: str, **facts: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str) + "\n"

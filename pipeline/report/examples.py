@@ -19,16 +19,20 @@ SPREAD = 14  # segments that span the corpus
 SAMPLE = 20_000  # from which they are chosen
 EXCERPT_S = 30  # of a segment, at most
 FEATURES = ("lufs", "rms_db", "silence", "bandwidth_hz", "stereo", "entropy_bits", "tuning_cents", "cqt_mean")
-OUTLIERS = {  # statistic → (name of its least, of its greatest)
-    "lufs": ("quietest", "loudest"),
-    "silence": (None, "most silence"),
-    "clipping": (None, "most clipping"),
-    "bandwidth_hz": ("narrowest", None),
-    "stereo": ("least alike channels", None),
-    "entropy_bits": ("fewest codes", "most even codes"),
-    "cqt_mean": ("least CQT", "greatest CQT"),
-    "dc": (None, "greatest offset"),
-    "length_s": ("shortest", "longest"),
+OUTLIERS = {
+    "quietest": ("min", "lufs"),
+    "loudest": ("max", "lufs"),
+    "most silence": ("max", "silence"),
+    "most clipping": ("max", "clipping"),
+    "narrowest": ("min", "bandwidth_hz"),
+    "least alike channels": ("min", "stereo"),
+    "fewest codes": ("min", "entropy_bits"),
+    "most even codes": ("max", "entropy_bits"),
+    "least CQT": ("min", "cqt_mean"),
+    "greatest CQT": ("max", "cqt_mean"),
+    "greatest offset": ("max", "dc"),
+    "shortest": ("min", "length_s"),
+    "longest": ("max", "length_s"),
 }
 
 
@@ -47,15 +51,12 @@ class Example:
 
 def choose_examples(corpus: Corpus) -> dict[str, list[str]]:
     """Key → why: the extremes of each statistic, and segments spread evenly over all of them."""
-    ends = {
-        word: f"CASE WHEN min({name}) < max({name}) THEN arg_{end}(key, {name}) END"
-        for name, words in OUTLIERS.items()
-        for end, word in zip(("min", "max"), words, strict=True)
-        if word
-    }
-    keys = corpus.one(f"SELECT {', '.join(ends.values())} FROM segments").values()
+    fields = (
+        f'CASE WHEN min({name}) < max({name}) THEN arg_{end}(key, {name}) END AS "{word}"'
+        for word, (end, name) in OUTLIERS.items()
+    )
     chosen = defaultdict(list)
-    for key, word in zip(keys, ends, strict=True):
+    for word, key in corpus.one(f"SELECT {', '.join(fields)} FROM segments").items():
         if key:
             chosen[key].append(word)
     names = [name for name in FEATURES if name not in corpus.missing]

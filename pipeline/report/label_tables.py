@@ -1,61 +1,8 @@
 """The tables of an OUT; the terminal shows all, the page those without a chart there."""
 
 from pipeline.report.corpus import Row
-from pipeline.report.table import MISSING, Column, Table, number
+from pipeline.report.table import MISSING, Column, Table, chosen, number
 from stages.signal.rates import RATE_HZ
-
-# Key in a row → its column.
-COLUMNS = {
-    name: Column(name, kind)
-    for kind, names in (
-        ("text", "stage reason shard host codec unit"),
-        ("count", "shards retries hosts files level dead channels recordings segments rejected"),
-        ("number", "hours stereo silence"),
-    )
-    for name in names.split()
-} | {
-    "name": Column("column"),
-    "validation": Column("for validation", "count"),
-    "bytes": Column("size", "bytes"),
-    "bytes_per_hour": Column("size per hour", "bytes"),
-    "frames_per_s": Column("frames/s", "number"),
-    "wall_s": Column("wall", "duration"),
-    "busy_s": Column("CPU", "duration"),
-    "times_real_time": Column("× real time", "number", 0),
-    "times_median": Column("× the median", "number", 1),
-    "examples": Column("examples", "path"),
-    "title": Column(""),
-    "p5": Column("5 %", "number"),
-    "p50": Column("median", "number"),
-    "p95": Column("95 %", "number"),
-    "counts": Column("distribution", "histogram"),
-    "range": Column("from – to"),
-    "used_of": Column("used", "count"),
-    "perplexity": Column("perplexity", "number", 0),
-    "of_size": Column("of its size", "share", 0),
-    "share": Column("", "meter"),
-    "top_code": Column("most frequent", "figures"),
-    "top_share": Column("its share", "share", 1),
-    "rate_hz": Column("rate", "count", unit="Hz"),
-    "path": Column("file", "path"),
-    "decoding_s": Column("decoding", "duration"),
-    "seconds": Column("length", "duration"),
-    "key": Column("segment"),
-    "at_s": Column("at", "duration"),
-    "length_s": Column("s", "number", 1),
-    "lufs": Column("LUFS", "number", 1),
-    "rms_db": Column("RMS dBFS", "number", 1),
-    "peak_db": Column("peak dBFS", "number", 1),
-    "clipping": Column("clipping", "number", 5),
-    "bandwidth_hz": Column("bandwidth Hz", "number", 0),
-    "entropy_bits": Column("code bits", "number"),
-    "tuning_cents": Column("tuning cents", "number", 0),
-    "cqt_mean": Column("CQT mean", "number"),
-}
-
-
-def chosen(keys: str) -> dict[str, Column]:
-    return {key: COLUMNS[key] for key in keys.split()}
 
 
 def tables(found: Row) -> dict[str, Table]:

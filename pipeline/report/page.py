@@ -13,7 +13,7 @@ from pipeline.report import charts, examples, label_tables, pictures
 from pipeline.report.anomalies import Anomaly, everything
 from pipeline.report.corpus import Corpus, Row
 from pipeline.report.numbers import code_counts
-from pipeline.report.table import Table, short, span
+from pipeline.report.table import Table, chosen, short, span
 from pipeline.report.timeline import timeline
 from stages.shards import histograms
 from stages.shards.storage import Storage
@@ -86,7 +86,7 @@ def _write(
         place=place,
         tiles=tiles,
         sections=[section for section in sections if section.charts or section.tables or section.note],
-        example_figures=label_tables.chosen(EXAMPLE_FIGURES),
+        example_figures=chosen(EXAMPLE_FIGURES),
         amount=label_tables.amount,
         figures=json.dumps(figures, allow_nan=False).translate(JSON_ESCAPES),
         plotly=plotly.offline.get_plotlyjs(),

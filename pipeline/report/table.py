@@ -54,6 +54,43 @@ class Column:
         return f"{text} {self.unit}" if self.unit else text
 
 
+def _columns(kind: str, own: str = "", digits: int = 2, **heads: str) -> dict[str, Column]:
+    """By key in a row; `own`: keys that are their own heads."""
+    return {key: Column(heads.get(key, key), kind, digits) for key in (*own.split(), *heads)}
+
+
+COLUMNS = {
+    **_columns("text", "stage reason shard host codec unit run", name="column", title="", key="segment"),
+    "range": Column("from – to"),
+    **_columns("path", "examples", path="file"),
+    **_columns("count", "shards retries hosts files level dead channels recordings segments rejected"),
+    **_columns("count", validation="for validation", used_of="used", progress="update", restarted="restarts"),
+    "rate_hz": Column("rate", "count", unit="Hz"),
+    **_columns("bytes", bytes="size", bytes_per_hour="size per hour"),
+    **_columns("duration", wall_s="wall", busy_s="CPU", decoding_s="decoding", seconds="length"),
+    **_columns("duration", at_s="at", elapsed_s="time"),
+    **_columns("number", "hours stereo silence loss", entropy_bits="code bits", cqt_mean="CQT mean"),
+    **_columns("number", frames_per_s="frames/s", p5="5 %", p50="median", p95="95 %"),
+    **_columns("number", held_out_loss="held-out loss"),
+    **_columns("number", "perplexity skipped", 0, times_real_time="× real time"),
+    **_columns("number", digits=0, bandwidth_hz="bandwidth Hz", tuning_cents="tuning cents"),
+    **_columns("number", digits=1, times_median="× the median", length_s="s", audio_s_per_s="audio-s/s"),
+    **_columns("number", digits=1, lufs="LUFS", rms_db="RMS dBFS", peak_db="peak dBFS"),
+    **_columns("number", "utilisation", 3, cqt_error="CQT error", data_wait="data wait"),
+    **_columns("number", digits=3, accuracy_0="accuracy 0", gain_0="gain_over_unigram 0"),
+    "clipping": Column("clipping", "number", 5),
+    "counts": Column("distribution", "histogram"),
+    "share": Column("", "meter"),
+    "of_size": Column("of its size", "share", 0),
+    "top_code": Column("most frequent", "figures"),
+    "top_share": Column("its share", "share", 1),
+}
+
+
+def chosen(keys: str) -> dict[str, Column]:
+    return {key: COLUMNS[key] for key in keys.split()}
+
+
 @dataclass(frozen=True)
 class Table:
     title: str

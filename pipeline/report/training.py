@@ -7,7 +7,7 @@ import duckdb
 from rich.console import Console
 
 from pipeline.report.corpus import Row, as_dicts
-from pipeline.report.table import Column, Table, number, spark
+from pipeline.report.table import Table, chosen, number, spark
 from pipeline.report.terminal import drawn
 from stages.pretrain.run.rows import OLD_NAMES, with_old_names
 from stages.shards.storage import Storage
@@ -119,38 +119,20 @@ def summary(run: RunCurves) -> Row:
 
 def table(runs: list[RunCurves]) -> Table:
     """A row a run."""
-    heads = {
-        key: Column(head, kind, digits)
-        for key, head, kind, digits in (
-            ("run", "run", "text", 0),
-            ("progress", "update", "count", 0),
-            ("loss", "loss", "number", 2),
-            ("held_out_loss", "held-out loss", "number", 2),
-            ("accuracy 0", "accuracy 0", "number", 3),
-            ("gain_over_unigram 0", "gain_over_unigram 0", "number", 3),
-            ("cqt_error", "CQT error", "number", 3),
-            ("audio_s_per_s", "audio-s/s", "number", 1),
-            ("utilisation", "utilisation", "number", 3),
-            ("data_wait", "data wait", "number", 3),
-            ("skipped", "skipped", "number", 0),
-            ("restart_count", "restarts", "count", 0),
-            ("elapsed_s", "time", "duration", 0),
-        )
-    }
+    keys = "run progress loss held_out_loss accuracy_0 gain_0 cqt_error audio_s_per_s utilisation data_wait "
     rows = []
     for s in map(summary, runs):
         held_out, progress = s["held_out"], (s["updates"], s["of"]) if s["of"] else s["updates"]
-        first = {f"{k} 0": (held_out[k] or s[k] or [None])[0] for k in ("accuracy", "gain_over_unigram")}
-        more = {"progress": progress, "held_out_loss": held_out["loss"], "restart_count": len(s["restarts"])}
-        rows.append(s | first | more)
-    return Table("", heads, rows)
+        accuracy, gain = ((held_out[k] or s[k] or [None])[0] for k in ("accuracy", "gain_over_unigram"))
+        more = {"progress": progress, "held_out_loss": held_out["loss"], "restarted": len(s["restarts"])}
+        rows.append(s | more | {"accuracy_0": accuracy, "gain_0": gain})
+    return Table("", chosen(keys + "skipped restarted elapsed_s"), rows)
 
 
 def tiles(runs: list[RunCurves]) -> dict[str, str]:
-    of_first, found = table(runs[:1]), {"runs": str(len(runs))}
-    for key in ("progress", "loss", "held_out_loss", "audio_s_per_s", "utilisation", "restart_count"):
-        column = of_first.columns[key]
-        found[column.head] = column.text(of_first.rows[0][key])
+    (row,), found = table(runs[:1]).rows, {"runs": str(len(runs))}
+    for key, column in chosen("progress loss held_out_loss audio_s_per_s utilisation restarted").items():
+        found[column.head] = column.text(row[key])
     return found
 
 

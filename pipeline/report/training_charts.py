@@ -1,7 +1,6 @@
 """Curves of training runs. A run is a colour; of a single run a level is."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from pipeline.report.charts import Plot, chart, colour, line, vertical
@@ -9,23 +8,33 @@ from pipeline.report.corpus import Row
 from pipeline.report.training import CQT_ERRORS, RunCurves
 
 FROM_ZERO = {"rangemode": "tozero"}
-LOGARITHMIC = {"type": "log", "dtick": 1}
 
 
 def charts(runs: list[RunCurves]) -> dict[str, list[Plot]]:
     """Section → plots."""
-    plot, gain = partial(one_number, runs), "gain_over_unigram"
-    greatest = {"most": "grad_norm_max", "yaxis": LOGARITHMIC}
+
+    def plot(title: str, name: str, unit: str, most: str = "", **layout: Any) -> Plot:
+        """From zero up; `most`: the greatest value in each stretch, dotted."""
+        data = []
+        for at, run in enumerate(runs):
+            data += _curve(run, name, run.place, at)
+            # points that are means hide the spikes
+            if most and len(run.curve["update"]) < run.curve["update"][-1]:
+                data += _curve(run, most, f"{run.place}, greatest", at, "dot")
+        layout = dict(yaxis=FROM_ZERO, showlegend=len(data) > 1) | layout
+        return over_updates(runs, title, data, unit, height=260, **layout)
+
+    gain, logarithmic = "gain_over_unigram", {"type": "log", "dtick": 1}
     return {
         "Loss": [loss(runs)],
         "Codes: accuracy": levels(runs, "accuracy", "Accuracy", "share of masked frames"),
         f"Codes: {gain}": levels(runs, gain, gain, f"{gain}, nats"),
         "CQT": [cqt(runs)],
         "Optimisation": [
-            plot("Gradient norm", "grad_norm", "norm before clipping", **greatest),
+            plot("Gradient norm", "grad_norm", "norm before clipping", "grad_norm_max", yaxis=logarithmic),
             plot("Learning rate", "lr", "lr"),
             plot("Feature penalty", "penalty", "mean square"),
-            plot("Loss scale", "scale", "factor", yaxis=LOGARITHMIC),
+            plot("Loss scale", "scale", "factor", yaxis=logarithmic),
             plot("Skipped updates", "skipped_sum", "updates"),
         ],
         "Speed": [
@@ -54,20 +63,6 @@ def loss(runs: list[RunCurves]) -> Plot:
         data += _curve(run, "loss", run.place, at)
         data += _held_out(run, lambda row: row["loss"], run.place, at, mode="lines+markers")
     return over_updates(runs, "Loss", data, "nats and squared errors, weighted", wide=True, height=320)
-
-
-def one_number(
-    runs: list[RunCurves], title: str, name: str, unit: str, most: str = "", **layout: Any
-) -> Plot:
-    """From zero up; `most`: the greatest value in each stretch, dotted."""
-    data = []
-    for at, run in enumerate(runs):
-        data += _curve(run, name, run.place, at)
-        # points that are means hide the spikes
-        if most and len(run.curve["update"]) < run.curve["update"][-1]:
-            data += _curve(run, most, f"{run.place}, greatest", at, "dot")
-    layout = dict(yaxis=FROM_ZERO, showlegend=len(data) > 1) | layout
-    return over_updates(runs, title, data, unit, height=260, **layout)
 
 
 def levels(runs: list[RunCurves], name: str, title: str, unit: str) -> list[Plot]:
