@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     mistake that the user can correct, in one sentence; 130 stopped by Ctrl-C."""
     if "_OVERTONE_COMPLETE" in os.environ:
         top.main(prog_name="overtone")  # answers the shell and exits
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # not top.main: it turns Ctrl-C and a closed pipe into codes of its own
         with top.make_context("overtone", sys.argv[1:] if argv is None else [*argv]) as context:
@@ -76,10 +76,6 @@ def _usage(error: click.UsageError) -> str:
     path = error.ctx.command_path if error.ctx else "overtone"
     hint = f"did you mean {near[0]!r}?" if near else f"see {path} --help"
     return f"{text[:1].lower()}{text[1:]}: {hint}"
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _debug(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:

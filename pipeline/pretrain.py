@@ -118,8 +118,7 @@ class View:
     def look(self) -> None:
         for line in self._log.lines():
             self.say(line)
-        for line in self._metrics.lines():
-            row = json.loads(line)
+        for row in map(json.loads, self._metrics.lines()):
             if row["kind"] == "update":
                 loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
                 text = f"loss {loss}  {row['audio_s_per_s']:.1f} audio-s/s  left {duration(row['left_s'])}"
@@ -134,11 +133,10 @@ class Tail:
         self._file, self._place = self._end()
 
     def _end(self) -> tuple[int, int]:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             seen = self.path.stat()
-        except FileNotFoundError:
-            return 0, 0
-        return seen.st_ino, seen.st_size
+            return seen.st_ino, seen.st_size
+        return 0, 0
 
     def lines(self) -> list[str]:
         file, size = self._end()
@@ -150,7 +148,6 @@ class Tail:
             return []
         with open(self.path) as text:
             text.seek(self._place)
-            new = self._rest + text.read()
+            *whole, self._rest = (self._rest + text.read()).split("\n")
             self._place = text.tell()
-        *whole, self._rest = new.split("\n")
         return whole

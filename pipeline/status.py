@@ -21,7 +21,6 @@ def status(place: str) -> tuple[dict[str, Any], str]:
 
 
 def _labels(place: str) -> tuple[dict[str, Any], str]:
-    """From the plan and one listing a column."""
     out = Storage(place)
     if not out.exists("plan.parquet"):
         problem = "is no folder" if out.is_gone() else "holds no plan.parquet"

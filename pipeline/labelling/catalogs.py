@@ -88,19 +88,13 @@ class Catalogs:
         return self._of_stages()["recording"].combine_chunks()
 
     def _retried(self, reason: str | None) -> list[str]:
-        """Those that a stage rejected for this reason."""
         if (wanted := _wanted(reason)) is None:
             return []
         rows = self._of_stages().to_pylist()
         return [r["recording"] for r in rows if wanted == "all" or wanted.lower() in r["reason"].lower()]
 
-    @contextlib.contextmanager
-    def _previous(self, name: str) -> Iterator[Path | None]:
-        if self.out.exists(name):
-            with self.out.fetched(name) as path:
-                yield path
-        else:
-            yield None
+    def _previous(self, name: str) -> contextlib.AbstractContextManager[Path | None]:
+        return self.out.fetched(name) if self.out.exists(name) else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _replacing(self, name: str) -> Iterator[tuple[Path | None, Path]]:
@@ -120,7 +114,6 @@ class Catalogs:
             return live_shards(path)
 
     def write_rejected(self, columns: tuple[str, ...]) -> None:
-        """Those of the scan and of the stages."""
         with self.out.fetched(CATALOG) as path:
             table = catalog.read_catalog(path, ["status", "recording", "path", "reason"])
         rejected = table.filter(pc.equal(table["status"], "rejected")).drop_columns("status").to_pylist()

@@ -123,7 +123,6 @@ def loudness(corpus: Corpus) -> Plot | None:
 
 
 def run(found: Row, times: Row | None) -> list[Plot]:
-    """`times`: of `timeline`."""
     if times is None:
         return []
     unit, factor = unit_of(times["seconds"][-1])
@@ -145,7 +144,6 @@ def run(found: Row, times: Row | None) -> list[Plot]:
 
 
 def unit_of(seconds: float) -> tuple[str, float]:
-    """(unit, its seconds)."""
     return ("seconds", 1.0) if seconds < 180 else ("minutes", 60.0) if seconds < 7200 else ("hours", 3600.0)
 
 

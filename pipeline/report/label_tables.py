@@ -43,7 +43,6 @@ def tables(found: Row) -> dict[str, Table]:
 
 
 def segments(rows: list[Row]) -> Table:
-    """Of rows of `named`."""
     heads = chosen("key path at_s length_s lufs rms_db silence clipping bandwidth_hz stereo entropy_bits")
     return Table("", heads, [row | {"at_s": row["start"] / RATE_HZ} for row in rows])
 

@@ -139,7 +139,6 @@ def code_counts(corpus: Corpus) -> np.ndarray | None:
 
 
 def code_use(corpus: Corpus) -> list[Row]:
-    """Per level of the current code column."""
     counts_KC, levels = code_counts(corpus), []
     for level, counts_C in enumerate(() if counts_KC is None else counts_KC):
         bits, size = float(entropy_bits(counts_C[None])[0]), len(counts_C)

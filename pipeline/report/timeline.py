@@ -47,14 +47,5 @@ def without_pauses(started_J: np.ndarray, wall_J: np.ndarray) -> tuple[np.ndarra
 
 def throughput(begin_J: np.ndarray, end_J: np.ndarray, rate_J: np.ndarray, edges_E: np.ndarray) -> np.ndarray:
     """Mean rate between edges, of jobs that each run evenly: (E - 1,)."""
-    done_E = _ramp(begin_J, rate_J, edges_E) - _ramp(end_J, rate_J, edges_E)
+    done_E = [rate_J @ (np.clip(edge, begin_J, end_J) - begin_J) for edge in edges_E]
     return np.diff(done_E) / np.diff(edges_E)
-
-
-def _ramp(start_J: np.ndarray, rate_J: np.ndarray, edges_E: np.ndarray) -> np.ndarray:
-    """Σ rate · max(edge - start, 0) at each edge, by sorting once."""
-    order = np.argsort(start_J)
-    starts, rates = start_J[order], rate_J[order]
-    before = np.searchsorted(starts, edges_E)
-    rate, moment = (np.append(0.0, np.cumsum(of_J))[before] for of_J in (rates, rates * starts))
-    return rate * edges_E - moment

@@ -82,8 +82,9 @@ def read(place: str) -> RunCurves:
         means = [f'avg({name}) AS "{name}"' for name, kind in FIELDS.items() if kind == "DOUBLE"]
         sizes = ", ".join(f"max(len({name})) AS {name}" for name in BY_LEVEL)
         (levels,) = rows(f"SELECT {sizes} FROM of_update")
-        for name, many in levels.items():
-            means += [f'avg({name}[{k + 1}]) AS "{name}/{k}"' for k in range(many or 0)]
+        means += [
+            f'avg({name}[{k + 1}]) AS "{name}/{k}"' for name, many in levels.items() for k in range(many or 0)
+        ]
         points = rows(
             f"""WITH span AS (SELECT greatest(1, ceil((max(update) - min(update) + 1) / {POINTS}))::BIGINT
             AS step FROM of_update) SELECT max(update) AS update, max(grad_norm) AS grad_norm_max,
@@ -118,7 +119,6 @@ def summary(run: RunCurves) -> Row:
 
 
 def table(runs: list[RunCurves]) -> Table:
-    """A row a run."""
     keys = "run progress loss held_out_loss accuracy_0 gain_0 cqt_error audio_s_per_s utilisation data_wait "
     rows = []
     for s in map(summary, runs):

@@ -1,10 +1,8 @@
 """Curves of training runs. A run is a colour; of a single run a level is."""
 
-from collections.abc import Callable
 from typing import Any
 
 from pipeline.report.charts import Plot, chart, colour, line, vertical
-from pipeline.report.corpus import Row
 from pipeline.report.training import CQT_ERRORS, RunCurves
 
 FROM_ZERO = {"rangemode": "tozero"}
@@ -61,23 +59,17 @@ def loss(runs: list[RunCurves]) -> Plot:
     data = []
     for at, run in enumerate(runs):
         data += _curve(run, "loss", run.place, at)
-        data += _held_out(run, lambda row: row["loss"], run.place, at, mode="lines+markers")
+        data += _held_out(run, "loss", run.place, at, mode="lines+markers")
     return over_updates(runs, "Loss", data, "nats and squared errors, weighted", wide=True, height=320)
 
 
 def levels(runs: list[RunCurves], name: str, title: str, unit: str) -> list[Plot]:
     """One run: a plot with a line a level. Several: a plot a level with a line a run."""
-    plots = []
-    for k in range(max((run.levels for run in runs), default=0)):
-
-        def value(row: Row, k: int = k) -> float | None:
-            return row[name][k] if row[name] and k < len(row[name]) else None
-
-        data = []
+    plots = [[] for _ in range(max(run.levels for run in runs))]
+    for k, data in enumerate(plots):
         for at, run in enumerate(runs):
-            label, number = (f"level {k}", k) if len(runs) == 1 else (run.place, at)
-            data += _curve(run, f"{name}/{k}", label, number) + _held_out(run, value, label, number)
-        plots.append(data)
+            what = (f"{name}/{k}", f"level {k}", k) if len(runs) == 1 else (f"{name}/{k}", run.place, at)
+            data += _curve(run, *what) + _held_out(run, *what)
     more = dict(note="dashed: held out")
     if len(runs) == 1:
         return [over_updates(runs, f"{title} by level", sum(plots, []), unit, wide=True, **more)]
@@ -113,9 +105,12 @@ def _curve(run: RunCurves, name: str, label: str, number: int, dash: str = "soli
     return [line(label, x, y, number, dash)] if any(value is not None for value in y) else []
 
 
-def _held_out(
-    run: RunCurves, value: Callable[[Row], float | None], label: str, number: int, **more: Any
-) -> list[Plot]:
-    points = [(row["update"], value(row)) for row in run.valid if value(row) is not None]
-    x, y = ([point[axis] for point in points] for axis in (0, 1))
-    return [line(f"{label}, held out", x, y, number, "dash", **more)] if points else []
+def _held_out(run: RunCurves, name: str, label: str, number: int, **more: Any) -> list[Plot]:
+    key, _, level = name.partition("/")
+    x, y = [], []
+    for row in run.valid:
+        values = (row[key] or [])[int(level) :] if level else [row[key]]
+        if values and values[0] is not None:
+            x.append(row["update"])
+            y.append(values[0])
+    return [line(f"{label}, held out", x, y, number, "dash", **more)] if x else []
