@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,8 +19,7 @@ from stages.label.base import Needs
 SLACK = 0.1  # share of the CPUs left for Ray Data's own tasks
 
 
-@dataclass(frozen=True)
-class StageSpec:
+class StageSpec(NamedTuple):
     """`make` opens the worker in its actor; the worker maps a shard name to a row."""
 
     name: str

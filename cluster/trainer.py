@@ -113,8 +113,8 @@ def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
             options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "scheduling_strategy": strategy}
             actors.append(Rank.options(**options).remote())
         places = ray.get([a.where.remote() for a in actors], timeout=PLACE_S)
-        hosts = [host for host, _ in places]
-        common = {"MASTER_ADDR": hosts[0], "MASTER_PORT": places[0][1], "WORLD_SIZE": plan.ranks}
+        hosts, ports = zip(*places, strict=True)
+        common = {"MASTER_ADDR": hosts[0], "MASTER_PORT": ports[0], "WORLD_SIZE": plan.ranks}
         tasks = []
         for i, actor in enumerate(actors):
             local = 0 if plan.gpus else hosts[:i].count(hosts[i])

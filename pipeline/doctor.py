@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 GIB = 2**30
@@ -30,8 +30,7 @@ PACKAGES = {  # module: extra of pyproject.toml, use
 OPTIONAL = ("encodec", "tensorboard", "plotly")
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     name: str
     fine: bool
     text: str
@@ -46,7 +45,7 @@ def doctor(s3: str | None, as_json: bool) -> int:
     found = list(_checks(s3))
     ok = all(check.fine for check in found if check.needed)
     if as_json:
-        print(json.dumps({"ok": ok, "checks": [asdict(check) for check in found]}, indent=1))
+        print(json.dumps({"ok": ok, "checks": [check._asdict() for check in found]}, indent=1))
     else:
         print(*found, sep="\n")
     return 0 if ok else 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -58,8 +58,7 @@ def _extracted(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Features by path, mapped from files in `scratch`, and why the other paths have none."""
     found, failed, joined = {}, {}, features.Joined()
-    texts = TextColumn("{task.description}"), TextColumn("files")
-    columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeRemainingColumn())
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "files", TimeRemainingColumn())
     with (
         contextlib.closing(DecoderProcess()) as decoder,
         Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 
 from pipeline.doctor import PACKAGES, remedy
 from stages.pretrain.config import Config
@@ -107,8 +107,7 @@ class View:
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._log, self._metrics = Tail(run / "run.log"), Tail(run / "metrics.jsonl")
         hidden = not (config.watch.live and self.console.is_terminal)
-        count = TextColumn("{task.completed:.0f}/{task.total:.0f}")
-        columns = (TextColumn("{task.description}"), BarColumn(), count)
+        columns = ("{task.description}", BarColumn(), "{task.completed:.0f}/{task.total:.0f}")
         self.bar = Progress(*columns, console=self.console, disable=hidden)
         self._task = self.bar.add_task("starting", total=config.optim.updates)
 

@@ -5,8 +5,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.label import recipe as recipes
 from stages.label.recipe import Recipe
@@ -18,8 +17,7 @@ from stages.shards.storage import Storage
 FOLDER = "teachers"
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """name: below OUT, or None for a teacher without weights."""
 
     name: str | None

@@ -2,7 +2,7 @@
 over OUT/segments.parquet, as the trainer's `data.where` takes it. Segments without the statistic are kept."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from pipeline.report.corpus import AMOUNT, Corpus, Row, quoted
 from pipeline.report.duplicates import groups
@@ -14,8 +14,7 @@ FAR = 6.0  # from the median, in median absolute deviations scaled to a standard
 DUPLICATES = "report/near_duplicates.txt"
 
 
-@dataclass(frozen=True)
-class Anomaly:
+class Anomaly(NamedTuple):
     """`where`: of its segments; None where not leaving them out helps, but `remedy`."""
 
     what: str
@@ -54,9 +53,7 @@ SEGMENTS = (
 
 def anomalies(corpus: Corpus, found: Row) -> list[Anomaly]:
     """Most hours first. `found`: the corpus's `numbers`."""
-    counts = ", ".join(f"count(*) FILTER ({where}) AS k{i}" for i, (_, where, _) in enumerate(SEGMENTS))
-    counted = corpus.one(f"SELECT {counts} FROM segments").values()
-    out = [_segments(corpus, *kind) for kind, many in zip(SEGMENTS, counted, strict=True) if many]
+    out = [one for kind in SEGMENTS if (one := _segments(corpus, *kind)).segments]
     out = sorted(out + _duplicates(corpus) + _far_shards(corpus), key=lambda one: -one.hours)
     return out + _without_condition(found)
 
@@ -68,11 +65,13 @@ def everything(anomalies: Sequence[Anomaly]) -> str | None:
 
 
 def as_data(anomalies: Sequence[Anomaly]) -> list[Row]:
-    return [asdict(one) | {"exclude": one.exclude} for one in anomalies]
+    return [one._asdict() | {"exclude": one.exclude} for one in anomalies]
 
 
 def _segments(corpus: Corpus, what: str, where: str, why: str) -> Anomaly:
     counted = corpus.one(f"SELECT {AMOUNT} FROM segments WHERE {where}")
+    if not counted["segments"]:
+        return Anomaly(what, why)
     examples = corpus.rows(
         f"SELECT coalesce(path, key) AS path FROM named WHERE {where} GROUP BY 1 "
         f"ORDER BY count(*) DESC, 1 LIMIT {EXAMPLES}"
@@ -99,7 +98,7 @@ def _duplicates(corpus: Corpus) -> list[Anomaly]:
         listed = f"SELECT column0 FROM read_csv({path}, header=false, all_varchar=true)"
     examples = [" = ".join(group["paths"][:3]) for group in found[:EXAMPLES]]
     one = _segments(corpus, "near-duplicates", f"recording IN ({listed})", why)
-    return [replace(one, examples=examples)]
+    return [one._replace(examples=examples)]
 
 
 def _far_shards(corpus: Corpus) -> list[Anomaly]:
@@ -133,7 +132,7 @@ def _without_condition(found: Row) -> list[Anomaly]:
     if differ["differ"]:
         why = f"{differ['differ']} shards hold different numbers of frames in their columns"
         remedy = f"overtone verify {found['out']} --repair, then label again"
-        out.append(Anomaly("columns disagree", why, examples=differ["examples"], remedy=remedy))
+        out.append(Anomaly("columns disagree", why, examples=tuple(differ["examples"]), remedy=remedy))
     slow = [
         f"{row['stage']} {row['shard']} on {row['host']}: {row['times_median']:.0f} × the median"
         for row in found["slowest_shards"]

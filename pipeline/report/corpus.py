@@ -44,9 +44,7 @@ REGATHER = (
     "delete index.parquet, segments.parquet and shards.parquet there and run the same `labels` "
     "again, which gathers them anew"
 )
-REMEDIES = {
-    "segments": REGATHER,
-    "shards": REGATHER,
+REMEDIES = dict.fromkeys(("segments", "shards"), REGATHER) | {
     "plan": "restore it, or use another OUT",
     "rejected": "delete it and run the same `labels` again, which writes it anew",
 }
@@ -98,18 +96,19 @@ def opened(place: str) -> Iterator[Corpus]:
         for name in REMEDIES:
             if out.exists(f"{name}.parquet"):
                 path = str(stack.enter_context(out.fetched(f"{name}.parquet")))
-                files[name] = f"read_parquet({quoted(path)})"
+                table = f"read_parquet({quoted(path)})"
                 try:
-                    _columns(corpus, files[name])
+                    columns = corpus.rows(f"DESCRIBE SELECT * FROM {table}")
+                    files[name] = table, [row["column_name"] for row in columns]
                 except duckdb.Error as error:
                     why = str(error).splitlines()[0]
                     raise ValueError(f"{place}/{name}.parquet is damaged ({why}): {REMEDIES[name]}") from None
-        _segments(corpus, files["segments"])
-        _shards(corpus, files["shards"])
-        rejected = files.get("rejected", "(SELECT '' AS stage, '' AS path, '' AS reason WHERE false)")
+        _segments(corpus, *files["segments"])
+        _shards(corpus, *files["shards"])
+        rejected, *_ = files.get("rejected", ("(SELECT '' AS stage, '' AS path, '' AS reason WHERE false)",))
         db.execute(
             f"""CREATE TABLE planned AS SELECT recording, last(path) AS path, last(split) AS split
-            FROM {files["plan"]} GROUP BY recording;
+            FROM {files["plan"][0]} GROUP BY recording;
             CREATE VIEW named AS SELECT s.*, p.path, p.split FROM segments s LEFT JOIN planned p
             USING (recording);
             CREATE VIEW rejected AS SELECT stage, reason, path FROM {rejected}"""
@@ -121,12 +120,7 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _columns(corpus: Corpus, table: str) -> list[str]:
-    return [row["column_name"] for row in corpus.rows(f"DESCRIBE SELECT * FROM {table}")]
-
-
-def _segments(corpus: Corpus, table: str) -> None:
-    names = _columns(corpus, table)
+def _segments(corpus: Corpus, table: str, names: list[str]) -> None:
     corpus.missing = [name for name in STATISTICS if name not in names]
     fields = [f'"{name}"' for name in names if name not in STATISTICS and name != "columns"]
     # A statistic that was NULL in all rows has no type of its own in the file.
@@ -140,8 +134,7 @@ def _segments(corpus: Corpus, table: str) -> None:
     )
 
 
-def _shards(corpus: Corpus, table: str) -> None:
-    names = _columns(corpus, table)
+def _shards(corpus: Corpus, table: str, names: list[str]) -> None:
     fields = [name if name in names else f"NULL::{kind} AS {name}" for name, kind in OF_SHARDS.items()]
     fields += [f"{name}::DOUBLE AS {name}" for name in ("started", "wall_s", "busy_s")]
     current = ", ".join(map(quoted, corpus.registry.names))

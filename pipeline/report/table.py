@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 BARS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH, METER_WIDTH = 40, 20  # characters
 MISSING = "–"
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """kind: text, path (one or a list), count, number, share (0 … 1), bytes, duration (seconds), meter
     (0 … 1), histogram (counts), figures (text aligned like numbers). A count may be a pair, (n, of)."""
 
@@ -91,8 +89,7 @@ def chosen(keys: str) -> dict[str, Column]:
     return {key: COLUMNS[key] for key in keys.split()}
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     title: str
     columns: dict[Any, Column]  # by the key of their values in a row
     rows: Sequence[Any]

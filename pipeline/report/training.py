@@ -1,7 +1,6 @@
 """Training runs: RUN/metrics.jsonl as curves and as a few numbers; a missing key is a missing curve."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 from rich.console import Console
@@ -27,8 +26,7 @@ FIELDS = (
 )
 
 
-@dataclass
-class RunCurves:
+class RunCurves(NamedTuple):
     """curve: name → values; lists are a curve a level, `accuracy/0`, `accuracy/1` …"""
 
     place: str
