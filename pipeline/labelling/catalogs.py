@@ -26,7 +26,7 @@ class Catalogs:
 
     scanned: ScanSummary
     planned: PlanSummary
-    rejected: pa.Table = gathering.REJECTED.empty_table()
+    rejected: pa.Table
 
     def __init__(self, out: Storage, config: Config, progress: Progress):
         self.out, self.config, self.progress = out, config, progress

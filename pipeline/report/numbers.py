@@ -48,13 +48,12 @@ def numbers(corpus: Corpus) -> Row:
         "shard) AS shards, count(*) FILTER (start = 0 AND split = 'valid') AS validation FROM named"
     )
     columns, timed = column_rows(corpus), corpus.one("SELECT count(slowest) AS n FROM shards")["n"]
-    total_bytes = sum(column["bytes"] for column in columns)
-    lacking = [s.name for s in SHOWN if s.name in corpus.missing] + ["slowest_files"] * (not timed)
+    size, lacking = sum(column["bytes"] for column in columns), [] if timed else ["slowest_files"]
     return {
         "out": corpus.place,
         **totals,
-        "bytes": total_bytes,
-        "bytes_per_hour": total_bytes / totals["hours"] if totals["hours"] else 0,
+        "bytes": size,
+        "bytes_per_hour": size / totals["hours"] if totals["hours"] else 0,
         "columns": columns,
         "agreement": agreement(corpus),
         "rejects": corpus.rows(
@@ -62,7 +61,7 @@ def numbers(corpus: Corpus) -> Row:
             "FROM rejected GROUP BY ALL ORDER BY files DESC, stage, reason"
         ),
         "distributions": {s.name: found for s in SHOWN if (found := distribution(corpus, s))},
-        "not_gathered": lacking,
+        "not_gathered": [s.name for s in SHOWN if s.name in corpus.missing] + lacking,
         "codes": code_use(corpus),
         "sources": corpus.rows(
             "SELECT source_codec AS codec, source_rate_hz AS rate_hz, source_channels AS channels, count(*) "

@@ -33,8 +33,8 @@ def drawn(table: Table) -> rich.table.Table:
     out = rich.table.Table(
         box=None,
         pad_edge=False,
-        title=Text(table.title, "bold") if table.title else None,
-        caption=Text(table.note, "red" if table.is_warning else "") if table.note else None,
+        title=Text(table.title, "bold"),
+        caption=Text(table.note, "red" if table.is_warning else ""),
         title_justify="left",
         caption_justify="left",
     )
@@ -62,10 +62,8 @@ def segments(console: Console, rows: list[Row], counted: Row) -> None:
 
 
 def _worth_a_look(console: Console, anomalies: list[Anomaly]) -> None:
-    if not anomalies:
-        console.print("\nworth a look: nothing unusual was found")
-        return
-    console.print("\n[bold]Worth a look[/]")
+    heading = "[bold]Worth a look[/]" if anomalies else "worth a look: nothing unusual was found"
+    console.print(f"\n{heading}")
     for one in anomalies:
         many = label_tables.amount(one.segments, one.recordings, one.hours) + ": " if one.segments else ""
         console.print(Text.assemble((f"  {one.what}", "yellow"), f"  {many}{one.why}"))
