@@ -1,5 +1,4 @@
-"""The ledger of a chain. Not in `sharded.py`, so that its process need not import Ray Data, which takes a
-second."""
+"""Not in `sharded.py`, so that its process need not import Ray Data, which takes a second."""
 
 import contextlib
 import threading
@@ -16,7 +15,7 @@ POLL_S = 0.5  # a worker's report arrives within it
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
-    """Counts attempts per stage and shard, to give up a shard that kills its worker; carries events."""
+    """Counts attempts, to give up a shard that kills its worker; carries events."""
 
     def __init__(self):
         self.attempts: Counter[tuple[str, str]] = Counter()
@@ -39,14 +38,14 @@ class Ledger:
 
 
 def ledger_here() -> Any:
-    """A ledger on the driver's own node, which the death of another does not end."""
+    """On the driver's own node, which the death of another does not end."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return Ledger.options(scheduling_strategy=here).remote()
 
 
 @contextlib.contextmanager
 def watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[None]:
-    """Poll the ledger in a thread: rows may be minutes apart, or too many for a call each."""
+    """Poll in a thread: rows may be minutes apart, or too many for a call each."""
     stop, lock = threading.Event(), threading.Lock()
 
     def poll() -> None:

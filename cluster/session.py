@@ -40,7 +40,7 @@ class Session(NamedTuple):
 
 @contextmanager
 def session(cpus: int | None = None) -> Iterator[Session]:
-    """A Ray connection, by RAY_ADDRESS or started on this machine."""
+    """By RAY_ADDRESS, or started on this machine."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     level = logging.INFO if debugging() else logging.ERROR
@@ -66,13 +66,13 @@ def session(cpus: int | None = None) -> Iterator[Session]:
 
 
 def debugging() -> bool:
-    """Whether `overtone --debug` shows the logs of Ray and its workers."""
+    """Whether `overtone --debug` was given."""
     return bool(os.environ.get("OVERTONE_DEBUG"))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Ray's native start-up lines off the terminal; what goes wrong is an exception."""
+    """Keeps Ray's native lines off the terminal; what goes wrong is an exception."""
     if debugging():
         yield
         return
@@ -91,7 +91,7 @@ def available_cpus() -> int:
 
 
 def preflight(gpus_wanted: float) -> None:
-    """Before the scan, refuse a stale RAY_ADDRESS, and a GPU for a machine without one."""
+    """Before the scan, refuse a stale RAY_ADDRESS, and a GPU where there is none."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
         reachable(address)
@@ -106,7 +106,7 @@ def preflight(gpus_wanted: float) -> None:
 
 
 def reachable(address: str) -> None:
-    """Refuse within seconds an address without a healthy cluster; Ray itself waits for minutes."""
+    """Refuse within seconds an address without a healthy cluster, where Ray waits for minutes."""
     seen = address
     if address == "auto":
         try:

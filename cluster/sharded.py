@@ -1,5 +1,4 @@
-"""A chain of stages over shard names as one stream: while one shard is decoded, another is labelled. Each
-stage has a pool of actors, which grows and shrinks with the cluster."""
+"""A chain of stages over shard names as one stream: while one shard is decoded, another is labelled."""
 
 import json
 import logging
@@ -40,7 +39,7 @@ def size_pools(
 ) -> list[PoolSize]:
     """One actor of each and one more task always fit. On a smaller cluster reservations shrink to fractions,
     with room for a busy stage's pool to grow, and for one actor of each on one node of `node_cpus`, should
-    the others die. Raises ValueError naming a stage that needs more GPUs than there are."""
+    the others die. ValueError naming a stage that needs more GPUs than there are."""
     gpu_needs, whole = sum(spec.needs.gpus for spec in specs), sum(spec.needs.cpus for spec in specs)
     if gpu_needs > gpus:
         wanting = next(spec for spec in specs if spec.needs.gpus)
@@ -68,7 +67,7 @@ def size_pools(
 
 
 class Actor:
-    """A process of a pool: opens its worker, runs shards and passes on the rows of failed ones."""
+    """A process of a pool, which opens its worker; rows of failed shards are passed on."""
 
     def __init__(self, spec: StageSpec, ledger: Any, attempts: int):
         self.spec, self.ledger, self.attempts = spec, ledger, attempts
@@ -105,8 +104,8 @@ class Actor:
 
 
 def blocks(shards: int) -> int:
-    """Ray Data's: one per shard, of thousands up to five in one. A block costs the scheduler some 20 ms in
-    each chain, and enters the next stage as a whole."""
+    """One per shard, of thousands up to five in one: a block costs the scheduler some 20 ms in each chain,
+    and enters the next stage as a whole."""
     return max(1, min(shards, max(2000, math.ceil(shards / 5))))
 
 
@@ -118,7 +117,7 @@ def run_chain(
     on_event: Callable[[dict], None] = lambda event: None,
 ) -> Iterator[dict]:
     """A row per shard as it leaves the chain: {shard, <stage>: status…, failed?, error?, fatal?}. `on_event`
-    gets the workers' reports of its begin and end at each stage, in another thread, twice a second."""
+    gets its begin and end at each stage, in another thread."""
     pools = size_pools(specs, session.cpus, session.gpus, session.node_cpus)
     if not debugging():
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would break our screen
@@ -160,8 +159,7 @@ def report(ledger: Any, event: dict) -> None:
 def run_one_reporting(
     work: Callable[..., Any], on_event: Callable[[dict], None], *args: Any, cpus: float, gpus: float = 0
 ) -> Any:
-    """Run `work(*args, report)` in a worker of the cluster, again if its node dies; its exceptions are raised
-    here."""
+    """Run `work(*args, report)` in a worker, again if its node dies; its exceptions are raised here."""
     ledger = ledger_here()
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work)
     task = remote.remote(*args, partial(report, ledger))

@@ -1,5 +1,5 @@
-"""Training on Ray: one rank a worker, all of them started again from the last checkpoint when one dies. They
-find each other by torch's variables and run what `torchrun -m stages.pretrain` runs."""
+"""Training on Ray: one rank a worker, which runs what `torchrun -m stages.pretrain` runs; all are started
+again from the last checkpoint when one dies."""
 
 import contextlib
 import os
@@ -44,7 +44,7 @@ class Rank:
 
 
 def layout(config: Config) -> Layout:
-    """One rank per GPU of the cluster, or per node without any; ValueError when `run.ranks` are too many."""
+    """One rank per GPU, or per node without any; ValueError when `run.ranks` are too many."""
     nodes = [n["Resources"] for n in alive()]
     cpus, gpus = sum(n["CPU"] for n in nodes), int(sum(n.get("GPU", 0) for n in nodes))
     ranks = config.run.ranks or gpus or len(nodes)
@@ -104,7 +104,7 @@ def _watched(tasks: list[Any], look: Callable[[], None]) -> str:
 
 @contextlib.contextmanager
 def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
-    """The tasks of all ranks; their processes end with the block."""
+    """Tasks, whose processes end with the block."""
     group, plan = _placed(config, patient)
     actors = []
     try:
@@ -129,7 +129,7 @@ def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
 
 
 def _placed(config: Config, patient: bool) -> tuple[PlacementGroup, Layout]:
-    """Room for the ranks; `patient` after a death, when the cluster may need time."""
+    """`patient`: after a death, when the cluster may need time."""
     deadline = time.monotonic() + PLACE_S
     while True:
         try:

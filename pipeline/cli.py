@@ -70,7 +70,7 @@ def _failed(error: BaseException, text: str, code: int = USER_ERROR) -> int:
 
 
 def _usage(error: click.UsageError) -> str:
-    """Click's message, with the nearest command or option, or where they are listed."""
+    """With the nearest command or option, or where they are listed."""
     near = getattr(error, "possibilities", None)
     text = (error.message if near else error.format_message()).rstrip(".")
     path = error.ctx.command_path if error.ctx else "overtone"
@@ -120,8 +120,6 @@ as_json = click.option("--json", "as_json", is_flag=True, help="as JSON")
 
 
 def labels_config(function: Callable) -> Callable:
-    """The function gets it loaded."""
-
     @click.argument("config", metavar="CONFIG")
     @overrides("run.out=data/mine")
     @click.option("--audio", multiple=True, metavar="PATH", help="audio root; instead of run.audio")

@@ -1,4 +1,4 @@
-"""`overtone doctor`: whether labels and training can run here, a line for each need."""
+"""`overtone doctor`: whether labels and training can run here."""
 
 import importlib.metadata
 import json
@@ -41,7 +41,6 @@ class Check(NamedTuple):
 
 
 def doctor(s3: str | None, as_json: bool) -> int:
-    """0 when labels and training can run, else 1."""
     found = list(_checks(s3))
     ok = all(check.fine for check in found if check.needed)
     if as_json:

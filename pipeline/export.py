@@ -8,7 +8,7 @@ from stages.shards.storage import Storage
 
 
 def export(place: str, out: str, checkpoint: str = "latest") -> str:
-    """Write the folder, config.json last, so that one that loads is whole. Raises ValueError."""
+    """config.json comes last, so that a folder that loads is whole. Raises ValueError."""
     run = open_run(place, checkpoint)
     found, storage = files(run), Storage(out)
     for name in sorted(found, key=lambda name: name == "config.json"):

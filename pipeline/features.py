@@ -30,7 +30,7 @@ REQUEST = {"rate_hz": RATE_HZ, "resampler": "HQ", "max_s": 12 * 3600.0}
 def extract(
     place: str, audio: list[str], layer: str, out: str, batch: int, device: str | None, checkpoint: str
 ) -> int:
-    """Write a tensor a recording, named by its path: fp32 (T, D), or (layers + 1, T, D) for `all`. Files that
+    """A tensor a recording, named by its path: fp32 (T, D), or (layers + 1, T, D) for `all`. Files that
     cannot be decoded are named and left out; the exit code is then 1. Raises ValueError."""
     net = open_backbone(place, checkpoint)
     chosen = _layer(layer, net.model.layers)
@@ -56,7 +56,7 @@ def extract(
 def _extracted(
     net: Backbone, paths: list[str], layer: int | None, batch: int, scratch: Path, console: Console
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Features by path, mapped from files in `scratch`, and why the other paths have none."""
+    """Features by path, mapped from `scratch`, and why the other paths have none."""
     found, failed, joined = {}, {}, features.Joined()
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "files", TimeRemainingColumn())
     with (
@@ -78,7 +78,7 @@ def on_disk(value: Tensor, path: Path) -> Tensor:
 
 
 def _folder(out: str) -> str | None:
-    """The folder of a local OUT, which needs twice the space for a while; None for an object store."""
+    """Of a local OUT, which needs twice the space for a while; None for an object store."""
     if "://" in out:
         return None
     folder = os.path.dirname(os.path.abspath(out))
@@ -114,7 +114,7 @@ def _paths(audio: list[str]) -> Iterator[str]:
 def _windows(
     paths: Iterable[str], decoder: DecoderProcess, net: Backbone, failed: dict[str, str]
 ) -> Iterator[features.Window]:
-    """Of every file that can be decoded; the reasons of the others go into `failed`."""
+    """Reasons of files that cannot be decoded go into `failed`."""
     for path in paths:
         try:
             about, encoded = os.stat(path), os.fsencode(path)

@@ -19,14 +19,14 @@ from stages.shards.storage import Storage
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """Options of the command line that are not in the configuration."""
+    """What the configuration does not hold."""
 
     retry_rejected: str | None = None
     refit: bool = False
 
 
 def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
-    """Label what is not labelled yet. The same command goes on after any interruption."""
+    """The same command goes on after any interruption."""
     published = check(config)
     out = open_out(config)
     with locked(out):
@@ -64,8 +64,7 @@ def _label(
 
 
 def check(config: Config) -> bytes | None:
-    """Before anything is written; returns the teacher's published weights. ValueError for missing audio,
-    cluster, GPU or weights."""
+    """Returns the teacher's published weights. ValueError for missing audio, cluster, GPU or weights."""
     from cluster.session import preflight
 
     check_roots(list(config.run.audio), config.run.exclude)

@@ -1,4 +1,4 @@
-"""`overtone merge OUT --to DIR`: ordinary webdataset tars that hold all columns of each segment."""
+"""`overtone merge OUT --to DIR`: ordinary webdataset tars that hold all columns."""
 
 import contextlib
 import tarfile
@@ -13,10 +13,9 @@ from stages.shards.storage import Storage
 
 
 def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: str | None = None) -> str:
-    """Join the columns of every shard into DIR/SHARD.tar; returns a line about it.
-
-    Tombstoned recordings are left out, and segments that a column lacks. The same inputs give the same bytes;
-    each tar appears whole or not at all. ValueError for an unknown column or unfinished shards."""
+    """Returns a line about what was written. Tombstoned recordings are left out, and segments that a column
+    lacks. The same inputs give the same bytes; each tar appears whole or not at all. ValueError for an
+    unknown column or unfinished shards."""
     out, target = Storage(place), Storage(to)
     known = registry.existing(out)
     names = columns or known.names

@@ -20,9 +20,8 @@ from stages.shards.storage import Storage
 
 
 def pretrain(config: Config) -> int:
-    """Train until the last update; the same command goes on after any interruption. Ctrl-C writes a
-    checkpoint; the exit code is then 130. ValueError for a mistake of the user, within seconds where it can
-    be known."""
+    """The same command goes on after any interruption. Ctrl-C writes a checkpoint; the exit code is then 130.
+    ValueError for a mistake of the user, within seconds where it can be known."""
     from cluster import trainer
     from cluster.session import preflight, session
 
@@ -57,7 +56,6 @@ def absolute(config: Config) -> Config:
 
 
 def check(config: Config) -> None:
-    """What can be known before Ray is started."""
     for name, (extra, _) in PACKAGES.items():
         needed = extra == "[train]" and (name != "tensorboard" or config.watch.tensorboard)
         if needed and importlib.util.find_spec(name) is None:
@@ -101,7 +99,7 @@ def _stopping(run: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 class View:
-    """RUN/run.log and RUN/metrics.jsonl: lines as they come, and a bar at the foot of a terminal."""
+    """New lines of RUN/run.log, and a bar at the foot of a terminal."""
 
     def __init__(self, run: Path, config: Config):
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
@@ -125,7 +123,7 @@ class View:
 
 
 class Tail:
-    """New whole lines of a growing file, from its present end, or from the end of a file that replaces it."""
+    """New whole lines of a growing file, from its present end, or from that of a file that replaces it."""
 
     def __init__(self, path: Path):
         self.path, self._rest = path, ""

@@ -1,7 +1,5 @@
 """`overtone stats`: look at the data before GPU weeks are spent on it, and at a training run while it goes.
-
-An OUT of `labels` is shown on the terminal and as OUT/report/index.html, several are compared; RUNs of
-`train` (with a metrics.jsonl) become curves on one page. Nothing is computed anew."""
+Nothing is computed anew."""
 
 import json
 import sys

@@ -15,7 +15,7 @@ from stages.shards.storage import Storage
 
 
 def status(place: str) -> tuple[dict[str, Any], str]:
-    """Of an OUT or a RUN, as plain data and as text; ValueError when it is neither."""
+    """As plain data and as text; ValueError for neither."""
     is_run = (Path(place) / "data.json").exists() and (Path(place) / "config.yaml").exists()
     return _run(place) if is_run else _labels(place)
 
@@ -70,7 +70,6 @@ def _labels(place: str) -> tuple[dict[str, Any], str]:
 
 
 def _run(place: str) -> tuple[dict[str, Any], str]:
-    """ValueError when metrics.jsonl is not readable."""
     run, kinds, starts = Path(place), {}, 0
     metrics = run / "metrics.jsonl"
     for number, text in enumerate(metrics.read_text().splitlines() if metrics.exists() else (), 1):

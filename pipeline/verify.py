@@ -1,4 +1,4 @@
-"""`overtone verify OUT`: read every finished shard back, name the damaged ones, send them back on request."""
+"""`overtone verify OUT`: read every finished shard back, name the damaged ones."""
 
 import contextlib
 import sys
@@ -13,8 +13,7 @@ from stages.shards.storage import Storage
 
 
 def verify(place: str, repair: bool) -> int:
-    """0 when every finished shard is whole, else 1. `repair` discards exactly the damaged columns of damaged
-    shards, record first."""
+    """1 unless every finished shard is whole. `repair` discards the damaged columns, record first."""
     out = Storage(place)
     known = registry.existing(out)
     # A shard counts as finished in a column when any of its files is there: a lost record is damage too.

@@ -22,7 +22,7 @@ CATALOG, PLAN, REJECTED = "catalog.parquet", "plan.parquet", "rejected.parquet"
 
 
 class Catalogs:
-    """OUT's tables of the files found, of their shards, and of those rejected."""
+    """OUT's tables of the files found, their shards, and those rejected."""
 
     scanned: ScanSummary
     planned: PlanSummary
@@ -38,7 +38,7 @@ class Catalogs:
             self._plan(previous, found, new, self._retried(retry_rejected))
 
     def dry_scan_and_plan(self, folder: Path) -> Path:
-        """The same into a temporary folder; returns the plan's path. OUT is only read."""
+        """Returns the plan's path in `folder`. OUT is only read."""
         with self._previous(CATALOG) as previous:
             self._scan(previous, folder / CATALOG, None)
         with self._previous(PLAN) as previous:
@@ -70,14 +70,14 @@ class Catalogs:
 
     @functools.cached_property
     def _known(self) -> dict[str, str]:
-        """Recording → sha256 of the bytes it was labelled from, to distinguish an edit from a touch."""
+        """Recording → sha256 of the bytes it was labelled from: an edit is no touch."""
         if not self.out.exists("segments.parquet"):
             return {}
         table = self.out.read_table("segments.parquet", ["recording", "source_sha256"])
         return dict(zip(*table.to_pydict().values(), strict=True))
 
     def _of_stages(self) -> pa.Table:
-        """What stages rejected, by the latest rejected.parquet."""
+        """By the latest rejected.parquet."""
         if not self.out.exists(REJECTED):
             return gathering.REJECTED.empty_table()
         table = self.out.read_table(REJECTED)
@@ -105,7 +105,6 @@ class Catalogs:
                 self.out.write(name, new.read_bytes())
 
     def live(self) -> pa.Table:
-        """Recordings and shards of the plan."""
         with self.out.fetched(PLAN) as path:
             return catalog.live(catalog.read_plan(path, ["recording", "shard", "tombstone"]))
 
@@ -130,7 +129,6 @@ def _wanted(reason: str | None) -> str | None:
 
 
 def live_shards(path: Path) -> list[tuple[str, float]]:
-    """Shards with a live recording, in plan order, and their seconds by header."""
     live = catalog.live(catalog.read_plan(path, ["shard", "duration_s", "tombstone"]))
     seconds, slices = live["duration_s"].to_numpy(), catalog.shard_slices(live)
     return [(name, float(seconds[start : start + n].sum())) for name, (start, n) in slices.items()]

@@ -1,4 +1,4 @@
-"""`--dry-run`: the plan of a run, from a real scan; nothing is written."""
+"""`--dry-run`: the plan of a run, from a real scan."""
 
 import os
 import tempfile

@@ -20,8 +20,8 @@ SETTLE_S = 2.0  # within it two that start at once have both written
 
 @contextlib.contextmanager
 def locked(out: Storage) -> Iterator[None]:
-    """Hold OUT; ValueError naming the holder when another run has it. Locally a kernel lock, which ends with
-    its process; on an object store an object that is written again and again, free `STALE_S` after its run
+    """ValueError naming the holder when another run has OUT. Locally a kernel lock, which ends with its
+    process; on an object store an object that is written again and again, free `STALE_S` after its run
     died."""
     with _local(out) if out.is_local else _beating(out):
         yield

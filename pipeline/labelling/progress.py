@@ -66,7 +66,7 @@ class Progress:
                 self._show(text)
 
     def _show(self, *lines: str) -> None:
-        """Refresh the screen, or print these lines if the last ones are `LINE_S` old."""
+        """Refresh the screen, or print these if the last lines are `LINE_S` old."""
         if self._live:
             self._live.update(self._table())
         elif time.monotonic() - self._printed > LINE_S:
@@ -81,7 +81,6 @@ class Progress:
             self._live.start()
 
     def event(self, event: dict) -> None:
-        """A worker's report."""
         with self._lock:
             stage = self.stages.get(event["stage"])
             if stage is None:

@@ -36,7 +36,7 @@ def read(out: Storage) -> Registry | None:
 
 
 def existing(out: Storage) -> Registry:
-    """Of an OUT that was labelled; else ValueError."""
+    """ValueError unless OUT was labelled."""
     if registry := read(out):
         return registry
     if out.exists("catalog.parquet"):
@@ -51,14 +51,14 @@ def existing(out: Storage) -> Registry:
 
 
 def audio_name(known: Registry | None, recipe: Recipe) -> tuple[str, str]:
-    """(column, recipe8) of the audio: the first recipe of an OUT has the plain name `audio`."""
+    """(column, recipe8); an OUT's first recipe has the plain name `audio`."""
     own = canonical(recipes.audio_recipe(recipe))
     is_first = known is None or canonical(known.columns.get("audio", own)) == own
     return "audio" if is_first else f"audio-{recipe8(own)}", recipe8(own)
 
 
 def check_plan(known: Registry | None, recipe: Recipe, out: Storage) -> None:
-    """The first run fixes the plan's recipe: another would give other shards than the labelled ones."""
+    """Another recipe of the plan would give other shards than the labelled ones."""
     for name, value in canonical(asdict(recipe.plan)).items() if known else ():
         seen = known.plan.get(name)
         if canonical(seen) != value:
@@ -71,7 +71,7 @@ def check_plan(known: Registry | None, recipe: Recipe, out: Storage) -> None:
 def write(
     out: Storage, known: Registry | None, recipe: Recipe, current: dict[str, tuple[str, dict]]
 ) -> Registry:
-    """Add the current columns to the old ones, none of which is removed."""
+    """No column is ever removed."""
     columns = known.columns if known else {}
     columns = columns | {name: canonical(own) for name, own in current.values()}
     names = {kind: name for kind, (name, _) in current.items()}

@@ -1,4 +1,4 @@
-"""A teacher's weights in OUT/teachers: published ones are found, others are fitted once."""
+"""Weights in OUT/teachers: published ones are found, others are fitted once."""
 
 import contextlib
 import hashlib
@@ -40,7 +40,7 @@ def is_fitted(recipe: Recipe) -> bool:
 
 
 def located(recipe: Recipe, path: str | None) -> bytes | None:
-    """Of a teacher that has published ones; ValueError within seconds, with the ways to give them."""
+    """Published weights; ValueError within seconds, with the ways to give them."""
     return recipe.codes.locate(path) if hasattr(recipe.codes, "locate") else None
 
 
@@ -56,8 +56,7 @@ def fitted(out: Storage, recipe: Recipe, audio8: str) -> Weights | None:
 
 
 def fit_shards(recipe: Recipe, shards: list[tuple[str, float]], spread: bool) -> list[str]:
-    """The first shards (name, seconds) with enough audio for a fit; for a refit with `spread`, as many evenly
-    spaced over the plan."""
+    """Names of the first with enough audio for a fit; with `spread`, for a refit, as many evenly spaced."""
     wanted_s = recipe.codes.fit_minutes * 60
     total_s = itertools.accumulate(seconds for _, seconds in shards)
     count = min(1 + sum(total < wanted_s for total in total_s), len(shards))

@@ -1,5 +1,5 @@
-"""Worth a look: an OUT's anomalies, how much audio they are, and what leaves them out of training: DuckDB SQL
-over OUT/segments.parquet, as the trainer's `data.where` takes it. Segments without the statistic are kept."""
+"""Worth a look: anomalies, and what leaves them out of training: DuckDB SQL over OUT/segments.parquet, as the
+trainer's `data.where` takes it. Segments without the statistic are kept."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -102,7 +102,7 @@ def _duplicates(corpus: Corpus) -> list[Anomaly]:
 
 
 def _far_shards(corpus: Corpus) -> list[Anomaly]:
-    """Of eight shards or more."""
+    """Of eight or more."""
     names = ("rms_db", "silence", "entropy_bits", "bandwidth_hz", "cqt_mean")
     means = ", ".join(f"avg({name}) AS {name}" for name in names)
     # A deviation of zero would make any difference far: at least 1 % of the median counts.
@@ -121,7 +121,6 @@ def _far_shards(corpus: Corpus) -> list[Anomaly]:
 
 
 def _without_condition(found: Row) -> list[Anomaly]:
-    """Of codebooks, of columns that disagree, of slow shards."""
     differ, out = found["agreement"], []
     for level in found["codes"]:
         if level["share"] < POOR_PERPLEXITY:

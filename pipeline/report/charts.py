@@ -1,4 +1,4 @@
-"""Plots as plain plotly figures; the page draws them and adds the colours of light or dark."""
+"""Plots as plotly figures; the page adds the colours of light or dark."""
 
 import math
 from typing import Any
@@ -39,13 +39,12 @@ def bars(name: str, x: list, y: list, number: int = 0, **more: Any) -> Plot:
 
 
 def points(x: list, y: list, text: list[str], hover: str, **marker: Any) -> Plot:
-    """`hover`: plotly's template for the label of one."""
     more = dict(hovertemplate=f"{hover}<extra></extra>", marker={"size": 6, **marker})
     return dict(type="scatter", mode="markers", x=x, y=y, text=text, **more)
 
 
 def vertical(x: float, width: float = 1, color: str = "#888", **more: Any) -> Plot:
-    """A dotted line over the whole height, for `shapes`."""
+    """For `shapes`."""
     stroke = dict(dash="dot", width=width, color=color)
     return dict(type="line", xref="x", yref="paper", x0=x, x1=x, y0=0, y1=1, line=stroke, **more)
 
@@ -65,7 +64,6 @@ def histograms(found: Row) -> list[Plot]:
 
 
 def code_use(counts_KC: np.ndarray) -> Plot:
-    """Use against an even share, on a scale of doublings."""
     levels, codes = counts_KC.shape
     share = counts_KC / np.maximum(counts_KC.sum(1, keepdims=True), 1) * codes
     doublings = np.log2(np.maximum(share, 1e-9)).clip(-5, 5).round(2).tolist()
@@ -102,7 +100,7 @@ def note_name(hz: float) -> str:
 
 
 def loudness(corpus: Corpus) -> Plot | None:
-    """A dot a segment, of a fixed sample, coloured by bandwidth."""
+    """A dot a segment of a fixed sample."""
     level, unit = ("rms_db", "RMS, dBFS") if "lufs" in corpus.missing else ("lufs", "loudness, LUFS")
     rows = corpus.rows(
         f"""SELECT round({level}, 2) AS level, round(silence, 4) AS silence, bandwidth_hz,
@@ -148,7 +146,7 @@ def unit_of(seconds: float) -> tuple[str, float]:
 
 
 def stragglers(corpus: Corpus) -> Plot | None:
-    """Each shard's speed at each stage, always with the slowest."""
+    """A sample, always with the slowest."""
     rows = corpus.rows(
         f"""SELECT stage, round(hours, 4) AS hours, round(times_real_time, 2) AS speed,
         concat(shard, ' on ', host) AS name FROM shards WHERE times_real_time > 0

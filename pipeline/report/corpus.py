@@ -1,7 +1,6 @@
-"""An OUT as a database: views of its gathered tables, whatever version wrote them.
-
-`segments` has a row a segment, `named` its recording's path and split too, `shards` a row a shard and column,
-`rejected` a row a rejected file. Statistics that an older OUT lacks are NULL."""
+"""An OUT as a database, whatever version wrote it. `segments` has a row a segment, `named` its recording's
+path and split too, `shards` a row a shard and column, `rejected` a row a file. Statistics that an older OUT
+lacks are NULL."""
 
 import contextlib
 import tempfile
@@ -66,7 +65,7 @@ class Corpus:
         return self.rows(query, *values)[0]
 
     def query(self, query: str) -> list[Row]:
-        """Of the user's own SQL; ValueError with DuckDB's message."""
+        """Of the user's own SQL."""
         try:
             return self.rows(query)
         except duckdb.Error as error:

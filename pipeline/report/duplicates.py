@@ -2,9 +2,7 @@
 
 A fingerprint is 192 bits of a segment's chroma (`stages/label/statistics/pitch.py`); two encodings of one
 piece differ in a few. Sorted by their bits from some bit on, near-duplicates often become neighbours; with
-several first bits and segments one stretch of equal bits is enough. Neighbours are compared in full.
-
-Letters: R recordings, P pairs."""
+several first bits and segments one stretch of equal bits is enough. Letters: R recordings, P pairs."""
 
 import numpy as np
 
@@ -51,7 +49,7 @@ def _prints(corpus: Corpus, source: str) -> Prints:
 
 
 def candidates(prints: Prints) -> np.ndarray:
-    """Pairs (P, 2) of recordings whose bits are close in at least one segment, each pair once."""
+    """Pairs (P, 2) that are close in at least one segment, each once."""
     pairs = [np.zeros((0, 2), np.uint64)]
     total = sum(len(recordings_R) for recordings_R, _ in prints)
     rotations = max(3, min(BITS // ROTATION_BITS, SORTED // max(total, 1)))
@@ -77,10 +75,10 @@ def same(prints: Prints, pairs: np.ndarray) -> np.ndarray:
 
 
 def _from_bit(words_RW: np.ndarray, bit: int) -> np.ndarray:
-    """The 64 bits that begin at `bit`, (R,), cyclically."""
+    """64 bits (R,), cyclically."""
     word, shift = divmod(bit, 64)
     first, second = words_RW[:, word], words_RW[:, (word + 1) % WORDS]
-    return first if not shift else (first << np.uint64(shift)) | (second >> np.uint64(64 - shift))
+    return (first << np.uint64(shift)) | (second >> np.uint64(64 - shift))  # 0 when shifted by 64
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:

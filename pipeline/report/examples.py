@@ -1,4 +1,4 @@
-"""A few dozen segments that span a corpus and its outliers, from the tars, to be seen and heard."""
+"""A few dozen segments that span a corpus and its outliers, to be seen and heard."""
 
 import contextlib
 import io
@@ -50,7 +50,7 @@ class Example:
 
 
 def choose_examples(corpus: Corpus) -> dict[str, list[str]]:
-    """Key → why: the extremes of each statistic, and segments spread evenly over all of them."""
+    """Key → why: extremes of each statistic, and segments spread evenly over all of them."""
     fields = (
         f'CASE WHEN min({name}) < max({name}) THEN arg_{end}(key, {name}) END AS "{word}"'
         for word, (end, name) in OUTLIERS.items()
@@ -70,7 +70,7 @@ def choose_examples(corpus: Corpus) -> dict[str, list[str]]:
 
 
 def ranks(values_S: np.ndarray) -> np.ndarray:
-    """Each value's place among all, 0 … 1, equal values alike; one half for NaN."""
+    """Places, 0 … 1, equal values alike; one half for NaN."""
     from scipy.stats import rankdata
 
     places = rankdata(values_S, "dense", nan_policy="omit") - 1
@@ -78,7 +78,7 @@ def ranks(values_S: np.ndarray) -> np.ndarray:
 
 
 def spread(places_SF: np.ndarray, count: int) -> list[int]:
-    """Rows far from each other: the one nearest the middle, then each time the farthest from all chosen."""
+    """Far from each other: the row nearest the middle, then each time the farthest from all chosen."""
     chosen, nearest = [], np.inf
     distance = -np.square(places_SF - 0.5).sum(1)
     while len(chosen) < min(count, len(places_SF)) and (not chosen or distance.max() > 0):

@@ -1,4 +1,4 @@
-"""The tables of an OUT; the terminal shows all, the page those without a chart there."""
+"""Tables of an OUT; the terminal shows all, the page those without a chart there."""
 
 from pipeline.report.corpus import Row
 from pipeline.report.table import MISSING, Column, Table, chosen, number
@@ -6,7 +6,7 @@ from stages.signal.rates import RATE_HZ
 
 
 def tables(found: Row) -> dict[str, Table]:
-    """Title → table, in the order in which one wants to know them. `found`: the `numbers`."""
+    """By title, in the order in which one wants to know them."""
     decoded = sum(c["shards"] for c in found["columns"] if c["stage"] == "decode")
     timed, differ = found["timed_shards"], found["agreement"]["differ"]
     part = f"; gathered for {timed:,} of {decoded:,} shards" if timed < decoded else ""
@@ -72,7 +72,7 @@ def _texts(keys: str, row: Row) -> dict[str, str]:
 
 
 def _figures(found: Row) -> tuple[dict[str, str], ...]:
-    """Name → text of one OUT's totals, columns, distributions and codebooks."""
+    """Of totals, columns, distributions and codebooks."""
     columns, distributions = {}, {}
     for row in found["columns"]:
         own = _texts("name times_real_time bytes_per_hour", row)

@@ -1,5 +1,5 @@
-"""The numbers of an OUT as plain data. The database counts histograms, and quantiles are those of the
-histograms, so that six million segments take seconds and little memory."""
+"""The numbers of an OUT. The database counts histograms, and quantiles are those of the histograms, so that
+six million segments take seconds and little memory."""
 
 from typing import NamedTuple
 
@@ -80,7 +80,6 @@ def numbers(corpus: Corpus) -> Row:
 
 
 def column_rows(corpus: Corpus) -> list[Row]:
-    """Of each current column, audio first."""
     sums = (f"sum({name})::BIGINT AS {name}" for name in ("bytes", "segments", "frames", "rejected"))
     found = corpus.rows(
         f"""SELECT "column" AS name, any_value(stage) AS stage, count(*) AS shards, sum(hours) AS hours,
@@ -96,7 +95,7 @@ def column_rows(corpus: Corpus) -> list[Row]:
 
 
 def agreement(corpus: Corpus) -> Row:
-    """Shards whose columns differ in frames or segments, though none of the columns rejected anything."""
+    """Shards whose columns differ, though none rejected anything."""
     return corpus.one(
         f"""SELECT count(*) AS differ, (SELECT count(DISTINCT shard) FROM shards) AS shards,
         coalesce(list(shard ORDER BY shard)[:{EXAMPLES}], []) AS examples FROM (SELECT shard FROM shards
@@ -132,7 +131,7 @@ def distribution(corpus: Corpus, statistic: Statistic) -> Row | None:
 
 
 def code_counts(corpus: Corpus) -> np.ndarray | None:
-    """Uses of each code of each level, (K, C) float64; None when not gathered."""
+    """(K, C) float64; None when not gathered."""
     name = corpus.registry.current.get("codes")
     return histograms.read(corpus.out, name)[0].get("codes") if name else None
 
@@ -149,7 +148,7 @@ def code_use(corpus: Corpus) -> list[Row]:
 
 
 def slowest_shards(corpus: Corpus) -> list[Row]:
-    """Three of each stage, for their audio."""
+    """Three of each stage."""
     return corpus.rows(
         """WITH paced AS (SELECT *, wall_s / hours AS pace FROM shards WHERE hours > 0 AND wall_s > 0),
         medians AS (SELECT stage, approx_quantile(pace, 0.5) AS median FROM paced GROUP BY stage)

@@ -35,7 +35,6 @@ class Section:
 
 
 def of_corpus(corpus: Corpus, found: Row, anomalies: list[Anomaly]) -> str:
-    """Write OUT/report/index.html; returns its place."""
     tables, version = label_tables.tables(found), "gathered by the version that labelled this OUT."
     lacking = ", ".join(found["not_gathered"])
     lacking = lacking and f"Not {version[:-1]}: {lacking}."
@@ -59,7 +58,7 @@ def of_corpus(corpus: Corpus, found: Row, anomalies: list[Anomaly]) -> str:
 
 
 def of_runs(runs: list[Any]) -> str:
-    """Write RUN/report/index.html of the first run, with the curves of all; returns its place."""
+    """Written to the first run."""
     from pipeline.report import training, training_charts
 
     sections = [Section("Runs", [], [training.table(runs)])]
@@ -100,7 +99,6 @@ def _write(
 
 
 def _label_charts(corpus: Corpus) -> list[Row]:
-    """Of the histograms that were gathered."""
     plots, name = [], corpus.registry.current.get("cqt")
     if (counts := code_counts(corpus)) is not None:
         plots.append(charts.code_use(counts))

@@ -23,7 +23,7 @@ def uri(kind: str, data: bytes) -> str:
 
 
 def waveform(wave_N: np.ndarray) -> str:
-    """Least and greatest sample of each stretch, at full scale ±1."""
+    """Full scale ±1."""
     edges = np.linspace(0, len(wave_N), WIDTH + 1).astype(int)[:-1]
     low, high = np.minimum.reduceat(wave_N, edges), np.maximum.reduceat(wave_N, edges)
     figure = Figure(figsize=(WIDTH / 100, 0.5), dpi=100)
@@ -37,7 +37,7 @@ def waveform(wave_N: np.ndarray) -> str:
 
 
 def cqt(frames_TF: np.ndarray, log: bool) -> str:
-    """Low pitch at the bottom; linear magnitudes in decibels below the loudest."""
+    """Low pitch at the bottom, in decibels below the loudest."""
     decibels = frames_TF * (20 / np.log(10)) if log else 20 * np.log10(np.maximum(frames_TF, 1e-6))
     size = (min(WIDTH, len(decibels)), min(112, decibels.shape[1]))
     picture = Image.fromarray(decibels.T[::-1].astype(np.float32))
@@ -47,7 +47,7 @@ def cqt(frames_TF: np.ndarray, log: bool) -> str:
 
 
 def codes(codes_TK: np.ndarray, size: int) -> str:
-    """A row a codebook, coloured by the code; every n-th frame, for codes have no mean."""
+    """Every n-th frame, for codes have no mean."""
     shown_KT = codes_TK[:: max(1, len(codes_TK) // WIDTH)].T / max(size - 1, 1)
     return _image(colormaps["turbo"](shown_KT, bytes=True), "png")
 

@@ -21,7 +21,6 @@ class Column(NamedTuple):
 
     @property
     def is_number(self) -> bool:
-        """A page sorts by the number, not by the text."""
         return self.kind not in ("text", "path", "histogram")
 
     @property
@@ -102,14 +101,13 @@ def _parts(values: list, count: int) -> list[list]:
 
 
 def bar(counts: list[int], width: int = BAR_WIDTH) -> str:
-    """A histogram as `width` characters; a count above zero is never blank."""
+    """A count above zero is never blank."""
     joined = list(map(sum, _parts(counts, width)))
     top = max(joined) or 1
     return "".join((" " + BARS)[math.ceil(n / top * len(BARS))] for n in joined)
 
 
 def spark(values: list[float]) -> str:
-    """A curve, from its least to its greatest value."""
     means = [sum(part) / len(part) for part in _parts(values, min(BAR_WIDTH, len(values)))]
     low, high = min(means), max(means)
     return "".join(BARS[round((mean - low) / ((high - low) or 1) * (len(BARS) - 1))] for mean in means)

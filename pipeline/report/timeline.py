@@ -46,6 +46,6 @@ def without_pauses(started_J: np.ndarray, wall_J: np.ndarray) -> tuple[np.ndarra
 
 
 def throughput(begin_J: np.ndarray, end_J: np.ndarray, rate_J: np.ndarray, edges_E: np.ndarray) -> np.ndarray:
-    """Mean rate between edges, of jobs that each run evenly: (E - 1,)."""
+    """Mean rate between edges (E - 1,), of jobs that run evenly."""
     done_E = [rate_J @ (np.clip(edge, begin_J, end_J) - begin_J) for edge in edges_E]
     return np.diff(done_E) / np.diff(edges_E)

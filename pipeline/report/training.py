@@ -1,4 +1,4 @@
-"""Training runs: RUN/metrics.jsonl as curves and as a few numbers; a missing key is a missing curve."""
+"""Training runs: RUN/metrics.jsonl as curves and numbers; a missing key is a missing curve."""
 
 from typing import Any, NamedTuple
 
@@ -42,7 +42,6 @@ class RunCurves(NamedTuple):
 
     @property
     def restarts(self) -> list[int]:
-        """Updates at which it went on after it had stopped or died."""
         return [start["update"] or 0 for start in self.starts[1:]]
 
     @property

@@ -1,4 +1,4 @@
-"""Curves of training runs. A run is a colour; of a single run a level is."""
+"""Curves of training runs: a colour a run, or a level of a single run."""
 
 from typing import Any
 
@@ -9,8 +9,6 @@ FROM_ZERO = {"rangemode": "tozero"}
 
 
 def charts(runs: list[RunCurves]) -> dict[str, list[Plot]]:
-    """Section → plots."""
-
     def plot(title: str, name: str, unit: str, most: str = "", **layout: Any) -> Plot:
         """From zero up; `most`: the greatest value in each stretch, dotted."""
         data = []
