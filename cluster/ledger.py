@@ -22,8 +22,8 @@ class Ledger:
         self.events: list[dict] = []
 
     def begin(self, stage: str, shard: str, host: str) -> int:
-        event = {"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()}
-        self.events.append(event)
+        now = time.time()
+        self.events.append(dict(event="begin", stage=stage, shard=shard, host=host, started=now))
         self.attempts[stage, shard] += 1
         return self.attempts[stage, shard]
 

@@ -89,8 +89,8 @@ def _gpu() -> str:
     import torch
 
     cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    names = [f"{card.name}, {card.total_memory / GIB:.0f} GiB" for card in cards]
-    return "; ".join(names) or "none that torch can use: everything runs on the CPU"
+    names = "; ".join(f"{card.name}, {card.total_memory / GIB:.0f} GiB" for card in cards)
+    return names or "none that torch can use: everything runs on the CPU"
 
 
 def _s3(s3: str | None) -> str:

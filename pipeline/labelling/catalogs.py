@@ -70,7 +70,7 @@ class Catalogs:
 
     @functools.cached_property
     def _known(self) -> dict[str, str]:
-        """Recording → sha256 of the bytes it was labelled from: an edit is no touch."""
+        """Recording → sha256 of the bytes it was labelled from, to tell an edit from a touch."""
         if not self.out.exists("segments.parquet"):
             return {}
         table = self.out.read_table("segments.parquet", ["recording", "source_sha256"])

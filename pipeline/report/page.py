@@ -49,11 +49,8 @@ def of_corpus(corpus: Corpus, found: Row, anomalies: list[Anomaly]) -> str:
         Section("The run", of_run, slow),
         Section("Rejected", [], [tables["Rejected"]], no_rejects),
     ]
-    values = {
-        "anomalies": anomalies,
-        "everything": everything(anomalies),
-        "examples": _examples(corpus, found),
-    }
+    values = {"anomalies": anomalies, "everything": everything(anomalies)}
+    values["examples"] = _examples(corpus, found)
     return _write("labels", corpus.out, corpus.place, label_tables.totals(found), sections, **values)
 
 
@@ -115,18 +112,17 @@ def _examples(corpus: Corpus, found: Row) -> list[Row]:
     size = found["codes"][0]["codes"] if found["codes"] else 0
     rows = []
     for one in examples.read_examples(corpus):
-        row, codes_TK, cqt_TF = one.row, one.codes_TK, one.cqt_TF
-        shown = {
-            "file": short(row["path"] or "?"),
-            "at": span(row["start"] / RATE_HZ),
-            "length": f"{row['length_s']:.1f} s",
+        row = one.row | {
+            "file": short(one.row["path"] or "?"),
+            "at": span(one.row["start"] / RATE_HZ),
+            "length": f"{one.row['length_s']:.1f} s",
             "why": ", ".join(one.why),
             "wave": pictures.waveform(one.wave_N),
             "sound": pictures.opus(one.wave_N),
         }
-        if cqt_TF is not None:
-            shown["cqt"] = pictures.cqt(cqt_TF, one.log)
-        if codes_TK is not None:
-            shown["codes"] = pictures.codes(codes_TK, size or int(codes_TK.max(initial=1)) + 1)
-        rows.append(row | shown)
+        if one.cqt_TF is not None:
+            row["cqt"] = pictures.cqt(one.cqt_TF, one.log)
+        if one.codes_TK is not None:
+            row["codes"] = pictures.codes(one.codes_TK, size or int(one.codes_TK.max(initial=1)) + 1)
+        rows.append(row)
     return rows
