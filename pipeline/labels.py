@@ -50,10 +50,7 @@ def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
 def _label(
     config: Config, options: LabelOptions, out: Storage, progress: Progress, published: bytes | None
 ) -> Outcome:
-    known = known_columns(config, out)
-    catalogs = Catalogs(out, config, progress)
-    catalogs.scan_and_plan(options.retry_rejected)
-    run = LabelRun(config, out, progress, known, catalogs.live_shards())
+    catalogs, run = _planned(config, out, progress, options.retry_rejected)
     run.weights = run.known_weights(published, options.refit)
     if run.weights is None or run.pending():
         run.check_space()
@@ -72,11 +69,13 @@ def check(config: Config) -> bytes | None:
     return teachers.located(config.recipe, config.run.weights)
 
 
-def known_columns(config: Config, out: Storage) -> registry.Registry | None:
-    """ValueError when OUT was planned by another recipe."""
-    known = registry.read(out)
-    registry.check_plan(known, config.recipe, out)
-    return known
+def _planned(
+    config: Config, out: Storage, progress: Progress, retry: str | None = None
+) -> tuple[Catalogs, LabelRun]:
+    known = registry.planned(out, config.recipe)
+    catalogs = Catalogs(out, config, progress)
+    catalogs.scan_and_plan(retry)
+    return catalogs, LabelRun(config, out, progress, known, catalogs.live_shards())
 
 
 def fit_only(config: Config, options: LabelOptions) -> str:
@@ -86,10 +85,7 @@ def fit_only(config: Config, options: LabelOptions) -> str:
     check(config)
     out = open_out(config)
     with locked(out):
-        progress, known = Progress(out), known_columns(config, out)
-        catalogs = Catalogs(out, config, progress)
-        catalogs.scan_and_plan()
-        run = LabelRun(config, out, progress, known, catalogs.live_shards())
+        _, run = _planned(config, out, Progress(out))
         run.weights = run.known_weights(None, options.refit)
         if run.weights is None:
             run.on_cluster(options.refit, fit_only=True)

@@ -4,11 +4,12 @@ import os
 import tempfile
 from pathlib import Path
 
+from pipeline.labelling import registry
 from pipeline.labelling.catalogs import Catalogs, live_shards
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.run import bytes_per_s
 from pipeline.labelling.summary import shown
-from pipeline.labels import check, known_columns
+from pipeline.labels import check
 from stages.label.recipe import Config
 from stages.shards.storage import Storage
 
@@ -16,7 +17,7 @@ from stages.shards.storage import Storage
 def describe(config: Config) -> str:
     out = Storage(config.run.out)
     check(config)
-    known_columns(config, out)
+    registry.planned(out, config.recipe)
     catalogs = Catalogs(out, config, Progress(out))
     with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
         shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)))

@@ -57,8 +57,9 @@ def audio_name(known: Registry | None, recipe: Recipe) -> tuple[str, str]:
     return "audio" if is_first else f"audio-{recipe8(own)}", recipe8(own)
 
 
-def check_plan(known: Registry | None, recipe: Recipe, out: Storage) -> None:
-    """Another recipe of the plan would give other shards than the labelled ones."""
+def planned(out: Storage, recipe: Recipe) -> Registry | None:
+    """As `read`; ValueError for another plan too: it would give other shards than the labelled ones."""
+    known = read(out)
     for name, value in canonical(asdict(recipe.plan)).items() if known else ():
         seen = known.plan.get(name)
         if canonical(seen) != value:
@@ -66,6 +67,7 @@ def check_plan(known: Registry | None, recipe: Recipe, out: Storage) -> None:
                 f"recipe.plan.{name} is {value}, {out.root} was planned with {seen}: "
                 f"set it back (--set recipe.plan.{name}={seen}) or use another OUT"
             )
+    return known
 
 
 def write(
