@@ -1,10 +1,9 @@
-"""The ledger of a chain: how often each shard was begun at each stage, and reports of the workers.
-
-Not in `sharded.py`, so that its process need not import Ray Data, which takes a second."""
+"""Not in `sharded.py`, so that its process need not import Ray Data, which takes a second."""
 
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,16 +15,16 @@ POLL_S = 0.5  # a worker's report arrives within it
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
-    """Counts attempts per shard and stage, to give up a shard that kills its worker; carries events."""
+    """Counts attempts, to give up a shard that kills its worker; carries events."""
 
     def __init__(self):
-        self.attempts: dict[tuple[str, str], int] = {}
+        self.attempts: Counter[tuple[str, str]] = Counter()
         self.events: list[dict] = []
 
     def begin(self, stage: str, shard: str, host: str) -> int:
-        self.attempts[stage, shard] = self.attempts.get((stage, shard), 0) + 1
-        event = {"event": "begin", "stage": stage, "shard": shard, "host": host, "started": time.time()}
-        self.events.append(event)
+        now = time.time()
+        self.events.append(dict(event="begin", stage=stage, shard=shard, host=host, started=now))
+        self.attempts[stage, shard] += 1
         return self.attempts[stage, shard]
 
     def end(self, row: dict) -> None:
@@ -39,14 +38,14 @@ class Ledger:
 
 
 def ledger_here() -> Any:
-    """A ledger on the driver's own node, which the death of another does not end."""
+    """On the driver's own node, which the death of another does not end."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return Ledger.options(scheduling_strategy=here).remote()
 
 
 @contextlib.contextmanager
 def watching(ledger: Any, on_event: Callable[[dict], None]) -> Iterator[None]:
-    """Poll the ledger in a thread: rows may be minutes apart, or too many for a call each."""
+    """Poll in a thread: rows may be minutes apart, or too many for a call each."""
     stop, lock = threading.Event(), threading.Lock()
 
     def poll() -> None:

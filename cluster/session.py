@@ -1,4 +1,4 @@
-"""Connect to a Ray cluster or start Ray here; state beforehand, in one sentence, what would fail later."""
+"""Connect to a Ray cluster or start Ray here; what would fail later is stated before, in one sentence."""
 
 import logging
 import os
@@ -10,9 +10,9 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # read by ray.data when it is imported
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -34,8 +34,7 @@ HEALTH_S = 20.0
 PROBE_S = 60.0
 
 
-@dataclass(frozen=True)
-class Session:
+class Session(NamedTuple):
     cpus: float
     gpus: float
     node_cpus: float  # of the largest node
@@ -44,19 +43,18 @@ class Session:
 
 @contextmanager
 def session(cpus: int | None = None) -> Iterator[Session]:
-    """A Ray connection, by RAY_ADDRESS or started on this machine; closed at the end."""
+    """By RAY_ADDRESS, or started on this machine."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    options = {"address": address, "log_to_driver": debugging()}
-    options |= {"logging_level": logging.INFO if debugging() else logging.ERROR}
+    level = logging.INFO if debugging() else logging.ERROR
+    options = {"address": address, "log_to_driver": debugging(), "logging_level": level}
     if address == "local":
         options |= {"num_cpus": cpus or available_cpus(), "include_dashboard": False}
         options |= {"_temp_dir": folder} if (folder := session_folder()) else {}
     else:
         reachable(address)
         root = Path(__file__).resolve().parent.parent
-        modules = [str(root / name) for name in ("pipeline", "stages", "cluster")]
-        options["runtime_env"] = {"py_modules": modules}
+        options["runtime_env"] = {"py_modules": [f"{root}/{n}" for n in ("pipeline", "stages", "cluster")]}
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         if any(not argument.isascii() for argument in sys.argv):
@@ -89,13 +87,13 @@ def session_folder() -> str | None:
 
 
 def debugging() -> bool:
-    """Whether the logs of Ray and its workers are shown: `overtone --debug` sets OVERTONE_DEBUG."""
+    """Whether `overtone --debug` was given."""
     return bool(os.environ.get("OVERTONE_DEBUG"))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray's native start-up lines off the terminal; what goes wrong comes as an exception."""
+    """Keeps Ray's native lines off the terminal; what goes wrong is an exception."""
     if debugging():
         yield
         return
@@ -114,7 +112,7 @@ def available_cpus() -> int:
 
 
 def preflight(gpus_wanted: float) -> None:
-    """Before the scan, refuse a stale RAY_ADDRESS, and a GPU for a machine without one."""
+    """Before the scan, refuse a stale RAY_ADDRESS, and a GPU where there is none."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
         reachable(address)
@@ -131,7 +129,7 @@ def preflight(gpus_wanted: float) -> None:
 
 
 def reachable(address: str) -> None:
-    """Refuse within seconds an address without a healthy cluster; Ray itself waits for minutes."""
+    """Refuse within seconds an address without a healthy cluster, where Ray waits for minutes."""
     seen = address
     if address == "auto":
         try:
@@ -155,16 +153,13 @@ def reachable(address: str) -> None:
             f"or unset it to run on this machine"
         ) from None
     check = ["-m", "ray.scripts.scripts", "health-check", "--address", seen, "--skip-version-check"]
-    try:
-        done = subprocess.run([sys.executable, *check], capture_output=True, timeout=HEALTH_S)
-        healthy = done.returncode == 0
-    except subprocess.TimeoutExpired:
-        healthy = False
-    if not healthy:
-        raise ValueError(
-            f"what listens at {seen} is no healthy Ray cluster: correct RAY_ADDRESS (the head's port is 6379 "
-            f"unless set), or unset it to run on this machine"
-        )
+    with suppress(subprocess.TimeoutExpired):
+        if not subprocess.run([sys.executable, *check], capture_output=True, timeout=HEALTH_S).returncode:
+            return
+    raise ValueError(
+        f"what listens at {seen} is no healthy Ray cluster: correct RAY_ADDRESS (the head's port is 6379 "
+        f"unless set), or unset it to run on this machine"
+    )
 
 
 def alive() -> list[dict]:
@@ -179,7 +174,7 @@ def _look(out: str, probe: str, roots: list[str]) -> dict:
 
 
 def check_nodes(out: Storage, roots: list[str]) -> None:
-    """Every node sees OUT and the audio, and has this node's packages; else ValueError naming the node."""
+    """ValueError naming a node that does not see OUT or the audio, or has other packages."""
     if len(alive()) == 1 and not os.environ.get("RAY_ADDRESS"):
         return  # this machine: the scan has read the audio, and OUT was written to
     roots = [r if "://" in r else os.path.abspath(r) for r in roots]

@@ -1,15 +1,12 @@
-"""Run a chain of stages over shard names as one stream: while one shard is decoded, another is labelled.
-
-Ray Data carries only shard names and small outcome rows. Each stage has its own pool of actors, which grows
-and shrinks with the cluster."""
+"""A chain of stages over shard names as one stream: while one shard is decoded, another is labelled."""
 
 import json
 import logging
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import ray
 import ray.data
@@ -21,9 +18,8 @@ from stages.label.base import Needs
 SLACK = 0.1  # share of the CPUs left for Ray Data's own tasks
 
 
-@dataclass(frozen=True)
-class StageSpec:
-    """One stage of the chain: `make` opens the worker in its actor; the worker maps a shard name to a row."""
+class StageSpec(NamedTuple):
+    """`make` opens the worker in its actor; the worker maps a shard name to a row."""
 
     name: str
     make: Callable[[], Callable[[str], dict]]
@@ -32,8 +28,7 @@ class StageSpec:
     cpu_s: float = 1.0  # for a second of audio, relative to the other stages: divides a small machine
 
 
-@dataclass(frozen=True)
-class PoolSize:
+class PoolSize(NamedTuple):
     cpus: float
     min_workers: int
     max_workers: int
@@ -42,11 +37,9 @@ class PoolSize:
 def size_pools(
     specs: list[StageSpec], cpus: float, gpus: float, node_cpus: float | None = None
 ) -> list[PoolSize]:
-    """Sizes of the pools, so that one actor of each and one more task always fit.
-
-    On a smaller cluster reservations shrink to fractions, with room for a busy stage's pool to grow, and for
-    one actor of each on one node of `node_cpus`, should the others die. Raises ValueError naming a stage that
-    needs more GPUs than there are."""
+    """One actor of each and one more task always fit. On a smaller cluster reservations shrink to fractions,
+    with room for a busy stage's pool to grow, and for one actor of each on one node of `node_cpus`, should
+    the others die. ValueError naming a stage that needs more GPUs than there are."""
     gpu_needs, whole = sum(spec.needs.gpus for spec in specs), sum(spec.needs.cpus for spec in specs)
     if gpu_needs > gpus:
         wanting = next(spec for spec in specs if spec.needs.gpus)
@@ -56,7 +49,7 @@ def size_pools(
         )
     usable, scale = cpus * (1 - SLACK), 1.0
     if usable < whole + 1:
-        # Room for one actor of each and for as many more as there are CPUs.
+        # one actor of each, and as many more as there are CPUs
         scale = min(usable / (whole + math.ceil(cpus)), (node_cpus or cpus) * (1 - SLACK) / whole)
     pools, work = [], sum(spec.cpu_s for spec in specs)
     for spec in specs:
@@ -66,7 +59,7 @@ def size_pools(
         if needs.gpus:
             room = min(room, 1 + (gpus - gpu_needs) / needs.gpus)
         most = int(room + 1e-6)
-        if scale < 1:  # on a small machine, no process beyond a stage's share of the CPUs: it gains nothing
+        if scale < 1:  # a process beyond a stage's share of the CPUs gains nothing
             most = min(most, math.ceil(cpus * spec.cpu_s / work / needs.cpus))
         most = max(1, most)
         pools.append(PoolSize(reserved, 1, min(most, spec.max_workers or most)))
@@ -74,7 +67,7 @@ def size_pools(
 
 
 class Actor:
-    """The process of a pool: opens its worker, runs shards and passes on the rows of failed ones."""
+    """A process of a pool, which opens its worker; rows of failed shards are passed on."""
 
     def __init__(self, spec: StageSpec, ledger: Any, attempts: int):
         self.spec, self.ledger, self.attempts = spec, ledger, attempts
@@ -82,8 +75,7 @@ class Actor:
         self.opening = ThreadPoolExecutor(1).submit(spec.make)
 
     def __call__(self, batch: dict) -> dict:
-        rows = [self._one(json.loads(text)) for text in batch["row"]]
-        return {"row": [json.dumps(row) for row in rows]}
+        return {"row": [json.dumps(self._one(json.loads(text))) for text in batch["row"]]}
 
     def _one(self, row: dict) -> dict:
         if row.get("failed"):
@@ -92,19 +84,19 @@ class Actor:
 
         shard, name, host = row["shard"], self.spec.name, platform.node()
         tried = ray.get(self.ledger.begin.remote(name, shard, host))
-        failed = {"shard": shard, "stage": name, "status": "failed"}
+        out = {"shard": shard, "stage": name, "status": "failed"}
         if tried > self.attempts:
             error = f"the worker died {self.attempts} times on this shard (out of memory?)"
-            out = failed | {"host": host, "error": error}
+            out |= {"host": host, "error": error}
         else:
             try:
                 out = self.opening.result()(shard)
             # opening failed: every shard would fail alike
             except (ValueError, OSError, RuntimeError, ImportError) as error:
-                out = failed | {"error": str(error), "fatal": True}
+                out |= {"error": str(error), "fatal": True}
         out["attempts"] = tried
         ray.get(self.ledger.end.remote(out))  # now: the driver does not wait for it after the last row
-        row = {**row, name: out["status"]}
+        row[name] = out["status"]
         if out["status"] == "failed":
             fatal = bool(out.get("fatal") or out.get("disk_full"))
             row |= {"failed": name, "error": out["error"], "fatal": fatal}
@@ -112,9 +104,8 @@ class Actor:
 
 
 def blocks(shards: int) -> int:
-    """Ray Data's blocks: one per shard, of thousands up to five in one.
-
-    A block costs the scheduler some 20 ms in each chain, and enters the next stage as a whole."""
+    """One per shard, of thousands up to five in one: a block costs the scheduler some 20 ms in each chain,
+    and enters the next stage as a whole."""
     return max(1, min(shards, max(2000, math.ceil(shards / 5))))
 
 
@@ -125,10 +116,8 @@ def run_chain(
     attempts: int = 3,
     on_event: Callable[[dict], None] = lambda event: None,
 ) -> Iterator[dict]:
-    """Yield one row per shard as each leaves the chain: {shard, <stage>: status…, failed?, error?}.
-
-    `on_event` gets the workers' reports (begin and end of a shard at a stage), in another thread, twice a
-    second."""
+    """A row per shard as it leaves the chain: {shard, <stage>: status…, failed?, error?, fatal?}. `on_event`
+    gets its begin and end at each stage, in another thread."""
     pools = size_pools(specs, session.cpus, session.gpus, session.node_cpus)
     if not debugging():
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would break our screen
@@ -137,9 +126,9 @@ def run_chain(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    # Rows are only names: reserving object-store memory for them would take a third of the scheduler's CPU.
+    # To reserve object-store memory for mere names takes a third of the scheduler's CPU.
     context.op_resource_reservation_enabled = False
-    # Memory is reserved only where the cluster has plenty: Ray counts it, but does not measure it.
+    # Reserved only where there is plenty: Ray counts memory, but does not measure it.
     plenty = session.memory_bytes >= 2 * sum(spec.needs.memory_gb for spec in specs) * 2**30
     for spec, pool in zip(specs, pools, strict=True):
         rows = rows.map_batches(
@@ -163,24 +152,17 @@ def run_chain(
             ) from None
 
 
-@dataclass(frozen=True)
-class Reporter:
-    """Carries the reports of a remote function to the ledger."""
-
-    ledger: Any
-
-    def __call__(self, event: dict) -> None:
-        ray.get(self.ledger.end.remote(event))  # the last one must arrive before the function's own value
+def report(ledger: Any, event: dict) -> None:
+    ray.get(ledger.end.remote(event))  # the last one must arrive before the function's own value
 
 
 def run_one_reporting(
     work: Callable[..., Any], on_event: Callable[[dict], None], *args: Any, cpus: float, gpus: float = 0
 ) -> Any:
-    """Run `work(*args, report)` in a worker of the cluster, again if its node dies.
-
-    `on_event` gets its reports; its exceptions are raised here."""
+    """Run `work(*args, report)` in a worker, again if its node dies; its exceptions are raised here."""
     ledger = ledger_here()
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work).remote(*args, Reporter(ledger))
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work)
+    task = remote.remote(*args, partial(report, ledger))
     with watching(ledger, lambda event: on_event({k: v for k, v in event.items() if k != "event"})):
         try:
             return ray.get(task)

@@ -1,6 +1,5 @@
-"""Several Ray nodes on one machine, each its own raylet and workers: for tests and trials.
-
-`python -m cluster.simulate 2` starts a head and one more node and prints the RAY_ADDRESS to use."""
+"""Several Ray nodes on one machine, for tests and trials: `python -m cluster.simulate 2` starts a head and
+one more and prints the RAY_ADDRESS to use."""
 
 import signal
 import sys
@@ -12,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 @contextmanager
 def simulated(nodes: int, cpus_per_node: int = 1) -> Iterator[Cluster]:
-    """A running cluster; `cluster.address` is for RAY_ADDRESS, `cluster.remove_node` kills a node."""
+    """`cluster.address` is for RAY_ADDRESS, `cluster.remove_node` kills a node."""
     head = {"num_cpus": cpus_per_node, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:

@@ -1,14 +1,11 @@
-"""Training on Ray: one rank a worker, all of them started again from the last checkpoint when one dies.
-
-The ranks find each other by torch's usual variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and run what
-`torchrun -m stages.pretrain` runs. Only the outcome passes through Ray."""
+"""Training on Ray: one rank a worker, which runs what `torchrun -m stages.pretrain` runs; all are started
+again from the last checkpoint when one dies."""
 
 import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -24,17 +21,14 @@ LOOK_S = 0.5
 BROKEN = ("gloo", "NCCL", "Connection closed", "Connection reset")  # in torch's message when a peer is lost
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How many ranks, and what each reserves."""
-
+class Layout(NamedTuple):
     ranks: int
-    cpus: float
+    cpus: float  # of each
     gpus: float
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        return [{"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}] * self.ranks
+        return [{"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})] * self.ranks
 
 
 @ray.remote(max_restarts=0)
@@ -50,7 +44,7 @@ class Rank:
 
 
 def layout(config: Config) -> Layout:
-    """One rank per GPU of the cluster, or per node without any; ValueError when `run.ranks` are too many."""
+    """One rank per GPU, or per node without any; ValueError when `run.ranks` are too many."""
     nodes = [n["Resources"] for n in alive()]
     cpus, gpus = sum(n["CPU"] for n in nodes), int(sum(n.get("GPU", 0) for n in nodes))
     ranks = config.run.ranks or gpus or len(nodes)
@@ -66,11 +60,11 @@ def layout(config: Config) -> Layout:
 def train(
     config: Config, look: Callable[[], None], checkpoint: Callable[[], str | None], say: Callable[[str], None]
 ) -> str:
-    """Run all ranks until they are done or stopped; returns the outcome of rank 0.
+    """Run all ranks until they are done or stopped, and `look` twice a second; returns the outcome of rank 0.
 
-    `look` is called twice a second meanwhile. When a rank dies, all are started again from the last
-    checkpoint, which `checkpoint()` names, on the rest of the cluster; a new one resets the count of
-    restarts. Raises ValueError or OSError of the ranks, and RuntimeError after `run.max_restarts` deaths."""
+    When a rank dies, all are started again from the last `checkpoint()` on the rest of the cluster; a new one
+    resets the count of restarts. ValueError or OSError of the ranks, RuntimeError after
+    `run.max_restarts`."""
     restarts, known, died, most = 0, checkpoint(), False, config.run.max_restarts
     while True:
         try:
@@ -92,9 +86,10 @@ def train(
 
 
 def _another_died(error: RayActorError | RayTaskError) -> bool:
-    """Whether a rank or its node died, by Ray's error or by that of a rank whose exchange with it broke."""
-    broken = isinstance(error, RayTaskError) and isinstance(error.cause, RuntimeError)
-    return isinstance(error, RayActorError) or (broken and any(word in str(error.cause) for word in BROKEN))
+    """By Ray's error, or by that of a rank whose exchange with the dead one broke."""
+    if isinstance(error, RayActorError):
+        return True
+    return isinstance(error.cause, RuntimeError) and any(word in str(error.cause) for word in BROKEN)
 
 
 def _watched(tasks: list[Any], look: Callable[[], None]) -> str:
@@ -109,7 +104,7 @@ def _watched(tasks: list[Any], look: Callable[[], None]) -> str:
 
 @contextlib.contextmanager
 def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
-    """The tasks of all ranks, whose processes always end with the block."""
+    """Tasks, whose processes end with the block."""
     group, plan = _placed(config, patient)
     actors = []
     try:
@@ -118,8 +113,8 @@ def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
             options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "scheduling_strategy": strategy}
             actors.append(Rank.options(**options).remote())
         places = ray.get([a.where.remote() for a in actors], timeout=PLACE_S)
-        hosts = [host for host, _ in places]
-        common = {"MASTER_ADDR": hosts[0], "MASTER_PORT": places[0][1], "WORLD_SIZE": plan.ranks}
+        hosts, ports = zip(*places, strict=True)
+        common = {"MASTER_ADDR": hosts[0], "MASTER_PORT": ports[0], "WORLD_SIZE": plan.ranks}
         tasks = []
         for i, actor in enumerate(actors):
             local = 0 if plan.gpus else hosts[:i].count(hosts[i])
@@ -134,7 +129,7 @@ def _ranks(config: Config, patient: bool) -> Iterator[list[Any]]:
 
 
 def _placed(config: Config, patient: bool) -> tuple[PlacementGroup, Layout]:
-    """Room for the ranks; `patient` after a death, when the cluster may need time."""
+    """`patient`: after a death, when the cluster may need time."""
     deadline = time.monotonic() + PLACE_S
     while True:
         try:

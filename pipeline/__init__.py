@@ -1,2 +1,1 @@
-"""What runs, in which order: one front door a command. `cli` names them; read `labels` first, then
-`pretrain`."""
+"""One front door a command. `cli` names them; read `labels` first, then `pretrain`."""

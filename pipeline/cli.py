@@ -1,4 +1,4 @@
-"""The `overtone` command. Each command imports what it needs when it runs: `--help` takes no seconds."""
+"""The `overtone` command. A command imports what it needs when it runs: `--help` takes no seconds."""
 
 import functools
 import io
@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import click
 
-USER_ERROR, INTERRUPTED = 2, 130
-DEBUG = "OVERTONE_DEBUG"  # set by --debug, read by cluster/session.py
+USER_ERROR = 2
+DEBUG = "OVERTONE_DEBUG"  # read by cluster/session.py
 SECTIONS = {
     "Labels": ("labels", "fit-codes", "verify", "merge"),
     "Training": ("train",),
@@ -27,10 +27,10 @@ Completion for bash (for zsh and fish: zsh_source, fish_source):
 
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 done; 1 something is unfinished, damaged or missing, or too much was rejected; 2 a
-    mistake that the user can correct, stated in one sentence; 130 stopped by Ctrl-C."""
+    mistake that the user can correct, in one sentence; 130 stopped by Ctrl-C."""
     if "_OVERTONE_COMPLETE" in os.environ:
         top.main(prog_name="overtone")  # answers the shell and exits
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8, nor the terminal
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -44,26 +44,25 @@ def main(argv: list[str] | None = None) -> int:
         error.show()
         return USER_ERROR
     except click.UsageError as error:
-        return _failed(error, _usage(error), USER_ERROR)
+        return _failed(error, _usage(error))
     except ValueError as error:
-        return _failed(error, str(error), USER_ERROR)
+        return _failed(error, str(error))
     except ModuleNotFoundError as error:
         from pipeline.doctor import remedy
 
         if error.name is None or error.name.startswith(("pipeline", "stages", "cluster")):
             raise
-        return _failed(error, remedy(error.name), USER_ERROR)
+        return _failed(error, remedy(error.name))
     except KeyboardInterrupt as error:
         print(file=sys.stderr)
-        text = "stopped; what is finished is kept, the same command goes on from there"
-        return _failed(error, text, INTERRUPTED)
+        return _failed(error, "stopped; what is finished is kept, the same command goes on from there", 130)
     except BrokenPipeError:
         return 0
     except OSError as error:
         return _failed(error, str(error), 1)
 
 
-def _failed(error: BaseException, text: str, code: int) -> int:
+def _failed(error: BaseException, text: str, code: int = USER_ERROR) -> int:
     if os.environ.get(DEBUG):
         cause: BaseException | None = error
         while cause:  # what `from None` hides belongs to the reason
@@ -75,16 +74,12 @@ def _failed(error: BaseException, text: str, code: int) -> int:
 
 
 def _usage(error: click.UsageError) -> str:
-    """Click's message as one sentence that names the nearest command or option, or where they are listed."""
+    """With the nearest command or option, or where they are listed."""
     near = getattr(error, "possibilities", None)
     text = (error.message if near else error.format_message()).rstrip(".")
     path = error.ctx.command_path if error.ctx else "overtone"
     hint = f"did you mean {near[0]!r}?" if near else f"see {path} --help"
     return f"{text[:1].lower()}{text[1:]}: {hint}"
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _debug(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -125,9 +120,10 @@ def overrides(example: str) -> Callable:
     return click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help=text)
 
 
-def labels_config(function: Callable) -> Callable:
-    """Arguments that name a configuration of labels; the function gets it loaded."""
+as_json = click.option("--json", "as_json", is_flag=True, help="as JSON")
 
+
+def labels_config(function: Callable) -> Callable:
     @click.argument("config", metavar="CONFIG")
     @overrides("run.out=data/mine")
     @click.option("--audio", multiple=True, metavar="PATH", help="audio root; instead of run.audio")
@@ -158,15 +154,11 @@ def labels(config, dry_run: bool, retry_rejected: str | None, refit: bool, expla
 
     CONFIG is a YAML file, for example configs/labels/quickstart.yaml.
     """
-    if explain:
+    if explain or dry_run:
+        from pipeline.labelling.dry_run import describe
         from pipeline.labelling.explain import explained
 
-        print(explained(config, explain))
-        return 0
-    if dry_run:
-        from pipeline.labelling.dry_run import describe
-
-        print(describe(config))
+        print(explained(config, explain) if explain else describe(config))
         return 0
     from pipeline.labels import LabelOptions, label
 
@@ -204,7 +196,7 @@ def train(config: str, overrides: tuple[str, ...]) -> int:
 
 @top.command("status")
 @click.argument("out", metavar="OUT|RUN")
-@click.option("--json", "as_json", is_flag=True, help="as JSON")
+@as_json
 def status(out: str, as_json: bool) -> None:
     """Show what is finished in an OUT, or how far a training RUN is."""
     from pipeline.status import status
@@ -224,19 +216,19 @@ def status(out: str, as_json: bool) -> None:
 @click.option("--no-page", is_flag=True, help="only the terminal")
 def stats(no_page: bool, **query) -> int:
     """Look at an OUT or a training run: terminal and page; compare several."""
-    from pipeline.stats import StatsQuery, stats
+    from pipeline.stats import stats
 
-    return stats(StatsQuery(**query, page=not no_page))
+    return stats(**query, page=not no_page)
 
 
 @top.command("doctor")
 @click.option("--s3", metavar="s3://BUCKET", help="also list this bucket or prefix")
-@click.option("--json", "as_json", is_flag=True, help="as JSON")
-def doctor(s3: str | None, as_json: bool) -> int:
+@as_json
+def doctor(**options) -> int:
     """Check what labels and training need here: packages, GPU, disk, S3, Ray."""
     from pipeline.doctor import doctor
 
-    return doctor(s3, as_json)
+    return doctor(**options)
 
 
 @top.command("verify")
@@ -261,19 +253,23 @@ def merge(out: str, to: str, columns: str | None, split: str | None) -> None:
     print(merge(out, to, tuple(columns.split(",")) if columns else None, split))
 
 
-which = "of a RUN: latest, best, or a folder below RUN/checkpoints"
-checkpoint = click.option("--checkpoint", default="latest", metavar="NAME", help=which)
+checkpoint = click.option(
+    "--checkpoint",
+    default="latest",
+    metavar="NAME",
+    help="of a RUN: latest, best, or a folder below RUN/checkpoints",
+)
 
 
 @top.command("export")
 @click.argument("place", metavar="RUN")
 @click.option("--out", required=True, metavar="DIR", help="folder or s3:// prefix")
 @checkpoint
-def export(place: str, out: str, checkpoint: str) -> None:
+def export(**options) -> None:
     """Write a training run's encoder as a Hugging Face folder."""
     from pipeline.export import export
 
-    print(export(place, out, checkpoint))
+    print(export(**options))
 
 
 @top.command("features")

@@ -1,4 +1,4 @@
-"""`overtone doctor`: whether labels and training can run on this machine, one line for each need."""
+"""`overtone doctor`: whether labels and training can run here."""
 
 import importlib.metadata
 import json
@@ -10,13 +10,13 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 GIB = 2**30
 LIMIT_S = 8.0  # waited for torch, S3 and Ray together
-PACKAGES = {  # module: the extra of pyproject.toml that installs it, what it is for
+PACKAGES = {  # module: extra of pyproject.toml, use
     "torch": ("", "labels and training"),
     "ray": ("", "labels and training"),
     "av": ("", "decoding audio"),
@@ -30,8 +30,7 @@ PACKAGES = {  # module: the extra of pyproject.toml that installs it, what it is
 OPTIONAL = ("encodec", "tensorboard", "plotly")
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     name: str
     fine: bool
     text: str
@@ -42,29 +41,31 @@ class Check:
 
 
 def doctor(s3: str | None, as_json: bool) -> int:
-    """Print the checks; 0 when labels and training can run, else 1."""
-    found = list(checks(s3))
+    found = list(_checks(s3))
     ok = all(check.fine for check in found if check.needed)
     if as_json:
-        print(json.dumps({"ok": ok, "checks": [asdict(check) for check in found]}, indent=1))
+        print(json.dumps({"ok": ok, "checks": [check._asdict() for check in found]}, indent=1))
     else:
         print(*found, sep="\n")
     return 0 if ok else 1
 
 
-def checks(s3: str | None) -> Iterable[Check]:
-    """Every check, in the order shown."""
-    yield from _packages()
+def _checks(s3: str | None) -> Iterator[Check]:
+    yield Check("python", True, platform.python_version())
+    yield Check("overtone", True, _version("overtone") or "not installed, run from its folder")
+    for name in PACKAGES:
+        version = _version(name)
+        yield Check(name, bool(version), version or remedy(name), name not in OPTIONAL)
     # In processes, at the same time: torch takes seconds, and nothing else ends a look-up that hangs.
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        looks = {"GPU": (_gpu, ()), "S3": (_s3, (s3,)), "Ray": (_ray, ())}
-        begun = {name: pool.apply_async(*look) for name, look in looks.items()}
+        looks = (("GPU", _gpu, ()), ("S3", _s3, (s3,)), ("Ray", _ray, ()))
+        begun = [(name, pool.apply_async(look, arguments)) for name, look, arguments in looks]
         deadline = time.monotonic() + LIMIT_S
-        for name, answer in begun.items():
+        for name, answer in begun:
             try:
                 yield Check(name, True, answer.get(max(0.0, deadline - time.monotonic())))
             except multiprocessing.TimeoutError:
-                # torch may be that slow on a busy machine, and nothing needs a GPU
+                # torch may be that slow, and nothing needs a GPU
                 yield Check(name, False, f"no answer within {LIMIT_S:.0f} s", name != "GPU")
             except (ImportError, OSError, RuntimeError, ValueError) as error:
                 yield Check(name, False, str(error).splitlines()[0])
@@ -72,18 +73,9 @@ def checks(s3: str | None) -> Iterable[Check]:
 
 
 def remedy(module: str) -> str:
-    """The sentence for a module that is not installed."""
     name = module.partition(".")[0]
     extra, use = PACKAGES.get(name, ("[all]", "this command"))
     return f"{name} is not installed, needed for {use}: pip install 'overtone{extra}'"
-
-
-def _packages() -> Iterable[Check]:
-    yield Check("python", True, platform.python_version())
-    yield Check("overtone", True, _version("overtone") or "not installed, run from its folder")
-    for name in PACKAGES:
-        version = _version(name)
-        yield Check(name, bool(version), version or remedy(name), name not in OPTIONAL)
 
 
 def _version(name: str) -> str | None:
@@ -97,8 +89,8 @@ def _gpu() -> str:
     import torch
 
     cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    names = [f"{card.name}, {card.total_memory / GIB:.0f} GiB" for card in cards]
-    return "; ".join(names) or "none that torch can use: everything runs on the CPU"
+    names = "; ".join(f"{card.name}, {card.total_memory / GIB:.0f} GiB" for card in cards)
+    return names or "none that torch can use: everything runs on the CPU"
 
 
 def _s3(s3: str | None) -> str:
@@ -129,7 +121,7 @@ def _ray() -> str:
     return f"RAY_ADDRESS {address} answers"
 
 
-def _machine() -> Iterable[Check]:
+def _machine() -> Iterator[Check]:
     for path in dict.fromkeys((os.getcwd(), tempfile.gettempdir())):
         free = shutil.disk_usage(path).free
         yield Check("disk", free >= GIB, f"{free / GIB:.1f} GiB free in {path}")

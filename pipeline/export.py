@@ -8,11 +8,9 @@ from stages.shards.storage import Storage
 
 
 def export(place: str, out: str, checkpoint: str = "latest") -> str:
-    """Write the folder, config.json last, so that a folder that loads is whole; returns a line about it.
-    Raises ValueError."""
+    """config.json comes last, so that a folder that loads is whole. Raises ValueError."""
     run = open_run(place, checkpoint)
-    found = files(run)
-    storage = Storage(out)
+    found, storage = files(run), Storage(out)
     for name in sorted(found, key=lambda name: name == "config.json"):
         storage.write(name, found[name])
     size_mb = len(found["model.safetensors"]) / 1e6

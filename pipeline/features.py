@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.evaluate.features import Joined, Window, batches, features, windows
+from stages.evaluate import features
 from stages.evaluate.run import open_backbone
 from stages.label.base import ReadError, RejectRecording
 from stages.label.decoding.process import DecoderProcess
@@ -30,10 +30,8 @@ REQUEST = {"rate_hz": RATE_HZ, "resampler": "HQ", "max_s": 12 * 3600.0}
 def extract(
     place: str, audio: list[str], layer: str, out: str, batch: int, device: str | None, checkpoint: str
 ) -> int:
-    """Write one tensor a recording, named by its path: fp32 (T, D), or (layers + 1, T, D) for `all`.
-
-    A file that cannot be decoded is named and left out; the exit code is then 1. Raises ValueError.
-    """
+    """A tensor a recording, named by its path: fp32 (T, D), or (layers + 1, T, D) for `all`. Files that
+    cannot be decoded are named and left out; the exit code is then 1. Raises ValueError."""
     net = open_backbone(place, checkpoint)
     chosen = _layer(layer, net.model.layers)
     paths = list(dict.fromkeys(_paths(audio)))
@@ -58,30 +56,29 @@ def extract(
 def _extracted(
     net: Backbone, paths: list[str], layer: int | None, batch: int, scratch: Path, console: Console
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Features by path, mapped from files in `scratch`, and why the other paths have none."""
-    found, failed, joined = {}, {}, Joined()
-    text = TextColumn("{task.description}")
-    columns = (text, BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
+    """Features by path, mapped from `scratch`, and why the other paths have none."""
+    found, failed, joined = {}, {}, features.Joined()
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "files", TimeRemainingColumn())
     with (
         contextlib.closing(DecoderProcess()) as decoder,
         Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress,
     ):
         paths = progress.track(paths, description="features")
-        for group in batches(_windows(paths, decoder, net, failed), batch):
-            for window, part in zip(group, features(net, group, layer), strict=True):
+        for group in features.batches(_windows(paths, decoder, net, failed), batch):
+            for window, part in zip(group, features.features(net, group, layer), strict=True):
                 if whole := joined.add(window, part):
                     found[whole[0]] = on_disk(whole[1], scratch / str(len(found)))
     return found, failed
 
 
 def on_disk(value: Tensor, path: Path) -> Tensor:
-    """The same values, mapped from a file: a corpus's features are larger than memory."""
+    """The same values, mapped: a corpus's features are larger than memory."""
     value.numpy().tofile(path)
     return torch.from_file(str(path), shared=False, size=value.numel(), dtype=value.dtype).view(value.shape)
 
 
 def _folder(out: str) -> str | None:
-    """The folder of a local OUT, which needs twice the space for a while; None for an object store."""
+    """Of a local OUT, which needs twice the space for a while; None for an object store."""
     if "://" in out:
         return None
     folder = os.path.dirname(os.path.abspath(out))
@@ -105,23 +102,25 @@ def _paths(audio: list[str]) -> Iterator[str]:
         path = Path(name)
         if not path.exists():
             raise ValueError(f"{name}: there is no such file or folder")
-        inside = path.rglob("*") if path.is_dir() else ()
-        files = sorted(str(p) for p in inside if p.suffix.lower().lstrip(".") in EXTENSIONS and p.is_file())
-        if path.is_dir() and not files:
+        if not path.is_dir():
+            yield name
+            continue
+        inside = [p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in EXTENSIONS and p.is_file()]
+        if not inside:
             raise ValueError(f"{name}: no audio files in this folder")
-        yield from files or [name]
+        yield from sorted(map(str, inside))
 
 
 def _windows(
     paths: Iterable[str], decoder: DecoderProcess, net: Backbone, failed: dict[str, str]
-) -> Iterator[Window]:
-    """Windows of every file that can be decoded; the reasons of the others are put into `failed`."""
+) -> Iterator[features.Window]:
+    """Reasons of files that cannot be decoded go into `failed`."""
     for path in paths:
         try:
             about, encoded = os.stat(path), os.fsencode(path)
             source = Source(path, encoded, about.st_size, about.st_mtime_ns, quick_hash(path))
             parts = decoder.decode(source, encoded, REQUEST, {})
             wave_N = np.concatenate([np.zeros(0, np.int16), *parts])
-            yield from windows(path, wave_N.astype(np.float32) / 32768, net)
+            yield from features.windows(path, wave_N.astype(np.float32) / 32768, net)
         except (RejectRecording, ReadError, OSError, ValueError) as error:
             failed[path] = str(error)

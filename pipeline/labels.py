@@ -1,8 +1,6 @@
-"""Labels: a folder of music becomes labelled shards.
+"""A folder of music becomes labelled shards: scan → plan → decode → codes → cqt → audit.
 
-    scan → plan → decode → codes → cqt → audit
-
-Read `label` first; the rest of this file is its steps."""
+Read `label` first; the rest is its steps."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -11,7 +9,6 @@ from pipeline.labelling import registry, teachers
 from pipeline.labelling.catalogs import Catalogs
 from pipeline.labelling.lock import locked
 from pipeline.labelling.progress import Progress
-from pipeline.labelling.registry import Registry
 from pipeline.labelling.run import LabelRun
 from pipeline.labelling.summary import Outcome, summarise
 from stages.label.recipe import Config
@@ -21,14 +18,14 @@ from stages.shards.storage import Storage
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """Options of the command line that are not in the configuration."""
+    """What the configuration does not hold."""
 
     retry_rejected: str | None = None
     refit: bool = False
 
 
 def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
-    """Label everything that is not labelled yet. The same command goes on after any interruption."""
+    """The same command goes on after any interruption."""
     published = check(config)
     out = open_out(config)
     with locked(out):
@@ -40,7 +37,10 @@ def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
             progress.stop()
             progress.log("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
             if out.is_gone() and isinstance(error, Exception):
-                raise deleted_error(out) from None
+                raise OSError(
+                    f"OUT {out.root} was deleted or moved while this run worked on it: the same command "
+                    f"starts over, or goes on if you move it back first"
+                ) from None
             raise
         progress.log("end", failed=len(outcome.failed), rejected=outcome.rejected, kept=outcome.kept)
         return outcome
@@ -49,11 +49,7 @@ def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
 def _label(
     config: Config, options: LabelOptions, out: Storage, progress: Progress, published: bytes | None
 ) -> Outcome:
-    known = known_columns(config, out)
-    catalogs = Catalogs(out, config, progress)
-    catalogs.scan_and_plan(options.retry_rejected)
-    shards = catalogs.live_shards()
-    run = LabelRun(config, out, progress, known, shards)
+    catalogs, run = _planned(config, out, progress, options.retry_rejected)
     run.weights = run.known_weights(published, options.refit)
     if run.weights is None or run.pending():
         run.check_space()
@@ -64,9 +60,7 @@ def _label(
 
 
 def check(config: Config) -> bytes | None:
-    """Checks before anything is written; returns the teacher's published weights.
-
-    Raises ValueError for missing audio, cluster, GPU or weights."""
+    """Returns the teacher's published weights. ValueError for missing audio, cluster, GPU or weights."""
     from cluster.session import preflight
 
     check_roots(list(config.run.audio), config.run.exclude, config.run.include_hidden)
@@ -74,25 +68,23 @@ def check(config: Config) -> bytes | None:
     return teachers.located(config.recipe, config.run.weights)
 
 
-def known_columns(config: Config, out: Storage) -> Registry | None:
-    """OUT's registry, if it has one; ValueError when it was planned by another recipe."""
-    known = registry.read(out)
-    registry.check_plan(known, config.recipe, out)
-    return known
+def _planned(
+    config: Config, out: Storage, progress: Progress, retry: str | None = None
+) -> tuple[Catalogs, LabelRun]:
+    known = registry.planned(out, config.recipe)
+    catalogs = Catalogs(out, config, progress)
+    catalogs.scan_and_plan(retry)
+    return catalogs, LabelRun(config, out, progress, known, catalogs.live_shards())
 
 
 def fit_only(config: Config, options: LabelOptions) -> str:
-    """Scan, plan, decode what a fit needs, and fit; returns the path of the weights."""
+    """Decode what a fit needs, and fit; returns the path of the weights."""
     if not teachers.is_fitted(config.recipe):
         raise ValueError("recipe.codes names no teacher that is fitted: nothing to fit (mel_rvq is one)")
     check(config)
     out = open_out(config)
     with locked(out):
-        progress = Progress(out)
-        known = known_columns(config, out)
-        catalogs = Catalogs(out, config, progress)
-        catalogs.scan_and_plan()
-        run = LabelRun(config, out, progress, known, catalogs.live_shards())
+        _, run = _planned(config, out, Progress(out))
         run.weights = run.known_weights(None, options.refit)
         if run.weights is None:
             run.on_cluster(options.refit, fit_only=True)
@@ -102,22 +94,14 @@ def fit_only(config: Config, options: LabelOptions) -> str:
 
 
 def open_out(config: Config) -> Storage:
-    """OUT, checked to be writable; ValueError with the system's message otherwise."""
-    out = Storage(config.run.out)
+    """ValueError with the system's message unless it can be written."""
+    out, name = Storage(config.run.out), f"writable-{os.getpid()}"
     try:
         if out.is_local:
             os.makedirs(out.place, exist_ok=True)
             out = Storage(config.run.out, standing=True)
-        name = f"writable-{os.getpid()}"
         out.write(name, b"")
         out.delete(name)
     except OSError as error:
         raise ValueError(f"OUT {out.root} cannot be written: {error}") from None
     return out
-
-
-def deleted_error(out: Storage) -> OSError:
-    return OSError(
-        f"OUT {out.root} was deleted or moved while this run worked on it: the same command starts over, "
-        f"or goes on if you move it back first"
-    )

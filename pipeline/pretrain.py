@@ -1,4 +1,4 @@
-"""Training: labelled shards become a model, on Ray. What a rank does is in stages/pretrain/loop.py."""
+"""Labelled shards become a model, on Ray. What a rank does is in stages/pretrain/loop.py."""
 
 import contextlib
 import importlib.util
@@ -11,23 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 
 from pipeline.doctor import PACKAGES, remedy
 from stages.pretrain.config import Config
 from stages.pretrain.run.display import duration
 from stages.shards.storage import Storage
 
-DONE, INTERRUPTED = 0, 130
-
 
 def pretrain(config: Config) -> int:
-    """Train until the last update; the same command goes on after any interruption. Ctrl-C writes a
-    checkpoint first.
-
-    Returns the exit code: 0 when the last update is done, 130 when it was stopped before. Raises
-    ValueError for a mistake of the user, within seconds where it can be known.
-    """
+    """The same command goes on after any interruption. Ctrl-C writes a checkpoint; the exit code is then 130.
+    ValueError for a mistake of the user, within seconds where it can be known."""
     from cluster import trainer
     from cluster.session import preflight, session
 
@@ -42,7 +36,7 @@ def pretrain(config: Config) -> int:
         finally:
             view.look()
     view.say(f"{run}: metrics.jsonl, curves.png, checkpoints/; `overtone status {run}` shows how far it is")
-    return DONE if outcome == "done" else INTERRUPTED
+    return 0 if outcome == "done" else 130
 
 
 def absolute(config: Config) -> Config:
@@ -62,7 +56,6 @@ def absolute(config: Config) -> Config:
 
 
 def check(config: Config) -> None:
-    """What can be known before Ray is started; raises ValueError."""
     for name, (extra, _) in PACKAGES.items():
         needed = extra == "[train]" and (name != "tensorboard" or config.watch.tensorboard)
         if needed and importlib.util.find_spec(name) is None:
@@ -80,7 +73,6 @@ def check(config: Config) -> None:
 
 
 def newest(config: Config) -> str | None:
-    """Name of the run's newest checkpoint, from its file `latest`."""
     place = Storage(config.checkpoints.at or f"{Path(config.run.dir) / config.run.name}/checkpoints")
     return place.read("latest").decode().strip() if place.exists("latest") else None
 
@@ -107,14 +99,13 @@ def _stopping(run: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 class View:
-    """Follows RUN/run.log and RUN/metrics.jsonl: lines as they come, and a bar at the foot of a terminal."""
+    """New lines of RUN/run.log, and a bar at the foot of a terminal."""
 
     def __init__(self, run: Path, config: Config):
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._log, self._metrics = Tail(run / "run.log"), Tail(run / "metrics.jsonl")
-        count = TextColumn("{task.completed:.0f}/{task.total:.0f}")
         hidden = not (config.watch.live and self.console.is_terminal)
-        columns = (TextColumn("{task.description}"), BarColumn(), count)
+        columns = ("{task.description}", BarColumn(), "{task.completed:.0f}/{task.total:.0f}")
         self.bar = Progress(*columns, console=self.console, disable=hidden)
         self._task = self.bar.add_task("starting", total=config.optim.updates)
 
@@ -124,8 +115,7 @@ class View:
     def look(self) -> None:
         for line in self._log.lines():
             self.say(line)
-        for line in self._metrics.lines():
-            row = json.loads(line)
+        for row in map(json.loads, self._metrics.lines()):
             if row["kind"] == "update":
                 loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
                 text = f"loss {loss}  {row['audio_s_per_s']:.1f} audio-s/s  left {duration(row['left_s'])}"
@@ -133,19 +123,17 @@ class View:
 
 
 class Tail:
-    """New whole lines of a growing file, from its present end; a file that replaces it is followed from the
-    end of that one."""
+    """New whole lines of a growing file, from its present end, or from that of a file that replaces it."""
 
     def __init__(self, path: Path):
         self.path, self._rest = path, ""
         self._file, self._place = self._end()
 
     def _end(self) -> tuple[int, int]:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             seen = self.path.stat()
-        except FileNotFoundError:
-            return 0, 0
-        return seen.st_ino, seen.st_size
+            return seen.st_ino, seen.st_size
+        return 0, 0
 
     def lines(self) -> list[str]:
         file, size = self._end()
@@ -157,7 +145,6 @@ class Tail:
             return []
         with open(self.path) as text:
             text.seek(self._place)
-            new = self._rest + text.read()
+            *whole, self._rest = (self._rest + text.read()).split("\n")
             self._place = text.tell()
-        *whole, self._rest = new.split("\n")
         return whole

@@ -11,20 +11,17 @@ from pipeline.labelling import registry
 from pipeline.labelling.catalogs import decoded_seconds
 from stages.pretrain.run.display import duration, line
 from stages.pretrain.run.rows import renamed, with_old_names
-from stages.shards import catalog
-from stages.shards import record as records
+from stages.shards import catalog, record
 from stages.shards.storage import Storage
 
 
 def status(place: str) -> tuple[dict[str, Any], str]:
-    """The state of an OUT or a RUN, as plain data and as text; raises ValueError when it is neither."""
-    read, text = (run_status, run_text) if is_run(place) else (labels_status, labels_text)
-    found = read(place)
-    return found, text(found)
+    """As plain data and as text; ValueError for neither."""
+    is_run = (Path(place) / "data.json").exists() and (Path(place) / "config.yaml").exists()
+    return _run(place) if is_run else _labels(place)
 
 
-def labels_status(place: str) -> dict[str, Any]:
-    """Counts of an OUT, from its plan and one listing a column; raises ValueError when it is none."""
+def _labels(place: str) -> tuple[dict[str, Any], str]:
     out = Storage(place)
     if not out.exists("plan.parquet"):
         problem = "is no folder" if out.is_gone() else "holds no plan.parquet"
@@ -34,24 +31,24 @@ def labels_status(place: str) -> dict[str, Any]:
         columns = ["recording", "shard", "size", "duration_s", "tombstone", "split"]
         table = catalog.read_plan(path, columns)
     live, decoded = catalog.live(table), decoded_seconds(out, known.names if known else ())
-    seconds = dict.fromkeys(catalog.shard_slices(live), 0.0)
+    seconds: Counter[str] = Counter()
     likely = catalog.likely_seconds(live).tolist()
     for name, length in zip(live["shard"].to_pylist(), likely, strict=True):
         seconds[name] += length
     by_header = sum(s for name, s in seconds.items() if name not in decoded)
-    seconds |= {name: s for name, s in decoded.items() if name in seconds}
+    seconds = {name: decoded.get(name, s) for name, s in seconds.items()}
 
     def hours(shards: Iterable[str]) -> float:
         return round(sum(seconds[name] for name in shards) / 3600, 6)
 
     columns = {}
     for name in known.names if known else ():
-        done = records.finished(out, name) & seconds.keys()
+        done = record.finished(out, name) & seconds.keys()
         columns[name] = {"shards": len(done), "hours": hours(done), "hours_by_header": hours(done)}
     rejected = []
     if out.exists("rejected.parquet"):
         rejected = out.read_table("rejected.parquet", ["stage"])["stage"].to_pylist()
-    return {
+    found = {
         "out": place,
         "recordings": live.num_rows,
         "validation": live["split"].to_pylist().count("valid"),
@@ -64,9 +61,6 @@ def labels_status(place: str) -> dict[str, Any]:
         "rejected": dict(sorted(Counter(rejected).items())),
         "finished": bool(columns) and all(c["shards"] == len(seconds) for c in columns.values()),
     }
-
-
-def labels_text(found: dict[str, Any]) -> str:
     left = found["hours_not_decoded"]
     by_header = f" ({left:.2f} h by their headers)" if left else ""
     lines = [
@@ -75,22 +69,16 @@ def labels_text(found: dict[str, Any]) -> str:
     ]
     lines += [
         f"  columns/{name:<16} {c['shards']:>6}/{found['shards']} shards {c['hours']:>9.2f} h"
-        for name, c in found["columns"].items()
+        for name, c in columns.items()
     ]
     lines += [f"  rejected at {stage}: {count}" for stage, count in found["rejected"].items()]
     if found["tombstoned"]:
         lines.append(f"  no longer used (edited, vanished, excluded): {found['tombstoned']}")
     lines.append("  finished" if found["finished"] else "  not finished: the same `labels` command goes on")
-    return "\n".join(lines)
+    return found, "\n".join(lines)
 
 
-def is_run(place: str) -> bool:
-    """Whether a folder is a training run's."""
-    return (Path(place) / "data.json").exists() and (Path(place) / "config.yaml").exists()
-
-
-def run_status(place: str) -> dict[str, Any]:
-    """The last row of each kind, restarts, checkpoints; ValueError when metrics.jsonl is not readable."""
+def _run(place: str) -> tuple[dict[str, Any], str]:
     run, kinds, starts = Path(place), {}, 0
     metrics = run / "metrics.jsonl"
     for number, text in enumerate(metrics.read_text().splitlines() if metrics.exists() else (), 1):
@@ -103,7 +91,7 @@ def run_status(place: str) -> dict[str, Any]:
         kinds[row["kind"]] = with_old_names(row)
         starts += row["kind"] == "start"
     update = kinds.get("update")
-    return {
+    found = {
         "run": place,
         "update": update["update"] if update else 0,
         "updates": kinds.get("start", {}).get("updates"),
@@ -115,18 +103,16 @@ def run_status(place: str) -> dict[str, Any]:
         "valid_row": kinds.get("valid"),
         "checkpoint": kinds.get("checkpoint", {}).get("path"),
     }
-
-
-def run_text(found: dict[str, Any]) -> str:
     lines = [
-        f"{found['run']}: update {found['update']} of {found['updates']}, {found['hours']:.2f} h of "
-        f"audio, {found['restarts']} restarts"
+        f"{place}: update {found['update']} of {found['updates']}, {found['hours']:.2f} h of audio, "
+        f"{found['restarts']} restarts"
     ]
-    lines += ["  " + line(row, found["updates"]) for row in (found["update_row"], found["valid_row"]) if row]
+    lines += [line(row, found["updates"]) for row in (update, found["valid_row"]) if row]
     checkpoint, seen = found["checkpoint"], found["last_seen_s"]
     if found["finished"]:
-        end = f"finished; newest checkpoint {checkpoint}"
+        lines.append(f"finished; newest checkpoint {checkpoint}")
     else:
         last = "no update yet" if seen is None else f"last update {duration(seen)} ago"
-        end = f"{last}; newest checkpoint {checkpoint or 'none'}; the same `train` command goes on from there"
-    return "\n".join([*lines, f"  {end}"])
+        goes_on = "the same `train` command goes on from there"
+        lines.append(f"{last}; newest checkpoint {checkpoint or 'none'}; {goes_on}")
+    return found, "\n  ".join(lines)

@@ -1,4 +1,4 @@
-"""`overtone verify OUT`: read every finished shard back, name the damaged ones, send them back on request."""
+"""`overtone verify OUT`: read every finished shard back, name the damaged ones."""
 
 import contextlib
 import sys
@@ -8,20 +8,16 @@ from functools import partial
 from pipeline.labelling import registry
 from pipeline.labelling.lock import locked
 from stages.label import audit
-from stages.shards import record as records
+from stages.shards import record
 from stages.shards.storage import Storage
 
 
 def verify(place: str, repair: bool) -> int:
-    """Returns 0 when every finished shard is whole, 1 otherwise; damaged ones are printed as they are found.
-
-    With `repair`, exactly the damaged columns of damaged shards are discarded, record first; the
-    next `labels` run makes them again.
-    """
+    """1 unless every finished shard is whole. `repair` discards the damaged columns, record first."""
     out = Storage(place)
     known = registry.existing(out)
     # A shard counts as finished in a column when any of its files is there: a lost record is damage too.
-    shards = sorted({name.split(".")[0] for c in known.names for name in out.names(records.folder(c))})
+    shards = sorted({name.split(".")[0] for c in known.names for name in out.names(record.folder(c))})
     unfinished = damaged = unreadable = 0
     with locked(out) if repair else contextlib.nullcontext(), ThreadPoolExecutor(4) as pool:
         for shard, found in zip(shards, pool.map(partial(_check, out, known.names), shards), strict=True):
@@ -31,13 +27,13 @@ def verify(place: str, repair: bool) -> int:
                 print(f"unreadable  {shard}: {found}", flush=True)
                 continue
             for column, what in found.items():
-                if not _present(out, column, shard):
+                if not any(out.exists(record.file(column, shard, kind)) for kind in ("json", "tar")):
                     unfinished += 1
                     continue
                 damaged += 1
                 print(f"damaged  {column}/{shard}: {what}", flush=True)
                 if repair:
-                    records.discard(out, column, shard)
+                    record.discard(out, column, shard)
     print(
         f"{len(shards)} shards × {len(known.names)} columns read back: {damaged} damaged"
         + (f", {unreadable} could not be read" if unreadable else "")
@@ -54,7 +50,3 @@ def _check(out: Storage, columns: tuple[str, ...], shard: str) -> dict[str, str]
         return audit.damaged(out, shard, columns)
     except OSError as error:
         return error
-
-
-def _present(out: Storage, column: str, shard: str) -> bool:
-    return any(out.exists(records.file(column, shard, kind)) for kind in ("json", "tar"))

@@ -1,4 +1,4 @@
-"""Scan and plan of one OUT: catalog.parquet, plan.parquet and rejected.parquet."""
+"""Scan and plan of an OUT."""
 
 import contextlib
 import functools
@@ -22,24 +22,23 @@ CATALOG, PLAN, REJECTED = "catalog.parquet", "plan.parquet", "rejected.parquet"
 
 
 class Catalogs:
-    """The files found (catalog), their shards (plan) and those refused (rejected)."""
+    """OUT's tables of the files found, their shards, and those rejected."""
 
     scanned: ScanSummary
     planned: PlanSummary
-    rejected: pa.Table = gathering.REJECTED.empty_table()
+    rejected: pa.Table
 
     def __init__(self, out: Storage, config: Config, progress: Progress):
         self.out, self.config, self.progress = out, config, progress
 
     def scan_and_plan(self, retry_rejected: str | None = None) -> None:
-        """Bring OUT's catalog and plan up to date with the audio roots."""
         with self._replacing(CATALOG) as (previous, new):
             self._scan(previous, new, retry_rejected)
         with self.out.fetched(CATALOG) as found, self._replacing(PLAN) as (previous, new):
             self._plan(previous, found, new, self._retried(retry_rejected))
 
     def dry_scan_and_plan(self, folder: Path) -> Path:
-        """The same into a temporary folder; returns the plan's path. OUT is only read."""
+        """Returns the plan's path in `folder`. OUT is only read."""
         with self._previous(CATALOG) as previous:
             self._scan(previous, folder / CATALOG, None)
         with self._previous(PLAN) as previous:
@@ -49,13 +48,12 @@ class Catalogs:
     def _scan(self, previous: Path | None, new: Path, retry: str | None) -> None:
         from cluster.session import available_cpus
 
-        run = self.config.run
-
         def show(event: dict) -> None:
             step = event["step"]
             done = {"list": "seen", "probe": "headers read", "hash": "hashed"}.get(step, step)
             self.progress.status(f"scanning: {event.get('done', 0):,} files {done}", event.get("last", False))
 
+        run = self.config.run
         self.scanned = scan(
             list(run.audio),
             previous,
@@ -63,7 +61,7 @@ class Catalogs:
             workers=run.scan_workers or available_cpus(),
             exclude=run.exclude,
             include_hidden=run.include_hidden,
-            retry_rejected=retry_rejected_text(retry),
+            retry_rejected=_wanted(retry),
             known_sha256=lambda recording: self._known.get(recording),
             progress=show,
         )
@@ -73,27 +71,31 @@ class Catalogs:
 
     @functools.cached_property
     def _known(self) -> dict[str, str]:
-        """Recording → sha256 of the bytes it was labelled from, to distinguish an edit from a touch."""
+        """Recording → sha256 of the bytes it was labelled from, to tell an edit from a touch."""
         if not self.out.exists("segments.parquet"):
             return {}
         table = self.out.read_table("segments.parquet", ["recording", "source_sha256"])
         return dict(zip(*table.to_pydict().values(), strict=True))
 
+    def _of_stages(self) -> pa.Table:
+        """By the latest rejected.parquet."""
+        if not self.out.exists(REJECTED):
+            return gathering.REJECTED.empty_table()
+        table = self.out.read_table(REJECTED)
+        return table.filter(pc.not_equal(table["stage"], "scan"))
+
+    def refused(self) -> pa.Array:
+        """Recordings that a stage rejected."""
+        return self._of_stages()["recording"].combine_chunks()
+
     def _retried(self, reason: str | None) -> list[str]:
-        """Recordings that a stage rejected for this reason."""
-        if reason is None or not self.out.exists(REJECTED):
+        if (wanted := _wanted(reason)) is None:
             return []
-        wanted = retry_rejected_text(reason)
-        rows = [row for row in self.out.read_table(REJECTED).to_pylist() if row["stage"] != "scan"]
+        rows = self._of_stages().to_pylist()
         return [r["recording"] for r in rows if wanted == "all" or wanted.lower() in r["reason"].lower()]
 
-    @contextlib.contextmanager
-    def _previous(self, name: str) -> Iterator[Path | None]:
-        if self.out.exists(name):
-            with self.out.fetched(name) as path:
-                yield path
-        else:
-            yield None
+    def _previous(self, name: str) -> contextlib.AbstractContextManager[Path | None]:
+        return self.out.fetched(name) if self.out.exists(name) else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _replacing(self, name: str) -> Iterator[tuple[Path | None, Path]]:
@@ -104,19 +106,10 @@ class Catalogs:
                 self.out.write(name, new.read_bytes())
 
     def live(self) -> pa.Table:
-        """Recording and shard of every live row of the plan."""
         with self.out.fetched(PLAN) as path:
             return catalog.live(catalog.read_plan(path, ["recording", "shard", "tombstone"]))
 
-    def refused(self) -> pa.Array:
-        """Recordings that a stage rejected, by the latest rejected.parquet."""
-        if not self.out.exists(REJECTED):
-            return pa.array([], pa.string())
-        table = self.out.read_table(REJECTED, ["stage", "recording"])
-        return table.filter(pc.not_equal(table["stage"], "scan"))["recording"].combine_chunks()
-
     def live_shards(self) -> list[tuple[str, float]]:
-        """Shards with a live recording, in plan order, and their seconds before they are decoded."""
         with self.out.fetched(PLAN) as path:
             return live_shards(path, self.config.recipe.decode.max_recording_h)
 
@@ -128,7 +121,6 @@ class Catalogs:
         return kept.num_rows, kept["split"].to_pylist().count("valid")
 
     def write_rejected(self, columns: tuple[str, ...]) -> None:
-        """Gather every rejection, of the scan and of the stages, into OUT/rejected.parquet."""
         with self.out.fetched(CATALOG) as path:
             table = catalog.read_catalog(path, ["status", "recording", "path", "reason"])
         rejected = table.filter(pc.equal(table["status"], "rejected")).drop_columns("status").to_pylist()
@@ -150,7 +142,7 @@ def decoded_seconds(out: Storage, names: Iterable[str]) -> dict[str, float]:
     return dict(zip(own["shard"].to_pylist(), pc.multiply(own["hours"], 3600).to_pylist(), strict=True))
 
 
-def retry_rejected_text(reason: str | None) -> str | None:
+def _wanted(reason: str | None) -> str | None:
     return None if reason is None else reason.strip() or "all"
 
 

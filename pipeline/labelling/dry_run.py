@@ -1,23 +1,23 @@
-"""`--dry-run`: the plan of a run, from a real scan; nothing is written."""
+"""`--dry-run`: the plan of a run, from a real scan."""
 
 import os
 import tempfile
 from pathlib import Path
 
+from pipeline.labelling import registry
 from pipeline.labelling.catalogs import Catalogs, decoded_seconds, live_shards
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.run import bytes_per_s
 from pipeline.labelling.summary import left_out_lines, shown
-from pipeline.labels import check, known_columns
+from pipeline.labels import check
 from stages.label.recipe import Config
 from stages.shards.storage import Storage
 
 
 def describe(config: Config) -> str:
-    """Recordings, hours, shards, bytes per column, free space and resources, as text."""
     out = Storage(config.run.out)
     check(config)
-    known = known_columns(config, out)
+    known = registry.planned(out, config.recipe)
     catalogs = Catalogs(out, config, Progress(out))
     with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
         shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)), config.recipe.decode.max_recording_h)
@@ -52,6 +52,7 @@ def _resources(config: Config) -> str:
     for name in ("decode", "codes", "cqt", "audit"):
         pool = getattr(config.run.pools, name)
         each.append(f"{name} {pool.cpus:g} CPU" + (f" + {pool.gpus:g} GPU" if pool.gpus else ""))
-    address = os.environ.get("RAY_ADDRESS")
-    here = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
-    return f"{f'Ray cluster at {address}' if address else here}; a worker: {', '.join(each)}"
+    where = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
+    if address := os.environ.get("RAY_ADDRESS"):
+        where = f"Ray cluster at {address}"
+    return f"{where}; a worker: {', '.join(each)}"

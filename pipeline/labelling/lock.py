@@ -15,15 +15,14 @@ from stages.shards.storage import Storage
 NAME = "run.lock"
 BEAT_S = 20.0
 STALE_S = 90.0
-SETTLE_S = 2.0  # two that start at once have both written within it
+SETTLE_S = 2.0  # within it two that start at once have both written
 
 
 @contextlib.contextmanager
 def locked(out: Storage) -> Iterator[None]:
-    """Hold OUT for the duration of the block; ValueError naming the holder when another run has it.
-
-    Locally a kernel lock, which always ends with its process. On an object store an object that is written
-    again and again, free `STALE_S` seconds after its run died."""
+    """ValueError naming the holder when another run has OUT. Locally a kernel lock, which ends with its
+    process; on an object store an object that is written again and again, free `STALE_S` after its run
+    died."""
     with _local(out) if out.is_local else _beating(out):
         yield
 

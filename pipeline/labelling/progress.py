@@ -1,11 +1,11 @@
-"""Progress of a run: one screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl."""
+"""Progress of a run: a screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl."""
 
 import contextlib
 import json
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -26,28 +26,20 @@ class StageProgress:
     failed: int = 0
     rejected: int = 0
     audio_s: float = 0.0
-    started: float | None = None  # time of the first shard's begin
+    started: float | None = None
 
 
-@dataclass
 class Progress:
-    out: Storage
-    console: Console = field(
-        default_factory=lambda: Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    )
-    stages: dict[str, StageProgress] = field(default_factory=dict)
-    note: str = ""
-    attempts: dict[tuple[str, str], int] = field(default_factory=dict)  # by (column, shard)
-    _live: Live | None = None
-    _printed: float = 0.0
-    _lines: list[str] = field(default_factory=list)
-    _uploaded: float = 0.0
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    def __init__(self, out: Storage):
+        self.out, self.console = out, Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.stages: dict[str, StageProgress] = {}
+        self.attempts: dict[tuple[str, str], int] = {}  # by (column, shard)
+        self.note, self._live, self._lines, self._lock = "", None, [], threading.RLock()
+        self._printed = self._uploaded = 0.0
 
     def log(self, event: str, **facts: Any) -> None:
-        """One JSON line, with the time."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str) + "\n"
-        # Events come from threads and after failures; whoever writes the labels reports an error of the disk.
+        # Events come from threads; who writes the labels reports an error of the disk.
         with self._lock, contextlib.suppress(OSError):
             if self.out.is_local:
                 with open(self.out.local("log.jsonl"), "a") as file:
@@ -77,7 +69,7 @@ class Progress:
                 self._show(text)
 
     def _show(self, *lines: str) -> None:
-        """Refresh the screen, or print these lines if the last ones are `LINE_S` old."""
+        """Refresh the screen, or print these if the last lines are `LINE_S` old."""
         if self._live:
             self._live.update(self._table())
         elif time.monotonic() - self._printed > LINE_S:
@@ -92,7 +84,6 @@ class Progress:
             self._live.start()
 
     def event(self, event: dict) -> None:
-        """A worker's report: the beginning or the end of a shard at a stage."""
         with self._lock:
             stage = self.stages.get(event["stage"])
             if stage is None:
@@ -123,12 +114,11 @@ class Progress:
         """Per stage: name, done/total, audio-seconds a second, time left, rejected and failed."""
         rows = []
         for name, s in self.stages.items():
-            elapsed, left, speed = time.time() - s.started if s.started else 0.0, "", ""
+            elapsed, left = time.time() - s.started if s.started else 0.0, ""
             if s.done:
                 seconds = int(elapsed / s.done * (s.total - s.done))
                 left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-            if elapsed and s.audio_s:
-                speed = f"{s.audio_s / elapsed:.0f}"
+            speed = f"{s.audio_s / elapsed:.0f}" if elapsed and s.audio_s else ""
             counts = ((s.rejected, "rejected"), (s.failed, "failed"))
             problems = ", ".join(f"{n} {what}" for n, what in counts if n)
             rows.append((name, f"{s.done}/{s.total}", speed, left, problems))
@@ -137,13 +127,8 @@ class Progress:
     def lines(self) -> list[str]:
         lines = []
         for name, done, speed, left, problems in self.rows():
-            parts = (
-                f"{name:<7}{done:>11} shards",
-                speed and f"{speed} audio-s/s",
-                left and f"{left} left",
-                problems,
-            )
-            lines.append("  ".join(filter(None, parts)))
+            parts = f"{name:<7}{done:>11} shards", speed and f"{speed} audio-s/s", left and f"{left} left"
+            lines.append("  ".join(filter(None, (*parts, problems))))
         return lines
 
     def _table(self) -> Table:

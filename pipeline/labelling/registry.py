@@ -1,7 +1,7 @@
 """OUT/recipe.yaml: the columns of an OUT, their recipes, and which ones the latest run uses."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -13,8 +13,7 @@ from stages.shards.storage import Storage
 NAME = "recipe.yaml"
 
 
-@dataclass(frozen=True)
-class Registry:
+class Registry(NamedTuple):
     plan: dict[str, Any]
     columns: dict[str, dict]  # name → recipe
     current: dict[str, str]  # kind (audio, codes, cqt) → name
@@ -26,7 +25,7 @@ class Registry:
 
 
 def read(out: Storage) -> Registry | None:
-    """OUT's registry; None when OUT is new. Raises ValueError when the file is damaged."""
+    """None when OUT is new; ValueError when the file is damaged."""
     if not out.exists(NAME):
         return None
     try:
@@ -37,9 +36,8 @@ def read(out: Storage) -> Registry | None:
 
 
 def existing(out: Storage) -> Registry:
-    """The registry of an OUT that was labelled; ValueError when there is none."""
-    registry = read(out)
-    if registry is not None:
+    """ValueError unless OUT was labelled."""
+    if registry := read(out):
         return registry
     if out.exists("catalog.parquet"):
         raise ValueError(
@@ -53,35 +51,34 @@ def existing(out: Storage) -> Registry:
 
 
 def audio_name(known: Registry | None, recipe: Recipe) -> tuple[str, str]:
-    """(column, recipe8) of the audio: the first recipe of an OUT has the plain name `audio`."""
+    """(column, recipe8); an OUT's first recipe has the plain name `audio`."""
     own = canonical(recipes.audio_recipe(recipe))
-    if known is None or canonical(known.columns.get("audio", own)) == own:
-        return "audio", recipe8(own)
-    return f"audio-{recipe8(own)}", recipe8(own)
+    is_first = known is None or canonical(known.columns.get("audio", own)) == own
+    return "audio" if is_first else f"audio-{recipe8(own)}", recipe8(own)
 
 
-def check_plan(known: Registry | None, recipe: Recipe, out: Storage) -> None:
-    """The first run fixes the plan's recipe: another would give other shards than the labelled ones."""
-    if known is None:
-        return
-    for name, value in canonical(asdict(recipe.plan)).items():
+def planned(out: Storage, recipe: Recipe) -> Registry | None:
+    """As `read`; ValueError for another plan too: it would give other shards than the labelled ones."""
+    known = read(out)
+    for name, value in canonical(asdict(recipe.plan)).items() if known else ():
         seen = known.plan.get(name)
         if canonical(seen) != value:
             raise ValueError(
                 f"recipe.plan.{name} is {value}, {out.root} was planned with {seen}: "
                 f"set it back (--set recipe.plan.{name}={seen}) or use another OUT"
             )
+    return known
 
 
 def write(
     out: Storage, known: Registry | None, recipe: Recipe, current: dict[str, tuple[str, dict]]
 ) -> Registry:
-    """Add the current columns to the old ones, none of which is removed."""
-    columns = dict(known.columns) if known else {}
-    columns |= {name: canonical(own) for name, own in current.values()}
+    """No column is ever removed."""
+    columns = known.columns if known else {}
+    columns = columns | {name: canonical(own) for name, own in current.values()}
     names = {kind: name for kind, (name, _) in current.items()}
     registry = Registry(canonical(asdict(recipe.plan)), columns, names)
-    data = yaml.safe_dump(asdict(registry), sort_keys=True).encode()
+    data = yaml.safe_dump(registry._asdict(), sort_keys=True).encode()
     if not out.exists(NAME) or out.read(NAME) != data:
         out.write(NAME, data)
     return registry

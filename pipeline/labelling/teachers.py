@@ -1,16 +1,15 @@
-"""A teacher's weights in OUT/teachers: published ones are found, others are fitted once."""
+"""Weights in OUT/teachers: published ones are found, others are fitted once."""
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.label import recipe as recipes
 from stages.label.recipe import Recipe
-from stages.shards import column
-from stages.shards import record as records
+from stages.shards import column, record
 from stages.shards.record import canonical, recipe8
 from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
@@ -18,8 +17,7 @@ from stages.shards.storage import Storage
 FOLDER = "teachers"
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """name: below OUT, or None for a teacher without weights."""
 
     name: str | None
@@ -27,7 +25,7 @@ class Weights:
 
 
 def store(out: Storage, teacher: str, data: bytes, about: dict[str, Any]) -> Weights:
-    """Write weights under a name made from their content, then the JSON that describes them."""
+    """Under a name made from their content; the JSON that describes them comes last."""
     digest = hashlib.sha256(data).hexdigest()
     name = f"{FOLDER}/{teacher}-{digest[:8]}"
     if not out.exists(f"{name}.safetensors") or out.read(f"{name}.safetensors") != data:
@@ -42,12 +40,12 @@ def is_fitted(recipe: Recipe) -> bool:
 
 
 def located(recipe: Recipe, path: str | None) -> bytes | None:
-    """Published weights of a teacher that has some; ValueError within seconds, with the ways to give them."""
+    """Published weights; ValueError within seconds, with the ways to give them."""
     return recipe.codes.locate(path) if hasattr(recipe.codes, "locate") else None
 
 
 def fitted(out: Storage, recipe: Recipe, audio8: str) -> Weights | None:
-    """The latest fit of this teacher on this OUT whose file exists; a lost one is fitted again."""
+    """The latest fit whose file exists; a lost one is fitted again."""
     wanted, found = recipe8(recipes.fit_recipe(recipe, audio8)), {}
     for name in sorted(out.names(FOLDER)):
         if name.startswith(f"{recipe.codes.name}-") and name.endswith(".json"):
@@ -58,36 +56,25 @@ def fitted(out: Storage, recipe: Recipe, audio8: str) -> Weights | None:
 
 
 def fit_shards(recipe: Recipe, shards: list[tuple[str, float]], spread: bool) -> list[str]:
-    """The shards (name, seconds), in plan order, with enough audio for a fit.
-
-    The first ones; with `spread`, for a refit, as many evenly spaced over the plan."""
-    wanted_s, total_s, count = recipe.codes.fit_minutes * 60, 0.0, 0
-    for _, seconds in shards:
-        count += 1
-        total_s += seconds
-        if total_s >= wanted_s:
-            break
+    """Names of the first with enough audio for a fit; with `spread`, for a refit, as many evenly spaced."""
+    wanted_s = recipe.codes.fit_minutes * 60
+    total_s = itertools.accumulate(seconds for _, seconds in shards)
+    count = min(1 + sum(total < wanted_s for total in total_s), len(shards))
     return [shards[i * len(shards) // count if spread else i][0] for i in range(count)]
 
 
 def fit(
-    place: str,
-    recipe: Recipe,
-    audio_column: str,
-    audio8: str,
-    shards: list[str],
-    device: str,
-    report: Any = None,
+    place: str, recipe: Recipe, audio: str, audio8: str, shards: list[str], device: str, report: Any = None
 ) -> Weights:
-    """Fit on these finished shards and store the result; the same inputs give the same file."""
+    """On finished shards of the column `audio`; the same inputs give the same file."""
     out = Storage(place, standing=True)
     with contextlib.ExitStack() as stack:
         waves = []
         for shard in sorted(shards):
-            path = stack.enter_context(out.fetched(records.file(audio_column, shard, "tar")))
-            waves += stored_recordings(path, column.read_index(out, audio_column, shard))
+            path = stack.enter_context(out.fetched(record.file(audio, shard, "tar")))
+            waves += stored_recordings(path, column.read_index(out, audio, shard))
         if not waves:
-            rejects = [r for shard in shards for r in records.read(out, audio_column, shard).rejects]
+            rejects = [r for shard in shards for r in record.read(out, audio, shard).rejects]
             reasons = "; ".join(why for why, _ in Counter(r["reason"] for r in rejects).most_common(3))
             raise ValueError(
                 f"nothing to fit {recipe.codes.name} on: all {len(rejects)} recordings of the first "
@@ -96,5 +83,5 @@ def fit(
         data, result = recipe.codes.fit(waves, device, recipe.fit_threads, report or (lambda event: None))
     own = recipes.fit_recipe(recipe, audio8)
     about = {"report": result, "fit_recipe": canonical(own), "fit_recipe8": recipe8(own)}
-    earlier = sum(1 for name in out.names(FOLDER) if name.endswith(".json"))
+    earlier = sum(name.endswith(".json") for name in out.names(FOLDER))
     return store(out, recipe.codes.name, data, about | {"shards": sorted(shards), "fit": earlier})

@@ -1,55 +1,47 @@
-"""Worth a look: the anomalies of an OUT, how much audio they are, and the condition that leaves them out of
-training.
-
-A condition is DuckDB SQL over OUT/segments.parquet, as the trainer's `data.where` takes it; segments for
-which it was not gathered are kept.
-"""
+"""Worth a look: anomalies, and what leaves them out of training: DuckDB SQL over OUT/segments.parquet, as the
+trainer's `data.where` takes it. Segments without the statistic are kept."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from pipeline.report.corpus import AMOUNT, Corpus, Row, quoted
-from pipeline.report.duplicates import Group, groups
+from pipeline.report.duplicates import groups
 
 EXAMPLES = 3
-NAMED_AT_MOST = 40  # recordings in one condition; more go to a file of their own next to the page
+NAMED_AT_MOST = 40  # recordings in one condition; more go to a file next to the page
 POOR_PERPLEXITY = 0.1  # of a codebook's size
 FAR = 6.0  # from the median, in median absolute deviations scaled to a standard deviation
 DUPLICATES = "report/near_duplicates.txt"
 
 
-@dataclass(frozen=True)
-class Anomaly:
-    """`where`: of its segments; None where leaving them out does not help: then `remedy` states what does."""
+class Anomaly(NamedTuple):
+    """`where`: of its segments; None where not leaving them out helps, but `remedy`."""
 
     what: str
     why: str
     segments: int = 0
     recordings: int = 0
     hours: float = 0.0
-    examples: tuple[str, ...] = ()
+    examples: Sequence[str] = ()
     where: str | None = None
     remedy: str = ""
 
     @property
     def exclude(self) -> str:
-        """The trainer's option, or what else to do."""
         return setting(self.where) if self.where else self.remedy
 
 
 def setting(where: str) -> str:
-    """The trainer's option that leaves out segments of which `where` is true; for a shell."""
+    """The trainer's option, for a shell, that leaves them out."""
     return f'--set "data.where=({where}) IS NOT TRUE"'
 
 
+NARROW = "bandwidth_hz < 0.6 * least(12000, source_rate_hz / 2) AND silence < 0.5"
+CUT = "shorter than its header says"
 # (what, where, why). Each limit is ours (D): there a listener or the distributions of `docs/benchmarks.md`
 # begin to differ from ordinary music.
 SEGMENTS = (
-    (
-        "narrow or upsampled",
-        "bandwidth_hz < 0.6 * least(12000, source_rate_hz / 2) AND silence < 0.5",
-        "no sound above 60 % of the band that its sample rate allows",
-    ),
+    ("narrow or upsampled", NARROW, "no sound above 60 % of the band that its sample rate allows"),
     ("mostly silent", "silence > 0.5", "over half of its 10-ms frames are below -60 dBFS"),
     ("clipped", "clipping > 0.002", "over 0.2 % of its samples are at full scale"),
     ("very quiet", "lufs < -45 AND silence <= 0.5", "below -45 LUFS"),
@@ -57,48 +49,47 @@ SEGMENTS = (
     ("offset", "abs(dc) > 0.02", "a constant offset of over 2 % of full scale"),
     ("few codes", "entropy_bits < 2", "its codes hold under 2 bits each: a tone, noise or nothing"),
     ("damaged packets", "damaged_packets > 0", "the decoder skipped damaged packets (under 1 %)"),
+    (CUT, "header_s - decoded_s > least(0.05 * header_s, 10)", "the header promises more: a cut download?"),
 )
-# names of the view that segments.parquet does not have
-COLUMN_OF = {"entropy_bits": "list_avg(code_entropy_bits)"}
 
 
 def anomalies(corpus: Corpus, found: Row) -> list[Anomaly]:
-    """All of them, most hours first. `found`: the corpus's `numbers`."""
-    counts = ", ".join(f"count(*) FILTER ({where}) AS k{i}" for i, (_, where, _) in enumerate(SEGMENTS))
-    counted = corpus.one(f"SELECT {counts} FROM segments").values()
-    out = [_segments(corpus, *kind) for kind, many in zip(SEGMENTS, counted, strict=True) if many]
-    out += [*_duplicates(corpus, groups(corpus)), *_far_shards(corpus)]
-    out.sort(key=lambda one: -one.hours)
-    return out + _codebooks(found) + _columns(found) + _stragglers(found)
+    """Most hours first. `found`: the corpus's `numbers`."""
+    out = [one for kind in SEGMENTS if (one := _segments(corpus, *kind)).segments]
+    out = sorted(out + _duplicates(corpus) + _far_shards(corpus), key=lambda one: -one.hours)
+    return out + _without_condition(found)
 
 
 def everything(anomalies: Sequence[Anomaly]) -> str | None:
-    """The one option that leaves out all that a condition can leave out."""
-    parts = [f"({one.where})" for one in anomalies if one.where]
-    return setting(" OR ".join(parts)) if parts else None
+    """One option for all that have a condition."""
+    joined = " OR ".join(f"({one.where})" for one in anomalies if one.where)
+    return setting(joined) if joined else None
 
 
 def as_data(anomalies: Sequence[Anomaly]) -> list[Row]:
-    return [asdict(one) | {"exclude": one.exclude} for one in anomalies]
+    return [one._asdict() | {"exclude": one.exclude} for one in anomalies]
 
 
 def _segments(corpus: Corpus, what: str, where: str, why: str) -> Anomaly:
     counted = corpus.one(f"SELECT {AMOUNT} FROM segments WHERE {where}")
+    if not counted["segments"]:
+        return Anomaly(what, why)
+    values = "printf(' (%.1f s, decoded %.1f s)', any_value(header_s), any_value(decoded_s))"
+    also = f" || {values}" if what == CUT else ""
     examples = corpus.rows(
-        f"SELECT coalesce(path, key) AS path, count(*) AS n FROM named WHERE {where} GROUP BY 1 "
-        f"ORDER BY n DESC, 1 LIMIT {EXAMPLES}"
+        f"SELECT coalesce(path, key){also} AS path FROM named WHERE {where} GROUP BY coalesce(path, key) "
+        f"ORDER BY count(*) DESC, 1 LIMIT {EXAMPLES}"
     )
-    for name, own in COLUMN_OF.items():
-        where = where.replace(name, own)
-    return Anomaly(what, why, **counted, examples=tuple(row["path"] for row in examples), where=where)
+    # segments.parquet does not have the view's column
+    where = where.replace("entropy_bits", "list_avg(code_entropy_bits)")
+    return Anomaly(what, why, **counted, examples=[row["path"] for row in examples], where=where)
 
 
-def _duplicates(corpus: Corpus, found: list[Group]) -> list[Anomaly]:
-    """Near-duplicates: all but the longest of each group may be left out."""
-    if not found:
+def _duplicates(corpus: Corpus) -> list[Anomaly]:
+    if not (found := groups(corpus)):
         return []
-    spare = [recording for group in found for recording in group.recordings[1:]]
-    across = sum(len(set(group.splits)) > 1 for group in found)
+    spare = [recording for group in found for recording in group["recordings"][1:]]
+    across = sum(len(set(group["splits"])) > 1 for group in found)
     why = f"the same music in other files: {len(found)} groups; all but the longest of each may be left out"
     if across:
         why += f"; {across} groups are in both train and validation"
@@ -109,15 +100,15 @@ def _duplicates(corpus: Corpus, found: list[Group]) -> list[Anomaly]:
         corpus.out.write(DUPLICATES, "".join(f"{recording}\n" for recording in spare).encode())
         path = quoted(corpus.out.path(DUPLICATES))
         listed = f"SELECT column0 FROM read_csv({path}, header=false, all_varchar=true)"
-    anomaly = _segments(corpus, "near-duplicates", f"recording IN ({listed})", why)
-    return [replace(anomaly, examples=tuple(" = ".join(group.paths[:3]) for group in found[:EXAMPLES]))]
+    examples = [" = ".join(group["paths"][:3]) for group in found[:EXAMPLES]]
+    one = _segments(corpus, "near-duplicates", f"recording IN ({listed})", why)
+    return [one._replace(examples=examples)]
 
 
 def _far_shards(corpus: Corpus) -> list[Anomaly]:
-    """Shards, of eight or more, whose mean loudness, silence or code entropy is far from the others'."""
-    means = ", ".join(
-        f"avg({n}) AS {n}" for n in ("rms_db", "silence", "entropy_bits", "bandwidth_hz", "cqt_mean")
-    )
+    """Of eight or more."""
+    names = ("rms_db", "silence", "entropy_bits", "bandwidth_hz", "cqt_mean")
+    means = ", ".join(f"avg({name}) AS {name}" for name in names)
     # A deviation of zero would make any difference far: at least 1 % of the median counts.
     rows = corpus.rows(
         f"""WITH m AS (UNPIVOT (SELECT shard, {means} FROM segments GROUP BY shard)
@@ -133,34 +124,25 @@ def _far_shards(corpus: Corpus) -> list[Anomaly]:
     return [_segments(corpus, "far shards", where, why)] if rows else []
 
 
-def _codebooks(found: Row) -> list[Anomaly]:
-    remedy = "fit the teacher on more varied audio (overtone labels … --refit)"
-    return [
-        Anomaly(
-            f"poor codebook {level['level']}",
-            f"perplexity {level['perplexity']:.0f} of {level['codes']} codes, "
-            f"{level['dead']} dead, code {level['top_code']} is {level['top_share']:.0%}",
-            remedy=remedy,
-        )
-        for level in found["codes"]
-        if level["share"] < POOR_PERPLEXITY
-    ]
-
-
-def _columns(found: Row) -> list[Anomaly]:
-    agreement = found["agreement"]
-    why = f"{agreement['differ']} shards hold different numbers of frames in their columns"
-    remedy = f"overtone verify {found['out']} --repair, then label again"
-    one = Anomaly("columns disagree", why, examples=tuple(agreement["examples"]), remedy=remedy)
-    return [one] if agreement["differ"] else []
-
-
-def _stragglers(found: Row) -> list[Anomaly]:
-    examples = tuple(
+def _without_condition(found: Row) -> list[Anomaly]:
+    differ, out = found["agreement"], []
+    for level in found["codes"]:
+        if level["share"] < POOR_PERPLEXITY:
+            why = f"perplexity {level['perplexity']:.0f} of {level['codes']} codes, {level['dead']} dead, "
+            why += f"code {level['top_code']} is {level['top_share']:.0%}"
+            remedy = "fit the teacher on more varied audio (overtone labels … --refit)"
+            out.append(Anomaly(f"poor codebook {level['level']}", why, remedy=remedy))
+    if differ["differ"]:
+        why = f"{differ['differ']} shards hold different numbers of frames in their columns"
+        remedy = f"overtone verify {found['out']} --repair, then label again"
+        out.append(Anomaly("columns disagree", why, examples=tuple(differ["examples"]), remedy=remedy))
+    slow = [
         f"{row['stage']} {row['shard']} on {row['host']}: {row['times_median']:.0f} × the median"
         for row in found["slowest_shards"]
-        if row["times_median"] and row["times_median"] > 5
-    )
-    why = "shards that took over five times as long for their audio as the stage's median"
-    remedy = "look at those hosts; the labels are complete"
-    return [Anomaly("stragglers", why, examples=examples[:EXAMPLES], remedy=remedy)] if examples else []
+        if (row["times_median"] or 0) > 5
+    ]
+    if slow:
+        why = "shards that took over five times as long for their audio as the stage's median"
+        remedy = "look at those hosts; the labels are complete"
+        out.append(Anomaly("stragglers", why, examples=slow[:EXAMPLES], remedy=remedy))
+    return out

@@ -1,5 +1,4 @@
-"""Plots as plain plotly figures ({"data", "layout"}), drawn by plotly.js in the page, which adds the colours
-of light or dark."""
+"""Plots as plotly figures; the page adds the colours of light or dark."""
 
 import math
 from typing import Any
@@ -19,9 +18,7 @@ NOTES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "
 
 
 def chart(title: str, data: list[Plot], x: str, y: str, **more: Any) -> Plot:
-    """One plot; `x` and `y` name what the axes show, with units.
-
-    more: `wide`, `height` (pixels) and `note` of the page, then plotly's layout."""
+    """`x`, `y`: titles of the axes, with units; more: `wide`, `height` (pixels), `note`; plotly's layout."""
     page = {name: more.pop(name, value) for name, value in dict(wide=False, height=300, note="").items()}
     for axis, text in (("xaxis", x), ("yaxis", y)):
         more[axis] = dict(more.get(axis, {}), title={"text": text})
@@ -33,7 +30,6 @@ def colour(number: int) -> str:
 
 
 def line(name: str, x: list, y: list, number: int, dash: str = "solid", **more: Any) -> Plot:
-    """A curve in the colour of `number`."""
     stroke = dict(color=colour(number), dash=dash, width=1.6 if dash == "solid" else 1.2)
     return dict(type="scatter", mode="lines", name=name, x=x, y=y, line=stroke) | more
 
@@ -43,13 +39,12 @@ def bars(name: str, x: list, y: list, number: int = 0, **more: Any) -> Plot:
 
 
 def points(x: list, y: list, text: list[str], hover: str, **marker: Any) -> Plot:
-    """Dots; `hover`: plotly's template for the label of one."""
-    hover, marker = f"{hover}<extra></extra>", {"size": 6, **marker}
-    return dict(type="scatter", mode="markers", x=x, y=y, text=text, hovertemplate=hover, marker=marker)
+    more = dict(hovertemplate=f"{hover}<extra></extra>", marker={"size": 6, **marker})
+    return dict(type="scatter", mode="markers", x=x, y=y, text=text, **more)
 
 
 def vertical(x: float, width: float = 1, color: str = "#888", **more: Any) -> Plot:
-    """A dotted line over the whole height, for `shapes`."""
+    """For `shapes`."""
     stroke = dict(dash="dot", width=width, color=color)
     return dict(type="line", xref="x", yref="paper", x0=x, x1=x, y0=0, y1=1, line=stroke, **more)
 
@@ -57,10 +52,9 @@ def vertical(x: float, width: float = 1, color: str = "#888", **more: Any) -> Pl
 def histograms(found: Row) -> list[Plot]:
     charts = []
     for d in found["distributions"].values():
-        counts = np.array(d["counts"])
-        first, last = np.flatnonzero(counts)[[0, -1]]
-        joined = max(1, math.ceil((last + 1 - first) / BARS))  # bins in a bar
-        counts = np.add.reduceat(counts[first : last + 1], np.arange(0, last + 1 - first, joined))
+        first, counts = np.flatnonzero(d["counts"])[0], np.trim_zeros(d["counts"])
+        joined = math.ceil(len(counts) / BARS)  # bins in a bar
+        counts = np.add.reduceat(counts, np.arange(0, len(counts), joined))
         width = d["width"] * joined
         x = d["low"] + d["width"] * first + width * (np.arange(len(counts)) + 0.5)
         note = f"median {d['p50']:,.5g}, 90 % between {d['p5']:,.5g} and {d['p95']:,.5g}"
@@ -70,10 +64,9 @@ def histograms(found: Row) -> list[Plot]:
 
 
 def code_use(counts_KC: np.ndarray) -> Plot:
-    """How often each code is used against an even share, on a scale of doublings."""
     levels, codes = counts_KC.shape
     share = counts_KC / np.maximum(counts_KC.sum(1, keepdims=True), 1) * codes
-    doublings = np.clip(np.log2(np.maximum(share, 1e-9)), -5, 5).round(2).tolist()
+    doublings = np.log2(np.maximum(share, 1e-9)).clip(-5, 5).round(2).tolist()
     ticks = dict(tickvals=[-5, -2, 0, 2, 5], ticktext=["≤ 1/32 or dead", "1/4", "1", "4 ×", "≥ 32 ×"])
     scale = dict(ticks, title={"text": "against<br>an even share"})
     hover = "level %{y}, code %{x}<br>%{customdata:,} times, 2^%{z} × an even share<extra></extra>"
@@ -85,7 +78,6 @@ def code_use(counts_KC: np.ndarray) -> Plot:
 
 
 def pitch(sums_2F: np.ndarray, frames: int, fmin_hz: float, bins_per_octave: int) -> Plot:
-    """Mean and spread of the CQT column's values by pitch."""
     mean, squares = sums_2F / max(frames, 1)
     upper = mean + np.sqrt(np.maximum(squares - mean**2, 0))
     hz = fmin_hz * 2 ** (np.arange(len(mean)) / bins_per_octave)
@@ -103,12 +95,12 @@ def pitch(sums_2F: np.ndarray, frames: int, fmin_hz: float, bins_per_octave: int
 
 def note_name(hz: float) -> str:
     """The nearest note of A4 = 440 Hz."""
-    semitone = round(12 * math.log2(hz / 440)) + 57
-    return f"{NOTES[semitone % 12]}{semitone // 12}"
+    octave, note = divmod(round(12 * math.log2(hz / 440)) + 57, 12)
+    return f"{NOTES[note]}{octave}"
 
 
 def loudness(corpus: Corpus) -> Plot | None:
-    """Loudness against silence, a dot a segment (a fixed sample), coloured by bandwidth."""
+    """A dot a segment of a fixed sample."""
     level, unit = ("rms_db", "RMS, dBFS") if "lufs" in corpus.missing else ("lufs", "loudness, LUFS")
     rows = corpus.rows(
         f"""SELECT round({level}, 2) AS level, round(silence, 4) AS silence, bandwidth_hz,
@@ -117,9 +109,7 @@ def loudness(corpus: Corpus) -> Plot | None:
     )
     if not rows:
         return None
-    levels, silence, bandwidth, names = (
-        [*column] for column in zip(*(row.values() for row in rows), strict=True)
-    )
+    levels, silence, bandwidth, names = map(list, zip(*map(dict.values, rows), strict=True))
     marker = dict(color=COLOURS[0])
     if "bandwidth_hz" not in corpus.missing:
         scale = {"title": {"text": "bandwidth,<br>Hz"}}
@@ -131,7 +121,6 @@ def loudness(corpus: Corpus) -> Plot | None:
 
 
 def run(found: Row, times: Row | None) -> list[Plot]:
-    """Throughput by stage and by host, and where the time went. `times`: what `timeline` found."""
     if times is None:
         return []
     unit, factor = unit_of(times["seconds"][-1])
@@ -145,21 +134,19 @@ def run(found: Row, times: Row | None) -> list[Plot]:
         charts.append(chart(f"Throughput by {what}", data, axis, "audio seconds a second", **layout))
     columns = found["columns"]
     unit, factor = unit_of(max(c["wall_s"] or 0 for c in columns))
-    data = [
-        bars(name, [c["stage"] for c in columns], [(c[key] or 0) / factor for c in columns], number)
-        for number, (name, key) in enumerate((("wall time of workers", "wall_s"), ("CPU time", "busy_s")))
-    ]
+    stages = [c["stage"] for c in columns]
+    wall, busy = ([(c[key] or 0) / factor for c in columns] for key in ("wall_s", "busy_s"))
+    data = [bars("wall time of workers", stages, wall), bars("CPU time", stages, busy, 1)]
     layout = dict(height=280, barmode="group", showlegend=True)
     return [*charts, chart("Where the time went", data, "stage", unit, **layout)]
 
 
 def unit_of(seconds: float) -> tuple[str, float]:
-    """(unit, its seconds) in which a time reads well."""
     return ("seconds", 1.0) if seconds < 180 else ("minutes", 60.0) if seconds < 7200 else ("hours", 3600.0)
 
 
 def stragglers(corpus: Corpus) -> Plot | None:
-    """Each shard's speed at each stage, always with the slowest."""
+    """A sample, always with the slowest."""
     rows = corpus.rows(
         f"""SELECT stage, round(hours, 4) AS hours, round(times_real_time, 2) AS speed,
         concat(shard, ' on ', host) AS name FROM shards WHERE times_real_time > 0

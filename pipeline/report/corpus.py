@@ -1,8 +1,6 @@
-"""An OUT as a database: its gathered tables as DuckDB views, whatever version of labels wrote them.
-
-`segments` has a row a segment, `named` the same with the path and split of its recording, `shards` a row
-a shard and column, `rejected` a row a rejected file. Statistics that an older OUT lacks are NULL.
-"""
+"""An OUT as a database, whatever version wrote it. `segments` has a row a segment, `named` its recording's
+path and split too, `shards` a row a shard and column, `rejected` a row a file. Statistics that an older OUT
+lacks are NULL."""
 
 import contextlib
 import tempfile
@@ -14,15 +12,13 @@ from typing import Any
 import duckdb
 
 from pipeline.labelling import registry
-from pipeline.labelling.registry import Registry
 from stages.shards import tables
 from stages.shards.storage import Storage
 from stages.signal.rates import RATE_HZ
 
-# DuckDB's share; the whole command stays under 2 GiB at 50,000 shards (D tests/bench/bench_stats.py)
+# DuckDB's; the whole command stays under 2 GiB at 50,000 shards (D tests/bench/bench_stats.py)
 MEMORY_GB = 1.2
-# Types of a segment's statistics; those that a file lacks read as NULL. An OUT whose files were all rejected
-# lacks `index`, `start` and `frames` too.
+# An OUT whose files were all rejected lacks `index`, `start` and `frames` too.
 STATISTICS = {
     name: kind
     for kind, names in (
@@ -47,9 +43,7 @@ REGATHER = (
     "delete index.parquet, segments.parquet and shards.parquet there and run the same `labels` "
     "again, which gathers them anew"
 )
-REMEDIES = {
-    "segments": REGATHER,
-    "shards": REGATHER,
+REMEDIES = dict.fromkeys(("segments", "shards"), REGATHER) | {
     "plan": "restore it, or use another OUT",
     "rejected": "delete it and run the same `labels` again, which writes it anew",
 }
@@ -58,23 +52,20 @@ Row = dict[str, Any]
 
 @dataclass
 class Corpus:
-    """Read-only; close it, or use `opened`."""
-
     place: str
     out: Storage
-    registry: Registry
+    registry: registry.Registry
     db: duckdb.DuckDBPyConnection
     missing: list[str] = field(default_factory=list)  # statistics that were not gathered
 
     def rows(self, query: str, *values: Any) -> list[Row]:
-        """The result of a query of ours."""
         return as_dicts(self.db.execute(query, list(values)))
 
     def one(self, query: str, *values: Any) -> Row:
         return self.rows(query, *values)[0]
 
     def query(self, query: str) -> list[Row]:
-        """The result of a query that holds the user's own SQL; ValueError with DuckDB's message."""
+        """Of the user's own SQL."""
         try:
             return self.rows(query)
         except duckdb.Error as error:
@@ -82,16 +73,15 @@ class Corpus:
 
 
 def as_dicts(cursor: duckdb.DuckDBPyConnection) -> list[Row]:
-    names = [column[0] for column in cursor.description]
+    names = [name for name, *_ in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 @contextlib.contextmanager
 def opened(place: str) -> Iterator[Corpus]:
-    """Raises ValueError when `place` holds no labels, none are gathered yet, or a table is damaged."""
-    out = Storage(place)
+    """ValueError when `place` holds no labels, none are gathered yet, or a table is damaged."""
+    out, files = Storage(place), {}
     known = registry.existing(out)
-    files = {}
     for name in ("segments", "shards", "plan"):
         if not out.exists(f"{name}.parquet"):
             raise ValueError(
@@ -100,29 +90,28 @@ def opened(place: str) -> Iterator[Corpus]:
             )
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="overtone-"))
-        db = stack.enter_context(contextlib.closing(tables.connect(Path(scratch), MEMORY_GB)))
+        db = stack.enter_context(tables.connect(Path(scratch), MEMORY_GB))
         corpus = Corpus(place, out, known, db)
         for name in REMEDIES:
             if out.exists(f"{name}.parquet"):
                 path = str(stack.enter_context(out.fetched(f"{name}.parquet")))
-                files[name] = f"read_parquet({quoted(path)})"
+                table = f"read_parquet({quoted(path)})"
                 try:
-                    _columns(corpus, files[name])
+                    columns = corpus.rows(f"DESCRIBE SELECT * FROM {table}")
+                    files[name] = table, [row["column_name"] for row in columns]
                 except duckdb.Error as error:
                     why = str(error).splitlines()[0]
                     raise ValueError(f"{place}/{name}.parquet is damaged ({why}): {REMEDIES[name]}") from None
-        _segments(corpus, files["segments"])
-        _shards(corpus, files["shards"])
+        _segments(corpus, *files["segments"])
+        _shards(corpus, *files["shards"])
+        rejected, *_ = files.get("rejected", ("(SELECT '' AS stage, '' AS path, '' AS reason WHERE false)",))
         db.execute(
-            "CREATE TABLE planned AS SELECT recording, last(path) AS path, last(split) AS split "
-            f"FROM {files['plan']} GROUP BY recording"
+            f"""CREATE TABLE planned AS SELECT recording, last(path) AS path, last(split) AS split
+            FROM {files["plan"][0]} GROUP BY recording;
+            CREATE VIEW named AS SELECT s.*, p.path, p.split FROM segments s LEFT JOIN planned p
+            USING (recording);
+            CREATE VIEW rejected AS SELECT stage, reason, path FROM {rejected}"""
         )
-        db.execute(
-            "CREATE VIEW named AS SELECT s.*, p.path, p.split FROM segments s LEFT JOIN planned p "
-            "USING (recording)"
-        )
-        rejected = files.get("rejected", "(SELECT '' AS stage, '' AS path, '' AS reason WHERE false)")
-        db.execute(f"CREATE VIEW rejected AS SELECT stage, reason, path FROM {rejected}")
         yield corpus
 
 
@@ -130,26 +119,21 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _columns(corpus: Corpus, table: str) -> list[str]:
-    return [row["column_name"] for row in corpus.rows(f"DESCRIBE SELECT * FROM {table}")]
-
-
-def _segments(corpus: Corpus, table: str) -> None:
-    names = _columns(corpus, table)
+def _segments(corpus: Corpus, table: str, names: list[str]) -> None:
     corpus.missing = [name for name in STATISTICS if name not in names]
+    fields = [f'"{name}"' for name in names if name not in STATISTICS and name != "columns"]
     # A statistic that was NULL in all rows has no type of its own in the file.
-    fields = [f'"{name}"::{kind} AS "{name}"' for name, kind in STATISTICS.items() if name in names]
-    fields += [f'NULL::{STATISTICS[name]} AS "{name}"' for name in corpus.missing]
-    others = [f'"{name}"' for name in names if name not in STATISTICS and name != "columns"]
+    for name, kind in STATISTICS.items():
+        value = "NULL" if name in corpus.missing else f'"{name}"'
+        fields.append(f'{value}::{kind} AS "{name}"')
     current = f"WHERE columns = {quoted(' '.join(corpus.registry.names))}" if "columns" in names else ""
     corpus.db.execute(
-        f"CREATE VIEW segments AS SELECT {', '.join(others + fields)}, samples / {RATE_HZ}.0 AS length_s, "
+        f"CREATE VIEW segments AS SELECT {', '.join(fields)}, samples / {RATE_HZ}.0 AS length_s, "
         f"list_avg(code_entropy_bits) AS entropy_bits FROM {table} {current}"
     )
 
 
-def _shards(corpus: Corpus, table: str) -> None:
-    names = _columns(corpus, table)
+def _shards(corpus: Corpus, table: str, names: list[str]) -> None:
     fields = [name if name in names else f"NULL::{kind} AS {name}" for name, kind in OF_SHARDS.items()]
     fields += [f"{name}::DOUBLE AS {name}" for name in ("started", "wall_s", "busy_s")]
     current = ", ".join(map(quoted, corpus.registry.names))

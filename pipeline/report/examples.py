@@ -1,8 +1,9 @@
-"""A few dozen segments that span a corpus and its outliers, read from the tars to be seen and listened to."""
+"""A few dozen segments that span a corpus and its outliers, to be seen and heard."""
 
 import contextlib
 import io
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,28 +15,31 @@ from stages.shards import record as records
 from stages.shards.frames import decode_cqt
 from stages.signal.rates import FRAMES_PER_S, HOP_SAMPLES
 
-SPREAD = 14  # segments that span the corpus; the outliers come on top
-SAMPLE = 20_000  # segments from which they are chosen
-EXCERPT_S = 30  # at most so much of a segment, from its start
+SPREAD = 14  # segments that span the corpus
+SAMPLE = 20_000  # from which they are chosen
+EXCERPT_S = 30  # of a segment, at most
 FEATURES = ("lufs", "rms_db", "silence", "bandwidth_hz", "stereo", "entropy_bits", "tuning_cents", "cqt_mean")
-OUTLIERS = {  # statistic → (name of its least, of its greatest)
-    "lufs": ("quietest", "loudest"),
-    "silence": (None, "most silence"),
-    "clipping": (None, "most clipping"),
-    "bandwidth_hz": ("narrowest", None),
-    "stereo": ("least alike channels", None),
-    "entropy_bits": ("fewest codes", "most even codes"),
-    "cqt_mean": ("least CQT", "greatest CQT"),
-    "dc": (None, "greatest offset"),
-    "length_s": ("shortest", "longest"),
+OUTLIERS = {
+    "quietest": ("min", "lufs"),
+    "loudest": ("max", "lufs"),
+    "most silence": ("max", "silence"),
+    "most clipping": ("max", "clipping"),
+    "narrowest": ("min", "bandwidth_hz"),
+    "least alike channels": ("min", "stereo"),
+    "fewest codes": ("min", "entropy_bits"),
+    "most even codes": ("max", "entropy_bits"),
+    "least CQT": ("min", "cqt_mean"),
+    "greatest CQT": ("max", "cqt_mean"),
+    "greatest offset": ("max", "dc"),
+    "shortest": ("min", "length_s"),
+    "longest": ("max", "length_s"),
 }
 
 
 @dataclass
 class Example:
-    """One chosen segment: its row of `named`, why it was chosen, and the first 30 s of it in the tars.
-
-    wave_N: float32 at 24 kHz; codes_TK: int64; cqt_TF: float32, the column's values. None: no such column."""
+    """Its row of `named`, and the first 30 s: wave_N float32 at 24 kHz, codes_TK int64, cqt_TF float32, the
+    column's values; None without that column."""
 
     row: Row
     why: list[str]
@@ -46,29 +50,27 @@ class Example:
 
 
 def choose_examples(corpus: Corpus) -> dict[str, list[str]]:
-    """Key → why: the extremes of each statistic, and segments spread evenly over all of them together."""
-    ends = (
-        f"CASE WHEN min({name}) < max({name}) THEN arg_{end}(key, {name}) END"
-        for name in OUTLIERS
-        for end in ("min", "max")
+    """Key → why: extremes of each statistic, and segments spread evenly over all of them."""
+    fields = (
+        f'CASE WHEN min({name}) < max({name}) THEN arg_{end}(key, {name}) END AS "{word}"'
+        for word, (end, name) in OUTLIERS.items()
     )
-    keys = corpus.db.execute(f"SELECT {', '.join(ends)} FROM segments").fetchone()
-    chosen: dict[str, list[str]] = {}
-    for key, word in zip(keys, (word for pair in OUTLIERS.values() for word in pair), strict=True):
-        if key and word:
-            chosen.setdefault(key, []).append(word)
+    chosen = defaultdict(list)
+    for word, key in corpus.one(f"SELECT {', '.join(fields)} FROM segments").items():
+        if key:
+            chosen[key].append(word)
     names = [name for name in FEATURES if name not in corpus.missing]
     fields = ", ".join(f"{name}::DOUBLE AS {name}" for name in names)
     query = f"SELECT key, {fields} FROM segments ORDER BY hash(key) LIMIT {SAMPLE}"
     sample = corpus.db.execute(query).fetchnumpy()
     places = np.stack([ranks(np.ma.filled(sample[name].astype(np.float64), np.nan)) for name in names], 1)
     for number in spread(places, SPREAD):
-        chosen.setdefault(str(sample["key"][number]), []).append("spread")
+        chosen[str(sample["key"][number])].append("spread")
     return chosen
 
 
 def ranks(values_S: np.ndarray) -> np.ndarray:
-    """Each value's place among all, 0 … 1, equal values alike; one half for NaN."""
+    """Places, 0 … 1, equal values alike; one half for NaN."""
     from scipy.stats import rankdata
 
     places = rankdata(values_S, "dense", nan_policy="omit") - 1
@@ -76,20 +78,17 @@ def ranks(values_S: np.ndarray) -> np.ndarray:
 
 
 def spread(places_SF: np.ndarray, count: int) -> list[int]:
-    """Rows far from each other: the one nearest the middle, then each time the farthest from all chosen."""
-    count = min(count, len(places_SF))
-    if not count:
-        return []
-    chosen = [int(np.square(places_SF - 0.5).sum(1).argmin())]
-    nearest = np.square(places_SF - places_SF[chosen[0]]).sum(1)
-    while len(chosen) < count and nearest.max() > 0:
-        chosen.append(int(nearest.argmax()))
-        nearest = np.minimum(nearest, np.square(places_SF - places_SF[chosen[-1]]).sum(1))
+    """Far from each other: the row nearest the middle, then each time the farthest from all chosen."""
+    chosen, nearest = [], np.inf
+    distance = -np.square(places_SF - 0.5).sum(1)
+    while len(chosen) < min(count, len(places_SF)) and (not chosen or distance.max() > 0):
+        chosen.append(int(distance.argmax()))
+        nearest = distance = np.minimum(nearest, np.square(places_SF - places_SF[chosen[-1]]).sum(1))
     return chosen
 
 
 def read_examples(corpus: Corpus) -> list[Example]:
-    """The chosen segments by path and start. One whose tar is missing is left out."""
+    """By path and start; without those whose tar is missing."""
     chosen, found = choose_examples(corpus), []
     rows = corpus.rows(
         "SELECT * FROM named WHERE key IN (SELECT unnest(?::VARCHAR[])) ORDER BY path, start", list(chosen)
@@ -114,7 +113,7 @@ def _read(corpus: Corpus, row: Row, why: list[str]) -> Example:
 
 
 def _member(corpus: Corpus, name: str, row: Row) -> io.BytesIO | None:
-    """A segment's member of one column, by the shard's index; None when the column lacks the segment."""
+    """None when the column lacks the segment."""
     for place in column.read_index(corpus.out, name, row["shard"]).to_pylist():
         if place["key"] == row["key"]:
             with corpus.out.open(records.file(name, row["shard"], "tar")) as tar:

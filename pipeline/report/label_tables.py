@@ -1,77 +1,29 @@
-"""The tables of an OUT, from its `numbers`: the terminal shows all, the page those without a chart there."""
+"""Tables of an OUT; the terminal shows all, the page those without a chart there."""
 
 from pipeline.report.corpus import Row
-from pipeline.report.table import MISSING, Column, Table, number
+from pipeline.report.table import MISSING, Column, Table, chosen, number
 from stages.signal.rates import RATE_HZ
-
-# Key in a row → its column.
-COLUMNS = {name: Column(name) for name in ("stage", "reason", "shard", "host", "codec", "unit")}
-COLUMNS |= {name: Column(name, "count") for name in ("shards", "retries", "hosts", "files", "level", "dead")}
-COLUMNS |= {name: Column(name, "count") for name in ("channels", "recordings", "segments", "rejected")}
-COLUMNS |= {name: Column(name, "number") for name in ("hours", "stereo", "silence")}
-COLUMNS |= {
-    "name": Column("column"),
-    "validation": Column("for validation", "count"),
-    "bytes": Column("size", "bytes"),
-    "bytes_per_hour": Column("size per hour", "bytes"),
-    "frames_per_s": Column("frames/s", "number"),
-    "wall_s": Column("wall", "duration"),
-    "busy_s": Column("CPU", "duration"),
-    "times_real_time": Column("× real time", "number", 0),
-    "times_median": Column("× the median", "number", 1),
-    "examples": Column("examples", "path"),
-    "title": Column(""),
-    "p5": Column("5 %", "number"),
-    "p50": Column("median", "number"),
-    "p95": Column("95 %", "number"),
-    "counts": Column("distribution", "histogram"),
-    "range": Column("from – to"),
-    "used_of": Column("used", "count"),
-    "perplexity": Column("perplexity", "number", 0),
-    "of_size": Column("of its size", "share", 0),
-    "share": Column("", "meter"),
-    "top_code": Column("most frequent", "figures"),
-    "top_share": Column("its share", "share", 1),
-    "rate_hz": Column("rate", "count", unit="Hz"),
-    "path": Column("file", "path"),
-    "decoding_s": Column("decoding", "duration"),
-    "seconds": Column("length", "duration"),
-    "key": Column("segment"),
-    "at_s": Column("at", "duration"),
-    "length_s": Column("s", "number", 1),
-    "lufs": Column("LUFS", "number", 1),
-    "rms_db": Column("RMS dBFS", "number", 1),
-    "peak_db": Column("peak dBFS", "number", 1),
-    "clipping": Column("clipping", "number", 5),
-    "bandwidth_hz": Column("bandwidth Hz", "number", 0),
-    "entropy_bits": Column("code bits", "number"),
-    "tuning_cents": Column("tuning cents", "number", 0),
-    "cqt_mean": Column("CQT mean", "number"),
-}
-
-
-def chosen(keys: str) -> dict[str, Column]:
-    return {key: COLUMNS[key] for key in keys.split()}
 
 
 def tables(found: Row) -> dict[str, Table]:
-    """Title → table, in the order in which one wants to know them. `found`: the `numbers`."""
+    """By title, in the order in which one wants to know them."""
     decoded = sum(c["shards"] for c in found["columns"] if c["stage"] == "decode")
-    timed, agreement = found["timed_shards"], found["agreement"]
+    timed, differ = found["timed_shards"], found["agreement"]["differ"]
     part = f"; gathered for {timed:,} of {decoded:,} shards" if timed < decoded else ""
     agree = "all shards agree"
-    if differ := agreement["differ"]:
-        agree = f"{differ} shards differ, e.g. {agreement['examples'][0]}"
+    if differ:
+        agree = f"{differ} shards differ, e.g. {found['agreement']['examples'][0]}"
     notes = {
         "Columns": (f"frames of the columns: {agree}", differ > 0),
         "Slowest files": (f"by seconds lost against the mean speed{part}",),
     }
-    segments, slow_files = [], []
+    segments = []
     for d in found["distributions"].values():
         high = d["low"] + d["width"] * len(d["counts"])
         segments.append(d | {"range": f"{number(d['low'])} – {number(high)}"})
-    for row in found["slowest_files"][:5]:
-        slow_files.append(row | {"path": row["path"] or row["recording"], "decoding_s": row["seconds"]})
+    files = [
+        r | {"path": r["path"] or r["recording"], "decoding_s": r["seconds"]} for r in found["slowest_files"]
+    ]
     codes = [c | {"used_of": (c["used"], c["codes"]), "of_size": c["share"]} for c in found["codes"]]
     sizes = "name shards bytes bytes_per_hour frames_per_s wall_s busy_s times_real_time retries hosts"
     slow_shards = "stage shard host wall_s hours times_real_time times_median"
@@ -82,17 +34,15 @@ def tables(found: Row) -> dict[str, Table]:
         "Code use": ("level used_of dead perplexity of_size share top_code top_share", codes),
         "Sources": ("codec rate_hz channels recordings hours", found["sources"][:10]),
         "Slowest shards": (slow_shards, found["slowest_shards"][:5]),
-        "Slowest files": ("path shard host decoding_s times_real_time", slow_files),
+        "Slowest files": ("path shard host decoding_s times_real_time", files[:5]),
         "Longest files": ("path shard seconds", found["longest_files"][:3]),
     }
     return {
-        title: Table(title, chosen(keys), rows, *notes.get(title, ()))
-        for title, (keys, rows) in tables.items()
+        name: Table(name, chosen(keys), rows, *notes.get(name, ())) for name, (keys, rows) in tables.items()
     }
 
 
 def segments(rows: list[Row]) -> Table:
-    """Rows of `named`."""
     heads = chosen("key path at_s length_s lufs rms_db silence clipping bandwidth_hz stereo entropy_bits")
     return Table("", heads, [row | {"at_s": row["start"] / RATE_HZ} for row in rows])
 
@@ -102,7 +52,7 @@ def amount(segments: int, recordings: int, hours: float) -> str:
 
 
 def comparison(found: list[Row]) -> Table:
-    """Several OUTs, a column each."""
+    """A column an OUT."""
     rows = []
     for missing, *own in zip((MISSING, MISSING, "not gathered", MISSING), *map(_figures, found), strict=True):
         names = dict.fromkeys(name for one in own for name in one)
@@ -112,7 +62,6 @@ def comparison(found: list[Row]) -> Table:
 
 
 def totals(found: Row) -> dict[str, str]:
-    """Name → text."""
     rejected = sum(row["files"] for row in found["rejects"])
     keys = "recordings hours segments shards bytes bytes_per_hour validation rejected"
     return _texts(keys, found | {"rejected": rejected})
@@ -123,14 +72,16 @@ def _texts(keys: str, row: Row) -> dict[str, str]:
 
 
 def _figures(found: Row) -> tuple[dict[str, str], ...]:
-    """Name → text of one OUT's totals, columns, distributions and codebooks."""
-    columns, distributions, codes = {}, {}, {}
+    """Of totals, columns, distributions and codebooks."""
+    columns, distributions = {}, {}
     for row in found["columns"]:
         own = _texts("name times_real_time bytes_per_hour", row)
         columns |= {f"{row['stage']}: {name}": text for name, text in own.items()}
     for d in found["distributions"].values():
-        p5, p50, p95 = (number(d[key]) for key in ("p5", "p50", "p95"))
-        distributions[f"{d['title']}, {d['unit']}: median [5 … 95 %]"] = f"{p50} [{p5} … {p95}]"
-    for c in found["codes"]:
-        codes[f"perplexity of level {c['level']}"] = f"{c['perplexity']:,.0f} of {c['codes']:,}"
+        text = f"{number(d['p50'])} [{number(d['p5'])} … {number(d['p95'])}]"
+        distributions[f"{d['title']}, {d['unit']}: median [5 … 95 %]"] = text
+    codes = {
+        f"perplexity of level {c['level']}": f"{c['perplexity']:,.0f} of {c['codes']:,}"
+        for c in found["codes"]
+    }
     return totals(found), columns, distributions, codes

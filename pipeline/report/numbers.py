@@ -1,10 +1,7 @@
-"""The numbers of an OUT as plain data: what the terminal, the page, `--json` and the comparison show.
+"""The numbers of an OUT. The database counts histograms, and quantiles are those of the histograms, so that
+six million segments take seconds and little memory."""
 
-Every query reads columns of the gathered tables once; the database counts the histograms, and the quantiles
-are those of the histograms, so that six million segments take seconds and little memory.
-"""
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,16 +10,14 @@ from stages.label.statistics.codes import entropy_bits
 from stages.shards import histograms
 from stages.signal.rates import RATE_HZ
 
-FINE_BINS = 200  # a histogram as counted; quantiles are right to one of its bins
+FINE_BINS = 200  # of a histogram as counted; quantiles are right to one
 EXAMPLES = 3
 SLOW_FILES = 10
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """One number of a segment: column of `segments`, title, unit, and the range of its histogram.
-
-    Values outside fall into the end bins; a range of None is that of the data."""
+class Statistic(NamedTuple):
+    """name: column of `segments`; low, high: range of the histogram, whose end bins hold what is outside; by
+    default that of the data."""
 
     name: str
     title: str
@@ -48,26 +43,31 @@ SHOWN = (
 
 
 def numbers(corpus: Corpus) -> Row:
-    """Everything but the anomalies."""
     totals = corpus.one(
         f"SELECT count(*) AS segments, count(*) FILTER (start = 0) AS recordings, {HOURS}, count(DISTINCT "
         "shard) AS shards, count(*) FILTER (start = 0 AND split = 'valid') AS validation FROM named"
     )
     columns, timed = column_rows(corpus), corpus.one("SELECT count(slowest) AS n FROM shards")["n"]
-    total_bytes = sum(column["bytes"] for column in columns)
-    not_gathered = [s.name for s in SHOWN if s.name in corpus.missing] + ["slowest_files"] * (not timed)
+    size, lacking = sum(column["bytes"] for column in columns), [] if timed else ["slowest_files"]
     return {
         "out": corpus.place,
         **totals,
-        "bytes": total_bytes,
-        "bytes_per_hour": total_bytes / totals["hours"] if totals["hours"] else 0,
+        "bytes": size,
+        "bytes_per_hour": size / totals["hours"] if totals["hours"] else 0,
         "columns": columns,
         "agreement": agreement(corpus),
-        "rejects": rejects(corpus),
+        "rejects": corpus.rows(
+            f"SELECT stage, reason, count(*) AS files, list(path ORDER BY path)[:{EXAMPLES}] AS examples "
+            "FROM rejected GROUP BY ALL ORDER BY files DESC, stage, reason"
+        ),
         "distributions": {s.name: found for s in SHOWN if (found := distribution(corpus, s))},
-        "not_gathered": not_gathered,
+        "not_gathered": [s.name for s in SHOWN if s.name in corpus.missing] + lacking,
         "codes": code_use(corpus),
-        "sources": sources(corpus),
+        "sources": corpus.rows(
+            "SELECT source_codec AS codec, source_rate_hz AS rate_hz, source_channels AS channels, count(*) "
+            f"FILTER (start = 0) AS recordings, {HOURS} FROM segments GROUP BY ALL ORDER BY hours DESC, "
+            "codec LIMIT 30"
+        ),
         "slowest_shards": slowest_shards(corpus),
         "slowest_files": slowest_files(corpus),
         "timed_shards": timed,
@@ -80,11 +80,10 @@ def numbers(corpus: Corpus) -> Row:
 
 
 def column_rows(corpus: Corpus) -> list[Row]:
-    """Per current column, audio first: shards, bytes, frames a second, time, × real time, hosts, retries."""
-    sums = ("bytes", "segments", "frames", "rejected")
+    sums = (f"sum({name})::BIGINT AS {name}" for name in ("bytes", "segments", "frames", "rejected"))
     found = corpus.rows(
         f"""SELECT "column" AS name, any_value(stage) AS stage, count(*) AS shards, sum(hours) AS hours,
-        {", ".join(f"sum({name})::BIGINT AS {name}" for name in sums)},
+        {", ".join(sums)},
         sum(bytes) / nullif(sum(hours), 0) AS bytes_per_hour,
         sum(frames) * {RATE_HZ}.0 / nullif(sum(samples), 0) AS frames_per_s,
         sum(wall_s) AS wall_s, sum(busy_s) AS busy_s,
@@ -96,27 +95,18 @@ def column_rows(corpus: Corpus) -> list[Row]:
 
 
 def agreement(corpus: Corpus) -> Row:
-    """Shards whose columns differ in frames or segments, though none of the columns rejected anything."""
-    differing = (
-        "SELECT shard FROM shards GROUP BY shard HAVING sum(CASE WHEN stage = 'decode' THEN 0 ELSE rejected "
-        "END) = 0 AND (min(frames) <> max(frames) OR min(segments) <> max(segments))"
-    )
+    """Shards whose columns differ, though none rejected anything."""
     return corpus.one(
-        f"SELECT count(*) AS differ, (SELECT count(DISTINCT shard) FROM shards) AS shards, "
-        f"coalesce(list(shard ORDER BY shard)[:{EXAMPLES}], []) AS examples FROM ({differing})"
-    )
-
-
-def rejects(corpus: Corpus) -> list[Row]:
-    return corpus.rows(
-        f"SELECT stage, reason, count(*) AS files, list(path ORDER BY path)[:{EXAMPLES}] AS examples FROM "
-        "rejected GROUP BY ALL ORDER BY files DESC, stage, reason"
+        f"""SELECT count(*) AS differ, (SELECT count(DISTINCT shard) FROM shards) AS shards,
+        coalesce(list(shard ORDER BY shard)[:{EXAMPLES}], []) AS examples FROM (SELECT shard FROM shards
+        GROUP BY shard HAVING coalesce(sum(rejected) FILTER (stage <> 'decode'), 0) = 0
+        AND (min(frames) <> max(frames) OR min(segments) <> max(segments)))"""
     )
 
 
 def distribution(corpus: Corpus, statistic: Statistic) -> Row | None:
-    """Count, mean, extremes, quantiles and a histogram of one statistic; None where it has no values."""
-    name, low, high = statistic.name, statistic.low, statistic.high
+    """None where it has no values."""
+    name, title, unit, low, high = statistic
     if low is None:
         low, high = corpus.one(f"SELECT min({name}) AS low, max({name}) AS high FROM segments").values()
     if low is None or name in corpus.missing:
@@ -133,45 +123,32 @@ def distribution(corpus: Corpus, statistic: Statistic) -> Row | None:
     counts[[row["bin"] for row in bins]] = [row["n"] for row in bins]
     count = int(counts.sum())
     least, most = min(row["low"] for row in bins), max(row["high"] for row in bins)
-    edges = low + width * np.arange(FINE_BINS + 1)
-    reached = np.concatenate([[0], np.cumsum(counts)]) / count
-    quantiles = np.clip(np.interp([0.05, 0.5, 0.95], reached, edges), least, most).tolist()
+    edges, reached = low + width * np.arange(FINE_BINS + 1), np.append(0, np.cumsum(counts)) / count
+    p5, p50, p95 = np.interp([0.05, 0.5, 0.95], reached, edges).clip(least, most).tolist()
     mean = sum(row["total"] for row in bins) / count
-    row = {"title": statistic.title, "unit": statistic.unit, "count": count, "mean": mean}
-    row |= {"min": least, "max": most, **dict(zip(("p5", "p50", "p95"), quantiles, strict=True))}
+    row = dict(title=title, unit=unit, count=count, mean=mean, min=least, max=most, p5=p5, p50=p50, p95=p95)
     return row | {"low": low, "width": width, "counts": counts.tolist()}
 
 
 def code_counts(corpus: Corpus) -> np.ndarray | None:
-    """How often each code of each level is used, (K, C) float64; None when it was not gathered."""
+    """(K, C) float64; None when not gathered."""
     name = corpus.registry.current.get("codes")
     return histograms.read(corpus.out, name)[0].get("codes") if name else None
 
 
 def code_use(corpus: Corpus) -> list[Row]:
-    """Per level of the current code column: codes used, dead ones, perplexity, the most frequent code."""
     counts_KC, levels = code_counts(corpus), []
     for level, counts_C in enumerate(() if counts_KC is None else counts_KC):
         bits, size = float(entropy_bits(counts_C[None])[0]), len(counts_C)
         used, top = int((counts_C > 0).sum()), int(counts_C.argmax())
         share = float(counts_C[top] / max(counts_C.sum(), 1))
-        row = {"level": level, "codes": size, "used": used, "dead": size - used, "entropy_bits": bits}
-        row |= {"perplexity": 2**bits, "share": 2**bits / size, "top_code": top, "top_share": share}
-        levels.append(row)
+        row = dict(level=level, codes=size, used=used, dead=size - used, entropy_bits=bits)
+        levels.append(row | dict(perplexity=2**bits, share=2**bits / size, top_code=top, top_share=share))
     return levels
 
 
-def sources(corpus: Corpus) -> list[Row]:
-    """The recordings' codecs, sample rates and channels."""
-    return corpus.rows(
-        "SELECT source_codec AS codec, source_rate_hz AS rate_hz, source_channels AS channels, count(*) "
-        f"FILTER (start = 0) AS recordings, {HOURS} FROM segments GROUP BY ALL ORDER BY hours DESC, codec "
-        "LIMIT 30"
-    )
-
-
 def slowest_shards(corpus: Corpus) -> list[Row]:
-    """The three slowest shards of each stage, for their audio, and the ratio to the stage's median."""
+    """Three of each stage."""
     return corpus.rows(
         """WITH paced AS (SELECT *, wall_s / hours AS pace FROM shards WHERE hours > 0 AND wall_s > 0),
         medians AS (SELECT stage, approx_quantile(pace, 0.5) AS median FROM paced GROUP BY stage)
@@ -183,8 +160,8 @@ def slowest_shards(corpus: Corpus) -> list[Row]:
 
 
 def slowest_files(corpus: Corpus) -> list[Row]:
-    """The files that took most seconds to decode beyond what their length takes at the column's mean speed
-    (`lost_s`, below zero for faster ones), rejected ones too. Empty where no shard's record has times."""
+    """By seconds of decoding beyond those at the mean speed (`lost_s`, below zero for faster ones); rejected
+    ones too."""
     return corpus.rows(
         f"""WITH mean AS (SELECT sum(hours) * 3600 / nullif(sum(wall_s), 0) AS speed FROM shards
         WHERE stage = 'decode'),

@@ -1,4 +1,4 @@
-"""The page: one file with everything in it, plotly.js too, that opens from disk without a network."""
+"""The page: one file with all it needs, plotly.js too; it opens without a network."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from pipeline.report import charts, examples, label_tables, pictures
 from pipeline.report.anomalies import Anomaly, everything
 from pipeline.report.corpus import Corpus, Row
 from pipeline.report.numbers import code_counts
-from pipeline.report.table import Table, short, span
+from pipeline.report.table import Table, chosen, short, span
 from pipeline.report.timeline import timeline
 from stages.shards import histograms
 from stages.shards.storage import Storage
@@ -35,7 +35,6 @@ class Section:
 
 
 def of_corpus(corpus: Corpus, found: Row, anomalies: list[Anomaly]) -> str:
-    """Write OUT/report/index.html; returns where it is."""
     tables, version = label_tables.tables(found), "gathered by the version that labelled this OUT."
     lacking = ", ".join(found["not_gathered"])
     lacking = lacking and f"Not {version[:-1]}: {lacking}."
@@ -50,37 +49,40 @@ def of_corpus(corpus: Corpus, found: Row, anomalies: list[Anomaly]) -> str:
         Section("The run", of_run, slow),
         Section("Rejected", [], [tables["Rejected"]], no_rejects),
     ]
-    rows, option = _examples(corpus, found), everything(anomalies)
-    values = {"kind": "labels", "anomalies": anomalies, "everything": option, "examples": rows}
-    return _write(corpus.out, corpus.place, label_tables.totals(found), sections, values)
+    values = {"anomalies": anomalies, "everything": everything(anomalies)}
+    values["examples"] = _examples(corpus, found)
+    return _write("labels", corpus.out, corpus.place, label_tables.totals(found), sections, **values)
 
 
 def of_runs(runs: list[Any]) -> str:
-    """Write RUN/report/index.html of the first run, with the curves of all; returns where it is."""
+    """Written to the first run."""
     from pipeline.report import training, training_charts
 
     sections = [Section("Runs", [], [training.table(runs)])]
     sections += [Section(title, plots) for title, plots in training_charts.charts(runs).items()]
     place = ", ".join(run.place for run in runs)
-    return _write(Storage(runs[0].place), place, training.tiles(runs), sections, {"kind": "training"})
+    return _write("training", Storage(runs[0].place), place, training.tiles(runs), sections)
 
 
-def _write(out: Storage, place: str, tiles: dict[str, str], sections: list[Section], values: Row) -> str:
+def _write(
+    kind: str, out: Storage, place: str, tiles: dict[str, str], sections: list[Section], **values: Any
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    figures = []
     for section in sections:
         section.charts = [chart for chart in section.charts if chart and chart["data"]]
         section.tables = [table for table in section.tables if table.rows]
-    plots = [chart for section in sections for chart in section.charts]
-    for number, plot in enumerate(plots):
-        plot["id"] = f"plot{number}"
-    figures = [{key: plot[key] for key in ("id", "data", "layout")} for plot in plots]
+        for plot in section.charts:
+            plot["id"] = f"plot{len(figures)}"
+            figures.append({key: plot[key] for key in ("id", "data", "layout")})
     html = environment.get_template("page.html").render(
+        kind=kind,
         place=place,
         tiles=tiles,
         sections=[section for section in sections if section.charts or section.tables or section.note],
-        example_figures=label_tables.chosen(EXAMPLE_FIGURES),
+        example_figures=chosen(EXAMPLE_FIGURES),
         amount=label_tables.amount,
         figures=json.dumps(figures, allow_nan=False).translate(JSON_ESCAPES),
         plotly=plotly.offline.get_plotlyjs(),
@@ -94,37 +96,33 @@ def _write(out: Storage, place: str, tiles: dict[str, str], sections: list[Secti
 
 
 def _label_charts(corpus: Corpus) -> list[Row]:
-    """Plots of the label columns' histograms, of those that were gathered."""
     plots, name = [], corpus.registry.current.get("cqt")
     if (counts := code_counts(corpus)) is not None:
         plots.append(charts.code_use(counts))
-    if name:
-        sums, shards = histograms.read(corpus.out, name)
+    sums, shards = histograms.read(corpus.out, name) if name else ({}, 0)
+    if shards:
         recipe = corpus.registry.columns[name]
-        if shards:
-            query = 'SELECT sum(frames)::BIGINT AS n FROM shards WHERE "column" = ?'
-            frames, octave = corpus.one(query, name)["n"], int(recipe["bins_per_octave"])
-            plots.append(charts.pitch(sums["cqt"], frames, recipe["fmin_hz"], octave))
+        query = 'SELECT sum(frames)::BIGINT AS n FROM shards WHERE "column" = ?'
+        frames, octave = corpus.one(query, name)["n"], int(recipe["bins_per_octave"])
+        plots.append(charts.pitch(sums["cqt"], frames, recipe["fmin_hz"], octave))
     return plots
 
 
 def _examples(corpus: Corpus, found: Row) -> list[Row]:
-    """The rows of the examples, with what the page shows of each."""
     size = found["codes"][0]["codes"] if found["codes"] else 0
     rows = []
     for one in examples.read_examples(corpus):
-        row, codes_TK, cqt_TF = one.row, one.codes_TK, one.cqt_TF
-        shown = {
-            "file": short(row["path"] or "?"),
-            "at": span(row["start"] / RATE_HZ),
-            "length": f"{row['length_s']:.1f} s",
+        row = one.row | {
+            "file": short(one.row["path"] or "?"),
+            "at": span(one.row["start"] / RATE_HZ),
+            "length": f"{one.row['length_s']:.1f} s",
             "why": ", ".join(one.why),
             "wave": pictures.waveform(one.wave_N),
             "sound": pictures.opus(one.wave_N),
         }
-        if cqt_TF is not None:
-            shown["cqt"] = pictures.cqt(cqt_TF, one.log)
-        if codes_TK is not None:
-            shown["codes"] = pictures.codes(codes_TK, size or int(codes_TK.max(initial=1)) + 1)
-        rows.append(row | shown)
+        if one.cqt_TF is not None:
+            row["cqt"] = pictures.cqt(one.cqt_TF, one.log)
+        if one.codes_TK is not None:
+            row["codes"] = pictures.codes(one.codes_TK, size or int(one.codes_TK.max(initial=1)) + 1)
+        rows.append(row)
     return rows

@@ -1,7 +1,5 @@
-"""Pictures and sound of a segment as data URIs, so small that a page of dozens opens from disk.
-
-Letters: N samples at 24 kHz, T frames, F bins, K codebooks.
-"""
+"""Pictures and sound of a segment as small data URIs. Letters: N samples at 24 kHz, T frames, F bins, K
+codebooks."""
 
 import base64
 import io
@@ -25,7 +23,7 @@ def uri(kind: str, data: bytes) -> str:
 
 
 def waveform(wave_N: np.ndarray) -> str:
-    """Least and greatest sample of each stretch, at full scale ±1."""
+    """Full scale ±1."""
     edges = np.linspace(0, len(wave_N), WIDTH + 1).astype(int)[:-1]
     low, high = np.minimum.reduceat(wave_N, edges), np.maximum.reduceat(wave_N, edges)
     figure = Figure(figsize=(WIDTH / 100, 0.5), dpi=100)
@@ -39,28 +37,25 @@ def waveform(wave_N: np.ndarray) -> str:
 
 
 def cqt(frames_TF: np.ndarray, log: bool) -> str:
-    """Constant-Q values, low pitch at the bottom; linear magnitudes in decibels below the loudest."""
+    """Low pitch at the bottom, in decibels below the loudest."""
     decibels = frames_TF * (20 / np.log(10)) if log else 20 * np.log10(np.maximum(frames_TF, 1e-6))
     size = (min(WIDTH, len(decibels)), min(112, decibels.shape[1]))
-    picture = Image.fromarray(decibels.T[::-1].astype(np.float32)).resize(size, Image.Resampling.BOX)
-    shown_FT = np.asarray(picture)
+    picture = Image.fromarray(decibels.T[::-1].astype(np.float32))
+    shown_FT = np.asarray(picture.resize(size, Image.Resampling.BOX))
     shown = np.clip((shown_FT - shown_FT.max(initial=-120.0)) / CQT_RANGE_DB + 1, 0, 1)
     return _image(colormaps["magma"](shown, bytes=True), "webp", quality=75)
 
 
 def codes(codes_TK: np.ndarray, size: int) -> str:
-    """A row a codebook, coloured by the code; every n-th frame, for codes have no mean."""
+    """Every n-th frame, for codes have no mean."""
     shown_KT = codes_TK[:: max(1, len(codes_TK) // WIDTH)].T / max(size - 1, 1)
     return _image(colormaps["turbo"](shown_KT, bytes=True), "png")
 
 
 def opus(wave_N: np.ndarray) -> str:
-    """The samples as Ogg Opus, which browsers play."""
-    out = io.BytesIO()
+    out, options = io.BytesIO(), {"compression_level": "2"}
     with av.open(out, "w", format="ogg") as container:
-        stream = container.add_stream(
-            "libopus", rate=RATE_HZ, layout="mono", options={"compression_level": "2"}
-        )
+        stream = container.add_stream("libopus", rate=RATE_HZ, layout="mono", options=options)
         stream.bit_rate = OPUS_BITS_A_S
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave_N[None], np.float32), "fltp", "mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, 0, Fraction(1, RATE_HZ)

@@ -1,4 +1,4 @@
-"""The terminal's view of a report: its tables by rich, and what is worth a look."""
+"""A report on the terminal."""
 
 from typing import Any
 
@@ -9,14 +9,12 @@ from rich.text import Text
 from pipeline.report import label_tables
 from pipeline.report.anomalies import Anomaly, everything
 from pipeline.report.corpus import Row
-from pipeline.report.label_tables import amount
 from pipeline.report.table import METER_WIDTH, Column, Table, size
 
 POOR_METER = 0.1  # below it a meter is red
 
 
 def show(console: Console, found: Row, anomalies: list[Anomaly]) -> None:
-    """All that `numbers` and `anomalies` found of an OUT."""
     totals = (
         f"  {found['recordings']:,} recordings ({found['validation']:,} for validation), "
         f"{found['hours']:,.2f} h, {found['segments']:,} segments in {found['shards']:,} shards, "
@@ -25,12 +23,9 @@ def show(console: Console, found: Row, anomalies: list[Anomaly]) -> None:
     console.print(Text.assemble((found["out"], "bold"), totals))
     for table in label_tables.tables(found).values():
         if table.rows:
-            console.print()
-            console.print(drawn(table))
-    if found["not_gathered"]:
-        console.print(
-            f"\nnot gathered by the version that labelled this OUT: {', '.join(found['not_gathered'])}"
-        )
+            console.print("", drawn(table), sep="\n")
+    if lacking := ", ".join(found["not_gathered"]):
+        console.print(f"\nnot gathered by the version that labelled this OUT: {lacking}")
     _worth_a_look(console, anomalies)
 
 
@@ -38,8 +33,8 @@ def drawn(table: Table) -> rich.table.Table:
     out = rich.table.Table(
         box=None,
         pad_edge=False,
-        title=Text(table.title, "bold") if table.title else None,
-        caption=Text(table.note, "red" if table.is_warning else "") if table.note else None,
+        title=Text(table.title, "bold"),
+        caption=Text(table.note, "red" if table.is_warning else ""),
         title_justify="left",
         caption_justify="left",
     )
@@ -61,19 +56,16 @@ def _cell(column: Column, value: Any) -> Text:
 
 
 def segments(console: Console, rows: list[Row], counted: Row) -> None:
-    """Rows of `named` as a table, and how many there are in all."""
     console.print(drawn(label_tables.segments(rows)))
     some = f"; {len(rows)} shown" if counted["segments"] > len(rows) else ""
-    console.print(amount(**counted) + some)
+    console.print(label_tables.amount(**counted) + some)
 
 
 def _worth_a_look(console: Console, anomalies: list[Anomaly]) -> None:
-    if not anomalies:
-        console.print("\nworth a look: nothing unusual was found")
-        return
-    console.print("\n[bold]Worth a look[/]")
+    heading = "[bold]Worth a look[/]" if anomalies else "worth a look: nothing unusual was found"
+    console.print(f"\n{heading}")
     for one in anomalies:
-        many = f"{amount(one.segments, one.recordings, one.hours)}: " if one.segments else ""
+        many = label_tables.amount(one.segments, one.recordings, one.hours) + ": " if one.segments else ""
         console.print(Text.assemble((f"  {one.what}", "yellow"), f"  {many}{one.why}"))
         if one.examples:
             console.print(Text(f"      e.g. {', '.join(one.examples)}"))

@@ -1,20 +1,18 @@
-"""Training runs: RUN/metrics.jsonl as curves and as a few numbers. A line is an object; a missing key is a
-missing curve."""
+"""Training runs: RUN/metrics.jsonl as curves and numbers; a missing key is a missing curve."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 from rich.console import Console
 
 from pipeline.report.corpus import Row, as_dicts
-from pipeline.report.table import Column, Table, number, spark
+from pipeline.report.table import Table, chosen, number, spark
 from pipeline.report.terminal import drawn
 from stages.pretrain.run.rows import OLD_NAMES, with_old_names
 from stages.shards.storage import Storage
 
 METRICS = "metrics.jsonl"
-POINTS = 600  # of a curve: means over so many stretches of updates
+POINTS = 600  # of a curve: means over stretches of updates
 CQT_ERRORS = ("cqt_error", "cqt_mean_error", "cqt_line_error")
 SPEEDS = ("audio_s_per_s", "utilisation", "data_wait")
 SCALARS = ("loss", "penalty", "grad_norm", "lr", "scale", "masked_frames", "skipped", "time")
@@ -28,9 +26,8 @@ FIELDS = (
 )
 
 
-@dataclass
-class RunCurves:
-    """curve: name → values by stretch of updates; lists are a curve a level, `accuracy/0`, `accuracy/1` …"""
+class RunCurves(NamedTuple):
+    """curve: name → values; lists are a curve a level, `accuracy/0`, `accuracy/1` …"""
 
     place: str
     starts: list[Row]
@@ -45,7 +42,6 @@ class RunCurves:
 
     @property
     def restarts(self) -> list[int]:
-        """Updates at which the run went on after it had stopped or died."""
         return [start["update"] or 0 for start in self.starts[1:]]
 
     @property
@@ -54,8 +50,7 @@ class RunCurves:
 
 
 def read(place: str) -> RunCurves:
-    """Raises ValueError for a file without updates, or without any line that we know. Half a last line is
-    ignored."""
+    """Raises ValueError for a file without updates. Half a last line is ignored."""
     out = Storage(place)
     types = FIELDS | {old: FIELDS[new] for old, new in OLD_NAMES.items()}
     fields = ", ".join(f"{name}: '{kind}'" for name, kind in types.items())
@@ -84,8 +79,9 @@ def read(place: str) -> RunCurves:
         means = [f'avg({name}) AS "{name}"' for name, kind in FIELDS.items() if kind == "DOUBLE"]
         sizes = ", ".join(f"max(len({name})) AS {name}" for name in BY_LEVEL)
         (levels,) = rows(f"SELECT {sizes} FROM of_update")
-        for name, many in levels.items():
-            means += [f'avg({name}[{k + 1}]) AS "{name}/{k}"' for k in range(many or 0)]
+        means += [
+            f'avg({name}[{k + 1}]) AS "{name}/{k}"' for name, many in levels.items() for k in range(many or 0)
+        ]
         points = rows(
             f"""WITH span AS (SELECT greatest(1, ceil((max(update) - min(update) + 1) / {POINTS}))::BIGINT
             AS step FROM of_update) SELECT max(update) AS update, max(grad_norm) AS grad_norm_max,
@@ -99,7 +95,6 @@ def read(place: str) -> RunCurves:
 
 
 def summary(run: RunCurves) -> Row:
-    """The numbers of one run, as plain data."""
     times, speeds = run.known("time"), sorted(run.known("audio_s_per_s"))
     held_out = run.valid[-1] if run.valid else {}
     figures = ("loss", "accuracy", "gain_over_unigram", "cqt_error")
@@ -121,44 +116,30 @@ def summary(run: RunCurves) -> Row:
 
 
 def table(runs: list[RunCurves]) -> Table:
-    """A row a run: how far, how well, how fast."""
-    heads = {
-        "run": Column("run"),
-        "progress": Column("update", "count"),
-        "loss": Column("loss", "number"),
-        "held_out_loss": Column("held-out loss", "number"),
-        "accuracy 0": Column("accuracy 0", "number", 3),
-        "gain_over_unigram 0": Column("gain_over_unigram 0", "number", 3),
-        "cqt_error": Column("CQT error", "number", 3),
-        "audio_s_per_s": Column("audio-s/s", "number", 1),
-        "utilisation": Column("utilisation", "number", 3),
-        "data_wait": Column("data wait", "number", 3),
-        "skipped": Column("skipped", "number", 0),
-        "restart_count": Column("restarts", "count"),
-        "elapsed_s": Column("time", "duration"),
-    }
+    keys = "run progress loss held_out_loss accuracy_0 gain_0 cqt_error audio_s_per_s utilisation data_wait "
     rows = []
     for s in map(summary, runs):
         held_out, progress = s["held_out"], (s["updates"], s["of"]) if s["of"] else s["updates"]
-        first = {f"{k} 0": (held_out[k] or s[k] or [None])[0] for k in ("accuracy", "gain_over_unigram")}
-        more = {"progress": progress, "held_out_loss": held_out["loss"], "restart_count": len(s["restarts"])}
-        rows.append(s | first | more)
-    return Table("", heads, rows)
+        accuracy, gain = ((held_out[k] or s[k] or [None])[0] for k in ("accuracy", "gain_over_unigram"))
+        more = {"progress": progress, "held_out_loss": held_out["loss"], "restarted": len(s["restarts"])}
+        rows.append(s | more | {"accuracy_0": accuracy, "gain_0": gain})
+    return Table("", chosen(keys + "skipped restarted elapsed_s"), rows)
 
 
 def tiles(runs: list[RunCurves]) -> dict[str, str]:
-    of_all = table(runs)
-    texts = {column.head: column.text(of_all.rows[0][key]) for key, column in of_all.columns.items()}
-    shown = ("update", "loss", "held-out loss", "audio-s/s", "utilisation", "restarts")
-    return {"runs": str(len(runs))} | {name: texts[name] for name in shown}
+    (row,), found = table(runs[:1]).rows, {"runs": str(len(runs))}
+    for key, column in chosen("progress loss held_out_loss audio_s_per_s utilisation restarted").items():
+        found[column.head] = column.text(row[key])
+    return found
 
 
 def show(console: Console, runs: list[RunCurves]) -> None:
     console.print(drawn(table(runs)))
     for run in runs:
+        lines = []
         if losses := run.known("loss"):
-            curve = f"{spark(losses)} {number(losses[0])} → {number(losses[-1])}"
-            console.print(f"{run.place}: loss {curve}", highlight=False, markup=False)
+            lines.append(f"loss {spark(losses)} {number(losses[0])} → {number(losses[-1])}")
         if run.restarts:
-            updates = ", ".join(map(str, run.restarts))
-            console.print(f"{run.place}: restarted at update {updates}", highlight=False, markup=False)
+            lines.append(f"restarted at update {', '.join(map(str, run.restarts))}")
+        for line in lines:
+            console.print(f"{run.place}: {line}", highlight=False, markup=False)

@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from cluster import sharded
-from cluster.sharded import Reporter, run_one_reporting
+from cluster.sharded import report, run_one_reporting
 from tests.cluster.fakes import Later, raised_in_task
 
 
@@ -65,5 +65,5 @@ def test_a_dead_worker_is_not_the_functions_own_error(asked):
 
 
 def test_reports_go_to_the_ledger(ledger):
-    Reporter(Later(ledger))({"step": 1})
+    report(Later(ledger), {"step": 1})
     assert ledger.drain() == [{"event": "end", "step": 1}]

@@ -204,6 +204,8 @@ class TestWorthALook:
             "min(recording) FROM segments)",
         "damaged packets": "UPDATE segments SET damaged_packets = 2 WHERE recording = (SELECT "
             "min(recording) FROM segments)",
+        "shorter than its header says": "UPDATE segments SET decoded_s = 200 WHERE recording = (SELECT "
+            "min(recording) FROM segments)",
         "near-duplicates": "UPDATE segments SET fingerprint = (SELECT fingerprint FROM segments s "
             "WHERE s.\"index\" = segments.\"index\" AND "
                            "s.recording = (SELECT max(recording) FROM segments)) WHERE recording = "
@@ -223,6 +225,19 @@ class TestWorthALook:
         assert all(kept is not None for _, kept in rows), (
             "a condition that is unknown would leave everything out"
         )
+
+    @pytest.mark.parametrize("header_s, decoded_s, odd_one", [
+        (240, 229.9, True), (240, 230.1, False), (100, 94.9, True), (100, 95.1, False), (100, 200, False),
+    ])  # fmt: skip
+    def test_a_header_may_promise_a_little_more(self, tmp_path, header_s, decoded_s, odd_one):
+        change = (
+            f"UPDATE segments SET header_s = {header_s}, decoded_s = {decoded_s} WHERE recording = (SELECT "
+        )
+        found = odd(synthetic.out(tmp_path, 6, changes=[change + "min(recording) FROM segments)"]))
+        assert ("shorter than its header says" in found) == odd_one
+        if odd_one:
+            (example,) = found["shorter than its header says"].examples
+            assert example.endswith(f"({header_s:.1f} s, decoded {decoded_s:.1f} s)")
 
     def test_where_a_statistic_was_not_gathered_nothing_is_left_out(self, tmp_path):
         out = synthetic.out(
