@@ -1,7 +1,7 @@
 """Where the CQT head starts: `objective.cqt_start`.
 
-Adam needs hundreds of updates to find the linear map that least squares finds at once. The hidden states of
-an untrained encoder already hold the sound around a masked frame, through its convolutional positions and its
+Adam needs hundreds of updates to find the linear map that least squares finds at once: an untrained encoder's
+hidden states already hold the sound around a masked frame, through its convolutional positions and its
 attention, which begins as a mean over the crop (figures: docs/training.md).
 
 S masked frames, D width, F CQT bins.
@@ -25,8 +25,8 @@ RIDGE = 0.1
 class CqtStart:
     """Sums over the masked frames of the batches given to `add`, of which `head` is made.
 
-    default: no sums, the head stays as it is; mean: its bias becomes each bin's mean; fit: weight and bias
-    become the ridge regression of its targets on the model's hidden states, without dropout.
+    default: the head stays as it is; mean: its bias becomes each bin's mean; fit: weight and bias become the
+    ridge regression of its targets on the model's hidden states, without dropout.
     """
 
     def __init__(self, model: Mert, how: str, dtype: torch.dtype):
@@ -53,8 +53,7 @@ class CqtStart:
         return batch
 
     def head(self, mean_F: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """fp32 weight (F, D) and bias (F,) on the CPU, None where it is to stay; `mean_F`: each bin's
-        mean."""
+        """fp32 weight (F, D) and bias (F,) on the CPU, None where it is to stay; `mean_F` of the bins."""
         if self.how != "fit" or mean_F is None:
             return None, mean_F if self.how == "mean" else None
         frames = self._moments[-1, -1]

@@ -1,8 +1,7 @@
 """DeepSpeed ZeRO around the model: what one update of the weights does on this rank.
 
-Weights, gradients, their sums over ranks and Adam's moments are fp32 at every stage; `bf16` and `fp16` are
-autocast's. So stages 0 to 3 differ in where values are stored, not in what is computed: one test against
-plain PyTorch holds for all.
+Weights, gradients, their sums over ranks and Adam's moments are always fp32; `bf16` and `fp16` are autocast's.
+So stages 0 to 3 differ in where values are stored only: one test against plain PyTorch holds for all.
 """
 
 import contextlib
@@ -43,8 +42,7 @@ class _Autocast(nn.Module):
 
 
 class Engine:
-    """An update is `micro_batches` times `forward` and `backward`, then `step`; every rank calls every method
-    alike."""
+    """An update is `micro_batches` times `forward` and `backward`, then `step`; all ranks call every method."""
 
     def __init__(
         self, model: nn.Module, settings: EngineSettings, optim: Optim, world: World, micro_batches: int
@@ -67,13 +65,12 @@ class Engine:
         """One micro-batch's loss with its graph, and all that `Mert.forward` returns, detached float64."""
         self._deepspeed.train()
         inputs = {name: getattr(batch, name) for name in ("wave_BN", "mask_BT", "codes", "cqt_BLF")}
-        device = self.world.device.type
-        terms = self._deepspeed(device, **inputs, keep_layers=keep_layers, codebooks=codebooks)
+        inputs |= {"keep_layers": keep_layers, "codebooks": codebooks}
+        terms = self._deepspeed(self.world.device.type, **inputs)
         return terms["loss"], {name: value.detach().double() for name, value in terms.items()}
 
     def backward(self, loss: Tensor, frames: int) -> None:
-        """Add one micro-batch's gradients of the mean loss over `frames`, the masked frames of the global
-        batch."""
+        """Add one micro-batch's gradients of the mean loss over the global batch's masked `frames`."""
         loss = loss * (self.world.size * self.micro_batches / frames)  # DeepSpeed averages over both
         if self.stage == 0:
             loss = loss * self.loss_scale.value
@@ -85,8 +82,8 @@ class Engine:
             self._deepspeed.step()  # counts the micro-batch
 
     def step(self, lr: float, skip: bool) -> tuple[float, bool]:
-        """Clip and apply the gradients. Returns their norm before clipping, and whether they were applied:
-        (inf, False) when they are not finite. `skip`: they were made so, it is no overflow of fp16."""
+        """Clip and apply the gradients. Returns their norm before, and True; (inf, False) when they are not
+        finite. `skip`: they were made so, it is no overflow of fp16."""
         assert self._accumulated == self.micro_batches, "a loader gave too few micro-batches"
         self._accumulated = 0
         self.adam.set_lr(lr)
@@ -97,10 +94,10 @@ class Engine:
             self.adam.skip = not math.isfinite(norm)
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.optim.clip_norm, norm)
         self._deepspeed.step()
-        applied = not (self._deepspeed.optimizer.overflow if self.stage else self.adam.skip)
+        zero = self._deepspeed.optimizer
+        applied = not (zero.overflow if self.stage else self.adam.skip)
         self.loss_scale.update(applied, skip)
         if self.stage == 3:  # a layer that is left out would keep its gradient there, and in offloaded copies
-            zero = self._deepspeed.optimizer
             zero.grad_partitions_flat_buffer.zero_()
             for flat in zero.fp32_partitioned_groups_flat:
                 if flat.grad is not None:
@@ -110,7 +107,7 @@ class Engine:
         return float(self._deepspeed.get_global_grad_norm() if self.stage else norm), True
 
     def _whole(self, parameters: list[nn.Parameter], **options: Any) -> contextlib.AbstractContextManager:
-        """ZeRO 3 splits each weight over the ranks: inside, these are whole."""
+        """Inside, these are whole: ZeRO 3 splits each over the ranks."""
         if self.stage < 3:
             return contextlib.nullcontext()
         import deepspeed
@@ -129,11 +126,11 @@ class Engine:
             self._deepspeed.train()
 
     def gathered(self) -> dict[str, Tensor]:
-        """Rank 0: fp32 weights by name, `exp_avg.NAME` and `exp_avg_sq.NAME`, on the CPU; others: {}. The
-        same at every stage and world size, and so are checkpoints."""
+        """Rank 0: fp32 weights by name, `exp_avg.NAME` and `exp_avg_sq.NAME`, on the CPU, the same at every
+        stage and world size; others: {}."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        found: dict[str, Tensor] = {}
+        found = {}
 
         def put(name: str, value: Tensor) -> None:
             if self.world.is_rank_0:
@@ -156,7 +153,7 @@ class Engine:
         return int(next(iter(self.adam.state.values()))["step"])
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Set what `gathered` returned, on every rank. Strict: names and shapes must agree."""
+        """Set what `gathered` returned, on every rank; names and shapes must agree."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         for state in self.adam.state.values():
@@ -177,8 +174,7 @@ class Engine:
     def _create_moments(self) -> None:
         """Zeros, so that moments can be read and set before the first step. DeepSpeed would link them after
         its first group's first step, when those of other groups do not exist yet."""
-        zero = self._deepspeed.optimizer
-        flats = list(self.model.parameters())
+        zero, flats = self._deepspeed.optimizer, self.model.parameters()
         if self.stage:
             name = "single_partition_of_fp32_groups" if self.stage < 3 else "fp32_partitioned_groups_flat"
             flats = getattr(zero, name)
@@ -192,8 +188,8 @@ class Engine:
 
 def deepspeed_config(settings: EngineSettings, optim: Optim, cuda: bool, micro_batches: int) -> dict:
     """Our settings as DeepSpeed names them, explicit where its defaults changed, and the user's JSON."""
-    zero: dict[str, Any] = {"stage": settings.zero_stage, "contiguous_gradients": True}
-    zero |= {"reduce_scatter": True, "overlap_comm": cuda, "round_robin_gradients": False}
+    zero = {"stage": settings.zero_stage, "contiguous_gradients": True, "reduce_scatter": True}
+    zero |= {"overlap_comm": cuda, "round_robin_gradients": False}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
     own = {
@@ -208,7 +204,7 @@ def deepspeed_config(settings: EngineSettings, optim: Optim, cuda: bool, micro_b
         "prescale_gradients": False,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
-        "bf16": {"enabled": False},  # precision is autocast's; see the head of this file
+        "bf16": {"enabled": False},  # precision is autocast's
         "fp16": {"enabled": False},
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,

@@ -9,22 +9,20 @@ from stages.pretrain.run.settings import Guard
 
 
 class LossGuard:
-    """Decides from the mean loss over the global batch, so that every rank decides alike."""
-
     def __init__(self, guard: Guard, history: list[float] = (), in_a_row: int = 0, skipped: int = 0):
         self.guard, self.in_a_row, self.skipped = guard, in_a_row, skipped
-        self.history: deque[float] = deque(history, maxlen=guard.window)
+        self.history = deque(history, maxlen=guard.window)
 
     def bad(self, loss: float) -> bool:
-        """Whether to skip an update of this mean loss."""
+        """Whether to skip an update of this mean loss over the global batch: every rank decides alike."""
         if not math.isfinite(loss):
             return True
         spike, history = self.guard.spike, self.history
         return bool(spike and len(history) == history.maxlen and loss > spike * sum(history) / len(history))
 
     def note(self, loss: float, skipped: bool, overflow: bool) -> bool:
-        """After an update; True when `guard.in_a_row` bad ones came together. `overflow`: of fp16, which
-        halves the loss scale and is no sign of trouble by itself."""
+        """After an update; True when `guard.in_a_row` bad ones came together. An `overflow` of fp16 is no sign
+        of trouble by itself."""
         if not skipped:
             self.history.append(loss)
             self.in_a_row = 0

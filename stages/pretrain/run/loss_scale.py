@@ -17,7 +17,7 @@ class LossScale:
             self.value = 1.0
 
     def update(self, applied: bool, bad_loss: bool) -> None:
-        """After an update, applied or not; `bad_loss`: it was skipped for its loss, not for an overflow."""
+        """After an update; `bad_loss`: it was skipped for its loss, not for an overflow."""
         if not self.enabled or bad_loss:
             return
         self.good = self.good + 1 if applied else 0

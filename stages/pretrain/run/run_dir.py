@@ -38,31 +38,31 @@ class RunDir:
             self._lock = open(self.path / "run.lock", "a+")  # noqa: SIM115 - held until the process ends
         except OSError as error:
             raise ValueError(f"run.dir: RUN {self.path} cannot be written: {error.strerror}") from None
-        deadline = time.monotonic() + LOCK_S
+        lock, deadline = self._lock, time.monotonic() + LOCK_S
         while True:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 time.sleep(0.2)
             if time.monotonic() >= deadline:
-                self._lock.seek(0)
+                lock.seek(0)
                 raise ValueError(
-                    f"another training run ({self._lock.read().strip() or 'unknown'}) works on {self.path}: "
-                    "wait for it, stop it, or choose another run.name"
+                    f"another training run ({lock.read().strip() or 'unknown'}) works on {self.path}: wait for "
+                    "it, stop it, or choose another run.name"
                 )
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
 
     def _check_visible(self) -> None:
-        probe = self.path / self.world.broadcast(f".probe-{uuid.uuid4().hex}")
-        if self.world.is_rank_0:
+        world = self.world
+        probe = self.path / world.broadcast(f".probe-{uuid.uuid4().hex}")
+        if world.is_rank_0:
             probe.write_text("seen")
-        self.world.barrier()
-        seen = self.world.gather((socket.gethostname(), probe.exists()))
-        self.world.barrier()
-        if self.world.is_rank_0:
+        world.barrier()
+        seen = world.gather((socket.gethostname(), probe.exists()))
+        if world.is_rank_0:
             probe.unlink()
         if blind := [host for host, sees in seen if not sees]:
             raise ValueError(
@@ -87,12 +87,11 @@ class RunDir:
 
     def write_start(self, data: dict[str, Any]) -> None:
         """config.yaml and data.json, each whole or not at all."""
-        if not self.world.is_rank_0:
-            return
-        plain = json.loads(json.dumps(asdict(self.config)))
-        _replace(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
-        data = data | {"started_with": identity(self.config)}
-        _replace(self.path / "data.json", json.dumps(data, indent=1) + "\n")
+        if self.world.is_rank_0:
+            plain = json.loads(json.dumps(asdict(self.config)))
+            _replace(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+            data = data | {"started_with": identity(self.config)}
+            _replace(self.path / "data.json", json.dumps(data, indent=1) + "\n")
 
     def cut_metrics(self, update: int) -> None:
         """Drop what was measured after `update` updates, and a line cut short."""

@@ -10,8 +10,7 @@ EXIT_CODE = 70  # of a process that its watchdog ended
 
 
 class Watchdog:
-    """Ends this process when `beat` was not called for `limit_s`. Ranks wait for each other: all end
-    together."""
+    """Ends this process when `beat` was not called for `limit_s`: all ranks, as they wait for each other."""
 
     def __init__(self, folder: Path, rank: int, limit_s: float):
         self.path, self.limit_s = folder / f"rank-{rank}.txt", limit_s
