@@ -1,4 +1,4 @@
-"""A trained encoder as a Hugging Face folder: the contents of its files, from those of a RUN."""
+"""A trained encoder as the files of a Hugging Face folder."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ CURVE_ROWS = 12  # of the model card's table
 
 
 def files(run: TrainedRun) -> dict[str, bytes]:
-    """File name → bytes. Raises ValueError naming what HuBERT cannot express."""
+    """File name → bytes. ValueError naming what HuBERT cannot express."""
     out = {
         "config.json": _json(hubert_config(run.model)),
         "preprocessor_config.json": _json(preprocessor()),
@@ -39,7 +39,6 @@ def preprocessor() -> dict[str, Any]:
 
 
 def card(run: TrainedRun) -> str:
-    """The model card: how to load it, its recipe, its data and its training curve."""
     model, data = run.model, run.data
     codes = "\n".join(
         f"| `{c['name']}` | {c['codebooks']} × {c['size']} codes | {RATE_HZ / c['hop_samples']:g} Hz |"
@@ -93,7 +92,7 @@ hidden = model(wave_BN, output_hidden_states=True).hidden_states
 
 
 def curve(metrics: list[dict[str, Any]]) -> str:
-    """A table of a dozen updates, evenly spread: training loss, and held-out loss where there is one."""
+    """A dozen updates, evenly spread: training loss, and held-out loss where there is one."""
     losses, held_out = (
         {row["update"]: row.get("loss") for row in metrics if row.get("kind") == kind and "update" in row}
         for kind in ("update", "valid")

@@ -1,7 +1,6 @@
 """Representations of recordings of any length, a window at a time.
 
-B windows, N samples at 24 kHz, T frames at 75 Hz, L hidden states, D width.
-"""
+B windows, N samples at 24 kHz, T frames at 75 Hz, L hidden states, D width."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,11 +25,8 @@ class Window:
 
 
 def windows(name: str, wave_N: np.ndarray, net: Backbone) -> Iterator[Window]:
-    """Cuts a recording so that frame i of all windows joined begins at sample 320 i, without gaps.
-
-    The last window has from half to one and a half times the frames of the others.
-    Raises ValueError for less than one frame.
-    """
+    """Cuts a recording so that frame i of all windows joined begins at sample 320 i, without gaps. The last
+    has from half to one and a half times the frames of the others. ValueError for less than one frame."""
     frames = net.model.frames(len(wave_N))
     if frames < 1:
         raise ValueError(f"shorter than one frame ({net.model.samples(1)} samples at 24 kHz)")

@@ -1,4 +1,4 @@
-"""The whole configuration of a training run, and what of it a resumed run may change only by allowance."""
+"""The configuration of a training run, and what a resumed run may change only by allowance."""
 
 import json
 from dataclasses import asdict
@@ -67,7 +67,7 @@ class Config:
 
 
 def load(path: str, overrides: list[str] = ()) -> Config:
-    """A checked configuration; raises ValueError naming the field, the value and the remedy."""
+    """Raises ValueError naming the field, the value and the remedy."""
     return config.build(Config, config.load(path, overrides, OLD_NAMES))
 
 
@@ -101,9 +101,8 @@ def _completed(known: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], allow: tuple[str, ...], run: str) -> None:
-    """Refuse a resumed run that is another one; ValueError with both values and the way to override.
-
-    A choice that came after the run was begun has its default there: what was done until then."""
+    """Refuse a resumed run that is another one; ValueError with both values and the way to override. A choice
+    that is newer than the run has its default there: what was done until then."""
     before = _completed(
         config.renamed(before, OLD_NAMES), json.loads(json.dumps(identity(Config(data=Data()))))
     )

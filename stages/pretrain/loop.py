@@ -1,10 +1,5 @@
-"""Training: the pinned shards become a model. `Training.run` is the loop; read it first.
-
-    join the ranks → open RUN → pin the data → build the model → restore → update, validate, save, …
-
-Every rank runs this file alike. What one rank alone knows (its losses, its clock, a signal) is agreed on in
-one exchange an update.
-"""
+"""Training: the pinned shards become a model. `Training.run` is the loop; read it first. Every rank runs this
+file alike; what one knows alone (losses, clock, a signal) is agreed on in one exchange an update."""
 
 import contextlib
 import math
@@ -44,9 +39,7 @@ DONE, STOPPED = "done", "stopped"
 
 def train(config: Config, say: Callable[[str], None] = print) -> str:
     """Train until the last update or a requested stop; the same call goes on from there. Returns which.
-
-    Raises ValueError for what a user can fix, on every rank; OSError when a checkpoint cannot be written.
-    """
+    ValueError, on every rank, for what a user can fix; OSError when a checkpoint cannot be written."""
     with joined(timeout_s=60 * config.run.stall_minutes + 60) as world:
         torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
         run_dir = RunDir(config, world)
@@ -60,8 +53,6 @@ def train(config: Config, say: Callable[[str], None] = print) -> str:
 
 
 class Training:
-    """One run on one rank, from its model to its last update."""
-
     def __init__(self, config: Config, world: World, run_dir: RunDir, pinned: Pinned, run_log: RunLog):
         self.config, self.world, self.run_dir = config, world, run_dir
         self.pinned, self.run_log, self.dtype = pinned, run_log, DTYPES[config.engine.precision]
@@ -178,7 +169,7 @@ class Training:
         return DONE
 
     def _micro_batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """This rank's share of an update. Counts the seconds waited for it, and lists samples that failed."""
+        """This rank's share of an update; counts the seconds waited for it, lists samples that failed."""
         self.waited_s, self.failed = 0.0, []
         for _ in range(self.micro_batches):
             began = time.monotonic()
@@ -194,7 +185,6 @@ class Training:
         return batch
 
     def _baseline_sums(self, batch: Batch) -> dict[str, torch.Tensor | int]:
-        """Sums of what a micro-batch's loss is compared with, and of its samples' facts."""
         sums = metrics.further_sums(batch, self.pinned.codes, self.baselines, self.target)
         return sums | {"replaced": len(batch.replaced), "samples": metrics.sample_sum(batch)}
 

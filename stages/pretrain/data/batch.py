@@ -1,7 +1,6 @@
-"""What the loader hands to the model: one micro-batch, and what must be known of the label columns.
+"""What the loader hands to the model, and what must be known of the label columns.
 
-B clips, N samples at 24 kHz, T model frames, L label frames of a column, K codebooks, F CQT bins.
-"""
+B clips, N samples at 24 kHz, T model frames, L label frames of a column, K codebooks, F CQT bins."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from stages.signal.rates import HOP_SAMPLES
 
 @dataclass(frozen=True)
 class CodeColumn:
-    """One code column as its records describe it; the trainer has no such constants of its own."""
+    """A column as its records describe it; the trainer has no such constants of its own."""
 
     name: str  # codes-<recipe8>
     codebooks: int  # K
@@ -24,7 +23,7 @@ class CodeColumn:
 
 @dataclass
 class Batch:
-    """One micro-batch. Everything random in it was drawn from (seed, epoch, position) of each sample."""
+    """Everything random in it was drawn from (seed, epoch, position) of each sample."""
 
     wave_BN: Tensor  # float32, full scale ±1; the input, mixture included
     mask_BT: Tensor  # bool; True where the model's input frame is replaced

@@ -19,8 +19,6 @@ THREADS = 16  # that read records: most of the time is waiting for a store or a 
 
 @dataclass(frozen=True)
 class PinnedCorpus:
-    """The finished shards of one OUT and the columns a run uses of it."""
-
     storage: Storage
     audio: str
     codes: tuple[str, ...]
@@ -37,14 +35,13 @@ class PinnedCorpus:
         return (self.audio, *self.labels)
 
     def damaged(self, name: str, shard: str, what: str) -> ValueError:
-        """The error of a shard of a column that must be made again."""
         return ValueError(
             f"{self.storage.root}: {name}/{shard} {what}: `overtone verify --repair`, then label again"
         )
 
 
 def find(root: str, data: Data, previous: tuple[str, list[str]] | None) -> PinnedCorpus:
-    """The corpus below `root`; `previous`: (audio column, shards) a run was begun with. Raises ValueError."""
+    """`previous`: (audio column, shards) a run was begun with. Raises ValueError."""
     try:
         storage = Storage(root)
         recipe = yaml.safe_load(storage.read("recipe.yaml"))
@@ -94,7 +91,6 @@ def _with_shards(corpus: PinnedCorpus, pinned: list[str] | None) -> PinnedCorpus
 
 
 def _check_records(corpus: PinnedCorpus, recipes: dict[str, str]) -> None:
-    """Every record is of the recipe that its column is named after, and of the audio that is there."""
     for (name, shard), record in corpus.records.items():
         seen = records.recipe8(record.recipe)
         if seen != recipes[name]:
@@ -113,7 +109,7 @@ def live_digest(storage: Storage, shards: tuple[str, ...]) -> str:
 
 
 def stored_form(corpora: list[PinnedCorpus], name: str, default: tuple[str, int]) -> tuple[str, int]:
-    """(dtype, values of a frame) of a label column, from its first member's header; `default` without one."""
+    """(dtype, values of a frame) of a label column, from its first member's header."""
     for corpus in corpora:
         for shard in corpus.shards:
             index = column.read_index(corpus.storage, name, shard)

@@ -1,9 +1,7 @@
-"""Random numbers that are a function of what they are for: (seed, epoch, position, …), never of a generator's
-past.
+"""Random numbers that are a function of what they are for: (seed, epoch, position, …).
 
-Each is the output function of SplitMix64 (Steele, Lea, Flood 2014) of a key and a counter, so any can be had
-alone, on any rank, in any worker, in any order. Arithmetic wraps modulo 2**64.
-"""
+Each is SplitMix64's output (Steele, Lea, Flood 2014) of a key and a counter, so any can be had alone, on any
+rank, in any worker, in any order. Arithmetic wraps modulo 2**64."""
 
 import numpy as np
 
@@ -18,7 +16,7 @@ SHARDS, COPIES, SHUFFLE, CROP, MASK, MIXTURE, REPLACEMENT, VALIDATION = range(1,
 
 
 def key(*parts: int) -> int:
-    """One 64-bit key of whole numbers, in this order: purpose, seed, epoch, …"""
+    """64 bits of whole numbers, in this order: purpose, seed, epoch, …"""
     state = 0
     for part in parts:  # as `bits`, in plain whole numbers, which are faster one at a time
         state = (state + _GOLDEN + part) & _MASK
@@ -29,7 +27,7 @@ def key(*parts: int) -> int:
 
 
 def keys(base: int, numbers: np.ndarray) -> np.ndarray:
-    """uint64 of `numbers`' shape: a key for each number, for example a position."""
+    """uint64: a key for each number, for example a position."""
     return bits(base, numbers)
 
 

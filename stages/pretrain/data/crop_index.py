@@ -1,7 +1,6 @@
-"""Where the samples of training and validation begin: segment and first sample of each crop.
+"""Where the crops of training and validation begin.
 
-B clips, G samples of a global batch, V held-out segments.
-"""
+B clips, G samples of a global batch, V held-out segments."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from stages.signal.rates import HOP_SAMPLES
 
 @dataclass(frozen=True)
 class Crops:
-    """int64 (B,) each: the segment's row, and the crop's first sample in it, a multiple of 320."""
+    """int64 (B,) each: the segment's row, and the first sample in it, a multiple of 320."""
 
     row: np.ndarray
     start: np.ndarray
@@ -28,7 +27,7 @@ class Crops:
 
 
 class CropIndex:
-    """The crops of training. Cheap to make; keeps the order of the two epochs used last."""
+    """The crops of training; keeps the order of the two epochs used last."""
 
     def __init__(self, pinned: Pinned, data: Data):
         self._pinned, self._samples = pinned, data.samples

@@ -2,8 +2,7 @@
 disk.
 
 R segments (rows), S shards, C code columns. Rows are in (shard, key) order: those of a recording follow each
-other. Rows that are not drawn (crops 0) stay: they are context for the rows next to them.
-"""
+other. Rows that are not drawn (crops 0) stay: they are context for the rows next to them."""
 
 import json
 import os
@@ -51,7 +50,7 @@ class CqtColumn:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the pinned data except the rows; the plain part of RUN/data.json."""
+    """All but the rows; the plain part of RUN/data.json."""
 
     fingerprint: str
     identity: dict[str, Any]  # the configuration's deciding fields
@@ -82,7 +81,7 @@ class Facts:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Facts":
-        """Raises ValueError when it is not what `to_json` wrote."""
+        """ValueError when it is not what `to_json` wrote."""
         try:
             own = {k: v for k, v in data.items() if k in Facts.__dataclass_fields__}
             own["codes"] = tuple(CodeColumn(**c) for c in own["codes"])
@@ -98,7 +97,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Pinned:
-    """What a run is trained on. Cheap to pickle: workers open the arrays by their path."""
+    """Cheap to pickle: workers open the arrays by their path."""
 
     facts: Facts
     folder: Path  # of the arrays
@@ -109,7 +108,6 @@ class Pinned:
         return Pinned, (self.facts, self.folder, self.corpora)
 
     def __getattr__(self, name: str) -> Any:
-        """A field of the facts, or an array of the folder."""
         if name in Facts.__dataclass_fields__:
             return getattr(self.facts, name)
         if name not in ROWS and name not in PER_SHARD and name not in ("key_R", "valid_V"):
@@ -121,7 +119,6 @@ class Pinned:
 
     @property
     def there(self) -> bool:
-        """Whether the arrays are on this node."""
         return (self.folder / "facts.json").exists()
 
     @property

@@ -22,12 +22,11 @@ Labels = list[tuple[str, int, np.dtype]]  # as `Facts.labels`
 
 
 def join(corpus: PinnedCorpus, data: Data, first: int, labels: Labels) -> Iterator[pa.RecordBatch]:
-    """Rows of every segment in (shard, key) order, with the columns of `index.ROWS` but `ends_R` and
-    `codes_RC`: at0 … are the places of the frames in each label column.
+    """Every segment in (shard, key) order, with the columns of `index.ROWS` but `ends_R` and `codes_RC`, key,
+    valid, dropped (reason, or null), and at0 …: the places of the frames in each label column.
 
-    Further columns: key, valid, dropped (reason, or null). `first`: number of the first shard. ValueError
-    names shard and column where keys, frame counts or bytes disagree, and a wrong `data.where`.
-    """
+    `first`: number of the first shard. ValueError names shard and column where keys, frame counts or bytes
+    disagree, and a wrong `data.where`."""
     reasons = [
         (f"a.samples < {data.samples}", "shorter than a crop"),
         (f"a.samples < {data.min_segment_s * RATE_HZ}", "data.min_segment_s"),
@@ -54,8 +53,7 @@ def join(corpus: PinnedCorpus, data: Data, first: int, labels: Labels) -> Iterat
 
 
 def _load(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, stack: contextlib.ExitStack) -> None:
-    """Tables `plan` and `idx`: OUT/index.parquet, and the own indexes of shards that it does not hold
-    whole."""
+    """Tables `plan` and `idx`: OUT/index.parquet, and own indexes of shards that it does not hold whole."""
     rows = [(name, shard, record.segments) for (name, shard), record in corpus.records.items()]
     names, shards, segments = zip(*rows, strict=True)
     db.register("expected", pa.table({"column": names, "shard": shards, "segments": segments}))
@@ -166,7 +164,7 @@ def _load_statistics(
 
 
 def _query(corpus: PinnedCorpus, reasons: list[tuple[str, str]], filtered: bool, crops: int | str) -> str:
-    """The rows of `join`; the first of `reasons` (condition, reason) that holds drops a segment."""
+    """The first of `reasons` (condition, reason) that holds drops a segment."""
     places = joins = ""
     missing = []
     for i, name in enumerate(corpus.labels):

@@ -1,9 +1,7 @@
-"""The training loader: endless micro-batches from any place of the order on, read ahead by worker processes.
+"""Endless micro-batches from any place of the order on, read ahead by worker processes.
 
 Nothing is drawn from a generator or communicated: each rank computes the same order and takes its stripe of
-every global batch, so the sequence of global batches is the same at any number of ranks, workers and any
-micro-batch.
-"""
+every global batch, whose sequence is the same at any number of ranks and workers and any micro-batch."""
 
 import contextlib
 import itertools
@@ -34,7 +32,7 @@ SAMPLE_CLIPS = 16  # of a micro-batch of `Loader.sample`
 
 
 class TooManyBad(ValueError):
-    """More samples failed than data.max_bad_share allows."""
+    """More than data.max_bad_share."""
 
 
 class Loader:
@@ -67,8 +65,8 @@ class Loader:
         self._check_shared_memory()
 
     def micro_batches(self, state: State) -> int:
-        """Of this rank in one update: at most `micro_batch` samples each, equal up to one sample. ValueError
-        when the global batch is too small for the ranks, or an epoch is shorter than it."""
+        """Of this rank in one update: at most `micro_batch` samples each, equal up to one. ValueError when
+        the global batch is too small for the ranks, or an epoch is shorter than it."""
         self.pinned.require(state.global_batch)
         least, most = state.global_batch // self.world, -(-state.global_batch // self.world)
         count = -(-most // self.micro_batch)
@@ -88,8 +86,7 @@ class Loader:
         return [f"{self.pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
 
     def stream(self, state: State) -> Iterator[Batch]:
-        """This rank's micro-batches from that place on, update after update, without end. Raises `TooManyBad`
-        when more than data.max_bad_share could not be read and were replaced."""
+        """This rank's micro-batches from that place on, without end. Raises `TooManyBad`."""
         batches = self._follow(_Stream(self._made, self.micro_batches(state), self.rank, self.world, state))
         self._streams.append(batches)
         return batches
@@ -119,8 +116,7 @@ class Loader:
         """This rank's share of the held-out crops: the same crops and masks every time, without mixture.
 
         Every rank gets the same number of micro-batches (ZeRO 3 needs that): rows that fill up the last
-        repeat a crop with an empty mask, so that sums over masked frames leave them out.
-        """
+        repeat a crop with an empty mask, so that sums over masked frames leave them out."""
         self._reader = self._reader or Reader(*self._made)
         crops, key = held_out(self.pinned, self.data), counter_rng.key(counter_rng.VALIDATION, 1)
         total = len(crops.row)
@@ -132,7 +128,6 @@ class Loader:
             yield batch
 
     def close(self) -> None:
-        """End the worker processes."""
         while self._streams:
             self._streams.pop().close()
         if self._reader is not None:
@@ -155,8 +150,7 @@ class Loader:
 
 
 class _Stream(IterableDataset):
-    """Worker w of W makes every W-th micro-batch; the data loader takes them in turn: their order is
-    fixed."""
+    """Worker w of W makes every W-th micro-batch; the data loader takes them in turn."""
 
     def __init__(self, made: tuple, count: int, rank: int, world: int, state: State):
         self.made, self.count, self.state = made, count, state
@@ -207,8 +201,7 @@ def _loading(dataset: _Stream, data: Data) -> Iterator[Batch]:
 
 
 def _outlive(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can finish and
-    save."""
+    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

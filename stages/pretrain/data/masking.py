@@ -2,12 +2,10 @@
 
 The reference (F data_utils.py, compute_mask_indices) draws int(prob·T/span + u) distinct starts in [0, T -
 span) for each clip, then unmasks frames at random until every clip of the batch has as many as the one with
-the fewest: a clip's mask depends on the others. Here the count is what those spans cover on average: it
-depends on T alone. Starts are taken in random order until the count is reached; the last span is cut short
-where it would exceed it.
+the fewest: a clip's mask depends on the others. Here the count is what those spans cover on average. Starts
+are taken in random order until it is reached; the last span is cut short where it would exceed it.
 
-B clips, T model frames, S places where a span may start (T - span).
-"""
+B clips, T model frames, S places where a span may start (T - span)."""
 
 from functools import cache
 from typing import Annotated

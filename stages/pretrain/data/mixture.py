@@ -1,9 +1,7 @@
-"""In-batch mixture: pieces of other clips are added to the model's input; labels stay those of the clean
-clip.
+"""In-batch mixture: pieces of other clips are added to the model's input; labels stay the clean clip's.
 
-Everything is seeded per sample: (seed, epoch, position). Donors are other places of the sample's own global
-batch, so neither the micro-batch nor the number of ranks changes them. B clips, P pieces.
-"""
+Donors are other places of the sample's own global batch, so neither the micro-batch nor the number of ranks
+changes them. B clips, P pieces."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -36,11 +34,8 @@ class Mixture:
         check(self.piece_s[0] <= self.piece_s[1], self, "piece_s", _SECONDS)
 
     def draw(self, keys_B: np.ndarray, places_B: np.ndarray, global_batch: int, samples: int) -> "Pieces":
-        """The pieces for clips of `samples` samples at these places (0 … global_batch - 1) of one global
-        batch.
-
-        keys_B: uint64, one for each clip. A global batch of one clip has no donors: no pieces.
-        """
+        """The pieces for clips of `samples` samples at these places of one global batch; of one clip: none.
+        keys_B: uint64, one for each clip."""
         limit, fewest = self.max_pieces, self.min_pieces
         mixed_B = counter_rng.uniform(keys_B, 0) < self.prob
         count_B = fewest + counter_rng.below(limit - fewest + 1, counter_rng.uniform(keys_B, 1))

@@ -1,8 +1,7 @@
 """The order of training: a pure function of (fingerprint, seed, epoch) and the shards' sizes and weights.
 
 Shards are permuted; runs of `window_shards` are windows, and samples are shuffled inside a window, so that a
-reader has few files open. Any place of an epoch costs one window. S shards, W samples of a window.
-"""
+reader has few files open. Any place of an epoch costs one window. S shards, W samples of a window."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ _WINDOWS = 3  # kept: a global batch may reach over a border, and workers take t
 
 @dataclass(frozen=True)
 class Shards:
-    """What the order needs to know of the data. A sample is one crop of one segment."""
+    """A sample is one crop of one segment."""
 
     fingerprint: str  # hexadecimal
     samples_S: np.ndarray  # int64: samples of one pass over each shard
@@ -79,7 +78,7 @@ class Epoch:
         return packed_W[counter_rng.permutation(len(packed_W), counter_rng.SHUFFLE, *self._key, window)]
 
     def _numbers(self, place: int) -> np.ndarray:
-        """The samples this epoch takes of one shard: whole passes, and a rest drawn without replacement."""
+        """Whole passes over one shard, and a rest drawn without replacement."""
         shard, count = int(self._shuffled_S[place]), int(self._count_S[place])
         samples = int(self._shards.samples_S[shard])
         passes, rest = divmod(count, samples) if count else (0, 0)

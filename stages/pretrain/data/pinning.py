@@ -1,5 +1,5 @@
-"""`pin`: find the finished shards of a run's corpora, join and check their columns once, keep the result on a
-local disk."""
+"""`pin`: find the shards of a run's corpora, join and check their columns once, keep the result on a local
+disk."""
 
 import hashlib
 import json
@@ -22,14 +22,12 @@ from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 
 def pin(data: Data, previous: dict | None = None, allow: set[str] = frozenset()) -> Pinned:
-    """The data of a run. `previous`: `Pinned.to_json` of when the run was begun; its shards are used again,
-    and shards added since are not seen, unless "data" is in `allow`.
+    """The data of a run. `previous`: `Pinned.to_json` of when it was begun; its shards are used again, and
+    those added since are not seen, unless "data" is in `allow`.
 
-    Every rank may call it: the arrays are kept below data.cache, by fingerprint, and found again in a second.
-    ValueError: an unreadable root, no finished shard, a key missing in a column or frame counts that differ
-    (naming shard and column), a record of another recipe, no segment left, or other data than `previous`
-    without "data".
-    """
+    The arrays are kept below data.cache, by fingerprint, and found again in a second. ValueError: an
+    unreadable root, no finished shard, a key missing in a column or frame counts that differ (naming shard
+    and column), a record of another recipe, no segment left, or other data than `previous` without "data"."""
     before = None if previous is None or "data" in allow else Facts.from_json(previous)
     if before is not None:
         _check_settings(before, data)
@@ -100,7 +98,6 @@ def _difference(before: Facts, now: Facts) -> str:
 
 
 def _joined(found: list[PinnedCorpus], data: Data, identity: dict) -> tuple[Facts, dict[str, np.ndarray]]:
-    """The facts and arrays of `Pinned`."""
     codes, dtypes = _code_columns(found)
     audio, shards = [c.audio for c in found], [list(c.shards) for c in found]
     facts = Facts("", identity, audio, codes, dtypes, _cqt_column(found, data), shards, [], 0, 0, {}, {}, {})
@@ -157,7 +154,7 @@ def _counts(arrays: dict[str, np.ndarray], splits: dict[str, np.ndarray]) -> dic
 
 
 def _rows(batch: pa.RecordBatch, codes: int) -> dict[str, np.ndarray]:
-    """A batch of `join` as the arrays of `Pinned`, and valid_R: bool, segments held out."""
+    """The arrays of `Pinned`, and valid_R: bool, segments held out."""
     columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
     none, at_R = np.full(len(batch), -1), [columns[f"at{i}"] for i in range(codes)]
     columns["codes_RC"] = np.stack(at_R, 1) if codes else np.zeros((len(batch), 0))
@@ -214,7 +211,7 @@ def _cqt_column(found: list[PinnedCorpus], data: Data) -> CqtColumn | None:
 
 
 def _fingerprint(facts: Facts, found: list[PinnedCorpus], arrays: dict[str, np.ndarray]) -> str:
-    """sha256 of what decides the samples and their order: settings, the tars' bytes and the rows drawn."""
+    """Of what decides the samples and their order: settings, the tars' bytes and the rows drawn."""
     deciding = {
         "identity": facts.identity,
         "columns": [c.columns for c in found],

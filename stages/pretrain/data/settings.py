@@ -1,4 +1,4 @@
-"""Which audio and labels a run is trained on: the YAML section `data:`."""
+"""The YAML section `data:`."""
 
 import os
 from pathlib import Path
@@ -68,7 +68,7 @@ class Data:
 
     @property
     def samples(self) -> int:
-        """Samples of a crop, a multiple of 320."""
+        """Of a crop, a multiple of 320."""
         return round(self.crop_s * RATE_HZ) if self.crop_samples is None else self.crop_samples
 
     @property

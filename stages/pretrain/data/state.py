@@ -1,5 +1,4 @@
-"""Where a run is in its data: a few whole numbers, saved with the weights; every rank knows what comes
-next."""
+"""Where a run is in its data: whole numbers, saved with the weights, that say what comes next on every rank."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,7 @@ class State:
 
     @staticmethod
     def from_json(text: str) -> "State":
-        """Raises ValueError when `to_json` did not write `text`."""
+        """ValueError when `to_json` did not write `text`."""
         try:
             fields = json.loads(text)
             return State(**fields | {"skipped": tuple(tuple(r) for r in fields["skipped"])})
@@ -49,8 +48,7 @@ class State:
         return replace(self._moved(samples_per_epoch), update=self.update + 1)
 
     def settled(self, samples_per_epoch: int) -> "State":
-        """This place, or the next epoch's begin: less than a global batch at the end of an epoch is
-        dropped."""
+        """This place, or the next epoch's begin: an epoch's end of less than a global batch is dropped."""
         if samples_per_epoch < self.global_batch:
             raise ValueError(
                 f"global_batch is {self.global_batch}, an epoch has {samples_per_epoch} samples: lower the "
@@ -61,7 +59,6 @@ class State:
         return self
 
     def _moved(self, samples_per_epoch: int) -> "State":
-        """One global batch further."""
         here = self.settled(samples_per_epoch)
         return replace(here, consumed=here.consumed + here.global_batch).settled(samples_per_epoch)
 

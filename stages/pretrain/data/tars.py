@@ -1,5 +1,4 @@
-"""Positioned reads of the pinned columns' tars: files on a disk, or ranges of an object store through a
-cache."""
+"""Positioned reads of the columns' tars: files on a disk, or ranges of an object store through a cache."""
 
 import contextlib
 import hashlib
@@ -42,7 +41,7 @@ class Tars:
         return corpus, records.file(self._names[corpus][column], self._shards[shard], "tar")
 
     def read(self, want: Want, out: memoryview) -> None:
-        """Fill `out`. Raises OSError when the bytes cannot be read, EOFError when the file ends before."""
+        """Fill `out`. OSError when the bytes cannot be read, EOFError when the file ends before."""
         column, shard, at, size = want
         corpus, name = self._file(column, shard)
         for attempt in range(TRIES):
@@ -60,7 +59,7 @@ class Tars:
                     raise
 
     def ahead(self, wants: list[Want]) -> None:
-        """Have these bytes fetched meanwhile. A hint: what fails, fails again in `read`, which raises."""
+        """Have these bytes fetched. A hint: what fails, fails again in `read`, which raises."""
         for column, shard, at, size in wants:
             corpus, name = self._file(column, shard)
             with contextlib.suppress(OSError):
@@ -87,10 +86,8 @@ class Tars:
 
 
 class Blocks:
-    """Ranges of one object store's files, in blocks of 1 MiB below `folder`; the oldest are deleted at the
-    limit.
-
-    All processes of a node share the folder: a block appears whole, and may vanish between two reads.
+    """Ranges of an object store's files, in blocks of 1 MiB below `folder`; the oldest are deleted at the
+    limit. All processes of a node share the folder: a block appears whole, and may vanish between two reads.
     """
 
     def __init__(self, storage: Storage, folder: Path, limit_bytes: int):

@@ -1,7 +1,3 @@
-"""The network and what it learns; nothing of how it is stepped.
-
-`config` sizes, `front_end` waveform or log-mel to frames, `encoder` the stack of `attention` and `conformer`,
-`backbone` both together; `heads`, `objective` and `mert` are what is learnt; `initial` starting values,
-`published` (by `hubert`, `weight_files`) those of others; `layers`, `dropout`, `convolve` and `masked` their
-parts; `count` parameters and arithmetic.
-"""
+"""The network and what it learns: `front_end` waveform to frames, `encoder` the layers (of `attention`,
+`conformer`), `backbone` both; `heads`, `objective`, `mert` what is learnt; `published` (by `hubert`,
+`weight_files`) weights of others."""

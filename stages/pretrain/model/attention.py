@@ -1,7 +1,6 @@
-"""Self-attention over the frames of a clip, through `scaled_dot_product_attention`.
+"""Self-attention over the frames of a clip.
 
-B clips, T frames, D width, H heads, E width of a head.
-"""
+B clips, T frames, D width, H heads, E width of a head."""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ UNSEEN = -1e4
 
 
 class Attention(nn.Module):
-    """Query, key and value in one product; no clip is padded. `bias`: of `attention_bias`."""
+    """No clip is padded. `bias`: of `attention_bias`."""
 
     def __init__(self, model: Model):
         super().__init__()
@@ -39,9 +38,8 @@ class Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
     """softmax(query · key / √E + bias) · value, each (B, H, T, E), with dropout on the softmax.
 
-    On a CPU torch's fused kernel has no dropout: it falls back to steps in fp32. The same steps in the
-    working dtype, with cheaper random bits, take about half its time (D make bench-model).
-    """
+    On a CPU torch's fused kernel has no dropout and falls back to fp32. The same steps in the working dtype,
+    with cheaper random bits, take about half its time (D make bench-model)."""
     if dropout == 0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
     score_BHTT = query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)

@@ -1,7 +1,6 @@
 """The part of MERT that is kept after pre-training: waveform to hidden states.
 
-B clips, N samples at 24 kHz, T model frames, C front-end channels, D width.
-"""
+B clips, N samples at 24 kHz, T model frames, C front-end channels, D width."""
 
 from typing import Any
 
@@ -20,7 +19,7 @@ from stages.pretrain.model.masked import apply_mask
 
 
 class Backbone(nn.Module):
-    """Front-end → projection → mask → encoder. Initial values are drawn from torch's global generator."""
+    """Initial values are drawn from torch's global generator."""
 
     def __init__(self, model: Model):
         super().__init__()

@@ -46,7 +46,7 @@ class ConvFront:
 
     @property
     def reach_samples(self) -> int:
-        """Samples that one frame depends on: 400."""
+        """Samples that one frame depends on."""
         reach, step = 1, 1
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             reach, step = reach + (kernel - 1) * step, step * stride
@@ -156,5 +156,4 @@ class Model:
 
     @property
     def front_width(self) -> int:
-        """Channels that leave the front-end."""
         return {"conv": self.conv.channels[-1], "mel": self.mel.mels, "cqt": self.cqt.bins}[self.front_end]

@@ -1,8 +1,5 @@
-"""A conformer block (arXiv 2005.08100) as MERT's successors use: half feed-forward, attention, convolution,
-half feed-forward. LayerNorm replaces the paper's BatchNorm: no clip may depend on others.
-
-B clips, T frames, D width.
-"""
+"""A conformer block (arXiv 2005.08100): half feed-forward, attention, convolution, half feed-forward.
+LayerNorm replaces the paper's BatchNorm: no clip may depend on others. B clips, T frames, D width."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

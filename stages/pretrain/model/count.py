@@ -1,8 +1,7 @@
-"""Parameters and arithmetic of a model, counted.
+"""Parameters and arithmetic of a model.
 
 A FLOP is a multiplication or an addition of a matrix product or a convolution; norms, activations, softmax
-and what a backward pass computes again are not counted.
-"""
+and what a backward pass computes again are not counted."""
 
 from torch import nn
 
@@ -39,8 +38,7 @@ def _front_end(model: Model, samples: int) -> tuple[float, float]:
 def flops(
     model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int, samples: int
 ) -> float:
-    """Forward and backward of one crop: the backward is twice the forward, less the gradient of the input
-    itself."""
+    """Of one crop: the backward is twice the forward, less the gradient of the input itself."""
     frames, width = model.frames(samples), model.width
     first, convolutions = _front_end(model, samples)
     project = 2.0 * frames * model.front_width * width

@@ -1,7 +1,6 @@
-"""The stack above the front-end: positions, then transformer (or conformer) layers.
+"""Above the front-end: positions, then layers.
 
-B clips, T frames, D width; of the positional convolution: G groups, C channels of a group, W taps.
-"""
+B clips, T frames, D width; of the positional convolution: G groups, C channels of a group, W taps."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ TILE_FRAMES = 8
 
 
 class ConvPositions(nn.Module):
-    """Positions by a wide grouped convolution with weight-norm over its taps (F wav2vec2.py)."""
+    """A wide grouped convolution with weight-norm over its taps (F wav2vec2.py)."""
 
     def __init__(self, width: int, kernel: int, groups: int):
         super().__init__()
@@ -45,8 +44,7 @@ class ConvPositions(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward with residuals; `norm` post: LayerNorm after the sum, pre: before the
-    part."""
+    """`norm` post: LayerNorm after the sum with the residual, pre: before the part."""
 
     def __init__(self, model: Model):
         super().__init__()

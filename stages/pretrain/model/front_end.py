@@ -1,7 +1,6 @@
-"""From a waveform to frames at 75 Hz.
+"""From a waveform to frames at 75 Hz, frames-first, (B, T, C): see `convolve`.
 
 B clips, N samples at 24 kHz, t frames before and T after a convolution, C and D channels in and out, W taps.
-Everything is frames-first, (B, T, C): see `convolve`.
 """
 
 import torch
@@ -44,9 +43,8 @@ class FirstConv(nn.Module):
         """Convolution and GroupNorm as one convolution of each clip's own: fp32 (B, D, W), (B, D).
 
         A channel's mean and variance over time follow from the windows' mean m and covariance S: w·m and
-        wᵀSw. So the norm costs no pass over the frames, a hundred times the waveform, and keeps nothing. Sums
-        are in float64, for clips with a large constant part.
-        """
+        wᵀSw: no pass over the frames, a hundred times the waveform, and nothing is kept. Sums are in float64,
+        for clips with a large constant part."""
         weight_DW = self.weight.float()[:, 0]
         windows_BTW = wave_BN.unfold(1, weight_DW.shape[1], self.stride).double()
         mean_BW = windows_BTW.mean(1)
@@ -90,7 +88,7 @@ class ConvFrontEnd(nn.Module):
 
 class LogSpectrum(nn.Module):
     """Log-mel power or log constant-Q magnitudes, roughly of mean 0 and deviation 1 on music: float32 (B, N)
-    → (B, T, F) in `dtype`, without parameters."""
+    → (B, T, F) in `dtype`."""
 
     def __init__(self, sizes: MelFront | CqtFront):
         super().__init__()

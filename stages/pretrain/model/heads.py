@@ -1,7 +1,6 @@
-"""From the encoder's frames to the teachers' labels: code and CQT predictions, and their errors in fp32.
+"""Code and CQT predictions from the encoder's frames, and their errors in fp32.
 
-S masked frames, D width, K codebooks of a column, C codes of a codebook, E width of a code, F CQT bins.
-"""
+S masked frames, D width, K codebooks of a column, C codes of a codebook, E width of a code, F CQT bins."""
 
 from math import log, sqrt
 
@@ -17,10 +16,8 @@ LARGEST_SCALE = 100.0  # of a learned temperature's inverse (M learnable_temp_ma
 
 
 class CodeHead(nn.Module):
-    """One column's codes: a projection, then cosine similarity with a learned table of each codebook.
-
-    Normalised vectors and one matrix product give a codebook's similarities, (S, C); the authors' form holds
-    (C, S, E), about 0.9 GB a codebook (recipe D).
+    """One column's codes: a projection, then cosine similarity with a learned table of each codebook, as one
+    matrix product of normalised vectors, (S, C); the authors' form holds (C, S, E), about 0.9 GB (recipe D).
     """
 
     def __init__(
@@ -68,7 +65,7 @@ class CodeHead(nn.Module):
 
 
 class CqtHead(nn.Module):
-    """A CQT frame: float (S, D) → fp32 (S, F), in fp32 throughout, as `target` has it."""
+    """float (S, D) → fp32 (S, F), in fp32 throughout, as `target` has it."""
 
     def __init__(self, width: int, bins: int, target: str):
         super().__init__()

@@ -1,5 +1,5 @@
-"""Names and layout of Hugging Face's HuBERT for our weights, both ways; what HuBERT cannot express is
-refused. Only the encoder is converted: heads stay with the pre-training run."""
+"""Hugging Face's HuBERT's names and layout for our encoder's weights, both ways; what it cannot express is
+refused."""
 
 import re
 from typing import Any
@@ -76,8 +76,7 @@ def refuse(model: Model) -> None:
 
 
 def hubert_name(name: str) -> list[str]:
-    """HuBERT's name of one of our encoder's tensors; three for query, key and value. ValueError for
-    others."""
+    """HuBERT's name of an encoder tensor of ours; three for query, key and value. ValueError for others."""
     module, _, kind = name.rpartition(".")
     if name in NAMES:
         return [NAMES[name]]
@@ -104,8 +103,8 @@ def to_hubert(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_hubert(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """HuBERT's state dict → ours, for the encoder tensors of `expected` (a `Mert.state_dict()`). Strict:
-    ValueError names tensors that are missing, left over or of another shape."""
+    """HuBERT's state dict → ours, for the encoder tensors of `expected` (a `Mert.state_dict()`). ValueError
+    names tensors that are missing, left over or of another shape."""
     given, out = {newer(name): value for name, value in tensors.items()}, {}
     remedy = "set the section model: as the weights were trained"
     for name, value in expected.items():
@@ -157,8 +156,7 @@ def hubert_config(model: Model) -> dict[str, Any]:
 
 
 def model_of(config: dict[str, Any]) -> Model:
-    """The sizes of a HuBERT or MERT `config.json`, or the defaults of keys left out; ValueError for what we
-    have no layer for."""
+    """The sizes of a HuBERT or MERT `config.json`; ValueError for what we have no layer for."""
     for key, ours in FIXED.items():
         if config.get(key, ours) != ours:
             raise ValueError(f"config.json: {key} is {config[key]!r}, this model has {ours!r} only")

@@ -2,9 +2,8 @@
 transformer_sentence_encoder.py).
 
 Encoder linears: normal of deviation 0.02, bias 0. Convolutions: He-normal. Positional convolution: normal of
-variance 4 / (taps · width), weight-norm's scale its norm. Input projection: torch's default for a linear.
-Norms: 1 and 0. Mask vector and code tables: U(0, 1). Linears of the heads: torch's default.
-"""
+variance 4 / (taps · width), weight-norm's scale its norm. Mask vector and code tables: U(0, 1). Norms: 1 and
+0. Input projection, the heads' linears: torch's default."""
 
 from math import sqrt
 
@@ -21,7 +20,7 @@ ENCODER_DEVIATION = 0.02
 
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """Fill every parameter; draws from torch's global generator, which the caller seeds."""
+    """Fill every parameter; draws from torch's global generator."""
     for module in model.modules():
         if isinstance(module, LayerNorm | nn.Linear):
             module.reset_parameters()

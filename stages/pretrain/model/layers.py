@@ -1,10 +1,9 @@
 """Layers that compute in the dtype of what flows through them, whatever dtype their weights have.
 
-One rule serves all three ways to run the model (fp32; weights cast to bf16 or fp16; fp32 weights under
-`torch.autocast`): `Mert` casts its input to the working dtype once and switches autocast off, every layer
-casts its weights to its input's dtype, what needs fp32 casts to it. Each weight is used once a step, so
-nothing is cast twice. LayerNorm's and softmax's sums are fp32 inside torch's kernels for every dtype.
-"""
+One rule serves fp32, weights cast to bf16 or fp16, and fp32 weights under `torch.autocast`: `Mert` casts its
+input to the working dtype once and switches autocast off, every layer casts its weights to its input's dtype,
+what needs fp32 casts to it. Each weight is used once a step, so nothing is cast twice. LayerNorm's and
+softmax's sums are fp32 inside torch's kernels for every dtype."""
 
 from collections.abc import Iterable
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 
 def working_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype to compute in: autocast's where it is on for this device, else the weights'."""
+    """Autocast's where it is on for this device, else the weights'."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
@@ -68,6 +67,5 @@ def unused(x: Tensor, weights: Iterable[Tensor]) -> Tensor:
     expect.
 
     Weights split by ZeRO-3 (they carry a ds_id) get none: it may gather or free them while the graph lives,
-    and what is left out is the same on every rank.
-    """
+    and what is left out is the same on every rank."""
     return _Unused.apply(x, *(weight for weight in weights if not hasattr(weight, "ds_id")))

@@ -1,5 +1,4 @@
-"""What replaces a masked frame: the mask vector, with or without a straight line. B clips, T frames, D
-width."""
+"""What replaces a masked frame. B clips, T frames, D width."""
 
 import torch
 from torch import Tensor
@@ -9,8 +8,7 @@ def apply_mask(x_BTD: Tensor, mask_BT: Tensor, vector_D: Tensor, line: bool) -> 
     """x with its masked frames replaced by the vector (F wav2vec2.py apply_mask).
 
     `line`: the vector plus `interpolated`, so that both sides of a span are known inside it from the first
-    update on; nothing that was masked is (D).
-    """
+    update on; nothing that was masked is (D)."""
     vector_D = vector_D.to(x_BTD.dtype)
     return torch.where(
         mask_BT[..., None], vector_D + interpolated(x_BTD, mask_BT) if line else vector_D, x_BTD
@@ -19,9 +17,7 @@ def apply_mask(x_BTD: Tensor, mask_BT: Tensor, vector_D: Tensor, line: bool) -> 
 
 def interpolated(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """Masked frames replaced by the line between the nearest unmasked frames; at an end, by the nearest one.
-
-    Every clip must have an unmasked frame, as those of `Masking` have.
-    """
+    Every clip must have an unmasked frame, as those of `Masking` have."""
     frames = mask_BT.shape[1]
     index = torch.arange(frames, device=mask_BT.device).expand_as(mask_BT)
     left = torch.where(mask_BT, -1, index).cummax(1).values

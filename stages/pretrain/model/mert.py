@@ -1,8 +1,7 @@
 """MERT: masked prediction of teachers' codes and of the constant-Q transform (arXiv 2306.00107).
 
 B clips, N samples at 24 kHz, T model frames, L label frames of a column, S masked frames of the micro-batch,
-D width, K codebooks (of all code columns, in order), F CQT bins.
-"""
+D width, K codebooks (of all code columns, in order), F CQT bins."""
 
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from stages.signal.rates import HOP_SAMPLES
 
 @dataclass(frozen=True)
 class MaskedFrames:
-    """Where a micro-batch is masked: clip and frame of each of S frames, of T a clip."""
+    """Clip and frame of each of a micro-batch's S masked frames, of T a clip."""
 
     clip_S: Tensor
     frame_S: Tensor
@@ -42,14 +41,12 @@ class MaskedFrames:
 
 
 class Mert(Backbone):
-    """Backbone and heads, and the objective on a micro-batch."""
-
     def __init__(
         self, model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int | None
     ):
         """`codes` describe the code columns that batches carry, `cqt_bins` their CQT (None: none). Initial
-        values are drawn from torch's global generator. Raises ValueError for an objective these labels cannot
-        serve."""
+        values are drawn from torch's global generator. ValueError for an objective these labels cannot serve.
+        """
         super().__init__(model)
         self.objective, self.codes = objective, tuple(codes)
         self.codebooks = sum(column.codebooks for column in codes)
@@ -76,9 +73,8 @@ class Mert(Backbone):
 
         `loss` is the recipe's sum, fp32, to be divided by the masked frames of the global batch; `frames` is
         S. Detached, fp32: `ce_K` summed cross entropy and `correct_K` argmax hits (0 where `trained_K` is
-        False), `cqt` the summed frame errors, `penalty`. `keep_layers` and `codebooks` are `draw`'s. Raises
-        ValueError for labels too short.
-        """
+        False), `cqt` the summed frame errors, `penalty`. `keep_layers` and `codebooks` are `draw`'s.
+        ValueError for labels too short."""
         dtype = working_dtype(self.mask_vector)
         wanted = tuple(range(self.codebooks)) if codebooks is None else codebooks
         with torch.autocast(wave_BN.device.type, enabled=False):
@@ -101,8 +97,7 @@ class Mert(Backbone):
         }
 
     def predict(self, wave_BN: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is compared, or
-        None."""
+        """fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is, or None."""
         _, x_BTD = self.encode(wave_BN, mask_BT)
         clips, frames, _ = x_BTD.shape
         with torch.autocast(wave_BN.device.type, enabled=False):
@@ -141,8 +136,7 @@ class Mert(Backbone):
         return (self.cqt_head(x_SD) - target_SF).square().mean(1).sum()
 
     def draw(self, seed: int, update: int) -> tuple[tuple[bool, ...], tuple[int, ...]]:
-        """Layers to keep and codebooks to train at this update: the same on every rank, from the arguments
-        alone."""
+        """Layers to keep and codebooks to train at this update: the same on every rank."""
         random = np.random.default_rng([seed, update, 0x6D657274])
         keep_layers = tuple(bool(kept) for kept in random.random(self.model.layers) >= self.model.layer_drop)
         n = self.objective.codebooks_per_update or self.codebooks

@@ -2,8 +2,7 @@
 fairseq checkpoints (`MERT-v1-*_fairseq.pt`). The encoder is taken whole or not at all; heads, which only
 fairseq files have, where their shapes are ours.
 
-D width, K codebooks, C codes of a codebook, E width of a code.
-"""
+D width, K codebooks, C codes of a codebook, E width of a code."""
 
 import re
 from dataclasses import dataclass
@@ -49,8 +48,7 @@ class Imported:
 
 
 def load_into(net: Mert, place: str | Path) -> Imported:
-    """Give `net` the weights at `place`; ValueError names the tensor or setting in which the encoder
-    differs."""
+    """ValueError names the tensor or setting in which the encoder at `place` differs."""
     found, config = read(place)
     if isinstance(found.get("model"), dict):
         layout, given, choices = "fairseq", tensors(found["model"]), _fairseq_choices(found)
@@ -99,7 +97,7 @@ def _fairseq_choices(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _code_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], str]:
-    """The authors' projection and code table, for a model of one code column of their shape."""
+    """For a model of one code column of their shape."""
     if not net.codes:
         return "", {}, ""
     if "label_embs_concat" not in heads:

@@ -1,8 +1,7 @@
 """Weights from files of others: safetensors, and PyTorch pickles of which nothing is run.
 
 A pickle may name any function to be called. Here tensors and plain values are read, known classes of
-fairseq's checkpoints become inert, and a file that names anything else is refused.
-"""
+fairseq's checkpoints become inert, and a file that names anything else is refused."""
 
 import json
 from pathlib import Path
@@ -20,7 +19,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Inert:
-    """An object of a class we do not import: takes anything, does nothing."""
+    """Of a class we do not import: takes anything, does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         return super().__new__(cls)

@@ -60,7 +60,7 @@ class Checkpoints:
         return name
 
     def finish(self) -> None:
-        """Wait for the checkpoint being written. Raises OSError when that failed."""
+        """OSError when the one being written failed."""
         writing, self._writing = self._writing, None
         try:
             if writing:
@@ -104,20 +104,19 @@ class Checkpoints:
                     storage.local(name).rmdir()
 
     def names(self) -> list[str]:
-        """Complete checkpoints, oldest first."""
         selector = pafs.FileSelector(self.storage.base, allow_not_found=True, recursive=True)
         files = self.storage.fs.get_file_info(selector)
         folders = [Path(file.path).parent.name for file in files if file.base_name == "state.json"]
         return sorted(name for name in folders if name.startswith("u"))
 
     def newest(self) -> str | None:
-        """The newest complete checkpoint, whatever `latest` names."""
+        """The newest complete one, whatever `latest` names."""
         names = self.world.on_rank_0(self.names)
         return names[-1] if names else None
 
     def restore(self, engine: Engine, name: str) -> dict[str, Any]:
-        """A checkpoint into `engine` and this process's generators; returns its state. ValueError for a
-        damaged file, or one of another model."""
+        """A checkpoint into `engine` and this process's generators; returns its state. ValueError: a damaged
+        file, or another model's."""
         state, world = self.state(name), self.world
         tensors = self._read(name, "model", state) | self._read(name, "optimizer", state)
         for n, parameter in engine.model.named_parameters():

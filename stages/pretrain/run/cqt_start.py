@@ -1,11 +1,9 @@
 """Where the CQT head starts: `objective.cqt_start`.
 
-Adam needs hundreds of updates to find the linear map that least squares finds at once: an untrained encoder's
-hidden states already hold the sound around a masked frame, through its convolutional positions and its
-attention, which begins as a mean over the crop (figures: docs/training.md).
+Least squares finds at once what takes Adam hundreds of updates: an untrained encoder's hidden states already
+hold the sound around a masked frame, by convolutional positions and attention (figures: docs/training.md).
 
-S masked frames, D width, F CQT bins.
-"""
+S masked frames, D width, F CQT bins."""
 
 from collections.abc import Iterable
 
@@ -23,10 +21,8 @@ RIDGE = 0.1
 
 
 class CqtStart:
-    """Sums over the masked frames of the batches given to `add`, of which `head` is made.
-
-    default: the head stays as it is; mean: its bias becomes each bin's mean; fit: weight and bias become the
-    ridge regression of its targets on the model's hidden states, without dropout.
+    """default: the head stays; mean: its bias becomes each bin's mean; fit: weight and bias become the ridge
+    regression of its targets on the model's hidden states, without dropout, over the batches given to `add`.
     """
 
     def __init__(self, model: Mert, how: str, dtype: torch.dtype):
@@ -69,7 +65,7 @@ class CqtStart:
 def baselines_and_start(
     model: Mert, batches: Iterable[Batch], codes: tuple[CodeColumn, ...], how: str, dtype: torch.dtype
 ) -> tuple[metrics.Baselines, tuple[Tensor | None, Tensor | None]]:
-    """The baselines of these training crops, and the CQT head's start by `how`."""
+    """Of these training crops."""
     start, target = CqtStart(model, how, dtype), model.cqt_head.target if model.cqt_head else None
     baselines = metrics.counted(map(start.add, batches), codes, target)
     return baselines, start.head(baselines.cqt_mean_F)

@@ -1,4 +1,4 @@
-"""A run on display: the line of an update, TensorBoard, Weights & Biases, and a picture of the curves."""
+"""A run's lines on a terminal, TensorBoard, Weights & Biases, and a picture of the curves."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from stages.pretrain.run.settings import Watch
 
 
 def line(row: dict[str, Any], updates: int) -> str:
-    """One line of a `metrics.jsonl` row of kind update or valid."""
+    """A `metrics.jsonl` row of kind update or valid."""
     row, is_update = renamed(row), row["kind"] == "update"
     parts = [f"{row['update']:>7}/{updates}" if is_update else f"{'held-out':>9} {row['update']}"]
     parts.append(f"loss {_n(row.get('loss'), 3)}")
@@ -53,7 +53,7 @@ def _n(value: float | list[float | None] | None, digits: int, factor: float = 1)
 
 
 class Boards:
-    """TensorBoard and Weights & Biases of rank 0; a figure of a row is a scalar, a list one per item."""
+    """Rank 0's; a figure of a row is a scalar, a list one per item."""
 
     def __init__(self, folder: Path, watch: Watch, name: str, config: dict[str, Any], purge: int):
         self._board = self._run = None
@@ -95,7 +95,6 @@ def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """RUN/curves.png: loss, gain_over_unigram by codebook, CQT error with its baselines, gradient norm."""
     from matplotlib.figure import Figure
 
     rows = [renamed(json.loads(text)) for text in metrics.read_text().splitlines()]

@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO around the model: what one update of the weights does on this rank.
+"""DeepSpeed ZeRO around the model: what an update does on this rank.
 
-Weights, gradients, their sums over ranks and Adam's moments are always fp32; `bf16` and `fp16` are autocast's.
-So stages 0 to 3 differ in where values are stored only: one test against plain PyTorch holds for all.
-"""
+Weights, gradients, their sums over ranks and Adam's moments are always fp32; `bf16` and `fp16` are
+autocast's. So stages 0 to 3 differ in where values are stored only: one test against plain PyTorch holds for
+all."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ class _Autocast(nn.Module):
 
 
 class Engine:
-    """An update is `micro_batches` times `forward` and `backward`, then `step`; all ranks call every method."""
+    """An update is `micro_batches` times `forward` and `backward`, then `step`, on every rank."""
 
     def __init__(
         self, model: nn.Module, settings: EngineSettings, optim: Optim, world: World, micro_batches: int
@@ -70,7 +70,7 @@ class Engine:
         return terms["loss"], {name: value.detach().double() for name, value in terms.items()}
 
     def backward(self, loss: Tensor, frames: int) -> None:
-        """Add one micro-batch's gradients of the mean loss over the global batch's masked `frames`."""
+        """Add a micro-batch's gradients of the mean loss over the global batch's masked `frames`."""
         loss = loss * (self.world.size * self.micro_batches / frames)  # DeepSpeed averages over both
         if self.stage == 0:
             loss = loss * self.loss_scale.value
@@ -107,7 +107,7 @@ class Engine:
         return float(self._deepspeed.get_global_grad_norm() if self.stage else norm), True
 
     def _whole(self, parameters: list[nn.Parameter], **options: Any) -> contextlib.AbstractContextManager:
-        """Inside, these are whole: ZeRO 3 splits each over the ranks."""
+        """ZeRO 3 splits each weight over the ranks."""
         if self.stage < 3:
             return contextlib.nullcontext()
         import deepspeed

@@ -1,4 +1,4 @@
-"""The loss scale of fp16: halved when gradients overflow, doubled after a long time without."""
+"""fp16's loss scale: halved when gradients overflow, doubled after a long time without."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class LossScale:
             self.value = 1.0
 
     def update(self, applied: bool, bad_loss: bool) -> None:
-        """After an update; `bad_loss`: it was skipped for its loss, not for an overflow."""
+        """`bad_loss`: the update was skipped for its loss, not for an overflow."""
         if not self.enabled or bad_loss:
             return
         self.good = self.good + 1 if applied else 0

@@ -1,11 +1,10 @@
 """Baselines of the loss: predictors that read no audio, on the same masked frames.
 
-B clips, T model frames, L label frames, K codebooks of all columns in order, F CQT bins.
-
 For codes, their frequencies in the training set: the cross entropy under them minus the model's is
 `gain_over_unigram`, in nats, zero until the model uses context. For the CQT, the mean of each bin, and the
 straight line across the masked frames between their unmasked neighbours.
-"""
+
+B clips, T model frames, L label frames, K codebooks of all columns in order, F CQT bins."""
 
 import zlib
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from stages.signal.rates import HOP_SAMPLES
 
 @dataclass
 class Baselines:
-    """log_probabilities: fp32 (codes,) of each of the K codebooks; cqt_mean_F: as the target is compared."""
+    """log_probabilities: fp32 (codes,) of each codebook; cqt_mean_F: as the target is compared."""
 
     log_probabilities: list[Tensor]
     cqt_mean_F: Tensor | None
@@ -32,11 +31,9 @@ class Baselines:
 
 
 class Counter:
-    """Counts training crops into `Baselines`.
-
-    Frequencies are smoothed by a share of the uniform distribution, chosen for each codebook so that the
-    counts of one half of the recordings predict those of the other best, as on unseen music.
-    """
+    """Counts training crops. Frequencies are smoothed by a share of the uniform distribution, chosen for each
+    codebook so that the counts of one half of the recordings predict those of the other best, as on unseen
+    music."""
 
     def __init__(self, codes: tuple[CodeColumn, ...], target):
         self.codes, self.target = codes, target
@@ -65,7 +62,6 @@ class Counter:
 
 
 def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> Baselines:
-    """The baselines of these batches."""
     counter = Counter(codes, target)
     for batch in batches:
         counter.add(batch)
@@ -111,7 +107,7 @@ def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Ten
 def further_sums(
     batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines, target
 ) -> dict[str, Tensor]:
-    """The baselines' sums over a micro-batch's masked frames: `frequency_ce_K`, `cqt_mean`, `cqt_line`."""
+    """Over a micro-batch's masked frames: `frequency_ce_K`, `cqt_mean`, `cqt_line`."""
     mask_BT, values = batch.mask_BT, {}
     if codes:
         values["frequency_ce_K"] = code_frequency_ce(batch, codes, baselines)
@@ -122,16 +118,15 @@ def further_sums(
 
 
 def sample_sum(batch: Batch) -> Tensor:
-    """The sum of a checksum of each sample: identifies a global batch in any order (`samples` of a row).
-
-    Exact in float64 for two million samples."""
+    """A checksum of each sample, summed: identifies a global batch in any order. Exact in float64 for two
+    million samples."""
     samples = zip(batch.keys, batch.positions, strict=True)
     total = sum(zlib.crc32(f"{key}@{place}".encode()) for key, place in samples)
     return torch.tensor(float(total), dtype=torch.float64)
 
 
 def row(sums: dict[str, Tensor], frames: int) -> dict[str, object]:
-    """A row's figures, from the sums of one update over `frames` masked frames; None: codebook not drawn."""
+    """Figures of one update from its sums over `frames` masked frames; None: codebook not drawn."""
     figures: dict[str, object] = {"loss": float(sums["loss"]) / frames, "masked_frames": frames}
     figures["samples"] = int(sums["samples"])
     trained = [bool(t) for t in (sums["trained_K"] > 0).tolist()]

@@ -1,4 +1,4 @@
-"""Adam over named parameters, with a learning rate of its own for the CQT head."""
+"""Adam, with a learning rate of its own for the CQT head."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from stages.pretrain.run.settings import Optim
 
 
 class Adam(torch.optim.AdamW):
-    """AdamW with decoupled decay over named parameters; `skip` leaves its next step out."""
+    """AdamW over named parameters; `skip` leaves the next step out."""
 
     skip = False
 

@@ -1,4 +1,4 @@
-"""What the device can do, measured: its matrix peak, and whether the largest micro-batch fits."""
+"""The device's matrix peak, measured, and whether the largest micro-batch fits."""
 
 import time
 

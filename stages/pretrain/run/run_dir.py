@@ -1,7 +1,4 @@
-"""RUN, the folder of one training run: its lock, its configuration, its pinned data, its metrics.
-
-RUN/config.yaml  data.json  metrics.jsonl  curves.png  checkpoints/  tensorboard/  stacks/  run.lock
-"""
+"""RUN: config.yaml data.json metrics.jsonl curves.png checkpoints/ tensorboard/ stacks/ run.lock"""
 
 import fcntl
 import json
@@ -48,8 +45,8 @@ class RunDir:
             if time.monotonic() >= deadline:
                 lock.seek(0)
                 raise ValueError(
-                    f"another training run ({lock.read().strip() or 'unknown'}) works on {self.path}: wait for "
-                    "it, stop it, or choose another run.name"
+                    f"another training run ({lock.read().strip() or 'unknown'}) works on {self.path}: wait "
+                    "for it, stop it, or choose another run.name"
                 )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -101,7 +98,7 @@ class RunDir:
             _replace(path, "".join(line + "\n" for line in lines))
 
     def log(self, kind: str, **values: Any) -> None:
-        """One line of metrics.jsonl; numbers that are not finite become null."""
+        """A line of metrics.jsonl; numbers that are not finite become null."""
         if self.world.is_rank_0:
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"kind": kind, **_finite(values)}) + "\n")

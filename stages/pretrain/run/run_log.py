@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, lines on the terminal, boards, the picture of the curves."""
+"""What a run writes down: metrics.jsonl, lines on the terminal, boards, curves."""
 
 import socket
 import time
@@ -20,8 +20,6 @@ from stages.signal.rates import RATE_HZ
 
 
 class RunLog:
-    """Every rank has one; rank 0's writes."""
-
     def __init__(self, config: Config, world: World, run_dir: RunDir, say: Callable[[str], None]):
         self.config, self.world, self.run_dir = config, world, run_dir
         self._say, self._boards, self._mean_s = say, None, 0.0
@@ -60,7 +58,7 @@ class RunLog:
     def update(
         self, update: int, sums: dict[str, Tensor], frames: int, took_s: float, waited_s: float, facts: dict
     ) -> None:
-        """One update's line, from its sums over `frames` masked frames."""
+        """`sums` over `frames` masked frames."""
         self._mean_s = 0.95 * self._mean_s + 0.05 * took_s if self._mean_s else took_s
         optim = self.config.optim
         row = metrics.row(sums, frames) | {
@@ -86,14 +84,14 @@ class RunLog:
             self._boards.add(row)
 
     def replaced(self, update: int, own: list[str]) -> int:
-        """Name the samples that were replaced, from each rank's `own`; their number."""
+        """Returns how many. `own`: of this rank."""
         samples = sum(self.world.gather(own), [])
         self.say(f"update {update}: replaced {len(samples)} that failed: {'; '.join(samples)}")
         self.log("replaced", update=update, samples=samples)
         return len(samples)
 
     def skipped(self, update: int, loss: float, own: list[str]) -> None:
-        """Name the samples that are not finite in a skipped update, from each rank's `own`."""
+        """`own`: samples of this rank that are not finite."""
         keys = sum(self.world.gather(own), [])
         names = ", ".join(keys) or "none"
         self.say(f"update {update} skipped (loss {loss:.4g}); samples that are not finite: {names}")

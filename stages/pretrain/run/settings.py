@@ -1,5 +1,4 @@
-"""How a run computes, steps, guards, saves and shows: YAML `engine:`, `optim:`, `guard:`, `checkpoints:` and
-`watch:`."""
+"""How a run computes, steps, guards, saves and shows."""
 
 import math
 from typing import Annotated, Literal
@@ -41,7 +40,7 @@ class EngineSettings:
         check(split, self, "offload_optimizer", "needs zero_stage 1, 2 or 3")
 
     def copies(self, ranks: int) -> float:
-        """fp32 copies of the weights that the optimiser adds on one rank: two moments; from stage 1 weights."""
+        """fp32 copies of the weights that the optimiser adds on one rank: two moments, or three values."""
         return 2.0 if self.zero_stage == 0 else 3.0 / ranks
 
 

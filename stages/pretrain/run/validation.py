@@ -1,7 +1,6 @@
 """Held-out recordings: the same crops and masks every time, sums by recording, a bootstrap interval.
 
-B clips, T model frames, S masked frames, K codebooks, D width.
-"""
+B clips, T model frames, S masked frames, K codebooks, D width."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -49,8 +48,8 @@ def validate(
 
 
 def clip_sums(model: nn.Module, batch: Batch, baselines: Baselines) -> Tensor:
-    """float64 (B, 1 + 3K + 3), sums over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K,
-    and the CQT errors of the model, the mean and the line."""
+    """float64 (B, 1 + 3K + 3), over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K, and
+    the CQT errors of the model, the mean and the line."""
     logits, cqt_BTF = model.predict(batch.wave_BN, batch.mask_BT)
     mask_BT = batch.mask_BT
     parts = [mask_BT.sum(1, keepdim=True).double()]

@@ -1,4 +1,4 @@
-"""A rank without progress writes its stacks and ends its process, so that the run does not hang for ever."""
+"""A rank without progress writes its stacks and ends its process, so that the run does not hang."""
 
 import faulthandler
 import os
@@ -10,7 +10,7 @@ EXIT_CODE = 70  # of a process that its watchdog ended
 
 
 class Watchdog:
-    """Ends this process when `beat` was not called for `limit_s`: all ranks, as they wait for each other."""
+    """All ranks end when one's `beat` was not called for `limit_s`, as they wait for each other."""
 
     def __init__(self, folder: Path, rank: int, limit_s: float):
         self.path, self.limit_s = folder / f"rank-{rank}.txt", limit_s

@@ -1,8 +1,7 @@
-"""The ranks of one training run: this rank, its device, and what all ranks agree on.
+"""The ranks of a training run, and what they agree on.
 
 torchrun, the deepspeed launcher and our Ray trainer set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT; without them there is one rank.
-"""
+MASTER_PORT; without them there is one rank."""
 
 import os
 import socket
@@ -53,7 +52,7 @@ class World:
         return found
 
     def on_rank_0(self, action: Any, *arguments: Any) -> Any:
-        """Run `action` on rank 0; its value, ValueError or OSError is that of all ranks."""
+        """`action` on rank 0; its value, ValueError or OSError is that of all ranks."""
         value = failure = None
         if self.is_rank_0:
             try:
