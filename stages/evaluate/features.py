@@ -39,7 +39,7 @@ def windows(name: str, wave_N: np.ndarray, net: Backbone) -> Iterator[Window]:
 
 def batches(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
     """Windows of one length together, up to `size`: unpadded, since padding would change the features."""
-    waiting: dict[int, list[Window]] = {}
+    waiting = {}
     for window in found:
         length = len(window.wave_N)
         waiting.setdefault(length, []).append(window)
@@ -62,8 +62,8 @@ class Joined:
     """Joins windows' features into recordings, in whichever order they come."""
 
     def __init__(self):
-        self._parts: dict[str, dict[int, Tensor]] = {}
-        self._counts: dict[str, int] = {}
+        self._parts = {}
+        self._counts = {}
 
     def add(self, window: Window, found: Tensor) -> tuple[str, Tensor] | None:
         """The recording's name and features, (T, D) or (L, T, D), once it is complete."""

@@ -81,7 +81,7 @@ def check_target(configuration: Config, cqt: Any) -> None:
 
 
 def identity(configuration: Config) -> dict[str, Any]:
-    """What decides the curve besides the data: sections that a resumed run must repeat."""
+    """What decides the curve besides the data: what a resumed run must repeat."""
     own = asdict(configuration)
     batch = own["optim"].pop("global_batch")
     return {name: own[name] for name in ("model", "objective", "masking", "mixture", "optim")} | {
@@ -101,8 +101,8 @@ def _completed(known: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], allow: tuple[str, ...], run: str) -> None:
-    """Refuse a resumed run that is another one; ValueError with both values and the way to override. A choice
-    that is newer than the run has its default there: what was done until then."""
+    """ValueError with both values and the way to override. A choice that is newer than the run has its
+    default there: what was done until then."""
     before = _completed(
         config.renamed(before, OLD_NAMES), json.loads(json.dumps(identity(Config(data=Data()))))
     )

@@ -1,5 +1,5 @@
-"""Training: the pinned shards become a model. `Training.run` is the loop; read it first. Every rank runs this
-file alike; what one knows alone (losses, clock, a signal) is agreed on in one exchange an update."""
+"""Training: the pinned shards become a model. `Training.run` is the loop; read it first. Every rank runs it
+alike; what one knows alone (losses, clock, a signal) is agreed on in one exchange an update."""
 
 import contextlib
 import math
@@ -38,7 +38,7 @@ DONE, STOPPED = "done", "stopped"
 
 
 def train(config: Config, say: Callable[[str], None] = print) -> str:
-    """Train until the last update or a requested stop; the same call goes on from there. Returns which.
+    """Train until the last update or a requested stop; returns which. The same call goes on from there.
     ValueError, on every rank, for what a user can fix; OSError when a checkpoint cannot be written."""
     with joined(timeout_s=60 * config.run.stall_minutes + 60) as world:
         torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
@@ -66,14 +66,13 @@ class Training:
         data = (pinned, config.data, config.masking, config.mixture, self.frames)
         self.loader = Loader(*data, config.engine.micro_batch, world.rank, world.size)
         self.loss_guard, self.replaced, self.restored = LossGuard(config.guard), 0, []
-        self.best: tuple[float, int] | None = None  # held-out loss, update
+        self.best = None  # held-out loss, update
         place = config.checkpoints.at or str(run_dir.path / "checkpoints")
         self.checkpoints = Checkpoints(place, config.checkpoints.keep, world)
         self.watchdog = Watchdog(run_dir.path / "stacks", world.rank, 60 * config.run.stall_minutes)
         self.stopping = Stopping(run_dir.path / "stop")
 
     def begin(self) -> None:
-        """Build the engine, and restore the newest checkpoint or begin anew."""
         config, world, say = self.config, self.world, self.run_log.say
         for text in self.pinned.describe():
             say(text)
@@ -119,7 +118,7 @@ class Training:
             draw = self.model.draw(config.run.seed, place.update)  # layers to keep, codebooks to train
 
             # a single update: forward and backward of each micro-batch
-            sums: dict[str, torch.Tensor] = defaultdict(float)
+            sums = defaultdict(float)
             for number, batch in enumerate(self._micro_batches(stream), 1):
                 loss, terms = engine.forward(batch, *draw)
                 for name, value in (terms | self._baseline_sums(batch)).items():
@@ -169,7 +168,7 @@ class Training:
         return DONE
 
     def _micro_batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """This rank's share of an update; counts the seconds waited for it, lists samples that failed."""
+        """Counts the seconds waited, and lists samples that failed."""
         self.waited_s, self.failed = 0.0, []
         for _ in range(self.micro_batches):
             began = time.monotonic()
@@ -189,14 +188,14 @@ class Training:
         return sums | {"replaced": len(batch.replaced), "samples": metrics.sample_sum(batch)}
 
     def _log_skipped(self, place: State, loss: float) -> None:
-        """Name the samples that are not finite: the update's micro-batches are read again."""
+        """Name the samples that are not finite: the micro-batches are read again."""
         with self.engine.evaluating() as model:
             batches = map(self._on_device, self.loader.read(place))
             keys = [key for batch in batches for key in model.non_finite_keys(batch)]
         self.run_log.skipped(self.state.update, loss, keys)
 
     def _recover(self) -> Iterator[Batch]:
-        """Too many bad updates in a row: restore the last checkpoint and go past the data since, or stop."""
+        """Restore the last checkpoint and go past the data since, or stop."""
         self.checkpoints.finish()
         name = self.checkpoints.newest() if self.config.guard.then == "restore" else None
         self.restored.append(name)

@@ -64,7 +64,13 @@ def find(root: str, data: Data, previous: tuple[str, list[str]] | None) -> Pinne
         if name not in known:
             raise ValueError(f"data.codes or data.cqt names {name}, {root} has {', '.join(sorted(known))}")
     corpus = _with_shards(corpus, shards)
-    _check_records(corpus, {name: records.recipe8(known[name]) for name in corpus.columns})
+    for (name, shard), record in corpus.records.items():
+        seen, named = records.recipe8(record.recipe), records.recipe8(known[name])
+        if seen != named:
+            raise corpus.damaged(name, shard, f"was made by recipe {seen}, {name} is {named}")
+        if name != audio and record.source_sha256 != corpus.records[audio, shard].sha256:
+            what = f"was made from another {audio} tar than the one that is there"
+            raise corpus.damaged(name, shard, what)
     return corpus
 
 
@@ -88,16 +94,6 @@ def _with_shards(corpus: PinnedCorpus, pinned: list[str] | None) -> PinnedCorpus
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda place: records.read(corpus.storage, *place), places)
         return replace(corpus, shards=tuple(shards), records=dict(zip(places, found, strict=True)))
-
-
-def _check_records(corpus: PinnedCorpus, recipes: dict[str, str]) -> None:
-    for (name, shard), record in corpus.records.items():
-        seen = records.recipe8(record.recipe)
-        if seen != recipes[name]:
-            raise corpus.damaged(name, shard, f"was made by recipe {seen}, {name} is {recipes[name]}")
-        if name != corpus.audio and record.source_sha256 != corpus.records[corpus.audio, shard].sha256:
-            what = f"was made from another {corpus.audio} tar than the one that is there"
-            raise corpus.damaged(name, shard, what)
 
 
 def live_digest(storage: Storage, shards: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Where the crops of training and validation begin.
+"""Where crops begin.
 
 B clips, G samples of a global batch, V held-out segments."""
 
@@ -27,7 +27,7 @@ class Crops:
 
 
 class CropIndex:
-    """The crops of training; keeps the order of the two epochs used last."""
+    """Of training; keeps the order of the two epochs used last."""
 
     def __init__(self, pinned: Pinned, data: Data):
         self._pinned, self._samples = pinned, data.samples
@@ -35,10 +35,10 @@ class CropIndex:
 
     def crops(self, state: State, places_B: np.ndarray) -> Crops:
         """Of the samples at these places of the state's global batch."""
-        shard_G, number_G = self._epoch(state.seed, state.epoch).take(state.consumed, state.global_batch)
-        shard_B, number_B = shard_G[places_B], number_G[places_B]
+        pinned, epoch = self._pinned, self._epoch(state.seed, state.epoch)
+        shard_B, number_B = (x_G[places_B] for x_G in epoch.take(state.consumed, state.global_batch))
         share_B = counter_rng.uniform(state.keys(counter_rng.CROP, places_B), 0)
-        return self._crops(self._pinned.ends_S[shard_B] - self._pinned.crops_S[shard_B] + number_B, share_B)
+        return self._crops(pinned.ends_S[shard_B] - pinned.crops_S[shard_B] + number_B, share_B)
 
     def replacement(self, state: State, place: int, attempt: int) -> Crops:
         """For a sample that cannot be read: a function of its place and the attempt alone."""
@@ -47,8 +47,8 @@ class CropIndex:
         return self._crops(counter_rng.below(int(self._pinned.ends_S[-1]), share[:1]), share[1:])
 
     def _crops(self, sample_B: np.ndarray, share_B: np.ndarray) -> Crops:
-        """Of samples numbered through all shards. Of a segment's n crops of one pass, crop j begins in the
-        j-th of n equal parts of where one may begin."""
+        """Of samples numbered through all shards: crop j of a segment's n in one pass begins in the j-th of n
+        equal parts of where one may begin."""
         pinned = self._pinned
         row_B = np.searchsorted(pinned.ends_R, sample_B, side="right")
         count_B = pinned.crops_R[row_B].astype(np.int64)
@@ -58,17 +58,16 @@ class CropIndex:
 
 
 def held_out(pinned: Pinned, data: Data) -> Crops:
-    """At most data.valid_crops crops, side by side in the held-out segments, drawn in turn from every
-    recording."""
+    """At most data.valid_crops, side by side in the held-out segments, drawn in turn from every recording."""
     row_V = pinned.valid_V
     count_V = pinned.samples_R[row_V] // data.samples
-    row = np.repeat(row_V, count_V)
-    number = np.arange(len(row)) - np.repeat(np.cumsum(count_V) - count_V, count_V)
+    row, every = np.repeat(row_V, count_V), np.arange(count_V.sum())
+    number = every - np.repeat(np.cumsum(count_V) - count_V, count_V)
     names = [pinned.recording(r) for r in row_V]
     recording = np.repeat(np.unique(names, return_inverse=True)[1].astype(np.int64), count_V)
-    chance = counter_rng.bits(counter_rng.key(counter_rng.VALIDATION, 0), np.arange(len(row)))
+    chance = counter_rng.bits(counter_rng.key(counter_rng.VALIDATION, 0), every)
     by_recording = np.lexsort((chance, recording))
     owner = recording[by_recording]
-    turn = np.arange(len(owner)) - np.searchsorted(owner, owner)  # first, second … crop of its recording
+    turn = every - np.searchsorted(owner, owner)  # first, second … crop of its recording
     chosen = np.sort(by_recording[np.lexsort((chance[by_recording], turn))][: data.valid_crops])
     return Crops(row[chosen], number[chosen].astype(np.int64) * data.samples)

@@ -1,4 +1,4 @@
-"""One micro-batch of crops: which bytes, read, checked, replaced where they fail, masked and mixed.
+"""One micro-batch of crops.
 
 B clips, N samples at 24 kHz, T model frames, L label frames, K codebooks, F CQT bins."""
 
@@ -48,7 +48,7 @@ class Reader:
         self.masking, self.mixture, self.places = masking, mixture, CropIndex(pinned, data)
         self.tars = Tars(pinned, data.cache_folder, data.cache_gb)
         self.context_samples = pinned.cqt.context_samples if pinned.cqt else 0
-        self._raw: dict[int, _Raw] = {}  # by clips: micro-batches may differ by one
+        self._raw = {}  # by clips: micro-batches may differ by one
 
     def plan(self, state: State, places_B: np.ndarray) -> BatchPlan:
         """Of the samples at these places of the state's global batch."""
@@ -64,7 +64,7 @@ class Reader:
         self.tars.ahead(wants + [want for want, _ in plan.donors])
 
     def batch(self, plan: BatchPlan) -> Batch:
-        """The planned samples in their order. ValueError when no replacement can be read."""
+        """In their order. ValueError when no replacement can be read."""
         state, places_B = plan.state, plan.places
 
         def another(i: int, attempt: int) -> Crops:

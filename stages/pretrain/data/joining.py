@@ -1,4 +1,4 @@
-"""One corpus's columns joined by shard and key, checked, and each segment kept or left out with a reason."""
+"""One corpus's columns joined and checked, and each segment kept or left out with a reason."""
 
 import contextlib
 import tempfile

@@ -1,7 +1,6 @@
 """Endless micro-batches from any place of the order on, read ahead by worker processes.
 
-Nothing is drawn from a generator or communicated: each rank computes the same order and takes its stripe of
-every global batch, whose sequence is the same at any number of ranks and workers and any micro-batch."""
+Nothing is drawn from a generator or communicated: each rank computes the same order."""
 
 import contextlib
 import itertools
@@ -59,8 +58,8 @@ class Loader:
         self.rank, self.world, self._made = rank, world, (pinned, data, masking, mixture, frames)
         self.samples_per_epoch = pinned.samples_per_epoch
         self._places = CropIndex(pinned, data)
-        self._reader: Reader | None = None
-        self._streams: list[Iterator] = []
+        self._reader = None
+        self._streams = []
         self.seen, self.bad = 0, 0  # samples of this rank, and those of them that were replaced
         self._check_shared_memory()
 
@@ -86,14 +85,17 @@ class Loader:
         return [f"{self.pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
 
     def stream(self, state: State) -> Iterator[Batch]:
-        """This rank's micro-batches from that place on, without end. Raises `TooManyBad`."""
-        batches = self._follow(_Stream(self._made, self.micro_batches(state), self.rank, self.world, state))
+        """From that place on, without end. Raises `TooManyBad`."""
+        batches = self._follow(self._stream(state))
         self._streams.append(batches)
         return batches
 
+    def _stream(self, state: State) -> "_Stream":
+        return _Stream(self._made, self.micro_batches(state), self.rank, self.world, state)
+
     def read(self, state: State) -> Iterator[Batch]:
-        """This rank's micro-batches of one update, read by this process."""
-        return _Stream(self._made, self.micro_batches(state), self.rank, self.world, state).first_update()
+        """One update, read by this process."""
+        return self._stream(state).first_update()
 
     def sample(self, crops: int) -> Iterator[Batch]:
         """So many training crops, the same for any seed and rank, read by this process."""
@@ -101,19 +103,19 @@ class Loader:
         return _Stream(self._made, -(-state.global_batch // SAMPLE_CLIPS), 0, 1, state).first_update()
 
     def _follow(self, dataset: "_Stream") -> Iterator[Batch]:
+        most = self.data.max_bad_share
         for batch in _loading(dataset, self.data):
             self.seen += len(batch.keys)
             self.bad += len(batch.replaced)
-            if self.bad > self.data.max_bad_share * max(self.seen, FEW):
+            if self.bad > most * max(self.seen, FEW):
                 raise TooManyBad(
                     f"{self.bad} of {self.seen} samples could not be read, more than data.max_bad_share "
-                    f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names what is "
-                    "damaged"
+                    f"{most}; last {batch.replaced[-1]}: `overtone verify` names what is damaged"
                 )
             yield batch
 
     def validation(self) -> Iterator[Batch]:
-        """This rank's share of the held-out crops: the same crops and masks every time, without mixture.
+        """The same crops and masks every time, without mixture.
 
         Every rank gets the same number of micro-batches (ZeRO 3 needs that): rows that fill up the last
         repeat a crop with an empty mask, so that sums over masked frames leave them out."""

@@ -1,9 +1,8 @@
 """Which input frames are replaced by the mask vector: the reference's spans, seeded per sample.
 
 The reference (F data_utils.py, compute_mask_indices) draws int(prob·T/span + u) distinct starts in [0, T -
-span) for each clip, then unmasks frames at random until every clip of the batch has as many as the one with
-the fewest: a clip's mask depends on the others. Here the count is what those spans cover on average. Starts
-are taken in random order until it is reached; the last span is cut short where it would exceed it.
+span), then trims every clip to the fewest of its batch. Here the count is what those spans cover on average.
+Starts are taken in random order until it is reached; the last span may be cut short.
 
 B clips, T model frames, S places where a span may start (T - span)."""
 

@@ -1,7 +1,7 @@
 """The order of training: a pure function of (fingerprint, seed, epoch) and the shards' sizes and weights.
 
-Shards are permuted; runs of `window_shards` are windows, and samples are shuffled inside a window, so that a
-reader has few files open. Any place of an epoch costs one window. S shards, W samples of a window."""
+Shuffled shards, in windows of `window_shards` in which samples are shuffled, so that a reader has few files
+open. Any place costs one window. S shards, W samples of a window."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ class Shards:
 
     fingerprint: str  # hexadecimal
     samples_S: np.ndarray  # int64: samples of one pass over each shard
-    corpus_S: np.ndarray  # int64: which of `weights` is the shard's
+    corpus_S: np.ndarray  # int: which of `weights` is the shard's
     # passes over a corpus in one epoch; 0.5 takes half of it, chosen anew each epoch
     weights: tuple[float, ...]
     window_shards: int
@@ -50,10 +50,11 @@ class Epoch:
 
     def _counts(self) -> np.ndarray:
         """Samples of each shuffled shard: the running total of a corpus is floor(samples · weight)."""
-        count_S = np.zeros(len(self._shuffled_S), dtype=np.int64)
-        for corpus, weight in enumerate(self._shards.weights):
-            own = np.flatnonzero(self._shards.corpus_S[self._shuffled_S] == corpus)
-            totals = _whole(np.cumsum(self._shards.samples_S[self._shuffled_S[own]]), weight)
+        shards, shuffled_S = self._shards, self._shuffled_S
+        count_S = np.zeros_like(shuffled_S)
+        for corpus, weight in enumerate(shards.weights):
+            own = shards.corpus_S[shuffled_S] == corpus
+            totals = _whole(np.cumsum(shards.samples_S[shuffled_S[own]]), weight)
             count_S[own] = np.diff(totals, prepend=0)
         return count_S
 
@@ -84,6 +85,6 @@ class Epoch:
         passes, rest = divmod(count, samples) if count else (0, 0)
         numbers = np.tile(np.arange(samples), passes)
         if rest:
-            drawn = counter_rng.permutation(samples, counter_rng.COPIES, *self._key, shard)[:rest]
-            numbers = np.append(numbers, drawn)
+            drawn = counter_rng.permutation(samples, counter_rng.COPIES, *self._key, shard)
+            numbers = np.append(numbers, drawn[:rest])
         return numbers | (shard << 32)

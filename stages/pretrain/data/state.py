@@ -1,4 +1,4 @@
-"""Where a run is in its data: whole numbers, saved with the weights, that say what comes next on every rank."""
+"""Where a run is in its data: whole numbers, saved with the weights, that say what comes next."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -54,9 +54,10 @@ class State:
                 f"global_batch is {self.global_batch}, an epoch has {samples_per_epoch} samples: lower the "
                 "global batch, raise data.crops_per_segment, or label more audio"
             )
-        if self.consumed + self.global_batch > samples_per_epoch:
-            return replace(self, epoch=self.epoch + 1, consumed=0)
-        return self
+        return self._next_epoch() if self.consumed + self.global_batch > samples_per_epoch else self
+
+    def _next_epoch(self) -> "State":
+        return replace(self, epoch=self.epoch + 1, consumed=0)
 
     def _moved(self, samples_per_epoch: int) -> "State":
         here = self.settled(samples_per_epoch)
@@ -98,6 +99,4 @@ class State:
                     f"resume.allow={allowed}"
                 )
         state = replace(self, **now)
-        if changed & {"fingerprint", "seed"}:
-            return replace(state, epoch=self.epoch + 1, consumed=0)
-        return state
+        return state._next_epoch() if changed & {"fingerprint", "seed"} else state

@@ -1,8 +1,8 @@
-"""Strided convolution along time as one matrix product over windows of frames.
+"""Strided convolution along time as one copy and one matrix product over windows of frames.
 
-In frames-first memory a window of W frames is a row of W·C numbers: a convolution is one copy and one
-product. The library's own of long, thin signals are several times slower in bf16 on CPUs, forward and
-backward (D make bench-model), and its grouped ones of 8 channels were wrong (D test_convolve.py).
+In frames-first memory a window of W frames is a row of W·C numbers. The library's own of long, thin signals
+are several times slower in bf16 on CPUs, forward and backward (D make bench-model), and its grouped ones of 8
+channels were wrong (D test_convolve.py).
 
 G groups, B clips, t frames in and T out, C and D channels in and out of a group, W taps."""
 

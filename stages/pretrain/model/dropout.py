@@ -1,9 +1,9 @@
 """Dropout whose random bits cost little on a CPU.
 
-torch draws a CPU's masks one number at a time on one core: a sixth of a training step of the 95M model (D,
-stack notes). Here SFC64, seeded from torch's generator, gives 16 bits an element: seeds, saved generator
-states and recomputed layers mean what they always do. Probabilities are rounded to multiples of 2⁻¹⁶, and the
-scale is the rounded one's: the expectation is exact. Other devices use torch's own."""
+torch draws a CPU's masks one number at a time on one core: a sixth of a training step of the 95M model (D).
+Here SFC64, seeded from torch's generator, gives 16 bits an element, so that seeds, saved generator states and
+recomputed layers mean what they always do. Probabilities and scales are rounded to multiples of 2⁻¹⁶: the
+expectation is exact. Other devices use torch's own."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ STEPS = 1 << 16
 
 
 def dropout(x: Tensor, share: float) -> Tensor:
-    """Each element zeroed with probability `share`, the rest scaled by 1 / (1 − share)."""
+    """Elements are zeroed with probability `share`, the rest scaled by 1 / (1 − share)."""
     return x * kept(x.shape, share, x.dtype) if x.device.type == "cpu" else F.dropout(x, share, True)
 
 

@@ -22,7 +22,7 @@ CQT_FLOOR, CQT_CENTRE, CQT_SCALE = 1e-3, -2.4, 2.0
 
 
 class FirstConv(nn.Module):
-    """Convolution, GroupNorm with one channel a group, GELU: float (B, N) → (B, T, D)."""
+    """With GroupNorm of one channel a group and GELU: float (B, N) → (B, T, D)."""
 
     def __init__(self, channels: int, kernel: int, stride: int):
         super().__init__()
@@ -42,9 +42,8 @@ class FirstConv(nn.Module):
     def fold_group_norm(self, wave_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Convolution and GroupNorm as one convolution of each clip's own: fp32 (B, D, W), (B, D).
 
-        A channel's mean and variance over time follow from the windows' mean m and covariance S: w·m and
-        wᵀSw: no pass over the frames, a hundred times the waveform, and nothing is kept. Sums are in float64,
-        for clips with a large constant part."""
+        Of the windows' mean m and covariance S a channel's mean and variance over time are w·m and wᵀSw. Sums
+        are in float64, for clips with a large constant part."""
         weight_DW = self.weight.float()[:, 0]
         windows_BTW = wave_BN.unfold(1, weight_DW.shape[1], self.stride).double()
         mean_BW = windows_BTW.mean(1)
@@ -57,7 +56,7 @@ class FirstConv(nn.Module):
 
 
 class StridedConv(nn.Module):
-    """Convolution without bias and GELU: float (B, t, C) → (B, T, D)."""
+    """No bias; GELU: float (B, t, C) → (B, T, D)."""
 
     def __init__(self, channels_in: int, channels: int, kernel: int, stride: int):
         super().__init__()

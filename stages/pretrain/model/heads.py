@@ -16,9 +16,8 @@ LARGEST_SCALE = 100.0  # of a learned temperature's inverse (M learnable_temp_ma
 
 
 class CodeHead(nn.Module):
-    """One column's codes: a projection, then cosine similarity with a learned table of each codebook, as one
-    matrix product of normalised vectors, (S, C); the authors' form holds (C, S, E), about 0.9 GB (recipe D).
-    """
+    """A projection, then cosine similarity with a learned table of each codebook: one matrix product, (S, C);
+    the authors' form holds (C, S, E), about 0.9 GB (recipe D)."""
 
     def __init__(
         self, width: int, codebooks: int, codes: int, code_width: int, temperature: float, learn: bool

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from stages.config import require
 from stages.pretrain.data.batch import Batch, CodeColumn
-from stages.pretrain.model import count
 from stages.pretrain.model.backbone import Backbone
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.heads import CodeHead, CqtHead
 from stages.pretrain.model.layers import working_dtype
 from stages.pretrain.model.objective import Objective
 from stages.signal.rates import HOP_SAMPLES
+
+# of frames, with probability 0.8 and spans of 5 (recipe D); only the heads' small part of `flops` hangs on it
+MASKED_SHARE = 0.58
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,8 @@ class Mert(Backbone):
     def __init__(
         self, model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int | None
     ):
-        """`codes` describe the code columns that batches carry, `cqt_bins` their CQT (None: none). Initial
-        values are drawn from torch's global generator. ValueError for an objective these labels cannot serve.
-        """
+        """`cqt_bins`: None without a CQT. Initial values are drawn from torch's global generator. ValueError
+        for an objective these labels cannot serve."""
         super().__init__(model)
         self.objective, self.codes = objective, tuple(codes)
         self.codebooks = sum(column.codebooks for column in codes)
@@ -136,7 +137,7 @@ class Mert(Backbone):
         return (self.cqt_head(x_SD) - target_SF).square().mean(1).sum()
 
     def draw(self, seed: int, update: int) -> tuple[tuple[bool, ...], tuple[int, ...]]:
-        """Layers to keep and codebooks to train at this update: the same on every rank."""
+        """Layers to keep and codebooks to train: the same on every rank."""
         random = np.random.default_rng([seed, update, 0x6D657274])
         keep_layers = tuple(bool(kept) for kept in random.random(self.model.layers) >= self.model.layer_drop)
         n = self.objective.codebooks_per_update or self.codebooks
@@ -144,7 +145,7 @@ class Mert(Backbone):
 
     @torch.no_grad()
     def non_finite_keys(self, batch: Batch) -> list[str]:
-        """Keys of the samples with NaN or infinity in their input, labels or predictions, without dropout."""
+        """Of the samples with NaN or infinity in their input, labels or predictions, without dropout."""
         was_training = self.training
         self.eval()
         logits, cqt_BTF = self.predict(batch.wave_BN, batch.mask_BT)
@@ -157,4 +158,29 @@ class Mert(Backbone):
         return [key for key, sound in zip(batch.keys, sound_B.tolist(), strict=True) if not sound]
 
     def flops(self, samples: int) -> float:
-        return count.flops(self.model, self.objective, self.codes, self.cqt_bins or 0, samples)
+        """Multiplications and additions of the matrix products and convolutions of one crop, forward and
+        backward, which is twice the forward, less the gradient of the input itself; not counted: norms,
+        activations, softmax and what a backward pass computes again."""
+        model, conv = self.model, self.model.conv
+        frames, width = model.frames(samples), model.width
+        convolutions, before = [], 1
+        for channels, kernel, stride in zip(conv.channels, conv.kernels, conv.strides, strict=True):
+            samples = (samples - kernel) // stride + 1
+            convolutions.append(2.0 * samples * channels * before * kernel)
+            before = channels
+        project = 2.0 * frames * model.front_width * width
+        layer = 2.0 * frames * 4 * width**2 + 4.0 * frames**2 * width  # attention
+        if model.block == "transformer":
+            layer += 4.0 * frames * width * model.ffn
+        else:
+            layer += 8.0 * frames * width * model.ffn
+            layer += 2.0 * frames * width * (3 * width + model.conformer_kernel)
+        masked, head_width = MASKED_SHARE * frames, self.objective.head_width
+        heads = sum(2.0 * masked * c.codebooks * head_width * (width + c.size) for c in self.codes)
+        heads += 2.0 * masked * width * (self.cqt_bins or 0)
+        forward = project + model.layers * layer + heads
+        if model.positions == "conv":
+            forward += 2.0 * frames * model.position_kernel * width * width / model.position_groups
+        if model.front_end == "conv":
+            return 3.0 * (sum(convolutions[1:]) + forward) + 2 * convolutions[0]
+        return 3.0 * forward - project  # an FFT has no gradient

@@ -1,7 +1,6 @@
-"""Weights from files of others: safetensors, and PyTorch pickles of which nothing is run.
-
-A pickle may name any function to be called. Here tensors and plain values are read, known classes of
-fairseq's checkpoints become inert, and a file that names anything else is refused."""
+"""Weights from safetensors, and from PyTorch pickles, which may name any function to be called: tensors and
+plain values are read, known classes of fairseq's become inert, and a file that names anything else is
+refused."""
 
 import json
 from pathlib import Path
@@ -19,7 +18,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Inert:
-    """Of a class we do not import: takes anything, does nothing."""
+    """Takes anything, does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         return super().__new__(cls)

@@ -110,13 +110,13 @@ class Checkpoints:
         return sorted(name for name in folders if name.startswith("u"))
 
     def newest(self) -> str | None:
-        """The newest complete one, whatever `latest` names."""
+        """Whatever `latest` names."""
         names = self.world.on_rank_0(self.names)
         return names[-1] if names else None
 
     def restore(self, engine: Engine, name: str) -> dict[str, Any]:
-        """A checkpoint into `engine` and this process's generators; returns its state. ValueError: a damaged
-        file, or another model's."""
+        """Into `engine` and this process's generators; returns its state. ValueError: a damaged file, or
+        another model's."""
         state, world = self.state(name), self.world
         tensors = self._read(name, "model", state) | self._read(name, "optimizer", state)
         for n, parameter in engine.model.named_parameters():

@@ -1,8 +1,7 @@
 """DeepSpeed ZeRO around the model: what an update does on this rank.
 
-Weights, gradients, their sums over ranks and Adam's moments are always fp32; `bf16` and `fp16` are
-autocast's. So stages 0 to 3 differ in where values are stored only: one test against plain PyTorch holds for
-all."""
+Everything kept is fp32; `bf16` and `fp16` are autocast's. So stages 0 to 3 differ in where values are stored
+only."""
 
 import contextlib
 import json
@@ -62,7 +61,7 @@ class Engine:
         self._create_moments()
 
     def forward(self, batch: Batch, keep_layers: tuple, codebooks: tuple) -> tuple[Tensor, dict[str, Tensor]]:
-        """One micro-batch's loss with its graph, and all that `Mert.forward` returns, detached float64."""
+        """One micro-batch's loss with its graph, and all of `Mert.forward`, detached float64."""
         self._deepspeed.train()
         inputs = {name: getattr(batch, name) for name in ("wave_BN", "mask_BT", "codes", "cqt_BLF")}
         inputs |= {"keep_layers": keep_layers, "codebooks": codebooks}
@@ -70,7 +69,7 @@ class Engine:
         return terms["loss"], {name: value.detach().double() for name, value in terms.items()}
 
     def backward(self, loss: Tensor, frames: int) -> None:
-        """Add a micro-batch's gradients of the mean loss over the global batch's masked `frames`."""
+        """Add a micro-batch's gradients of the mean over `frames`, those masked in the global batch."""
         loss = loss * (self.world.size * self.micro_batches / frames)  # DeepSpeed averages over both
         if self.stage == 0:
             loss = loss * self.loss_scale.value
@@ -126,8 +125,7 @@ class Engine:
             self._deepspeed.train()
 
     def gathered(self) -> dict[str, Tensor]:
-        """Rank 0: fp32 weights by name, `exp_avg.NAME` and `exp_avg_sq.NAME`, on the CPU, the same at every
-        stage and world size; others: {}."""
+        """Rank 0: fp32 weights by name, `exp_avg.NAME` and `exp_avg_sq.NAME`, on the CPU; others: {}."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         found = {}
@@ -149,7 +147,7 @@ class Engine:
 
     @property
     def steps(self) -> int:
-        """Updates that Adam has applied: its bias correction depends on it."""
+        """Updates that Adam has applied, for its bias correction."""
         return int(next(iter(self.adam.state.values()))["step"])
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:

@@ -1,8 +1,4 @@
-"""Baselines of the loss: predictors that read no audio, on the same masked frames.
-
-For codes, their frequencies in the training set: the cross entropy under them minus the model's is
-`gain_over_unigram`, in nats, zero until the model uses context. For the CQT, the mean of each bin, and the
-straight line across the masked frames between their unmasked neighbours.
+"""Baselines of the loss: predictors that read no audio, on the same masked frames (docs/training.md).
 
 B clips, T model frames, L label frames, K codebooks of all columns in order, F CQT bins."""
 
@@ -31,17 +27,16 @@ class Baselines:
 
 
 class Counter:
-    """Counts training crops. Frequencies are smoothed by a share of the uniform distribution, chosen for each
-    codebook so that the counts of one half of the recordings predict those of the other best, as on unseen
-    music."""
+    """Frequencies are smoothed by the share of the uniform distribution with which one half of the recordings
+    predicts the other best, as on unseen music."""
 
     def __init__(self, codes: tuple[CodeColumn, ...], target):
         self.codes, self.target = codes, target
         sizes = [column.size for column in codes for _ in range(column.codebooks)]
         self.counts = [torch.zeros(2, size, dtype=torch.float64) for size in sizes]
-        self.cqt_sum: Tensor | None = None
+        self.cqt_sum = None
         self.frames = 0
-        self._half: dict[str, int] = {}  # of each recording, in turn 0 and 1
+        self._half = {}  # of each recording, in turn 0 and 1
 
     def add(self, batch: Batch) -> None:
         halves = [self._half.setdefault(recording, len(self._half) % 2) for recording in batch.recordings]
@@ -69,7 +64,7 @@ def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> 
 
 
 def smoothed(counts_2C: Tensor) -> Tensor:
-    """fp32 (C,): log probabilities, with the share of uniform that predicts each half from the other best."""
+    """fp32 (C,) log probabilities."""
     size = counts_2C.shape[1]
     share_U1 = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)[:, None]
 
@@ -83,7 +78,7 @@ def smoothed(counts_2C: Tensor) -> Tensor:
 
 @torch.no_grad()
 def code_frequency_ce(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines) -> Tensor:
-    """fp32 (B, T, K): cross entropy of each frame's codes under the training frequencies, in nats."""
+    """fp32 (B, T, K): each frame's codes under the training frequencies, in nats."""
     aligned = [codes_BT for column in codes for codes_BT in aligned_codes(batch, column).unbind(2)]
     found = [p[codes_BT] for p, codes_BT in zip(baselines.log_probabilities, aligned, strict=True)]
     return -torch.stack(found, 2)
@@ -97,7 +92,7 @@ def aligned_codes(batch: Batch, column: CodeColumn) -> Tensor:
 
 @torch.no_grad()
 def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 (B, T) each: mean squared error over bins, of the bins' means and of the line across the mask."""
+    """fp32 (B, T) each: mean squared error over bins, of the bins' means and of the line."""
     mean = (target_BTF - mean_F).square().mean(2)
     line = (target_BTF - interpolated(target_BTF, mask_BT)).square().mean(2)
     return mean, line
@@ -118,16 +113,15 @@ def further_sums(
 
 
 def sample_sum(batch: Batch) -> Tensor:
-    """A checksum of each sample, summed: identifies a global batch in any order. Exact in float64 for two
-    million samples."""
+    """A checksum that identifies a global batch in any order; exact in float64 for two million samples."""
     samples = zip(batch.keys, batch.positions, strict=True)
     total = sum(zlib.crc32(f"{key}@{place}".encode()) for key, place in samples)
     return torch.tensor(float(total), dtype=torch.float64)
 
 
 def row(sums: dict[str, Tensor], frames: int) -> dict[str, object]:
-    """Figures of one update from its sums over `frames` masked frames; None: codebook not drawn."""
-    figures: dict[str, object] = {"loss": float(sums["loss"]) / frames, "masked_frames": frames}
+    """From the sums of one update over `frames` masked frames; None: codebook not drawn."""
+    figures = {"loss": float(sums["loss"]) / frames, "masked_frames": frames}
     figures["samples"] = int(sums["samples"])
     trained = [bool(t) for t in (sums["trained_K"] > 0).tolist()]
 

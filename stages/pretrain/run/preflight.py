@@ -1,4 +1,4 @@
-"""The device's matrix peak, measured, and whether the largest micro-batch fits."""
+"""What the device can do, measured."""
 
 import time
 

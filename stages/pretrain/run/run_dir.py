@@ -1,4 +1,4 @@
-"""RUN: config.yaml data.json metrics.jsonl curves.png checkpoints/ tensorboard/ stacks/ run.lock"""
+"""RUN, a training run's folder (docs/layout.md)."""
 
 import fcntl
 import json

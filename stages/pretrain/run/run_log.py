@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, lines on the terminal, boards, curves."""
+"""What a run writes down, for people and in metrics.jsonl."""
 
 import socket
 import time
@@ -25,7 +25,7 @@ class RunLog:
         self._say, self._boards, self._mean_s = say, None, 0.0
 
     def say(self, text: str) -> None:
-        """A line for people, also in RUN/run.log."""
+        """Also in RUN/run.log."""
         if self.world.is_rank_0:
             with open(self.run_dir.path / "run.log", "a") as file:
                 file.write(text + "\n")

@@ -40,7 +40,8 @@ class EngineSettings:
         check(split, self, "offload_optimizer", "needs zero_stage 1, 2 or 3")
 
     def copies(self, ranks: int) -> float:
-        """fp32 copies of the weights that the optimiser adds on one rank: two moments, or three values."""
+        """fp32 copies of the weights that the optimiser adds on one rank: two moments, from stage 1 on
+        also weights, split."""
         return 2.0 if self.zero_stage == 0 else 3.0 / ranks
 
 

@@ -1,4 +1,4 @@
-"""A rank without progress writes its stacks and ends its process, so that the run does not hang."""
+"""A rank without progress writes its stacks and ends."""
 
 import faulthandler
 import os

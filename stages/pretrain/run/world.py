@@ -1,7 +1,5 @@
-"""The ranks of a training run, and what they agree on.
-
-torchrun, the deepspeed launcher and our Ray trainer set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT; without them there is one rank."""
+"""The ranks of a training run, and what they agree on. torchrun, the deepspeed launcher and our Ray trainer
+set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them there is one rank."""
 
 import os
 import socket
@@ -71,7 +69,7 @@ class World:
 
 @contextmanager
 def joined(timeout_s: float) -> Iterator[World]:
-    """Join the process group that the environment names; leave it at the end."""
+    """The process group that the environment names."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     if "MASTER_PORT" not in os.environ:
         alone["MASTER_PORT"] = str(free_port())
