@@ -11,31 +11,28 @@ from stages.pretrain.model.hubert import hubert_config, to_hubert
 from stages.signal.rates import RATE_HZ
 
 CURVE_ROWS = 12  # of the model card's table
+# raw mono samples, full scale ±1, not normalised: stated because readers' defaults differ
+PREPROCESSOR = {
+    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+    "feature_size": 1,
+    "sampling_rate": RATE_HZ,
+    "padding_value": 0.0,
+    "padding_side": "right",
+    "do_normalize": False,
+    "return_attention_mask": True,
+}
 
 
 def files(run: TrainedRun) -> dict[str, bytes]:
     """File name → bytes. ValueError naming what HuBERT cannot express."""
     out = {
         "config.json": _json(hubert_config(run.model)),
-        "preprocessor_config.json": _json(preprocessor()),
+        "preprocessor_config.json": _json(PREPROCESSOR),
         "model.safetensors": save(to_hubert(run.weights), {"format": "pt"}),
         "README.md": card(run).encode(),
     }
     curves = run.path / "curves.png"
     return out | ({"curves.png": curves.read_bytes()} if curves.exists() else {})
-
-
-def preprocessor() -> dict[str, Any]:
-    """Raw mono samples at 24 kHz, full scale ±1, not normalised: stated because readers' defaults differ."""
-    return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": RATE_HZ,
-        "padding_value": 0.0,
-        "padding_side": "right",
-        "do_normalize": False,
-        "return_attention_mask": True,
-    }
 
 
 def card(run: TrainedRun) -> str:

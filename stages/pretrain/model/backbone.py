@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from stages.config import require
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.conformer import Depthwise
-from stages.pretrain.model.dropout import Dropout
 from stages.pretrain.model.encoder import ConvPositions, Encoder
 from stages.pretrain.model.front_end import FirstConv, StridedConv, front_end
-from stages.pretrain.model.layers import LayerNorm, Linear, scale_gradient, working_dtype
+from stages.pretrain.model.layers import Dropout, LayerNorm, Linear, scale_gradient, working_dtype
 from stages.pretrain.model.masked import apply_mask
 
 ENCODER_DEVIATION = 0.02
@@ -89,9 +88,8 @@ class Backbone(nn.Module):
     def _features(self, wave_BN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Front-end output (B, T, C) and its mean square, fp32; both gradients are scaled (F hubert.py)."""
         features_BTC = scale_gradient(self.front_end(wave_BN.float(), dtype), self.model.gradient_scale)
-        if self.model.front_end != "conv":  # nothing there could make it smaller
-            return features_BTC, features_BTC.new_zeros((), dtype=torch.float32)
-        return features_BTC, features_BTC.float().square().mean()
+        penalty = features_BTC.float().square().mean()  # a spectrum's cannot be made smaller
+        return features_BTC, penalty if self.model.front_end == "conv" else torch.zeros_like(penalty)
 
     def _encode(
         self, features_BTC: Tensor, mask_BT: Tensor | None, keep_layers: tuple[bool, ...] | None

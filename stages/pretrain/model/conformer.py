@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from stages.pretrain.model.attention import Attention
 from stages.pretrain.model.config import Model
-from stages.pretrain.model.dropout import Dropout
-from stages.pretrain.model.layers import LayerNorm, Linear
+from stages.pretrain.model.layers import Dropout, LayerNorm, Linear
 
 
 class HalfFeedForward(nn.Module):

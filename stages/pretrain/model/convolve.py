@@ -40,7 +40,7 @@ class _Convolve(torch.autograd.Function):
         ctx.save_for_backward(x_GBtC, weight_GDK)
         ctx.stride, ctx.taps = stride, weight_GDK.shape[2] // x_GBtC.shape[3]
         out = torch.bmm(windows_of(x_GBtC, ctx.taps, stride), weight_GDK.transpose(1, 2))
-        return out.unflatten(1, (x_GBtC.shape[1], -1))
+        return out.unflatten(1, (x_GBtC.shape[1], -1))  # (G, B, T, D)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

@@ -11,8 +11,7 @@ from stages.pretrain.model.attention import Attention, attention_bias
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.conformer import ConformerLayer
 from stages.pretrain.model.convolve import convolve, in_tiles
-from stages.pretrain.model.dropout import Dropout
-from stages.pretrain.model.layers import LayerNorm, Linear, unused
+from stages.pretrain.model.layers import Dropout, LayerNorm, Linear, unused
 
 # of the positional convolution: 8 × 48 channels out make a product worth its name (D make bench-model)
 TILE_FRAMES = 8

@@ -74,9 +74,8 @@ class ConvFrontEnd(nn.Module):
         super().__init__()
         first, *rest = zip(sizes.channels, sizes.kernels, sizes.strides, strict=True)
         self.first = FirstConv(*first)
-        self.rest = nn.ModuleList(
-            StridedConv(before, *size) for before, size in zip(sizes.channels, rest, strict=False)
-        )
+        before = zip(sizes.channels, rest, strict=False)
+        self.rest = nn.ModuleList(StridedConv(channels, *size) for channels, size in before)
 
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
         x = self.first(wave_BN, dtype)
@@ -95,17 +94,21 @@ class LogSpectrum(nn.Module):
 
     @torch.no_grad()
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
-        sizes, device, frames = self.sizes, str(wave_BN.device), self.sizes.frames(wave_BN.shape[1])
-        if isinstance(sizes, MelFront):
-            if device not in self._made:
-                self._made[device] = LogMel(RATE_HZ, HOP_SAMPLES, sizes.mels, sizes.n_fft, device)
-            level_BTF = self._made[device](wave_BN, 0, frames)
-            return ((level_BTF - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)
+        device, frames = str(wave_BN.device), self.sizes.frames(wave_BN.shape[1])
         if device not in self._made:
-            spec = CqtSpec(RATE_HZ, HOP_SAMPLES, sizes.fmin_hz, sizes.bins, sizes.bins_per_octave)
-            self._made[device] = ConstantQ(spec, table_cache(), device)
-        magnitude_BTF = self._made[device].frames(wave_BN, 0, frames)
+            self._made[device] = self._make(device)
+        made = self._made[device]
+        if isinstance(made, LogMel):
+            return ((made(wave_BN, 0, frames) - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)
+        magnitude_BTF = made.frames(wave_BN, 0, frames)
         return (((magnitude_BTF + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE).to(dtype)
+
+    def _make(self, device: str) -> LogMel | ConstantQ:
+        sizes = self.sizes
+        if isinstance(sizes, MelFront):
+            return LogMel(RATE_HZ, HOP_SAMPLES, sizes.mels, sizes.n_fft, device)
+        spec = CqtSpec(RATE_HZ, HOP_SAMPLES, sizes.fmin_hz, sizes.bins, sizes.bins_per_octave)
+        return ConstantQ(spec, table_cache(), device)
 
 
 def front_end(model: Model) -> nn.Module:

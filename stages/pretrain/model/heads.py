@@ -27,10 +27,8 @@ class CodeHead(nn.Module):
         self.table_KCE = nn.Parameter(torch.empty(codebooks, codes, code_width))
         self.temperature = temperature
         # ln(1 / temperature), as M keeps it
-        self.log_scale_K = nn.Parameter(torch.empty(codebooks)) if learn else None
+        self.log_scale_K = nn.Parameter(torch.full((codebooks,), -log(temperature))) if learn else None
         nn.init.uniform_(self.table_KCE)
-        if self.log_scale_K is not None:
-            nn.init.constant_(self.log_scale_K, -log(temperature))
 
     def forward(
         self, x_SD: Tensor, codes_SK: Tensor | None, wanted: tuple[int, ...]
@@ -50,17 +48,16 @@ class CodeHead(nn.Module):
         return torch.stack(loss_K), torch.stack(correct_K)
 
     def _logits(self, x_SD: Tensor, wanted: tuple[int, ...]) -> list[Tensor]:
-        code_width = self.table_KCE.shape[2]
-        query_SKE = self.projection(x_SD).float().unflatten(1, (-1, code_width))
-        scale_K = [1 / self.temperature] * len(self.table_KCE)
+        table_KCE = self.table_KCE
+        query_SKE = self.projection(x_SD).float().unflatten(1, (-1, table_KCE.shape[2]))
+        scale_K = [1 / self.temperature] * len(table_KCE)
         if self.log_scale_K is not None:
             scale_K = self.log_scale_K.float().exp().clamp_max(LARGEST_SCALE).unbind()
-        table_KCE = self.table_KCE if len(wanted) == len(self.table_KCE) else self.table_KCE[list(wanted)]
+        if len(wanted) < len(table_KCE):
+            table_KCE = table_KCE[list(wanted)]
         table_KCE = F.normalize(table_KCE.float(), dim=-1, eps=COSINE_EPS)
         queries = [F.normalize(query_SKE[:, k], dim=-1, eps=COSINE_EPS) * scale_K[k] for k in wanted]
-        return [
-            query_SE @ table_CE.T for query_SE, table_CE in zip(queries, table_KCE.unbind(0), strict=True)
-        ]
+        return [query_SE @ table_CE.T for query_SE, table_CE in zip(queries, table_KCE, strict=True)]
 
 
 class CqtHead(nn.Module):

@@ -9,10 +9,10 @@ def apply_mask(x_BTD: Tensor, mask_BT: Tensor, vector_D: Tensor, line: bool) -> 
 
     `line`: the vector plus `interpolated`, so that both sides of a span are known inside it from the first
     update on; nothing that was masked is (D)."""
-    vector_D = vector_D.to(x_BTD.dtype)
-    return torch.where(
-        mask_BT[..., None], vector_D + interpolated(x_BTD, mask_BT) if line else vector_D, x_BTD
-    )
+    shown = vector_D.to(x_BTD.dtype)
+    if line:
+        shown = shown + interpolated(x_BTD, mask_BT)
+    return torch.where(mask_BT[..., None], shown, x_BTD)
 
 
 def interpolated(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:

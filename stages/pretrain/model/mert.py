@@ -91,24 +91,21 @@ class Mert(Backbone):
         trained = [k in wanted for k in range(self.codebooks)]
         counts = {"frames": frames, "trained_K": trained}
         sums = {"ce_K": ce_K, "correct_K": correct_K, "cqt": cqt, "penalty": penalty}
-        return {
-            "loss": loss,
-            **{name: value.detach() for name, value in sums.items()},
-            **{name: torch.tensor(value, device=loss.device) for name, value in counts.items()},
-        }
+        found = {name: value.detach() for name, value in sums.items()}
+        found |= {name: torch.tensor(value, device=loss.device) for name, value in counts.items()}
+        return {"loss": loss, **found}
 
     def predict(self, wave_BN: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is, or None."""
         _, x_BTD = self.encode(wave_BN, mask_BT)
-        clips, frames, _ = x_BTD.shape
+        clips, x_SD = x_BTD.shape[:2], x_BTD.flatten(0, 1)
         with torch.autocast(wave_BN.device.type, enabled=False):
-            x_SD = x_BTD.flatten(0, 1)
             logits = [
-                logits_SC.unflatten(0, (clips, frames))
+                logits_SC.unflatten(0, clips)
                 for column, head in zip(self.codes, self.code_heads, strict=True)
                 for logits_SC in head(x_SD, None, tuple(range(column.codebooks)))
             ]
-            return logits, self.cqt_head(x_SD).unflatten(0, (clips, frames)) if self.cqt_head else None
+            return logits, self.cqt_head(x_SD).unflatten(0, clips) if self.cqt_head else None
 
     def _code_errors(
         self, x_SD: Tensor, codes: dict[str, Tensor], masked: MaskedFrames, wanted: tuple[int, ...]
@@ -146,11 +143,11 @@ class Mert(Backbone):
     @torch.no_grad()
     def non_finite_keys(self, batch: Batch) -> list[str]:
         """Of the samples with NaN or infinity in their input, labels or predictions, without dropout."""
-        was_training = self.training
+        training = self.training
         self.eval()
         logits, cqt_BTF = self.predict(batch.wave_BN, batch.mask_BT)
-        self.train(was_training)
-        watched = [batch.wave_BN, *logits, *(x for x in (cqt_BTF, batch.cqt_BLF) if x is not None)]
+        self.train(training)
+        watched = [x for x in (batch.wave_BN, *logits, cqt_BTF, batch.cqt_BLF) if x is not None]
         sound_B = torch.stack([x.flatten(1).isfinite().all(1) for x in watched]).all(0)
         for column in self.codes:
             codes_BLK = batch.codes[column.name]
