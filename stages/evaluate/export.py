@@ -10,7 +10,7 @@ from stages.evaluate.run import TrainedRun
 from stages.pretrain.model.hubert import hubert_config, to_hubert
 from stages.signal.rates import RATE_HZ
 
-CURVE_ROWS = 12  # of the model card's table
+CURVE_ROWS = 12
 # raw mono samples, full scale ±1, not normalised: stated because readers' defaults differ
 PREPROCESSOR = {
     "feature_extractor_type": "Wav2Vec2FeatureExtractor",

@@ -42,8 +42,9 @@ def batches(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
     waiting = {}
     for window in found:
         length = len(window.wave_N)
-        waiting.setdefault(length, []).append(window)
-        if len(waiting[length]) == size:
+        batch = waiting.setdefault(length, [])
+        batch.append(window)
+        if len(batch) == size:
             yield waiting.pop(length)
     yield from waiting.values()
 
@@ -54,25 +55,23 @@ def features(net: Backbone, batch: list[Window], layer: int | None) -> list[Tens
     embedding."""
     wave_BN = torch.from_numpy(np.stack([w.wave_N for w in batch])).to(net.mask_vector.device)
     hidden = net.hidden(wave_BN)
-    chosen = torch.stack(hidden, 1) if layer is None else hidden[layer]
-    return list(chosen.float().cpu())
+    return list((torch.stack(hidden, 1) if layer is None else hidden[layer]).float().cpu())
 
 
 class Joined:
     """Joins windows' features into recordings, in whichever order they come."""
 
     def __init__(self):
-        self._parts = {}
-        self._counts = {}
+        self._parts, self._counts = {}, {}
 
     def add(self, window: Window, found: Tensor) -> tuple[str, Tensor] | None:
         """The recording's name and features, (T, D) or (L, T, D), once it is complete."""
-        parts = self._parts.setdefault(window.name, {})
-        parts[window.number] = found
+        name, number = window.name, window.number
+        parts = self._parts.setdefault(name, {})
+        parts[number] = found
         if window.last:
-            self._counts[window.name] = window.number + 1
-        if len(parts) != self._counts.get(window.name):
+            self._counts[name] = number + 1
+        if len(parts) != self._counts.get(name):
             return None
-        whole = torch.cat([parts[number] for number in sorted(parts)], -2).contiguous()
-        del self._parts[window.name]
-        return window.name, whole
+        del self._parts[name]
+        return name, torch.cat([parts[number] for number in sorted(parts)], -2)

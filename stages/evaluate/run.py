@@ -29,8 +29,8 @@ class TrainedRun:
 
     path: Path
     config: dict[str, Any]  # config.yaml, whole
-    data: dict[str, Any]  # data.json
-    checkpoint: str  # the folder's name
+    data: dict[str, Any]
+    checkpoint: str
     weights: dict[str, Tensor]  # fp32
     metrics: list[dict[str, Any]]  # metrics.jsonl up to this checkpoint's end of file
 

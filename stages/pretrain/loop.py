@@ -78,9 +78,9 @@ class Training:
             say(text)
         own = (self.pinned.fingerprint, config.run.seed, config.optim.global_batch)
         self.state, newest = State(*own), self.checkpoints.newest()
-        head_start = "default" if newest else config.objective.cqt_start
+        head_start = config.objective.cqt_start
         if newest:
-            saved = State.from_json(self.checkpoints.state(newest)["state"])
+            saved, head_start = State.from_json(self.checkpoints.state(newest)["state"]), "default"
             self.state = saved.resumed(*own, set(config.resume.allow))
         elif config.run.init_from:
             imported = load_into(self.model, config.run.init_from)
@@ -115,9 +115,8 @@ class Training:
         stream, saved_at, last = self.loader.stream(self.state), time.monotonic(), config.optim.updates
         while self.state.update < last:
             began, place, lr = time.monotonic(), self.state, config.optim.lr_at(self.state.update)
-            draw = self.model.draw(config.run.seed, place.update)  # layers to keep, codebooks to train
+            draw = self.model.draw(config.run.seed, place.update)
 
-            # a single update: forward and backward of each micro-batch
             sums = defaultdict(float)
             for number, batch in enumerate(self._micro_batches(stream), 1):
                 loss, terms = engine.forward(batch, *draw)
@@ -126,8 +125,8 @@ class Training:
                 if number < self.micro_batches:
                     engine.backward(loss, frames)
 
-            # Before the weights move all ranks agree. The last backward pass comes after that: DeepSpeed
-            # reduces gradients in it, and every ZeRO stage skips its step if they are not finite.
+            # All ranks agree before the last backward pass: DeepSpeed reduces gradients in it, and every
+            # ZeRO stage skips its step if they are not finite.
             minutes = (time.monotonic() - saved_at) / 60
             save = self.world.is_rank_0 and minutes > config.checkpoints.every_minutes
             sums = self.world.agree(sums | {"stop": self.stopping.requested(), "save": save})
@@ -136,32 +135,32 @@ class Training:
             engine.backward(loss * math.nan if skip else loss, frames)
             grad_norm, applied = engine.step(lr, skip)
             self.state = place.advanced(self.pinned.samples_per_epoch)
+            update = self.state.update
 
             # once in a while: samples could not be read, the update was skipped
             if sums["replaced"]:
-                self.replaced += self.run_log.replaced(self.state.update, self.failed)
-            overflow = not applied and not skip and loss_scale != 1.0  # fp16 halves its scale: no bad update
+                self.replaced += self.run_log.replaced(update, self.failed)
+            overflow = not applied and not skip and loss_scale != 1.0  # no bad update
             if not applied and not overflow:
                 self._log_skipped(place, mean_loss)
             too_many = self.loss_guard.note(mean_loss, not applied, overflow)
             facts = {"epoch": place.epoch, "grad_norm": grad_norm, "lr": lr, "scale": loss_scale}
             facts |= {"skipped": self.loss_guard.skipped, "replaced": self.replaced}
-            took_s = time.monotonic() - began
-            self.run_log.update(self.state.update, sums, frames, took_s, self.waited_s, facts)
+            self.run_log.update(update, sums, frames, time.monotonic() - began, self.waited_s, facts)
             self.watchdog.beat()
 
             # once in a while: restore the last checkpoint, validate, save, stop
             if too_many:
                 stream = self._recover()
                 continue
-            done, stop = self.state.update == last, bool(sums["stop"])
-            if done or self.state.update % config.watch.validate_every == 0:
+            done, stop = update == last, bool(sums["stop"])
+            if done or update % config.watch.validate_every == 0:
                 self._validate()
-            if done or stop or sums["save"] or self.state.update % config.checkpoints.every_updates == 0:
+            if done or stop or sums["save"] or update % config.checkpoints.every_updates == 0:
                 self._save(wait=done or stop)
                 saved_at = time.monotonic()
             if stop and not done:
-                say(f"stopped after update {self.state.update}; the same command goes on from there")
+                say(f"stopped after update {update}; the same command goes on from there")
                 return STOPPED
         self.run_log.log("end", update=last)
         say(f"finished: {last} updates, in {self.run_dir.path}")
@@ -179,7 +178,7 @@ class Training:
 
     def _on_device(self, batch: Batch) -> Batch:
         batch = batch.to(self.world.device)
-        if self.online is not None:
+        if self.online:
             batch = replace(batch, cqt_BLF=self.online(batch.context_BN), context_BN=None)
         return batch
 
@@ -196,12 +195,13 @@ class Training:
 
     def _recover(self) -> Iterator[Batch]:
         """Restore the last checkpoint and go past the data since, or stop."""
+        guard = self.config.guard
         self.checkpoints.finish()
-        name = self.checkpoints.newest() if self.config.guard.then == "restore" else None
+        name = self.checkpoints.newest() if guard.then == "restore" else None
         self.restored.append(name)
         if name is None or self.restored.count(name) > RESTORES:
             tried = f"{name} was restored {RESTORES} times" if name else None
-            raise given_up(self.config.guard, self.state.update, tried, self.run_dir.path / "metrics.jsonl")
+            raise given_up(guard, self.state.update, tried, self.run_dir.path / "metrics.jsonl")
         saved = State.from_json(self._restore(name)["state"])
         self.loss_guard.in_a_row = 0
         self.state = saved.skip_to(self.state, self.pinned.samples_per_epoch)
@@ -220,9 +220,9 @@ class Training:
             self.run_log.valid(self.state.update, found)
 
     def _save(self, wait: bool) -> None:
-        update, best = self.state.update, self.best[1] if self.best else None
+        update, best = self.state.update, self.best
         state = {"update": update, "state": self.state.to_json(), "judge": self.loss_guard.to_json()}
-        state |= {"best": self.best, "best_update": best, "replaced": self.replaced}
+        state |= {"best": best, "best_update": best and best[1], "replaced": self.replaced}
         self.run_log.log("checkpoint", update=update, path=self.checkpoints.save(self.engine, state, wait))
         self.run_log.draw()
 

@@ -16,7 +16,7 @@ class CodeColumn:
     """A column as its records describe it; the trainer has no such constants of its own."""
 
     name: str  # codes-<recipe8>
-    codebooks: int  # K
+    codebooks: int
     size: int  # codes of one codebook
     hop_samples: int = HOP_SAMPLES  # of a label frame
 

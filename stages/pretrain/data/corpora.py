@@ -14,7 +14,7 @@ from stages.shards import record as records
 from stages.shards.record import Record
 from stages.shards.storage import Storage
 
-THREADS = 16  # that read records: most of the time is waiting for a store or a network disk
+THREADS = 16  # that read records: most of the time is waiting
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class BatchPlan:
     places: np.ndarray  # int64 (B,): in the state's global batch
     crops: Crops
     wants: list[Wanted]
-    pieces: Pieces  # of the mixture
+    pieces: Pieces
     donors: list[Audio]  # of each piece
 
 

@@ -24,10 +24,10 @@ from stages.pretrain.data.settings import Data
 from stages.pretrain.data.state import State
 from stages.signal.rates import HOP_SAMPLES
 
-SHARED_MEMORY = "/dev/shm"  # where worker processes hand over their batches
-GRACE_S = 120  # a worker lives on after SIGTERM, when the trainer does not end it before
+SHARED_MEMORY = "/dev/shm"
+GRACE_S = 120  # of a worker after SIGTERM
 FEW = 1000  # samples before the share of bad ones is judged
-SAMPLE_CLIPS = 16  # of a micro-batch of `Loader.sample`
+SAMPLE_CLIPS = 16
 
 
 class TooManyBad(ValueError):
@@ -60,7 +60,7 @@ class Loader:
         self._places = CropIndex(pinned, data)
         self._reader = None
         self._streams = []
-        self.seen, self.bad = 0, 0  # samples of this rank, and those of them that were replaced
+        self.seen, self.bad = 0, 0  # samples, and those of them that were replaced
         self._check_shared_memory()
 
     def micro_batches(self, state: State) -> int:

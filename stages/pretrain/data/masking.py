@@ -32,14 +32,12 @@ class Masking:
     def draw(self, keys_B: np.ndarray, frames: int) -> np.ndarray:
         """bool (B, T), True where masked; row b depends on keys_B[b] (uint64) and T alone."""
         count, starts = self.masked_frames(frames), frames - self.span
-        # spans are taken in ascending order of these
-        ranks_BS = counter_rng.bits(keys_B[:, None], np.arange(starts))
+        ranks_BS = counter_rng.bits(keys_B[:, None], np.arange(starts))  # spans come in this order
         # rank of the first span over each frame
         first_BT = np.full((len(keys_B), frames), np.iinfo(np.uint64).max)
         for offset in range(self.span):
             covered = first_BT[:, offset : offset + starts]
             np.minimum(covered, ranks_BS, out=covered)
-        # rank of the last span, which may be cut
         last_B1 = np.partition(first_BT, count - 1, axis=1)[:, count - 1 : count]
         mask_BT, last_BT = first_BT < last_B1, first_BT == last_B1
         missing_B1 = count - mask_BT.sum(axis=1, keepdims=True)

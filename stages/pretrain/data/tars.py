@@ -16,7 +16,7 @@ from stages.shards.storage import Storage
 
 OPEN_FILES = 256  # of one process: a window of shards in all its columns, below the usual limit of 1,024
 BLOCK_BYTES = 1 << 20  # of an object store's file: a crop's audio and CQT take one or two each
-THREADS = 16  # that fetch ranges
+THREADS = 16
 TRIES = 3  # of a read that fails: a network disk's hiccup is not a damaged file
 COMING = 256  # blocks held in memory until they are read; the oldest are read from the disk again
 SWEEP_BLOCKS = 64  # stored between two looks at the cache's size
@@ -32,7 +32,7 @@ class Tars:
         self._storages = [Storage(root) for root in pinned.corpora]
         folder, limit = cache_folder / "blocks" / pinned.fingerprint[:16], int(cache_gb * 2**30)
         self._blocks = [None if s.is_local else Blocks(s, folder, limit) for s in self._storages]
-        self._open = OrderedDict()  # (column, shard) → descriptor
+        self._open = OrderedDict()
 
     def _file(self, column: int, shard: int) -> tuple[int, str]:
         corpus = int(self._pinned.corpus_S[shard])
@@ -51,7 +51,7 @@ class Tars:
                     raise EOFError(f"{name} ends after {at + got} bytes, {at + size} were expected")
                 return
             except OSError:
-                # a file handle of a network disk may be stale: the next try opens the file again
+                # a network disk's handle may be stale: the next try opens the file again
                 if (column, shard) in self._open:
                     os.close(self._open.pop((column, shard)))
                 if attempt == TRIES - 1:
@@ -95,7 +95,7 @@ class Blocks:
         folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str, at: int, out: memoryview) -> None:
-        self.ahead(name, at, len(out))  # all of them at once
+        self.ahead(name, at, len(out))
         done = 0
         while done < len(out):
             number, first = divmod(at + done, BLOCK_BYTES)

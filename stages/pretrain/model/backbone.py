@@ -28,7 +28,7 @@ class Backbone(nn.Module):
         self.model = model
         self.mask_vector = nn.Parameter(torch.empty(model.width))
         self.front_end = front_end(model)
-        # a log spectrum is normalised already, and its mean is its level, which the CQT depends on
+        # a log spectrum is normalised, and its mean is its level, which the CQT depends on
         self.input_norm = LayerNorm(model.front_width) if model.front_end == "conv" else nn.Identity()
         self.input_projection = Linear(model.front_width, model.width)
         self.input_dropout = Dropout(model.input_dropout)

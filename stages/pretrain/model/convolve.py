@@ -40,11 +40,11 @@ class _Convolve(torch.autograd.Function):
         ctx.save_for_backward(x_GBtC, weight_GDK)
         ctx.stride, ctx.taps = stride, weight_GDK.shape[2] // x_GBtC.shape[3]
         out = torch.bmm(windows_of(x_GBtC, ctx.taps, stride), weight_GDK.transpose(1, 2))
-        return out.unflatten(1, (x_GBtC.shape[1], -1))  # (G, B, T, D)
+        return out.unflatten(1, (x_GBtC.shape[1], -1))
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        # the windows are made again: they are larger than what they are made of
+        # made again: windows are larger than what they are made of
         x_GBtC, weight_GDK = ctx.saved_tensors
         gradient = gradient.reshape(len(weight_GDK), -1, weight_GDK.shape[1])
         to_x = to_weight = None

@@ -13,8 +13,7 @@ from stages.pretrain.model.conformer import ConformerLayer
 from stages.pretrain.model.convolve import convolve, in_tiles
 from stages.pretrain.model.layers import Dropout, LayerNorm, Linear, unused
 
-# of the positional convolution: 8 × 48 channels out make a product worth its name (D make bench-model)
-TILE_FRAMES = 8
+TILE_FRAMES = 8  # of the positional convolution, which then has 8 × 48 channels out (D make bench-model)
 
 
 class ConvPositions(nn.Module):

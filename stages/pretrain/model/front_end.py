@@ -15,9 +15,8 @@ from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 from stages.signal.tables import table_cache
 
 NORM_EPS = 1e-5  # torch's default, which F and transformers use
-# Music in dB, roughly: -40 on average, 20 the deviation (D on the quickstart corpus).
+# of music, roughly (D on the quickstart corpus); the next of ln(magnitude + 0.001)
 MEL_CENTRE_DB, MEL_SCALE_DB = -40.0, 20.0
-# Of ln(magnitude + 0.001), likewise.
 CQT_FLOOR, CQT_CENTRE, CQT_SCALE = 1e-3, -2.4, 2.0
 
 
@@ -34,7 +33,7 @@ class FirstConv(nn.Module):
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
         weight_BDW, bias_BD = self.fold_group_norm(wave_BN)
         windows_BTW = wave_BN.unfold(1, self.weight.shape[2], self.stride)
-        # A column of ones takes the bias into the product: its gradient is then no pass of its own.
+        # ones take the bias into the product, so that its gradient is no pass of its own
         windows_BTW = torch.cat([windows_BTW, torch.ones_like(windows_BTW[..., :1])], 2).to(dtype)
         weight_BDW = torch.cat([weight_BDW, bias_BD[..., None]], 2).to(dtype)
         return F.gelu(torch.bmm(windows_BTW, weight_BDW.transpose(1, 2)))

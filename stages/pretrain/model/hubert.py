@@ -13,11 +13,11 @@ from stages.signal.rates import RATE_HZ
 # Ours → HuBERT's: whole names, modules, and modules of a layer. `attention.qkv` is three tensors there.
 NAMES = {
     "mask_vector": "masked_spec_embed",
-    "front_end.first.weight": "feature_extractor.conv_layers.0.conv.weight",
     "front_end.first.norm_weight": "feature_extractor.conv_layers.0.layer_norm.weight",
     "front_end.first.norm_bias": "feature_extractor.conv_layers.0.layer_norm.bias",
 }
 MODULES = {
+    "front_end.first": "feature_extractor.conv_layers.0.conv",
     "input_norm": "feature_projection.layer_norm",
     "input_projection": "feature_projection.projection",
     "encoder.positions": "encoder.pos_conv_embed.conv",
@@ -63,14 +63,13 @@ FIXED = {
 def refuse(model: Model) -> None:
     """ValueError naming what in this model no HuBERT layout expresses."""
     only = {"front_end": "conv", "positions": "conv", "block": "transformer", "attention_bias": "none"}
-    other = [
-        f"model.{name}: {getattr(model, name)} (HuBERT has {value} only)"
-        for name, value in only.items()
-        if getattr(model, name) != value
-    ]
+    other = {name: value for name, value in only.items() if getattr(model, name) != value}
     if other:
+        named = (
+            f"model.{name}: {getattr(model, name)} (HuBERT has {only} only)" for name, only in other.items()
+        )
         raise ValueError(
-            f"{'; '.join(other)}: no HuBERT layout expresses this model. `overtone features` reads its "
+            f"{'; '.join(named)}: no HuBERT layout expresses this model. `overtone features` reads its "
             "checkpoints as they are; a model to be exported is trained with the values named"
         )
 

@@ -29,9 +29,7 @@ FAIRSEQ = (
     (r"\.fc1\.", ".feed_forward.intermediate_dense."),
     (r"\.fc2\.", ".feed_forward.output_dense."),
 )
-HEADS = re.compile(
-    r"(final_projs?|label_embs_concat|logit_temp_list|encoder_cqt_model|encoder_mel_model)\b.*"
-)
+HEADS = re.compile(r"(final_projs?|label_embs_concat|logit_temp_list|encoder_(cqt|mel)_model)\b.*")
 CQT_HEAD = "CQT head"
 SPECIALS = 4  # a fairseq dictionary's <s>, <pad>, </s>, <unk> precede the codes
 
@@ -39,7 +37,7 @@ SPECIALS = 4  # a fairseq dictionary's <s>, <pad>, </s>, <unk> precede the codes
 @dataclass(frozen=True)
 class Imported:
     layout: str  # hugging face | fairseq
-    taken: tuple[str, ...]  # parts of the model
+    taken: tuple[str, ...]
     fresh: tuple[str, ...]  # parts that keep the values they had, and why
 
     def __str__(self) -> str:
@@ -55,9 +53,9 @@ def load_into(net: Mert, place: str | Path) -> Imported:
         heads = {name: given.pop(name) for name in list(given) if HEADS.fullmatch(name)}
         given = {_hubert_name(name): value for name, value in given.items()}
     else:
-        layout, given, heads, choices = "hugging face", tensors(found), {}, {}
-        if config is not None:
-            choices = {"norm": model_of(config).norm, "heads": model_of(config).heads}
+        layout, given, heads = "hugging face", tensors(found), {}
+        theirs = {} if config is None else vars(model_of(config))
+        choices = {name: theirs.get(name) for name in ("norm", "heads")}
     for name, value in choices.items():
         own = getattr(net.model, name)
         if value is not None and own != value:
@@ -87,8 +85,7 @@ def _fairseq_choices(found: dict[str, Any]) -> dict[str, Any]:
     """The norm style and number of heads, which no tensor shows; ValueError for layers we do not have."""
     config = found.get("cfg")
     config = config.get("model") if isinstance(config, dict) else None
-    if not isinstance(config, dict):
-        return {}
+    config = config if isinstance(config, dict) else {}
     for key in ("deepnorm", "subln", "feature_extractor_cqt", "conv_bias", "do_cnn_feat_stable_layernorm"):
         if config.get(key):
             raise ValueError(f"weights: cfg.model.{key} is {config[key]!r}, this model has False only")

@@ -78,7 +78,7 @@ class Engine:
         self._deepspeed.backward(loss)
         self._accumulated += 1
         if self._accumulated < self.micro_batches:
-            self._deepspeed.step()  # counts the micro-batch
+            self._deepspeed.step()
 
     def step(self, lr: float, skip: bool) -> tuple[float, bool]:
         """Clip and apply the gradients. Returns their norm before, and True; (inf, False) when they are not
@@ -96,7 +96,7 @@ class Engine:
         zero = self._deepspeed.optimizer
         applied = not (zero.overflow if self.stage else self.adam.skip)
         self.loss_scale.update(applied, skip)
-        if self.stage == 3:  # a layer that is left out would keep its gradient there, and in offloaded copies
+        if self.stage == 3:  # or a layer that is left out keeps its gradient, in offloaded copies too
             zero.grad_partitions_flat_buffer.zero_()
             for flat in zero.fp32_partitioned_groups_flat:
                 if flat.grad is not None:
@@ -191,7 +191,7 @@ def deepspeed_config(settings: EngineSettings, optim: Optim, cuda: bool, micro_b
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
     own = {
-        # the loss is a sum over the global batch: DeepSpeed's count of samples is not used
+        # not used: the loss is a sum over the global batch
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_batches,
         # stage 0 is clipped in `Engine.step`

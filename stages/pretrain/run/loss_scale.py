@@ -10,7 +10,7 @@ GROW_AFTER = 2_000  # updates without overflow: torch.amp.GradScaler's
 class LossScale:
     enabled: bool
     value: float = START
-    good: int = 0  # updates since the last change
+    good: int = 0
 
     def __post_init__(self):
         if not self.enabled:

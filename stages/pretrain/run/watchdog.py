@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-EXIT_CODE = 70  # of a process that its watchdog ended
+EXIT_CODE = 70
 
 
 class Watchdog:
