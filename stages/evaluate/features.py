@@ -1,6 +1,4 @@
-"""Representations of recordings of any length, a window at a time.
-
-B windows, N samples at 24 kHz, T frames at 75 Hz, L hidden states, D width."""
+"""Representations of recordings of any length, a window at a time. B windows, L hidden states."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -59,7 +57,7 @@ def features(net: Backbone, batch: list[Window], layer: int | None) -> list[Tens
 
 
 class Joined:
-    """Joins windows' features into recordings, in whichever order they come."""
+    """In whichever order windows come."""
 
     def __init__(self):
         self._parts, self._counts = {}, {}

@@ -1,6 +1,4 @@
-"""What the loader hands to the model, and what must be known of the label columns.
-
-B clips, N samples at 24 kHz, T model frames, L label frames of a column, K codebooks, F CQT bins."""
+"""What the loader hands to the model, and what must be known of the label columns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,7 +11,7 @@ from stages.signal.rates import HOP_SAMPLES
 
 @dataclass(frozen=True)
 class CodeColumn:
-    """A column as its records describe it; the trainer has no such constants of its own."""
+    """As its records describe it; the trainer has no such constants of its own."""
 
     name: str  # codes-<recipe8>
     codebooks: int

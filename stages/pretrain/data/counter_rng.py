@@ -1,7 +1,5 @@
-"""Random numbers that are a function of what they are for: (seed, epoch, position, …).
-
-Each is SplitMix64's output (Steele, Lea, Flood 2014) of a key and a counter, so any can be had alone, on any
-rank, in any worker, in any order. Arithmetic wraps modulo 2**64."""
+"""Random numbers that are a function of what they are for: SplitMix64's output (Steele, Lea, Flood 2014) of a
+key and a counter, modulo 2**64. So any can be had alone, on any rank, in any worker, in any order."""
 
 import numpy as np
 

@@ -1,6 +1,4 @@
-"""Where crops begin.
-
-B clips, G samples of a global batch, V held-out segments."""
+"""Where crops begin. G samples of a global batch, V held-out segments."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,14 +32,14 @@ class CropIndex:
         self._epoch = lru_cache(2)(lambda seed, epoch: Epoch(pinned.order, seed, epoch))
 
     def crops(self, state: State, places_B: np.ndarray) -> Crops:
-        """Of the samples at these places of the state's global batch."""
+        """Of the samples at these places of the global batch."""
         pinned, epoch = self._pinned, self._epoch(state.seed, state.epoch)
         shard_B, number_B = (x_G[places_B] for x_G in epoch.take(state.consumed, state.global_batch))
         share_B = counter_rng.uniform(state.keys(counter_rng.CROP, places_B), 0)
         return self._crops(pinned.ends_S[shard_B] - pinned.crops_S[shard_B] + number_B, share_B)
 
     def replacement(self, state: State, place: int, attempt: int) -> Crops:
-        """For a sample that cannot be read: a function of its place and the attempt alone."""
+        """For a sample that cannot be read: a function of place and attempt alone."""
         key = counter_rng.key(counter_rng.REPLACEMENT, state.seed, state.epoch, state.consumed + place)
         share = counter_rng.uniform(key, 2 * attempt + np.arange(2))
         return self._crops(counter_rng.below(int(self._pinned.ends_S[-1]), share[:1]), share[1:])

@@ -1,6 +1,4 @@
-"""One micro-batch of crops.
-
-B clips, N samples at 24 kHz, T model frames, L label frames, K codebooks, F CQT bins."""
+"""One micro-batch of crops."""
 
 import io
 import math
@@ -51,7 +49,7 @@ class Reader:
         self._raw = {}  # by clips: micro-batches may differ by one
 
     def plan(self, state: State, places_B: np.ndarray) -> BatchPlan:
-        """Of the samples at these places of the state's global batch."""
+        """Of the samples at these places of the global batch."""
         crops = self.places.crops(state, places_B)
         keys_B = state.keys(counter_rng.MIXTURE, places_B)
         pieces = self.mixture.draw(keys_B, places_B, state.global_batch, self.data.samples)
@@ -90,7 +88,7 @@ class Reader:
     def _read(
         self, crops: Crops, wants: list[Wanted], keys_B: np.ndarray, another: Callable[[int, int], Crops]
     ) -> tuple[Batch, np.ndarray]:
-        """The batch with masks of these keys, and how many samples failed for each clip."""
+        """Also how many samples failed for each clip."""
         clips, pinned = len(crops.row), self.pinned
         if clips not in self._raw:
             self._raw[clips] = _Raw(self, clips)  # once: new pages cost as much as reading into them
@@ -169,8 +167,8 @@ class Reader:
                 raise EOFError(f"flac member ends before sample {first + len(out_N)}")
 
     def context(self, row: int, first: int, out_N: np.ndarray) -> None:
-        """As `wave`, from sample `first` of a segment (below 0 too), across the neighbouring segments of the
-        recording; zero outside the recording."""
+        """As `wave`, from sample `first` of a segment (below 0 too), across its recording's neighbouring
+        segments; zero outside."""
         pinned = self.pinned
         done = max(0, -int(pinned.start_R[row]) - first)
         while first < 0 and pinned.start_R[row] > 0:
@@ -202,7 +200,7 @@ class _Raw:
         self.cqt_BLF = torch.empty(self.stored[-1].shape) if self.has_cqt else None
 
     def fill(self, clips: list[int], crops: Crops, wants: list[Wanted]) -> dict[int, str]:
-        """Read these clips. Returns those that failed, and why."""
+        """Returns the clips that failed, and why."""
         reader, failed = self.reader, {}
         for i, row, start, (audio, labels) in zip(clips, crops.row, crops.start, wants, strict=True):
             try:

@@ -29,7 +29,7 @@ PER_SHARD |= {"offset_S": np.float32, "scale_S": np.float32}
 
 @dataclass(frozen=True)
 class CqtColumn:
-    """The constant-Q column, or what `cqt: online` computes. Fields of its recipe (stages/signal/cqt.py)."""
+    """Or what `cqt: online` computes. Fields of its recipe (stages/signal/cqt.py)."""
 
     name: str  # cqt-<recipe8>, or online
     bins: int
@@ -164,7 +164,7 @@ class Pinned:
 
 
 def store(folder: Path, facts: Facts, arrays: dict[str, np.ndarray]) -> None:
-    """Write under an attempt's name, then rename: whoever is first wins, and all wrote the same."""
+    """Whoever renames first wins, and all wrote the same."""
     attempt = folder.with_name(f".attempt-{uuid.uuid4().hex}")
     attempt.mkdir(parents=True)
     try:
@@ -181,7 +181,7 @@ def store(folder: Path, facts: Facts, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load(folder: Path, corpora: tuple[str, ...]) -> Pinned | None:
-    """The data cached in a folder; None when there is none of this layout."""
+    """None without data of this layout."""
     try:
         facts = Facts.from_json(json.loads((folder / "facts.json").read_text()))
     except (OSError, ValueError):

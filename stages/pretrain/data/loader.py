@@ -1,6 +1,5 @@
-"""Endless micro-batches from any place of the order on, read ahead by worker processes.
-
-Nothing is drawn from a generator or communicated: each rank computes the same order."""
+"""Endless micro-batches from any place of the order on, read ahead by worker processes. Nothing is drawn from
+a generator or communicated: each rank computes the same order."""
 
 import contextlib
 import itertools
@@ -64,8 +63,8 @@ class Loader:
         self._check_shared_memory()
 
     def micro_batches(self, state: State) -> int:
-        """Of this rank in one update: at most `micro_batch` samples each, equal up to one. ValueError when
-        the global batch is too small for the ranks, or an epoch is shorter than it."""
+        """Of this rank in one update: at most `micro_batch` samples each, equal up to one. ValueError: too
+        small a global batch for the ranks, or an epoch shorter than it."""
         self.pinned.require(state.global_batch)
         least, most = state.global_batch // self.world, -(-state.global_batch // self.world)
         count = -(-most // self.micro_batch)
@@ -98,7 +97,7 @@ class Loader:
         return self._stream(state).first_update()
 
     def sample(self, crops: int) -> Iterator[Batch]:
-        """So many training crops, the same for any seed and rank, read by this process."""
+        """Training crops, the same for any seed and rank, read by this process."""
         state = State(self.pinned.fingerprint, 0, min(crops, self.samples_per_epoch))
         return _Stream(self._made, -(-state.global_batch // SAMPLE_CLIPS), 0, 1, state).first_update()
 
@@ -115,10 +114,8 @@ class Loader:
             yield batch
 
     def validation(self) -> Iterator[Batch]:
-        """The same crops and masks every time, without mixture.
-
-        Every rank gets the same number of micro-batches (ZeRO 3 needs that): rows that fill up the last
-        repeat a crop with an empty mask, so that sums over masked frames leave them out."""
+        """The same crops and masks every time, without mixture. Every rank gets the same number of
+        micro-batches (ZeRO 3 needs that): rows that fill up the last repeat a crop with an empty mask."""
         self._reader = self._reader or Reader(*self._made)
         crops, key = held_out(self.pinned, self.data), counter_rng.key(counter_rng.VALIDATION, 1)
         total = len(crops.row)

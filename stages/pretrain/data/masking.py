@@ -2,9 +2,8 @@
 
 The reference (F data_utils.py, compute_mask_indices) draws int(prob·T/span + u) distinct starts in [0, T -
 span), then trims every clip to the fewest of its batch. Here the count is what those spans cover on average.
-Starts are taken in random order until it is reached; the last span may be cut short.
-
-B clips, T model frames, S places where a span may start (T - span)."""
+Starts are taken in random order until it is reached; the last span may be cut short. S: places where one may
+start."""
 
 from functools import cache
 from typing import Annotated
@@ -26,7 +25,7 @@ class Masking:
     min_spans: Count = 2  # of a clip
 
     def masked_frames(self, frames: int) -> int:
-        """Of every clip of `frames` model frames. ValueError when a clip is too short for its spans."""
+        """Of every clip. ValueError when it is too short for its spans."""
         return _count(self, frames)
 
     def draw(self, keys_B: np.ndarray, frames: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """In-batch mixture: pieces of other clips are added to the model's input; labels stay the clean clip's.
-Donors are other places of the sample's own global batch, so that nothing else changes them. B clips, P
-pieces."""
+Donors are other places of the sample's own global batch, so that nothing else changes them. P pieces."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -33,8 +32,8 @@ class Mixture:
         check(self.piece_s[0] <= self.piece_s[1], self, "piece_s", _SECONDS)
 
     def draw(self, keys_B: np.ndarray, places_B: np.ndarray, global_batch: int, samples: int) -> "Pieces":
-        """The pieces for clips of `samples` samples at these places of one global batch; of one clip: none.
-        keys_B: uint64, one for each clip."""
+        """For clips of `samples` samples at these places of one global batch; of one clip: none. keys_B:
+        uint64."""
         limit, fewest, below = self.max_pieces, self.min_pieces, counter_rng.below
         mixed_B = counter_rng.uniform(keys_B, 0) < self.prob
         count_B = fewest + below(limit - fewest + 1, counter_rng.uniform(keys_B, 1))

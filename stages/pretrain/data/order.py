@@ -1,7 +1,7 @@
 """The order of training: a pure function of (fingerprint, seed, epoch) and the shards' sizes and weights.
 
-Shuffled shards, in windows of `window_shards` in which samples are shuffled, so that a reader has few files
-open. Any place costs one window. S shards, W samples of a window."""
+Samples are shuffled in windows of `window_shards` shuffled shards, so that a reader has few files open. Any
+place costs one window. S shards, W samples of a window."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -22,11 +22,9 @@ from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 def pin(data: Data, previous: dict | None = None, allow: set[str] = frozenset()) -> Pinned:
     """`previous`: `Pinned.to_json` of when the run was begun; its shards are used again, and those added
-    since are not seen, unless "data" is in `allow`. The arrays are kept below data.cache, by fingerprint.
-
-    ValueError: an unreadable root, no finished shard, a key missing in a column or frame counts that differ
-    (naming shard and column), a record of another recipe, no segment left, or other data than `previous`
-    without "data"."""
+    since are not seen, unless "data" is in `allow`. ValueError: an unreadable root, no finished shard, a key
+    missing in a column or frame counts that differ (naming shard and column), a record of another recipe, no
+    segment left, or other data than `previous` without "data"."""
     before = None if previous is None or "data" in allow else Facts.from_json(previous)
     if before is not None:
         _check_settings(before, data)
@@ -149,7 +147,7 @@ def _counts(arrays: dict[str, np.ndarray], valid_R: np.ndarray) -> dict[str, Any
 
 
 def _rows(batch: pa.RecordBatch, codes: int) -> dict[str, np.ndarray]:
-    """The arrays of `Pinned`, and valid_R: bool, segments held out."""
+    """The arrays of `Pinned`, and valid_R: bool, held out."""
     columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
     none, at_R = np.full(len(batch), -1), [columns[f"at{i}"] for i in range(codes)]
     columns["codes_RC"] = np.stack(at_R, 1) if codes else np.zeros((len(batch), 0))

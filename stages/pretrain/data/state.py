@@ -40,7 +40,7 @@ class State:
             ) from None
 
     def keys(self, purpose: int, places_B: np.ndarray) -> np.ndarray:
-        """uint64 (B,): random keys of the samples at these places of the global batch, for one purpose."""
+        """uint64 (B,): of the samples at these places of the global batch, for one purpose."""
         key = counter_rng.key(purpose, self.seed, self.epoch)
         return counter_rng.keys(key, self.consumed + places_B)
 
@@ -48,7 +48,7 @@ class State:
         return replace(self._moved(samples_per_epoch), update=self.update + 1)
 
     def settled(self, samples_per_epoch: int) -> "State":
-        """This place, or the next epoch's begin: an epoch's end of less than a global batch is dropped."""
+        """Here, or the next epoch's begin: an end of less than a global batch is dropped."""
         if samples_per_epoch < self.global_batch:
             raise ValueError(
                 f"global_batch is {self.global_batch}, an epoch has {samples_per_epoch} samples: lower the "
@@ -64,7 +64,7 @@ class State:
         return replace(here, consumed=here.consumed + here.global_batch).settled(samples_per_epoch)
 
     def skip(self, updates: int, samples_per_epoch: int) -> "State":
-        """Past the data of the next `updates` updates, noted as skipped; the count of updates stays."""
+        """Past the data of so many updates, noted as skipped; the count of updates stays."""
         state = self
         for _ in range(updates):
             state = state.settled(samples_per_epoch)
@@ -76,7 +76,6 @@ class State:
         return state
 
     def skip_to(self, place: "State", samples_per_epoch: int) -> "State":
-        """Past all data before `place`, as `skip`."""
         state = self
         while (state.epoch, state.consumed) != (place.epoch, place.consumed):
             state = state.skip(1, samples_per_epoch)
@@ -85,9 +84,9 @@ class State:
     def resumed(
         self, fingerprint: str, seed: int, global_batch: int, allow: set[str] = frozenset()
     ) -> "State":
-        """This place, for a run with these values. ValueError when they are not those saved, unless `allow`
-        names them (data, seed, global_batch). With other data or another seed the place in the old order
-        means nothing: theirs begins at the next epoch. Another global batch goes on at the next sample."""
+        """For a run with these values. ValueError when they are not those saved, unless `allow` names them
+        (data, seed, global_batch). With other data or another seed the place in the old order means nothing:
+        theirs begins at the next epoch. Another global batch goes on at the next sample."""
         now = {"fingerprint": fingerprint, "seed": seed, "global_batch": global_batch}
         changed = {name for name, value in now.items() if getattr(self, name) != value}
         for name in sorted(changed):

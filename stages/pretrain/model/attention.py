@@ -1,6 +1,4 @@
-"""Self-attention over the frames of a clip.
-
-B clips, T frames, D width, H heads, E width of a head."""
+"""Self-attention over the frames of a clip. H heads, E width of a head."""
 
 import torch
 import torch.nn.functional as F

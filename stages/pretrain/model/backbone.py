@@ -1,6 +1,4 @@
-"""The part of MERT that is kept after pre-training: waveform to hidden states.
-
-B clips, N samples at 24 kHz, T model frames, C front-end channels, D width."""
+"""The part of MERT that is kept after pre-training. C front-end channels."""
 
 from collections import Counter
 from math import sqrt
@@ -61,8 +59,8 @@ class Backbone(nn.Module):
 
     def encode(self, wave_BN: Tensor, mask_BT: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Hidden states (input embedding, then each layer) and the encoder's output, (B, T, D) in the working
-        dtype: HubertModel's `hidden_states` and `last_hidden_state`, which differ in pre-norm by the final
-        LayerNorm."""
+        dtype: HubertModel's `hidden_states` and `last_hidden_state`, which pre-norm's final LayerNorm sets
+        apart."""
         dtype = working_dtype(self.mask_vector)
         with torch.autocast(wave_BN.device.type, enabled=False):
             return self._encode(self._features(wave_BN, dtype)[0], mask_BT, None)

@@ -1,5 +1,5 @@
 """A conformer block (arXiv 2005.08100): half feed-forward, attention, convolution, half feed-forward.
-LayerNorm replaces the paper's BatchNorm: no clip may depend on others. B clips, T frames, D width."""
+LayerNorm replaces the paper's BatchNorm: no clip may depend on others."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,6 +1,4 @@
-"""Above the front-end: positions, then layers.
-
-B clips, T frames, D width; of the positional convolution: G groups, C channels of a group, W taps."""
+"""Positions, then layers. Of the positional convolution: G groups, C channels of a group, W taps."""
 
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,6 @@
-"""From a waveform to frames at 75 Hz, frames-first, (B, T, C): see `convolve`.
+"""From a waveform to frames at 75 Hz, frames-first: see `convolve`.
 
-B clips, N samples at 24 kHz, t frames before and T after a convolution, C and D channels in and out, W taps.
-"""
+t frames before and T after a convolution, C and D channels in and out, W taps."""
 
 import torch
 import torch.nn.functional as F

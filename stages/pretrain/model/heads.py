@@ -1,6 +1,4 @@
-"""Code and CQT predictions from the encoder's frames, and their errors in fp32.
-
-S masked frames, D width, K codebooks of a column, C codes of a codebook, E width of a code, F CQT bins."""
+"""Code and CQT predictions from the encoder's frames, and their errors in fp32. E width of a code."""
 
 from math import log, sqrt
 
@@ -34,7 +32,7 @@ class CodeHead(nn.Module):
         self, x_SD: Tensor, codes_SK: Tensor | None, wanted: tuple[int, ...]
     ) -> tuple[Tensor, Tensor] | list[Tensor]:
         """fp32 summed cross entropy and argmax hits, (K,) each, zero for codebooks not wanted. Without codes:
-        fp32 logits (S, C) of each wanted codebook."""
+        fp32 logits (S, C) of each wanted one."""
         logits = self._logits(x_SD, wanted)
         if codes_SK is None:
             return logits

@@ -1,7 +1,4 @@
-"""MERT: masked prediction of teachers' codes and of the constant-Q transform (arXiv 2306.00107).
-
-B clips, N samples at 24 kHz, T model frames, L label frames of a column, S masked frames of the micro-batch,
-D width, K codebooks (of all code columns, in order), F CQT bins."""
+"""MERT: masked prediction of teachers' codes and of the constant-Q transform (arXiv 2306.00107)."""
 
 from dataclasses import dataclass
 
@@ -24,7 +21,7 @@ MASKED_SHARE = 0.58
 
 @dataclass(frozen=True)
 class MaskedFrames:
-    """Clip and frame of each of a micro-batch's S masked frames, of T a clip."""
+    """Clip and frame of each, of `frames` a clip."""
 
     clip_S: Tensor
     frame_S: Tensor

@@ -1,8 +1,6 @@
 """Published weights as the beginning of a run: Hugging Face's layout (`m-a-p/MERT-v1-*`) and the authors'
 fairseq checkpoints (`MERT-v1-*_fairseq.pt`). The encoder is taken whole; heads, of fairseq files, where their
-shapes are ours.
-
-D width, K codebooks, C codes of a codebook, E width of a code."""
+shapes are ours."""
 
 import re
 from dataclasses import dataclass

@@ -31,8 +31,8 @@ class Inert:
 
 
 def read(place: str | Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The content of a Hugging Face folder, a .safetensors or a PyTorch file (.bin, .pt), and the config.json
-    next to it (None: there is none). Raises ValueError."""
+    """Of a Hugging Face folder, a .safetensors or a PyTorch file (.bin, .pt), with the config.json next to it
+    (None: there is none). Raises ValueError."""
     path = Path(place)
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).exists()]

@@ -1,9 +1,6 @@
-"""Where the CQT head starts: `objective.cqt_start`.
-
-Least squares finds at once what takes Adam hundreds of updates: an untrained encoder's hidden states already
-hold the sound around a masked frame, by convolutional positions and attention (figures: docs/training.md).
-
-S masked frames, D width, F CQT bins."""
+"""Where the CQT head starts: `objective.cqt_start`. Least squares finds at once what takes Adam hundreds of
+updates: an untrained encoder's hidden states already hold the sound around a masked frame, by convolutional
+positions and attention (figures: docs/training.md)."""
 
 from collections.abc import Iterable
 
@@ -22,8 +19,7 @@ RIDGE = 0.1
 
 class CqtStart:
     """default: the head stays; mean: its bias becomes each bin's mean; fit: weight and bias become the ridge
-    regression of its targets on the model's hidden states, without dropout, over the batches given to `add`.
-    """
+    regression of its targets on the hidden states of the batches given to `add`, without dropout."""
 
     def __init__(self, model: Mert, how: str, dtype: torch.dtype):
         self.model, self.how, self.dtype = model, how, dtype
@@ -49,7 +45,7 @@ class CqtStart:
         return batch
 
     def head(self, mean_F: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """fp32 weight (F, D) and bias (F,) on the CPU, None where it is to stay; `mean_F` of the bins."""
+        """fp32 weight (F, D) and bias (F,) on the CPU, None where it is to stay."""
         if self.how != "fit" or mean_F is None:
             return None, mean_F if self.how == "mean" else None
         frames = self._moments[-1, -1]

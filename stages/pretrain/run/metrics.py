@@ -1,6 +1,4 @@
-"""Baselines of the loss: predictors that read no audio, on the same masked frames (docs/training.md).
-
-B clips, T model frames, L label frames, K codebooks of all columns in order, F CQT bins."""
+"""Baselines of the loss: predictors that read no audio, on the same masked frames (docs/training.md)."""
 
 import zlib
 from collections.abc import Iterable
@@ -64,7 +62,7 @@ def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> 
 
 
 def smoothed(counts_2C: Tensor) -> Tensor:
-    """fp32 (C,) log probabilities."""
+    """fp32 log probabilities."""
     size = counts_2C.shape[1]
     share_U1 = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)[:, None]
 
@@ -85,7 +83,7 @@ def code_frequency_ce(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Ba
 
 
 def aligned_codes(batch: Batch, column: CodeColumn) -> Tensor:
-    """int64 (B, T, K): the target codes of each model frame (as in `Mert`)."""
+    """int64 (B, T, K) of each model frame (as in `Mert`)."""
     frames = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device)
     return batch.codes[column.name][:, frames * HOP_SAMPLES // column.hop_samples].long()
 

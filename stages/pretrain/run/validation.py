@@ -1,6 +1,4 @@
-"""Held-out recordings: sums by recording, a bootstrap interval.
-
-B clips, T model frames, S masked frames, K codebooks, D width."""
+"""Held-out recordings: sums by recording, a bootstrap interval."""
 
 from collections import defaultdict
 from collections.abc import Iterable
