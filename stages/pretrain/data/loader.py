@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from stages.pretrain.data import counter_rng
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.data.crop_index import CropIndex, held_out
+from stages.pretrain.data.crop_index import held_out
 from stages.pretrain.data.crops import Reader
 from stages.pretrain.data.index import Pinned
 from stages.pretrain.data.masking import Masking
@@ -55,8 +55,6 @@ class Loader:
             pinned = pin(data, pinned.to_json())
         self.pinned, self.data, self.micro_batch = pinned, data, micro_batch
         self.rank, self.world, self._made = rank, world, (pinned, data, masking, mixture, frames)
-        self.samples_per_epoch = pinned.samples_per_epoch
-        self._places = CropIndex(pinned, data)
         self._reader = None
         self._streams = []
         self.seen, self.bad = 0, 0  # samples, and those of them that were replaced
@@ -76,13 +74,6 @@ class Loader:
             )
         return count
 
-    def sample_ids(self, state: State) -> list[str]:
-        """KEY+START of every sample of the state's global batch in order, START in samples of the segment, as
-        if none had to be replaced."""
-        state = state.settled(self.samples_per_epoch)
-        crops = self._places.crops(state, np.arange(state.global_batch))
-        return [f"{self.pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
-
     def stream(self, state: State) -> Iterator[Batch]:
         """From that place on, without end. Raises `TooManyBad`."""
         batches = self._follow(self._stream(state))
@@ -98,7 +89,7 @@ class Loader:
 
     def sample(self, crops: int) -> Iterator[Batch]:
         """Training crops, the same for any seed and rank, read by this process."""
-        state = State(self.pinned.fingerprint, 0, min(crops, self.samples_per_epoch))
+        state = State(self.pinned.fingerprint, 0, min(crops, self.pinned.samples_per_epoch))
         return _Stream(self._made, -(-state.global_batch // SAMPLE_CLIPS), 0, 1, state).first_update()
 
     def _follow(self, dataset: "_Stream") -> Iterator[Batch]:
