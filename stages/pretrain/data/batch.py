@@ -41,9 +41,8 @@ class Batch:
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        return self._moved(lambda tensor: tensor.pin_memory())
+        return self._moved(Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: move(value) for name, value in tensors.items()}
+        moved = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, codes={name: move(value) for name, value in self.codes.items()}, **moved)

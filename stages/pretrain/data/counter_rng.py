@@ -24,11 +24,6 @@ def key(*parts: int) -> int:
     return state
 
 
-def keys(base: int, numbers: np.ndarray) -> np.ndarray:
-    """uint64: a key for each number, for example a position."""
-    return bits(base, numbers)
-
-
 def bits(key: np.ndarray | int, counters: np.ndarray | int) -> np.ndarray:
     """uint64: the numbers at these counters of each key's stream, broadcast together."""
     counted = np.asarray(counters).astype(np.uint64)
@@ -39,6 +34,9 @@ def bits(key: np.ndarray | int, counters: np.ndarray | int) -> np.ndarray:
             found *= np.uint64(factor)
         found ^= found >> np.uint64(31)
     return found
+
+
+keys = bits  # a key for each number, for example a position
 
 
 def uniform(key: np.ndarray | int, counters: np.ndarray | int) -> np.ndarray:

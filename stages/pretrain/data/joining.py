@@ -12,12 +12,11 @@ import pyarrow as pa
 
 from stages.pretrain.data.corpora import THREADS, PinnedCorpus, first_line
 from stages.pretrain.data.settings import Data
-from stages.shards import column
+from stages.shards import column, storage
 from stages.shards.tables import connect
 from stages.signal.rates import RATE_HZ
 
 MEMORY_GB = 2.0
-FIELDS = ", ".join(f'"{name}"' for name in ("column", "shard", *column.INDEX.names))
 Labels = list[tuple[str, int, np.dtype]]  # as `Facts.labels`
 
 
@@ -57,15 +56,12 @@ def _load(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, stack: contextlib
     rows = [(name, shard, record.segments) for (name, shard), record in corpus.records.items()]
     names, shards, segments = zip(*rows, strict=True)
     db.register("expected", pa.table({"column": names, "shard": shards, "segments": segments}))
-    source = "none"
+    fields = pa.schema([*storage.fields(pa.string(), "column shard"), *column.INDEX])
+    db.register("stored", fields.empty_table())
+    stored = "stored"
     if corpus.storage.exists("index.parquet"):
-        source = _parquet(corpus, "index.parquet", stack)
-    else:
-        keys = [pa.field("column", pa.string()), pa.field("shard", pa.string())]
-        db.register("none", pa.schema([*keys, *column.INDEX]).empty_table())
-    db.execute(
-        f'CREATE TABLE idx AS SELECT {FIELDS} FROM {source} SEMI JOIN expected USING ("column", shard)'
-    )
+        stored = _parquet(corpus, "index.parquet", stack)
+    db.execute(f'CREATE TABLE idx AS FROM {stored} SEMI JOIN expected USING ("column", shard)')
     short = db.execute(
         """SELECT "column", shard FROM expected
         LEFT JOIN (SELECT "column", shard, count(*) n FROM idx GROUP BY ALL) USING ("column", shard)
@@ -75,7 +71,7 @@ def _load(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, stack: contextlib
         with ThreadPoolExecutor(THREADS) as pool:
             db.register("own", pa.concat_tables(pool.map(lambda place: _own_index(corpus, *place), short)))
         db.execute('DELETE FROM idx WHERE ("column", shard) IN (SELECT ("column", shard) FROM own)')
-        db.execute(f"INSERT INTO idx SELECT {FIELDS} FROM own")
+        db.execute("INSERT INTO idx BY NAME FROM own")
     if not corpus.storage.exists("plan.parquet"):
         raise ValueError(
             f"{corpus.storage.root} has no plan.parquet, which states what is held out: run `overtone "

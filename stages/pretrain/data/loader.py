@@ -55,22 +55,20 @@ class Loader:
             pinned = pin(data, pinned.to_json())
         self.pinned, self.data, self.micro_batch = pinned, data, micro_batch
         self.rank, self.world, self._made = rank, world, (pinned, data, masking, mixture, frames)
-        self._reader = None
-        self._streams = []
+        self._reader, self._streams = None, []
         self.seen, self.bad = 0, 0  # samples, and those of them that were replaced
         self._check_shared_memory()
 
     def micro_batches(self, state: State) -> int:
         """Of this rank in one update: at most `micro_batch` samples each, equal up to one. ValueError: too
         small a global batch for the ranks, or an epoch shorter than it."""
-        self.pinned.require(state.global_batch)
-        least, most = state.global_batch // self.world, -(-state.global_batch // self.world)
-        count = -(-most // self.micro_batch)
+        total, world = state.global_batch, self.world
+        self.pinned.require(total)
+        least, count = total // world, -(-total // (world * self.micro_batch))
         if least < count:
             raise ValueError(
-                f"global_batch is {state.global_batch}, micro_batch {self.micro_batch} on {self.world} "
-                f"ranks: some ranks would have {least} samples for {count} micro-batches; raise the global "
-                "batch, or use fewer ranks"
+                f"global_batch is {total}, micro_batch {self.micro_batch} on {world} ranks: some ranks would "
+                f"have {least} samples for {count} micro-batches; raise the global batch, or use fewer ranks"
             )
         return count
 

@@ -43,11 +43,6 @@ class ConvFront:
         hop = f"their product must be {HOP_SAMPLES} samples, the hop of a model frame"
         check(prod(self.strides) == HOP_SAMPLES, self, "strides", hop)
 
-    def frames(self, samples: int) -> int:
-        for kernel, stride in zip(self.kernels, self.strides, strict=True):
-            samples = max(0, (samples - kernel) // stride + 1)
-        return samples
-
 
 @settings
 class MelFront:
@@ -60,9 +55,6 @@ class MelFront:
     mels: Count = 128  # bands
     # samples of a window
     n_fft: Annotated[Whole, Field(ge=HOP_SAMPLES, multiple_of=2), remedy("no sample is left out")] = 2048
-
-    def frames(self, samples: int) -> int:
-        return samples // HOP_SAMPLES
 
 
 @settings
@@ -82,9 +74,6 @@ class CqtFront:
         top_hz = self.fmin_hz * 2 ** ((self.bins - 1) / self.bins_per_octave)
         lower = f"the last bin is at {top_hz:.0f} Hz, expected below {RATE_HZ // 2}"
         check(top_hz < RATE_HZ / 2, self, "bins", lower)
-
-    def frames(self, samples: int) -> int:
-        return samples // HOP_SAMPLES
 
 
 @settings
@@ -137,7 +126,11 @@ class Model:
 
     def frames(self, samples: int) -> int:
         """Model frames of a crop: 120,000 samples are 374 (conv) or 375 (mel, cqt)."""
-        return getattr(self, self.front_end).frames(samples)
+        if self.front_end != "conv":
+            return samples // HOP_SAMPLES
+        for kernel, stride in zip(self.conv.kernels, self.conv.strides, strict=True):
+            samples = max(0, (samples - kernel) // stride + 1)
+        return samples
 
     def samples(self, frames: int) -> int:
         """The shortest crop of so many frames, one or more."""

@@ -92,7 +92,7 @@ class LogSpectrum(nn.Module):
 
     @torch.no_grad()
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
-        device, frames = str(wave_BN.device), self.sizes.frames(wave_BN.shape[1])
+        device, frames = str(wave_BN.device), wave_BN.shape[1] // HOP_SAMPLES
         if device not in self._made:
             self._made[device] = self._make(device)
         made = self._made[device]

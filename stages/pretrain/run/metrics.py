@@ -32,25 +32,22 @@ class Counter:
         self.codes, self.target = codes, target
         sizes = [column.size for column in codes for _ in range(column.codebooks)]
         self.counts = [torch.zeros(2, size, dtype=torch.float64) for size in sizes]
-        self.cqt_sum = None
-        self.frames = 0
+        self.cqt_sum = self.frames = 0
         self._half = {}  # of each recording, in turn 0 and 1
 
     def add(self, batch: Batch) -> None:
         halves = [self._half.setdefault(recording, len(self._half) % 2) for recording in batch.recordings]
-        k = 0
-        for column in self.codes:
-            for codes_BL in batch.codes[column.name].unbind(2):
-                for half, codes_L in zip(halves, codes_BL, strict=True):
-                    self.counts[k][half] += torch.bincount(codes_L.cpu().long(), minlength=column.size)
-                k += 1
+        codes = (codes_BL for column in self.codes for codes_BL in batch.codes[column.name].unbind(2))
+        for counts_2C, codes_BL in zip(self.counts, codes, strict=True):
+            for half, codes_L in zip(halves, codes_BL, strict=True):
+                counts_2C[half] += torch.bincount(codes_L.cpu().long(), minlength=counts_2C.shape[1])
         if batch.cqt_BLF is not None and self.target is not None:
             frames_SF = self.target(batch.cqt_BLF).flatten(0, 1).double().cpu()
-            self.cqt_sum = frames_SF.sum(0) + (0 if self.cqt_sum is None else self.cqt_sum)
+            self.cqt_sum = frames_SF.sum(0) + self.cqt_sum
             self.frames += len(frames_SF)
 
     def baselines(self) -> Baselines:
-        mean = None if self.cqt_sum is None else (self.cqt_sum / self.frames).float()
+        mean = (self.cqt_sum / self.frames).float() if self.frames else None
         return Baselines([smoothed(counts) for counts in self.counts], mean)
 
 
@@ -77,15 +74,15 @@ def smoothed(counts_2C: Tensor) -> Tensor:
 @torch.no_grad()
 def code_frequency_ce(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines) -> Tensor:
     """fp32 (B, T, K): each frame's codes under the training frequencies, in nats."""
-    aligned = [codes_BT for column in codes for codes_BT in aligned_codes(batch, column).unbind(2)]
-    found = [p[codes_BT] for p, codes_BT in zip(baselines.log_probabilities, aligned, strict=True)]
-    return -torch.stack(found, 2)
+    pairs = zip(baselines.log_probabilities, aligned_codes(batch, codes), strict=True)
+    return -torch.stack([p[codes_BT] for p, codes_BT in pairs], 2)
 
 
-def aligned_codes(batch: Batch, column: CodeColumn) -> Tensor:
-    """int64 (B, T, K) of each model frame (as in `Mert`)."""
-    frames = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device)
-    return batch.codes[column.name][:, frames * HOP_SAMPLES // column.hop_samples].long()
+def aligned_codes(batch: Batch, codes: tuple[CodeColumn, ...]) -> list[Tensor]:
+    """int64 (B, T) of each codebook, for each model frame (as in `Mert`)."""
+    sample_T = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device) * HOP_SAMPLES
+    found = [batch.codes[column.name][:, sample_T // column.hop_samples] for column in codes]
+    return [codes_BT for codes_BTK in found for codes_BT in codes_BTK.long().unbind(2)]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import yaml
 
 from stages.pretrain.config import Config, check_same, identity
 from stages.pretrain.run.world import World
-from stages.shards.storage import fsync
+from stages.shards.storage import Storage
 
 LOCK_S = 10.0  # a killed run's ranks may take so long to die
 
@@ -26,6 +26,7 @@ class RunDir:
     def __init__(self, config: Config, world: World):
         self.config, self.world = config, world
         self.path = Path(config.run.dir).absolute() / config.run.name
+        self._storage = Storage(self.path, standing=True)
         world.on_rank_0(self._open)
         self._check_visible()
 
@@ -86,16 +87,16 @@ class RunDir:
         """config.yaml and data.json, each whole or not at all."""
         if self.world.is_rank_0:
             plain = json.loads(json.dumps(asdict(self.config)))
-            _replace(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
-            data = data | {"started_with": identity(self.config)}
-            _replace(self.path / "data.json", json.dumps(data, indent=1) + "\n")
+            self._storage.write("config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
+            data = json.dumps(data | {"started_with": identity(self.config)}, indent=1)
+            self._storage.write("data.json", f"{data}\n".encode())
 
     def cut_metrics(self, update: int) -> None:
         """Drop what was measured after `update` updates, and a line cut short."""
         path = self.path / "metrics.jsonl"
         if self.world.is_rank_0 and path.exists():
             lines = [line for line in path.read_text().splitlines() if _keeps(line, update)]
-            _replace(path, "".join(line + "\n" for line in lines))
+            self._storage.write(path.name, "".join(f"{line}\n" for line in lines).encode())
 
     def log(self, kind: str, **values: Any) -> None:
         """A line of metrics.jsonl; numbers that are not finite become null."""
@@ -120,10 +121,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.13g}") if math.isfinite(value) else None  # a time keeps its milliseconds
     return value
-
-
-def _replace(path: Path, text: str) -> None:
-    attempt = path.with_name(f".{path.name}.{os.getpid()}")
-    attempt.write_text(text)
-    fsync(attempt)
-    attempt.replace(path)

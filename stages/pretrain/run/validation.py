@@ -48,12 +48,11 @@ def validate(
 def clip_sums(model: nn.Module, batch: Batch, baselines: Baselines) -> Tensor:
     """float64 (B, 1 + 3K + 3), over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K, CQT
     errors of the model, the mean and the line."""
-    logits, cqt_BTF = model.predict(batch.wave_BN, batch.mask_BT)
     mask_BT = batch.mask_BT
+    logits, cqt_BTF = model.predict(batch.wave_BN, mask_BT)
     parts = [mask_BT.sum(1, keepdim=True).double()]
     if logits:
-        codes_KBT = torch.cat([aligned_codes(batch, column) for column in model.codes], 2).unbind(2)
-        pairs = list(zip(logits, codes_KBT, strict=True))
+        pairs = list(zip(logits, aligned_codes(batch, model.codes), strict=True))
         ce = [F.cross_entropy(x.float().transpose(1, 2), codes_BT, reduction="none") for x, codes_BT in pairs]
         hit = [x.argmax(2) == codes_BT for x, codes_BT in pairs]
         frequency_ce = code_frequency_ce(batch, model.codes, baselines)
