@@ -57,7 +57,7 @@ def features(net: Backbone, batch: list[Window], layer: int | None) -> list[Tens
 
 
 class Joined:
-    """In whichever order windows come."""
+    """Of windows in any order."""
 
     def __init__(self):
         self._parts, self._counts = {}, {}

@@ -25,8 +25,6 @@ from stages.shards.storage import Storage
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A RUN folder, and the weights of one of its checkpoints."""
-
     path: Path
     config: dict[str, Any]  # config.yaml, whole
     data: dict[str, Any]

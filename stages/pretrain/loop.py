@@ -110,7 +110,6 @@ class Training:
         self.stopping.begin(world)
 
     def run(self) -> str:
-        """Update until the last one, or until a stop is requested; returns which."""
         config, engine, frames, say = self.config, self.engine, self.update_frames, self.run_log.say
         stream, saved_at, last = self.loader.stream(self.state), time.monotonic(), config.optim.updates
         while self.state.update < last:

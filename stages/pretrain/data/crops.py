@@ -49,7 +49,6 @@ class Reader:
         self._raw = {}  # by clips: micro-batches may differ by one
 
     def plan(self, state: State, places_B: np.ndarray) -> BatchPlan:
-        """Of the samples at these places of the global batch."""
         crops = self.places.crops(state, places_B)
         keys_B = state.keys(counter_rng.MIXTURE, places_B)
         pieces = self.mixture.draw(keys_B, places_B, state.global_batch, self.data.samples)
@@ -62,7 +61,7 @@ class Reader:
         self.tars.ahead(wants + [want for want, _ in plan.donors])
 
     def batch(self, plan: BatchPlan) -> Batch:
-        """In their order. ValueError when no replacement can be read."""
+        """ValueError when no replacement can be read."""
         state, places_B = plan.state, plan.places
 
         def another(i: int, attempt: int) -> Crops:
@@ -88,7 +87,7 @@ class Reader:
     def _read(
         self, crops: Crops, wants: list[Wanted], keys_B: np.ndarray, another: Callable[[int, int], Crops]
     ) -> tuple[Batch, np.ndarray]:
-        """Also how many samples failed for each clip."""
+        """The second: how many samples failed for each clip."""
         clips, pinned = len(crops.row), self.pinned
         if clips not in self._raw:
             self._raw[clips] = _Raw(self, clips)  # once: new pages cost as much as reading into them
@@ -196,7 +195,7 @@ class _Raw:
         self.has_cqt = len(labels) > len(self.pinned.codes)
 
     def begin(self) -> None:
-        """float32 (B, L, F), for the batch to keep."""
+        """A new float32 (B, L, F), for the batch to keep."""
         self.cqt_BLF = torch.empty(self.stored[-1].shape) if self.has_cqt else None
 
     def fill(self, clips: list[int], crops: Crops, wants: list[Wanted]) -> dict[int, str]:
@@ -235,7 +234,6 @@ class _Raw:
         return failed
 
     def tensors(self) -> dict[str, torch.Tensor | dict]:
-        """Before any mixture."""
         wave_BN, context = torch.from_numpy(self.wave_BN * np.float32(1 / FULL_SCALE)), None
         if size := self.reader.context_samples:
             wave_BN, context = wave_BN[:, size:-size].clone(), wave_BN

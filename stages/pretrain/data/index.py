@@ -29,7 +29,7 @@ PER_SHARD |= {"offset_S": np.float32, "scale_S": np.float32}
 
 @dataclass(frozen=True)
 class CqtColumn:
-    """Or what `cqt: online` computes. Fields of its recipe (stages/signal/cqt.py)."""
+    """A stored one, or what `cqt: online` computes. Fields of its recipe (stages/signal/cqt.py)."""
 
     name: str  # cqt-<recipe8>, or online
     bins: int
@@ -181,7 +181,7 @@ def store(folder: Path, facts: Facts, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load(folder: Path, corpora: tuple[str, ...]) -> Pinned | None:
-    """None without data of this layout."""
+    """None where no data of this layout is."""
     try:
         facts = Facts.from_json(json.loads((folder / "facts.json").read_text()))
     except (OSError, ValueError):

@@ -82,7 +82,7 @@ class Loader:
         return _Stream(self._made, self.micro_batches(state), self.rank, self.world, state)
 
     def read(self, state: State) -> Iterator[Batch]:
-        """One update, read by this process."""
+        """One update's, read by this process."""
         return self._stream(state).first_update()
 
     def sample(self, crops: int) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ MASKED_SHARE = 0.58
 
 @dataclass(frozen=True)
 class MaskedFrames:
-    """Clip and frame of each, of `frames` a clip."""
+    """Clip and frame of each masked frame, of `frames` a clip."""
 
     clip_S: Tensor
     frame_S: Tensor
@@ -32,7 +32,7 @@ class MaskedFrames:
         return cls(*mask_BT.nonzero(as_tuple=True), mask_BT.shape[1])
 
     def labels(self, name: str, labels_BL: Tensor, hop_samples: int) -> Tensor:
-        """Labels there: model frame t has label frame floor(t · 320 / hop) (F hubert.py feat2tar)."""
+        """Model frame t has label frame floor(t · 320 / hop) (F hubert.py feat2tar)."""
         needed, found = (self.frames - 1) * HOP_SAMPLES // hop_samples + 1, labels_BL.shape[1]
         remedy = f"{self.frames} model frames need {needed}"
         require(found >= needed, name, f"{found} label frames", remedy)
@@ -139,7 +139,7 @@ class Mert(Backbone):
 
     @torch.no_grad()
     def non_finite_keys(self, batch: Batch) -> list[str]:
-        """Of the samples with NaN or infinity in their input, labels or predictions, without dropout."""
+        """Of samples with NaN or infinity in input, labels or predictions, without dropout."""
         training = self.training
         self.eval()
         logits, cqt_BTF = self.predict(batch.wave_BN, batch.mask_BT)

@@ -80,7 +80,7 @@ def _hubert_name(name: str) -> str:
 
 
 def _fairseq_choices(found: dict[str, Any]) -> dict[str, Any]:
-    """The norm style and number of heads, which no tensor shows; ValueError for layers we do not have."""
+    """Which no tensor shows; ValueError for layers we do not have."""
     config = found.get("cfg")
     config = config.get("model") if isinstance(config, dict) else None
     config = config if isinstance(config, dict) else {}

@@ -28,7 +28,6 @@ class CqtStart:
 
     @torch.no_grad()
     def add(self, batch: Batch) -> Batch:
-        """The batch itself."""
         model, cqt_BLF = self.model, batch.cqt_BLF
         if self.how == "fit" and model.cqt_head and cqt_BLF is not None:
             training = model.training
@@ -61,7 +60,6 @@ class CqtStart:
 def baselines_and_start(
     model: Mert, batches: Iterable[Batch], codes: tuple[CodeColumn, ...], how: str, dtype: torch.dtype
 ) -> tuple[metrics.Baselines, tuple[Tensor | None, Tensor | None]]:
-    """Of these training crops."""
     start, target = CqtStart(model, how, dtype), model.cqt_head.target if model.cqt_head else None
     baselines = metrics.counted(map(start.add, batches), codes, target)
     return baselines, start.head(baselines.cqt_mean_F)

@@ -12,7 +12,6 @@ from stages.pretrain.run.settings import Watch
 
 
 def line(row: dict[str, Any], updates: int) -> str:
-    """A `metrics.jsonl` row of kind update or valid."""
     row, is_update = renamed(row), row["kind"] == "update"
     parts = [f"{row['update']:>7}/{updates}" if is_update else f"{'held-out':>9} {row['update']}"]
     parts.append(f"loss {_n(row.get('loss'), 3)}")

@@ -147,7 +147,7 @@ class Engine:
 
     @property
     def steps(self) -> int:
-        """Updates that Adam has applied, for its bias correction."""
+        """Updates that Adam has applied."""
         return int(next(iter(self.adam.state.values()))["step"])
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:

@@ -21,8 +21,7 @@ class LossGuard:
         return bool(spike and len(history) == history.maxlen and loss > spike * sum(history) / len(history))
 
     def note(self, loss: float, skipped: bool, overflow: bool) -> bool:
-        """After an update; True when `guard.in_a_row` bad ones came together. fp16's `overflow` is no sign of
-        trouble."""
+        """After an update; True when `guard.in_a_row` bad ones came together. fp16's `overflow` is none."""
         if not skipped:
             self.history.append(loss)
             self.in_a_row = 0
@@ -36,7 +35,6 @@ class LossGuard:
 
 
 def given_up(guard: Guard, update: int, tried: str | None, metrics: Path) -> ValueError:
-    """Of a run with nothing left to try."""
     tried = tried or "there is no checkpoint to go back to, or guard.then is stop"
     return ValueError(
         f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update {update}; "

@@ -66,7 +66,7 @@ class Optim:
         check(self.warmup_updates <= self.updates, self, "warmup_updates", most)
 
     def lr_at(self, update: int) -> float:
-        """Of update `update` (the first is 0)."""
+        """Of update 0, 1, …"""
         if update < self.warmup_updates:
             return self.lr * (update + 1) / self.warmup_updates
         share = (update - self.warmup_updates) / max(1, self.updates - self.warmup_updates)

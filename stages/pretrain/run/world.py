@@ -50,7 +50,7 @@ class World:
         return found
 
     def on_rank_0(self, action: Any, *arguments: Any) -> Any:
-        """`action` on rank 0; its value, ValueError or OSError is that of all ranks."""
+        """The value of `action` on rank 0, its ValueError or OSError, on all ranks."""
         value = failure = None
         if self.is_rank_0:
             try:
@@ -69,7 +69,6 @@ class World:
 
 @contextmanager
 def joined(timeout_s: float) -> Iterator[World]:
-    """The process group that the environment names."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     if "MASTER_PORT" not in os.environ:
         alone["MASTER_PORT"] = str(free_port())
