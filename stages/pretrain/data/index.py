@@ -20,7 +20,7 @@ from stages.pretrain.data.order import Shards
 LAYOUT = 1  # of the cached arrays: raise it when they change
 
 # Each is one .npy file, read through memory maps. Besides: key_R, bytes as long as the longest key, and
-# valid_V, the rows held out. `ends_R`: running total of `crops_R`; `packed_R`: a compressed member's bytes.
+# valid_V, the rows held out. `ends_R`: running total of `crops_R`; `packed_R`: bytes if compressed, else 0.
 ROWS = dict.fromkeys(("shard_R", "samples_R", "packed_R"), np.int32) | {"crops_R": np.uint16}
 ROWS |= dict.fromkeys(("start_R", "ends_R", "audio_R", "codes_RC", "cqt_R"), np.int64)
 PER_SHARD = {"row_S": np.int64, "crops_S": np.int64, "corpus_S": np.int32}

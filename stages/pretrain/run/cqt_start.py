@@ -1,6 +1,6 @@
 """Where the CQT head starts: `objective.cqt_start`. Least squares finds at once what takes Adam hundreds of
 updates: an untrained encoder's hidden states already hold the sound around a masked frame, by convolutional
-positions and attention (figures: docs/training.md)."""
+positions and attention, which begins as a mean over the crop (figures: docs/training.md)."""
 
 from collections.abc import Iterable
 
@@ -61,5 +61,8 @@ def baselines_and_start(
     model: Mert, batches: Iterable[Batch], codes: tuple[CodeColumn, ...], how: str, dtype: torch.dtype
 ) -> tuple[metrics.Baselines, tuple[Tensor | None, Tensor | None]]:
     start, target = CqtStart(model, how, dtype), model.cqt_head.target if model.cqt_head else None
-    baselines = metrics.counted(map(start.add, batches), codes, target)
+    counter = metrics.Counter(codes, target)
+    for batch in batches:
+        counter.add(start.add(batch))
+    baselines = counter.baselines()
     return baselines, start.head(baselines.cqt_mean_F)

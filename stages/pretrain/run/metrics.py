@@ -1,7 +1,6 @@
 """Baselines of the loss: predictors that read no audio, on the same masked frames (docs/training.md)."""
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -49,13 +48,6 @@ class Counter:
     def baselines(self) -> Baselines:
         mean = (self.cqt_sum / self.frames).float() if self.frames else None
         return Baselines([smoothed(counts) for counts in self.counts], mean)
-
-
-def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> Baselines:
-    counter = Counter(codes, target)
-    for batch in batches:
-        counter.add(batch)
-    return counter.baselines()
 
 
 def smoothed(counts_2C: Tensor) -> Tensor:
