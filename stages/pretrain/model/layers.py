@@ -54,7 +54,7 @@ def dropout(x: Tensor, share: float) -> Tensor:
 
 
 def kept(shape: torch.Size, share: float, dtype: torch.dtype) -> Tensor:
-    """On the CPU: 0 with probability `share`, else 1 / (1 − share), of the share rounded to a multiple of 2⁻¹⁶.
+    """On the CPU: 0 with probability `share`, in multiples of 2⁻¹⁶, else 1 / (1 − share).
 
     torch draws a CPU's masks one number at a time: a sixth of a training step of the 95M model (D).
     Here SFC64, seeded from torch's generator, gives 16 bits an element, so that seeds, saved generator states

@@ -62,12 +62,13 @@ def load_into(net: Mert, place: str | Path) -> Imported:
             )
     state = from_hubert(given, net.state_dict())
     taken, fresh = ["encoder"], []
-    for part, own, reason in (_code_head(net, heads), _cqt_head(net, heads)):
-        if own:
+    for part, there, take in (("code head", net.codes, _code_head), (CQT_HEAD, net.cqt_head, _cqt_head)):
+        own = take(net, heads) if there else {}
+        if isinstance(own, str):
+            fresh.append(f"{part} ({own})")
+        elif own:
             state |= own
             taken.append(part)
-        elif part:
-            fresh.append(f"{part} ({reason})")
     net.load_state_dict(net.state_dict() | state, strict=True)
     return Imported(layout, tuple(taken), tuple(fresh))
 
@@ -91,25 +92,23 @@ def _fairseq_choices(found: dict[str, Any]) -> dict[str, Any]:
     return {"norm": norm, "heads": config.get("encoder_attention_heads")}
 
 
-def _code_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], str]:
-    """For a model of one code column of their shape."""
-    if not net.codes:
-        return "", {}, ""
+def _code_head(net: Mert, heads: dict[str, Tensor]) -> dict[str, Tensor] | str:
+    """For a model of one code column of their shape; or why not."""
     if "label_embs_concat" not in heads:
-        return "code head", {}, "the file has none"
+        return "the file has none"
     head, table = net.code_heads[0], heads["label_embs_concat"]
     books, codes, width = head.table_KCE.shape
     weight, bias = _projection(heads)
     rows, rest = divmod(len(table), books)
     fits = len(net.codes) == 1 and not rest and rows in (codes, codes + SPECIALS) and table.shape[1] == width
     if not fits or weight is None or weight.shape != head.projection.weight.shape:
-        return "code head", {}, f"theirs is {tuple(table.shape)}"
+        return f"theirs is {tuple(table.shape)}"
     own = {"projection.weight": weight, "projection.bias": bias}
     own["table_KCE"] = table.view(books, rows, width)[:, rows - codes :]
     scale = heads.get("logit_temp_list")
     if head.log_scale_K is not None and scale is not None and scale.shape == head.log_scale_K.shape:
         own["log_scale_K"] = scale
-    return "code head", {f"code_heads.0.{name}": value for name, value in own.items()}, ""
+    return {f"code_heads.0.{name}": value for name, value in own.items()}
 
 
 def _projection(heads: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
@@ -122,10 +121,8 @@ def _projection(heads: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]
     return tuple(torch.cat([heads[f"final_projs.{k}.{part}"] for k in each]) for part in ("weight", "bias"))
 
 
-def _cqt_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], str]:
-    if net.cqt_head is None:
-        return "", {}, ""
+def _cqt_head(net: Mert, heads: dict[str, Tensor]) -> dict[str, Tensor] | str:
     own = {part: heads.get(f"encoder_cqt_model.fc.{part}") for part in ("weight", "bias")}
     if any(value is None or value.shape != getattr(net.cqt_head, part).shape for part, value in own.items()):
-        return CQT_HEAD, {}, "the file has none of this shape"
-    return CQT_HEAD, {f"cqt_head.{part}": value for part, value in own.items()}, ""
+        return "the file has none of this shape"
+    return {f"cqt_head.{part}": value for part, value in own.items()}
