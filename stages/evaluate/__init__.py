@@ -1,1 +1,1 @@
-"""What a trained model is used for: `run` opens one, `export` writes it for others, `features` applies it."""
+"""Use of a trained model: `run` opens one, `export` writes it for others, `features` applies it."""

@@ -1,4 +1,4 @@
-"""A trained encoder as a Hugging Face folder: the contents of its files, from those of a RUN."""
+"""A trained encoder as the files of a Hugging Face folder."""
 
 import json
 from typing import Any
@@ -10,14 +10,24 @@ from stages.evaluate.run import TrainedRun
 from stages.pretrain.model.hubert import hubert_config, to_hubert
 from stages.signal.rates import RATE_HZ
 
-CURVE_ROWS = 12  # of the model card's table
+CURVE_ROWS = 12
+# raw mono samples, full scale ±1, not normalised: stated because readers' defaults differ
+PREPROCESSOR = {
+    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+    "feature_size": 1,
+    "sampling_rate": RATE_HZ,
+    "padding_value": 0.0,
+    "padding_side": "right",
+    "do_normalize": False,
+    "return_attention_mask": True,
+}
 
 
 def files(run: TrainedRun) -> dict[str, bytes]:
-    """File name → bytes. Raises ValueError naming what HuBERT cannot express."""
+    """File name → bytes. ValueError naming what HuBERT cannot express."""
     out = {
         "config.json": _json(hubert_config(run.model)),
-        "preprocessor_config.json": _json(preprocessor()),
+        "preprocessor_config.json": _json(PREPROCESSOR),
         "model.safetensors": save(to_hubert(run.weights), {"format": "pt"}),
         "README.md": card(run).encode(),
     }
@@ -25,21 +35,7 @@ def files(run: TrainedRun) -> dict[str, bytes]:
     return out | ({"curves.png": curves.read_bytes()} if curves.exists() else {})
 
 
-def preprocessor() -> dict[str, Any]:
-    """Raw mono samples at 24 kHz, full scale ±1, not normalised: stated because readers' defaults differ."""
-    return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": RATE_HZ,
-        "padding_value": 0.0,
-        "padding_side": "right",
-        "do_normalize": False,
-        "return_attention_mask": True,
-    }
-
-
 def card(run: TrainedRun) -> str:
-    """The model card: how to load it, its recipe, its data and its training curve."""
     model, data = run.model, run.data
     codes = "\n".join(
         f"| `{c['name']}` | {c['codebooks']} × {c['size']} codes | {RATE_HZ / c['hop_samples']:g} Hz |"
@@ -93,7 +89,7 @@ hidden = model(wave_BN, output_hidden_states=True).hidden_states
 
 
 def curve(metrics: list[dict[str, Any]]) -> str:
-    """A table of a dozen updates, evenly spread: training loss, and held-out loss where there is one."""
+    """A dozen updates, evenly spread: training loss, and held-out loss where there is one."""
     losses, held_out = (
         {row["update"]: row.get("loss") for row in metrics if row.get("kind") == kind and "update" in row}
         for kind in ("update", "valid")

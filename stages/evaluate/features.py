@@ -1,7 +1,4 @@
-"""Representations of recordings of any length, a window at a time.
-
-B windows, N samples at 24 kHz, T frames at 75 Hz, L hidden states, D width.
-"""
+"""Representations of recordings of any length, a window at a time. B windows, L hidden states."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,11 +23,8 @@ class Window:
 
 
 def windows(name: str, wave_N: np.ndarray, net: Backbone) -> Iterator[Window]:
-    """Cuts a recording so that frame i of all windows joined begins at sample 320 i, without gaps.
-
-    The last window has from half to one and a half times the frames of the others.
-    Raises ValueError for less than one frame.
-    """
+    """Cuts a recording so that frame i of all windows joined begins at sample 320 i, without gaps. The last
+    has from half to one and a half times the frames of the others. ValueError for less than one frame."""
     frames = net.model.frames(len(wave_N))
     if frames < 1:
         raise ValueError(f"shorter than one frame ({net.model.samples(1)} samples at 24 kHz)")
@@ -43,11 +37,12 @@ def windows(name: str, wave_N: np.ndarray, net: Backbone) -> Iterator[Window]:
 
 def batches(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
     """Windows of one length together, up to `size`: unpadded, since padding would change the features."""
-    waiting: dict[int, list[Window]] = {}
+    waiting = {}
     for window in found:
         length = len(window.wave_N)
-        waiting.setdefault(length, []).append(window)
-        if len(waiting[length]) == size:
+        batch = waiting.setdefault(length, [])
+        batch.append(window)
+        if len(batch) == size:
             yield waiting.pop(length)
     yield from waiting.values()
 
@@ -58,25 +53,23 @@ def features(net: Backbone, batch: list[Window], layer: int | None) -> list[Tens
     embedding."""
     wave_BN = torch.from_numpy(np.stack([w.wave_N for w in batch])).to(net.mask_vector.device)
     hidden = net.hidden(wave_BN)
-    chosen = torch.stack(hidden, 1) if layer is None else hidden[layer]
-    return list(chosen.float().cpu())
+    return list((torch.stack(hidden, 1) if layer is None else hidden[layer]).float().cpu())
 
 
 class Joined:
-    """Joins windows' features into recordings, in whichever order they come."""
+    """Of windows in any order."""
 
     def __init__(self):
-        self._parts: dict[str, dict[int, Tensor]] = {}
-        self._counts: dict[str, int] = {}
+        self._parts, self._counts = {}, {}
 
     def add(self, window: Window, found: Tensor) -> tuple[str, Tensor] | None:
         """The recording's name and features, (T, D) or (L, T, D), once it is complete."""
-        parts = self._parts.setdefault(window.name, {})
-        parts[window.number] = found
+        name, number = window.name, window.number
+        parts = self._parts.setdefault(name, {})
+        parts[number] = found
         if window.last:
-            self._counts[window.name] = window.number + 1
-        if len(parts) != self._counts.get(window.name):
+            self._counts[name] = number + 1
+        if len(parts) != self._counts.get(name):
             return None
-        whole = torch.cat([parts[number] for number in sorted(parts)], -2).contiguous()
-        del self._parts[window.name]
-        return window.name, whole
+        del self._parts[name]
+        return name, torch.cat([parts[number] for number in sorted(parts)], -2)

@@ -1,4 +1,4 @@
-"""Models from their folders: a training RUN, or a folder in Hugging Face's layout, exported or published."""
+"""Models from their folders: a training RUN, or Hugging Face's layout, exported or published."""
 
 import json
 from dataclasses import dataclass
@@ -25,12 +25,10 @@ from stages.shards.storage import Storage
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The contents of a RUN folder, and the weights of one of its checkpoints."""
-
     path: Path
     config: dict[str, Any]  # config.yaml, whole
-    data: dict[str, Any]  # data.json
-    checkpoint: str  # the folder's name
+    data: dict[str, Any]
+    checkpoint: str
     weights: dict[str, Tensor]  # fp32
     metrics: list[dict[str, Any]]  # metrics.jsonl up to this checkpoint's end of file
 
@@ -39,7 +37,7 @@ class TrainedRun:
         return config.build(Model, self.config["model"], "model")
 
     def mert(self) -> Mert:
-        """The model as it trains, on the CPU, in evaluation mode."""
+        """On the CPU, in evaluation mode."""
         codes = tuple(CodeColumn(**column) for column in self.data["codes"])
         objective = config.build(Objective, self.config["objective"], "objective")
         net = Mert(self.model, objective, codes, self.data["cqt_bins"])
@@ -48,7 +46,7 @@ class TrainedRun:
 
 
 def open_run(place: str | Path, checkpoint: str = "latest") -> TrainedRun:
-    """A RUN folder; `checkpoint`: `latest`, `best` (by held-out loss) or a folder. Raises ValueError."""
+    """`checkpoint`: `latest`, `best` (by held-out loss) or a folder. Raises ValueError."""
     path = Path(place)
     try:
         settings = yaml.safe_load((path / "config.yaml").read_text())

@@ -1,5 +1,5 @@
-"""Training without Ray: `torchrun --nproc-per-node N -m stages.pretrain CONFIG --set …`, or plain python for
-one rank."""
+"""Training without Ray: `torchrun --nproc-per-node N -m stages.pretrain CONFIG --set …`, or python for one
+rank."""
 
 import argparse
 import os

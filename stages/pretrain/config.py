@@ -1,4 +1,4 @@
-"""The whole configuration of a training run, and what of it a resumed run may change only by allowance."""
+"""The configuration of a training run, and what a resumed run may change only by allowance."""
 
 import json
 from dataclasses import asdict
@@ -67,7 +67,7 @@ class Config:
 
 
 def load(path: str, overrides: list[str] = ()) -> Config:
-    """A checked configuration; raises ValueError naming the field, the value and the remedy."""
+    """Raises ValueError naming the field, the value and the remedy."""
     return config.build(Config, config.load(path, overrides, OLD_NAMES))
 
 
@@ -81,32 +81,26 @@ def check_target(configuration: Config, cqt: Any) -> None:
 
 
 def identity(configuration: Config) -> dict[str, Any]:
-    """What decides the curve besides the data: sections that a resumed run must repeat."""
+    """What decides the curve besides the data: what a resumed run must repeat."""
     own = asdict(configuration)
-    batch = own["optim"].pop("global_batch")
-    return {name: own[name] for name in ("model", "objective", "masking", "mixture", "optim")} | {
-        "seed": own["run"]["seed"],
-        "global_batch": batch,
-    }
+    own |= {"seed": own["run"]["seed"], "global_batch": own["optim"].pop("global_batch")}
+    names = ("model", "objective", "masking", "mixture", "optim", "seed", "global_batch")
+    return {name: own[name] for name in names}
 
 
 def _completed(known: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    found = dict(known)
+    found = defaults | known
     for name, default in defaults.items():
-        if isinstance(default, dict) and isinstance(known.get(name), dict):
-            found[name] = _completed(known[name], default)
-        else:
-            found.setdefault(name, default)
+        if isinstance(default, dict) and isinstance(found[name], dict):
+            found[name] = _completed(found[name], default)
     return found
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], allow: tuple[str, ...], run: str) -> None:
-    """Refuse a resumed run that is another one; ValueError with both values and the way to override.
-
-    A choice that came after the run was begun has its default there: what was done until then."""
-    before = _completed(
-        config.renamed(before, OLD_NAMES), json.loads(json.dumps(identity(Config(data=Data()))))
-    )
+    """ValueError with both values and the way to override. A choice that is newer than the run has its
+    default there: what was done until then."""
+    defaults = json.loads(json.dumps(identity(Config(data=Data()))))
+    before = _completed(config.renamed(before, OLD_NAMES), defaults)
     for section, value in now.items():
         old = before.get(section)
         if old == value or section in allow or "all" in allow:

@@ -1,10 +1,5 @@
-"""Training: the pinned shards become a model. `Training.run` is the loop; read it first.
-
-    join the ranks → open RUN → pin the data → build the model → restore → update, validate, save, …
-
-Every rank runs this file alike. What one rank alone knows (its losses, its clock, a signal) is agreed on in
-one exchange an update.
-"""
+"""Training: the pinned shards become a model. `Training.run` is the loop; read it first. Every rank runs it
+alike; what one knows alone (losses, clock, a signal) is agreed on in one exchange an update."""
 
 import contextlib
 import math
@@ -43,10 +38,8 @@ DONE, STOPPED = "done", "stopped"
 
 
 def train(config: Config, say: Callable[[str], None] = print) -> str:
-    """Train until the last update or a requested stop; the same call goes on from there. Returns which.
-
-    Raises ValueError for what a user can fix, on every rank; OSError when a checkpoint cannot be written.
-    """
+    """Train until the last update or a requested stop; returns which. The same call goes on from there.
+    ValueError, on every rank, for what a user can fix; OSError when a checkpoint cannot be written."""
     with joined(timeout_s=60 * config.run.stall_minutes + 60) as world:
         torch.set_num_threads(config.run.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
         run_dir = RunDir(config, world)
@@ -60,8 +53,6 @@ def train(config: Config, say: Callable[[str], None] = print) -> str:
 
 
 class Training:
-    """One run on one rank, from its model to its last update."""
-
     def __init__(self, config: Config, world: World, run_dir: RunDir, pinned: Pinned, run_log: RunLog):
         self.config, self.world, self.run_dir = config, world, run_dir
         self.pinned, self.run_log, self.dtype = pinned, run_log, DTYPES[config.engine.precision]
@@ -75,22 +66,21 @@ class Training:
         data = (pinned, config.data, config.masking, config.mixture, self.frames)
         self.loader = Loader(*data, config.engine.micro_batch, world.rank, world.size)
         self.loss_guard, self.replaced, self.restored = LossGuard(config.guard), 0, []
-        self.best: tuple[float, int] | None = None  # held-out loss, update
+        self.best = None  # held-out loss, update
         place = config.checkpoints.at or str(run_dir.path / "checkpoints")
         self.checkpoints = Checkpoints(place, config.checkpoints.keep, world)
         self.watchdog = Watchdog(run_dir.path / "stacks", world.rank, 60 * config.run.stall_minutes)
         self.stopping = Stopping(run_dir.path / "stop")
 
     def begin(self) -> None:
-        """Build the engine, and restore the newest checkpoint or begin anew."""
         config, world, say = self.config, self.world, self.run_log.say
         for text in self.pinned.describe():
             say(text)
         own = (self.pinned.fingerprint, config.run.seed, config.optim.global_batch)
         self.state, newest = State(*own), self.checkpoints.newest()
-        head_start = "default" if newest else config.objective.cqt_start
+        head_start = config.objective.cqt_start
         if newest:
-            saved = State.from_json(self.checkpoints.state(newest)["state"])
+            saved, head_start = State.from_json(self.checkpoints.state(newest)["state"]), "default"
             self.state = saved.resumed(*own, set(config.resume.allow))
         elif config.run.init_from:
             imported = load_into(self.model, config.run.init_from)
@@ -120,15 +110,13 @@ class Training:
         self.stopping.begin(world)
 
     def run(self) -> str:
-        """Update until the last one, or until a stop is requested; returns which."""
         config, engine, frames, say = self.config, self.engine, self.update_frames, self.run_log.say
         stream, saved_at, last = self.loader.stream(self.state), time.monotonic(), config.optim.updates
         while self.state.update < last:
             began, place, lr = time.monotonic(), self.state, config.optim.lr_at(self.state.update)
-            draw = self.model.draw(config.run.seed, place.update)  # layers to keep, codebooks to train
+            draw = self.model.draw(config.run.seed, place.update)
 
-            # a single update: forward and backward of each micro-batch
-            sums: dict[str, torch.Tensor] = defaultdict(float)
+            sums = defaultdict(float)
             for number, batch in enumerate(self._micro_batches(stream), 1):
                 loss, terms = engine.forward(batch, *draw)
                 for name, value in (terms | self._baseline_sums(batch)).items():
@@ -136,8 +124,8 @@ class Training:
                 if number < self.micro_batches:
                     engine.backward(loss, frames)
 
-            # Before the weights move all ranks agree. The last backward pass comes after that: DeepSpeed
-            # reduces gradients in it, and every ZeRO stage skips its step if they are not finite.
+            # All ranks agree before the last backward pass: DeepSpeed reduces gradients in it, and every
+            # ZeRO stage skips its step if they are not finite.
             minutes = (time.monotonic() - saved_at) / 60
             save = self.world.is_rank_0 and minutes > config.checkpoints.every_minutes
             sums = self.world.agree(sums | {"stop": self.stopping.requested(), "save": save})
@@ -146,39 +134,39 @@ class Training:
             engine.backward(loss * math.nan if skip else loss, frames)
             grad_norm, applied = engine.step(lr, skip)
             self.state = place.advanced(self.pinned.samples_per_epoch)
+            update = self.state.update
 
             # once in a while: samples could not be read, the update was skipped
             if sums["replaced"]:
-                self.replaced += self.run_log.replaced(self.state.update, self.failed)
-            overflow = not applied and not skip and loss_scale != 1.0  # fp16 halves its scale: no bad update
+                self.replaced += self.run_log.replaced(update, self.failed)
+            overflow = not applied and not skip and loss_scale != 1.0  # no bad update
             if not applied and not overflow:
                 self._log_skipped(place, mean_loss)
             too_many = self.loss_guard.note(mean_loss, not applied, overflow)
             facts = {"epoch": place.epoch, "grad_norm": grad_norm, "lr": lr, "scale": loss_scale}
             facts |= {"skipped": self.loss_guard.skipped, "replaced": self.replaced}
-            took_s = time.monotonic() - began
-            self.run_log.update(self.state.update, sums, frames, took_s, self.waited_s, facts)
+            self.run_log.update(update, sums, frames, time.monotonic() - began, self.waited_s, facts)
             self.watchdog.beat()
 
             # once in a while: restore the last checkpoint, validate, save, stop
             if too_many:
                 stream = self._recover()
                 continue
-            done, stop = self.state.update == last, bool(sums["stop"])
-            if done or self.state.update % config.watch.validate_every == 0:
+            done, stop = update == last, bool(sums["stop"])
+            if done or update % config.watch.validate_every == 0:
                 self._validate()
-            if done or stop or sums["save"] or self.state.update % config.checkpoints.every_updates == 0:
+            if done or stop or sums["save"] or update % config.checkpoints.every_updates == 0:
                 self._save(wait=done or stop)
                 saved_at = time.monotonic()
             if stop and not done:
-                say(f"stopped after update {self.state.update}; the same command goes on from there")
+                say(f"stopped after update {update}; the same command goes on from there")
                 return STOPPED
         self.run_log.log("end", update=last)
         say(f"finished: {last} updates, in {self.run_dir.path}")
         return DONE
 
     def _micro_batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """This rank's share of an update. Counts the seconds waited for it, and lists samples that failed."""
+        """Counts the seconds waited, and lists samples that failed."""
         self.waited_s, self.failed = 0.0, []
         for _ in range(self.micro_batches):
             began = time.monotonic()
@@ -189,30 +177,30 @@ class Training:
 
     def _on_device(self, batch: Batch) -> Batch:
         batch = batch.to(self.world.device)
-        if self.online is not None:
+        if self.online:
             batch = replace(batch, cqt_BLF=self.online(batch.context_BN), context_BN=None)
         return batch
 
     def _baseline_sums(self, batch: Batch) -> dict[str, torch.Tensor | int]:
-        """Sums of what a micro-batch's loss is compared with, and of its samples' facts."""
         sums = metrics.further_sums(batch, self.pinned.codes, self.baselines, self.target)
         return sums | {"replaced": len(batch.replaced), "samples": metrics.sample_sum(batch)}
 
     def _log_skipped(self, place: State, loss: float) -> None:
-        """Name the samples that are not finite: the update's micro-batches are read again."""
+        """Name the samples that are not finite: the micro-batches are read again."""
         with self.engine.evaluating() as model:
             batches = map(self._on_device, self.loader.read(place))
             keys = [key for batch in batches for key in model.non_finite_keys(batch)]
         self.run_log.skipped(self.state.update, loss, keys)
 
     def _recover(self) -> Iterator[Batch]:
-        """Too many bad updates in a row: restore the last checkpoint and go past the data since, or stop."""
+        """Restore the last checkpoint and go past the data since, or stop."""
+        guard = self.config.guard
         self.checkpoints.finish()
-        name = self.checkpoints.newest() if self.config.guard.then == "restore" else None
+        name = self.checkpoints.newest() if guard.then == "restore" else None
         self.restored.append(name)
         if name is None or self.restored.count(name) > RESTORES:
             tried = f"{name} was restored {RESTORES} times" if name else None
-            raise given_up(self.config.guard, self.state.update, tried, self.run_dir.path / "metrics.jsonl")
+            raise given_up(guard, self.state.update, tried, self.run_dir.path / "metrics.jsonl")
         saved = State.from_json(self._restore(name)["state"])
         self.loss_guard.in_a_row = 0
         self.state = saved.skip_to(self.state, self.pinned.samples_per_epoch)
@@ -231,9 +219,9 @@ class Training:
             self.run_log.valid(self.state.update, found)
 
     def _save(self, wait: bool) -> None:
-        update, best = self.state.update, self.best[1] if self.best else None
+        update, best = self.state.update, self.best
         state = {"update": update, "state": self.state.to_json(), "judge": self.loss_guard.to_json()}
-        state |= {"best": self.best, "best_update": best, "replaced": self.replaced}
+        state |= {"best": best, "best_update": best and best[1], "replaced": self.replaced}
         self.run_log.log("checkpoint", update=update, path=self.checkpoints.save(self.engine, state, wait))
         self.run_log.draw()
 

@@ -7,10 +7,10 @@ from typing import Any
 from safetensors import safe_open
 
 from stages.pretrain.config import load
-from stages.pretrain.data.loader import Loader
 from stages.pretrain.data.pinning import pin
 from stages.pretrain.data.state import State
 from tests.chaos.training import Ranks, configured, rows
+from tests.stages.pretrain import reading
 
 UPDATES = 20
 TOLERANCE = 1e-4  # relative, of losses and gradient norms: another CPU adds in another order
@@ -29,13 +29,10 @@ def sample_ids(folder: Path) -> list[list[str]]:
     """KEY+START of each sample of each update, from the state alone."""
     config = load(str(configured(folder, updates=UPDATES)))
     pinned = pin(config.data)
-    frames = config.model.frames(config.data.samples)
-    loader = Loader(pinned, config.data, config.masking, config.mixture, frames, config.engine.micro_batch)
     state, found = State(pinned.fingerprint, config.run.seed, config.optim.global_batch), []
     for _ in range(UPDATES):
-        found.append(loader.sample_ids(state))
+        found.append(reading.sample_ids(pinned, config.data, state))
         state = state.advanced(pinned.samples_per_epoch)
-    loader.close()
     return found
 
 

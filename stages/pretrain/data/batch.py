@@ -1,7 +1,4 @@
-"""What the loader hands to the model: one micro-batch, and what must be known of the label columns.
-
-B clips, N samples at 24 kHz, T model frames, L label frames of a column, K codebooks, F CQT bins.
-"""
+"""What the loader hands to the model, and what must be known of the label columns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,17 +11,17 @@ from stages.signal.rates import HOP_SAMPLES
 
 @dataclass(frozen=True)
 class CodeColumn:
-    """One code column as its records describe it; the trainer has no such constants of its own."""
+    """As its records describe it; the trainer has no such constants of its own."""
 
     name: str  # codes-<recipe8>
-    codebooks: int  # K
+    codebooks: int
     size: int  # codes of one codebook
     hop_samples: int = HOP_SAMPLES  # of a label frame
 
 
 @dataclass
 class Batch:
-    """One micro-batch. Everything random in it was drawn from (seed, epoch, position) of each sample."""
+    """Everything random in it was drawn from (seed, epoch, position) of each sample."""
 
     wave_BN: Tensor  # float32, full scale ±1; the input, mixture included
     mask_BT: Tensor  # bool; True where the model's input frame is replaced
@@ -44,9 +41,8 @@ class Batch:
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        return self._moved(lambda tensor: tensor.pin_memory())
+        return self._moved(Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: move(value) for name, value in tensors.items()}
+        moved = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, codes={name: move(value) for name, value in self.codes.items()}, **moved)

@@ -14,13 +14,11 @@ from stages.shards import record as records
 from stages.shards.record import Record
 from stages.shards.storage import Storage
 
-THREADS = 16  # that read records: most of the time is waiting for a store or a network disk
+THREADS = 16  # that read records: most of the time is waiting
 
 
 @dataclass(frozen=True)
 class PinnedCorpus:
-    """The finished shards of one OUT and the columns a run uses of it."""
-
     storage: Storage
     audio: str
     codes: tuple[str, ...]
@@ -37,14 +35,13 @@ class PinnedCorpus:
         return (self.audio, *self.labels)
 
     def damaged(self, name: str, shard: str, what: str) -> ValueError:
-        """The error of a shard of a column that must be made again."""
         return ValueError(
             f"{self.storage.root}: {name}/{shard} {what}: `overtone verify --repair`, then label again"
         )
 
 
 def find(root: str, data: Data, previous: tuple[str, list[str]] | None) -> PinnedCorpus:
-    """The corpus below `root`; `previous`: (audio column, shards) a run was begun with. Raises ValueError."""
+    """`previous`: (audio column, shards) a run was begun with. Raises ValueError."""
     try:
         storage = Storage(root)
         recipe = yaml.safe_load(storage.read("recipe.yaml"))
@@ -67,7 +64,13 @@ def find(root: str, data: Data, previous: tuple[str, list[str]] | None) -> Pinne
         if name not in known:
             raise ValueError(f"data.codes or data.cqt names {name}, {root} has {', '.join(sorted(known))}")
     corpus = _with_shards(corpus, shards)
-    _check_records(corpus, {name: records.recipe8(known[name]) for name in corpus.columns})
+    for (name, shard), record in corpus.records.items():
+        seen, named = records.recipe8(record.recipe), records.recipe8(known[name])
+        if seen != named:
+            raise corpus.damaged(name, shard, f"was made by recipe {seen}, {name} is {named}")
+        if name != audio and record.source_sha256 != corpus.records[audio, shard].sha256:
+            what = f"was made from another {audio} tar than the one that is there"
+            raise corpus.damaged(name, shard, what)
     return corpus
 
 
@@ -93,17 +96,6 @@ def _with_shards(corpus: PinnedCorpus, pinned: list[str] | None) -> PinnedCorpus
         return replace(corpus, shards=tuple(shards), records=dict(zip(places, found, strict=True)))
 
 
-def _check_records(corpus: PinnedCorpus, recipes: dict[str, str]) -> None:
-    """Every record is of the recipe that its column is named after, and of the audio that is there."""
-    for (name, shard), record in corpus.records.items():
-        seen = records.recipe8(record.recipe)
-        if seen != recipes[name]:
-            raise corpus.damaged(name, shard, f"was made by recipe {seen}, {name} is {recipes[name]}")
-        if name != corpus.audio and record.source_sha256 != corpus.records[corpus.audio, shard].sha256:
-            what = f"was made from another {corpus.audio} tar than the one that is there"
-            raise corpus.damaged(name, shard, what)
-
-
 def live_digest(storage: Storage, shards: tuple[str, ...]) -> str:
     """Of the recordings in use in these shards: changes when one is tombstoned."""
     with storage.fetched("plan.parquet") as path:
@@ -113,7 +105,7 @@ def live_digest(storage: Storage, shards: tuple[str, ...]) -> str:
 
 
 def stored_form(corpora: list[PinnedCorpus], name: str, default: tuple[str, int]) -> tuple[str, int]:
-    """(dtype, values of a frame) of a label column, from its first member's header; `default` without one."""
+    """(dtype, values of a frame) of a label column, from its first member's header."""
     for corpus in corpora:
         for shard in corpus.shards:
             index = column.read_index(corpus.storage, name, shard)

@@ -1,9 +1,5 @@
-"""Random numbers that are a function of what they are for: (seed, epoch, position, …), never of a generator's
-past.
-
-Each is the output function of SplitMix64 (Steele, Lea, Flood 2014) of a key and a counter, so any can be had
-alone, on any rank, in any worker, in any order. Arithmetic wraps modulo 2**64.
-"""
+"""Random numbers that are a function of what they are for: SplitMix64's output (Steele, Lea, Flood 2014) of a
+key and a counter, modulo 2**64. So any can be had alone, on any rank, in any worker, in any order."""
 
 import numpy as np
 
@@ -18,7 +14,7 @@ SHARDS, COPIES, SHUFFLE, CROP, MASK, MIXTURE, REPLACEMENT, VALIDATION = range(1,
 
 
 def key(*parts: int) -> int:
-    """One 64-bit key of whole numbers, in this order: purpose, seed, epoch, …"""
+    """64 bits of whole numbers, in this order: purpose, seed, epoch, …"""
     state = 0
     for part in parts:  # as `bits`, in plain whole numbers, which are faster one at a time
         state = (state + _GOLDEN + part) & _MASK
@@ -26,11 +22,6 @@ def key(*parts: int) -> int:
         state = ((state ^ state >> 27) * _SECOND) & _MASK
         state ^= state >> 31
     return state
-
-
-def keys(base: int, numbers: np.ndarray) -> np.ndarray:
-    """uint64 of `numbers`' shape: a key for each number, for example a position."""
-    return bits(base, numbers)
 
 
 def bits(key: np.ndarray | int, counters: np.ndarray | int) -> np.ndarray:
@@ -43,6 +34,9 @@ def bits(key: np.ndarray | int, counters: np.ndarray | int) -> np.ndarray:
             found *= np.uint64(factor)
         found ^= found >> np.uint64(31)
     return found
+
+
+keys = bits  # a key for each number, for example a position
 
 
 def uniform(key: np.ndarray | int, counters: np.ndarray | int) -> np.ndarray:

@@ -1,7 +1,4 @@
-"""One micro-batch of crops: which bytes, read, checked, replaced where they fail, masked and mixed.
-
-B clips, N samples at 24 kHz, T model frames, L label frames, K codebooks, F CQT bins.
-"""
+"""One micro-batch of crops."""
 
 import io
 import math
@@ -24,38 +21,34 @@ from stages.shards.frames import decode_cqt
 from stages.signal.rates import HOP_SAMPLES
 
 FULL_SCALE = 32768.0
-UNREADABLE = (OSError, EOFError, RuntimeError)  # soundfile's errors are RuntimeErrors
+UNREADABLE = (OSError, EOFError, RuntimeError)  # RuntimeError: soundfile's
 TRIES = 16  # replacements of one sample, before the data as a whole is taken for unreadable
 
-# the bytes, and the first sample in them once decoded; -1 when they are the samples
-Audio = tuple[Want, int]
+Audio = tuple[Want, int]  # the bytes, and the first sample in them once decoded; -1: they are the samples
 Wanted = tuple[Audio, list[Want]]  # of one crop: audio, label columns
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """One micro-batch before it is read: what is wanted of which file."""
-
     state: State
     places: np.ndarray  # int64 (B,): in the state's global batch
     crops: Crops
     wants: list[Wanted]
-    pieces: Pieces  # of the mixture
+    pieces: Pieces
     donors: list[Audio]  # of each piece
 
 
 class Reader:
-    """Makes micro-batches; one for each process that reads. `frames`: model frames of a crop."""
+    """Makes micro-batches, in one process. `frames`: model frames of a crop."""
 
     def __init__(self, pinned: Pinned, data: Data, masking: Masking, mixture: Mixture, frames: int):
         self.pinned, self.data, self.frames = pinned, data, frames
         self.masking, self.mixture, self.places = masking, mixture, CropIndex(pinned, data)
         self.tars = Tars(pinned, data.cache_folder, data.cache_gb)
         self.context_samples = pinned.cqt.context_samples if pinned.cqt else 0
-        self._raw: dict[int, _Raw] = {}  # by clips: micro-batches may differ by one
+        self._raw = {}  # by clips: micro-batches may differ by one
 
     def plan(self, state: State, places_B: np.ndarray) -> BatchPlan:
-        """The samples at these places of the state's global batch, and the pieces mixed into them."""
         crops = self.places.crops(state, places_B)
         keys_B = state.keys(counter_rng.MIXTURE, places_B)
         pieces = self.mixture.draw(keys_B, places_B, state.global_batch, self.data.samples)
@@ -68,7 +61,7 @@ class Reader:
         self.tars.ahead(wants + [want for want, _ in plan.donors])
 
     def batch(self, plan: BatchPlan) -> Batch:
-        """The planned samples in their order. ValueError when no replacement can be read."""
+        """ValueError when no replacement can be read."""
         state, places_B = plan.state, plan.places
 
         def another(i: int, attempt: int) -> Crops:
@@ -94,18 +87,19 @@ class Reader:
     def _read(
         self, crops: Crops, wants: list[Wanted], keys_B: np.ndarray, another: Callable[[int, int], Crops]
     ) -> tuple[Batch, np.ndarray]:
-        """The batch with masks of these keys, and how many samples failed for each clip."""
-        clips = len(crops.row)
+        """The second: how many samples failed for each clip."""
+        clips, pinned = len(crops.row), self.pinned
         if clips not in self._raw:
             self._raw[clips] = _Raw(self, clips)  # once: new pages cost as much as reading into them
-        raw, exact_BLF = self._raw[clips], self._raw[clips].new_cqt()
+        raw = self._raw[clips]
+        raw.begin()
         row_B, start_B, replaced = crops.row.copy(), crops.start.copy(), []
         attempts_B, pending = np.zeros(clips, dtype=int), list(range(clips))
         while pending:
             left = Crops(row_B[pending], start_B[pending])
-            failed = raw.fill(pending, left, self.wants(left) if replaced else wants, exact_BLF)
+            failed = raw.fill(pending, left, self.wants(left) if replaced else wants)
             for i, reason in failed.items():
-                replaced.append(f"{self.pinned.key(row_B[i])}: {reason}")
+                replaced.append(f"{pinned.key(row_B[i])}: {reason}")
                 if attempts_B[i] == TRIES:
                     raise ValueError(
                         f"data: {TRIES} samples in a row could not be read, last {replaced[-1]}: is the data "
@@ -115,13 +109,17 @@ class Reader:
                 row_B[i], start_B[i] = other.row[0], other.start[0]
                 attempts_B[i] += 1
             pending = sorted(failed)
-        keys, mask_BT = [self.pinned.key(row) for row in row_B], self.masking.draw(keys_B, self.frames)
-        samples = {"keys": keys, "recordings": [self.pinned.recording(row) for row in row_B]}
-        labels = {"mask_BT": torch.from_numpy(mask_BT), "cqt_BLF": exact_BLF}
-        return Batch(**raw.tensors(), **labels, **samples, replaced=replaced), attempts_B
+        batch = Batch(
+            mask_BT=torch.from_numpy(self.masking.draw(keys_B, self.frames)),
+            keys=[pinned.key(row) for row in row_B],
+            recordings=[pinned.recording(row) for row in row_B],
+            replaced=replaced,
+            **raw.tensors(),
+        )
+        return batch, attempts_B
 
     def _mix(self, wave_BN: np.ndarray, plan: BatchPlan) -> None:
-        """Add the pieces. A donor that cannot be read adds nothing: its own clip is replaced and counted."""
+        """A donor that cannot be read adds nothing: its own clip is replaced and counted."""
         pieces, scale = plan.pieces, np.float32(self.mixture.gain / FULL_SCALE)
         for audio, clip, to, length in zip(plan.donors, pieces.clip, pieces.to, pieces.length, strict=True):
             piece = np.empty(length, dtype="<i2")
@@ -133,21 +131,22 @@ class Reader:
 
     def audio(self, crops: Crops, length_B: np.ndarray | int) -> list[Audio]:
         """`length_B` samples from each crop's start on; a compressed member is wanted whole."""
-        packed_B = self.pinned.packed_R[crops.row].astype(np.int64)
-        at_B = self.pinned.audio_R[crops.row] + np.where(packed_B, 0, 2 * crops.start)
+        pinned = self.pinned
+        packed_B = pinned.packed_R[crops.row].astype(np.int64)
+        at_B = pinned.audio_R[crops.row] + np.where(packed_B, 0, 2 * crops.start)
         size_B = np.where(packed_B, packed_B, 2 * length_B)
-        places = (self.pinned.shard_R[crops.row], at_B, size_B, np.where(packed_B, crops.start, -1))
+        places = (pinned.shard_R[crops.row], at_B, size_B, np.where(packed_B, crops.start, -1))
         rows = zip(*(values.tolist() for values in places), strict=True)
         return [((0, shard, at, size), first) for shard, at, size, first in rows]
 
     def wants(self, crops: Crops) -> list[Wanted]:
-        found: list[Wanted] = [(audio, []) for audio in self.audio(crops, self.data.samples)]
-        frame_B, frames = crops.start // HOP_SAMPLES, self.data.samples // HOP_SAMPLES
-        coded = len(self.pinned.codes)
-        for column, (_, values, dtype) in enumerate(self.pinned.facts.labels):
+        found = [(audio, []) for audio in self.audio(crops, self.data.samples)]
+        pinned, frames = self.pinned, self.data.samples // HOP_SAMPLES
+        columns = [*pinned.codes_RC[crops.row].T, pinned.cqt_R[crops.row]]
+        for column, (_, values, dtype) in enumerate(pinned.facts.labels):
             width = values * dtype.itemsize
-            at_B = self.pinned.codes_RC[crops.row, column] if column < coded else self.pinned.cqt_R[crops.row]
-            for (audio, labels), at in zip(found, (at_B + frame_B * width).tolist(), strict=True):
+            at_B = columns[column] + crops.start // HOP_SAMPLES * width
+            for (audio, labels), at in zip(found, at_B.tolist(), strict=True):
                 labels.append((1 + column, audio[0][1], at, frames * width))
         return found
 
@@ -167,14 +166,14 @@ class Reader:
                 raise EOFError(f"flac member ends before sample {first + len(out_N)}")
 
     def context(self, row: int, first: int, out_N: np.ndarray) -> None:
-        """As `wave`, from sample `first` of a segment, which may be below 0, across the neighbouring segments
-        of the recording; zero outside the recording."""
+        """As `wave`, from sample `first` of a segment (below 0 too), across its recording's neighbouring
+        segments; zero outside."""
         pinned = self.pinned
         done = max(0, -int(pinned.start_R[row]) - first)
         while first < 0 and pinned.start_R[row] > 0:
             row -= 1
             first += int(pinned.samples_R[row])
-        out_N[:done] = 0
+        out_N[:] = 0
         first = max(first, 0)
         while done < len(out_N):
             take = min(len(out_N) - done, int(pinned.samples_R[row]) - first)
@@ -182,12 +181,11 @@ class Reader:
             self.wave(audio, out_N[done : done + take])
             done, first, row = done + take, 0, row + 1
             if row == len(pinned.start_R) or pinned.start_R[row] == 0:
-                out_N[done:] = 0
                 return
 
 
 class _Raw:
-    """The bytes of a micro-batch as stored, and their checks; used again for the next one."""
+    """The bytes of a micro-batch as stored; used again for the next one."""
 
     def __init__(self, reader: Reader, clips: int):
         self.reader, self.pinned, samples = reader, reader.pinned, reader.data.samples
@@ -196,23 +194,21 @@ class _Raw:
         self.stored = [np.empty((*shape, values), dtype) for _, values, dtype in labels]
         self.has_cqt = len(labels) > len(self.pinned.codes)
 
-    def new_cqt(self) -> torch.Tensor | None:
-        """float32 (B, L, F), for the batch to keep."""
-        return torch.empty(self.stored[-1].shape) if self.has_cqt else None
+    def begin(self) -> None:
+        """A new float32 (B, L, F), for the batch to keep."""
+        self.cqt_BLF = torch.empty(self.stored[-1].shape) if self.has_cqt else None
 
-    def fill(
-        self, clips: list[int], crops: Crops, wants: list[Wanted], exact_BLF: torch.Tensor | None
-    ) -> dict[int, str]:
-        """Read these clips. Returns those that failed, and why."""
-        failed: dict[int, str] = {}
+    def fill(self, clips: list[int], crops: Crops, wants: list[Wanted]) -> dict[int, str]:
+        """Returns the clips that failed, and why."""
+        reader, failed = self.reader, {}
         for i, row, start, (audio, labels) in zip(clips, crops.row, crops.start, wants, strict=True):
             try:
-                if context := self.reader.context_samples:
-                    self.reader.context(int(row), int(start) - context, self.wave_BN[i])
+                if context := reader.context_samples:
+                    reader.context(int(row), int(start) - context, self.wave_BN[i])
                 else:
-                    self.reader.wave(audio, self.wave_BN[i])
+                    reader.wave(audio, self.wave_BN[i])
                 for values, want in zip(self.stored, labels, strict=True):
-                    self.reader.tars.read(want, memoryview(values[i]).cast("B"))
+                    reader.tars.read(want, memoryview(values[i]).cast("B"))
             except UNREADABLE as error:
                 failed[i] = f"{type(error).__name__}: {error}"
         for codes_BLK, column in zip(self.stored, self.pinned.codes, strict=False):
@@ -221,31 +217,26 @@ class _Raw:
                 if top_B[i] >= column.size:
                     what = f"{column.name} holds the code {top_B[i]}, its codebooks have {column.size}"
                     failed.setdefault(i, what)
-        return failed if exact_BLF is None else self._cqt(clips, crops.row, exact_BLF) | failed
+        return self._cqt(clips, crops.row) | failed if self.has_cqt else failed
 
-    def _cqt(self, clips: list[int], row_B: np.ndarray, exact_BLF: torch.Tensor) -> dict[int, str]:
+    def _cqt(self, clips: list[int], row_B: np.ndarray) -> dict[int, str]:
         """Stored frames to float32. A sum shows a NaN or infinity anywhere in it."""
         pinned, stored_BLF, failed = self.pinned, self.stored[-1], {}
         for i, row in zip(clips, row_B, strict=True):
             if stored_BLF.dtype == np.uint8:
                 shard = pinned.shard_R[row]
                 scale = {"uint8": {"scale": pinned.scale_S[shard], "offset": pinned.offset_S[shard]}}
-                exact_BLF[i] = torch.from_numpy(decode_cqt(stored_BLF[i], scale))
+                self.cqt_BLF[i] = torch.from_numpy(decode_cqt(stored_BLF[i], scale))
             else:  # as decode_cqt, five times as fast (D)
-                exact_BLF[i].copy_(torch.from_numpy(stored_BLF[i]))
-            if not math.isfinite(exact_BLF[i].sum()):
+                self.cqt_BLF[i].copy_(torch.from_numpy(stored_BLF[i]))
+            if not math.isfinite(self.cqt_BLF[i].sum()):
                 failed[i] = f"{pinned.cqt.name} holds NaN or infinite values"
         return failed
 
     def tensors(self) -> dict[str, torch.Tensor | dict]:
-        """The waves and codes of a Batch, before any mixture."""
-        whole_BN, context = (
-            torch.from_numpy(self.wave_BN * np.float32(1 / FULL_SCALE)),
-            self.reader.context_samples,
-        )
+        wave_BN, context = torch.from_numpy(self.wave_BN * np.float32(1 / FULL_SCALE)), None
+        if size := self.reader.context_samples:
+            wave_BN, context = wave_BN[:, size:-size].clone(), wave_BN
         columns = zip(self.pinned.codes, self.stored, strict=False)
         codes = {column.name: torch.from_numpy(v.astype(np.int64)) for column, v in columns}
-        if not context:
-            return {"wave_BN": whole_BN, "codes": codes}
-        clean_BN = whole_BN[:, context:-context].clone()
-        return {"wave_BN": clean_BN, "context_BN": whole_BN, "codes": codes}
+        return {"wave_BN": wave_BN, "context_BN": context, "codes": codes, "cqt_BLF": self.cqt_BLF}

@@ -1,9 +1,7 @@
-"""The pinned data of a run: which samples there are and where their bytes are, as flat arrays on a local
-disk.
+"""The pinned data of a run: its segments and where their bytes are, as flat arrays on a local disk.
 
 R segments (rows), S shards, C code columns. Rows are in (shard, key) order: those of a recording follow each
-other. Rows that are not drawn (crops 0) stay: they are context for the rows next to them.
-"""
+other. Rows that are not drawn (crops 0) stay: they are context for the rows next to them."""
 
 import json
 import os
@@ -21,24 +19,17 @@ from stages.pretrain.data.order import Shards
 
 LAYOUT = 1  # of the cached arrays: raise it when they change
 
-# name → dtype; each is one .npy file, read through memory maps. Besides: key_R, bytes as long as the longest
-# key, and valid_V, the rows held out. `ends_R` is the running total of `crops_R`, `packed_R` the bytes of a
-# compressed member, else 0.
-ROWS = {"shard_R": np.int32, "start_R": np.int64, "samples_R": np.int32, "crops_R": np.uint16}
-ROWS |= {
-    "ends_R": np.int64,
-    "audio_R": np.int64,
-    "packed_R": np.int32,
-    "codes_RC": np.int64,
-    "cqt_R": np.int64,
-}
+# Each is one .npy file, read through memory maps. Besides: key_R, bytes as long as the longest key, and
+# valid_V, the rows held out. `ends_R`: running total of `crops_R`; `packed_R`: bytes if compressed, else 0.
+ROWS = dict.fromkeys(("shard_R", "samples_R", "packed_R"), np.int32) | {"crops_R": np.uint16}
+ROWS |= dict.fromkeys(("start_R", "ends_R", "audio_R", "codes_RC", "cqt_R"), np.int64)
 PER_SHARD = {"row_S": np.int64, "crops_S": np.int64, "corpus_S": np.int32}
 PER_SHARD |= {"offset_S": np.float32, "scale_S": np.float32}
 
 
 @dataclass(frozen=True)
 class CqtColumn:
-    """The constant-Q column, or what `cqt: online` computes. Fields of its recipe (stages/signal/cqt.py)."""
+    """A stored one, or what `cqt: online` computes. Fields of its recipe (stages/signal/cqt.py)."""
 
     name: str  # cqt-<recipe8>, or online
     bins: int
@@ -51,7 +42,7 @@ class CqtColumn:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the pinned data except the rows; the plain part of RUN/data.json."""
+    """All but the rows; the plain part of RUN/data.json."""
 
     fingerprint: str
     identity: dict[str, Any]  # the configuration's deciding fields
@@ -71,18 +62,18 @@ class Facts:
     @property
     def labels(self) -> list[tuple[str, int, np.dtype]]:
         """(name, values of a frame, dtype) of each label column on the disk: codes, then the CQT."""
-        found = [
-            (c.name, c.codebooks, np.dtype(t)) for c, t in zip(self.codes, self.codes_dtype, strict=True)
-        ]
-        stored = self.cqt and self.cqt.name != "online"
-        return found + ([(self.cqt.name, self.cqt.bins, np.dtype(self.cqt.dtype))] if stored else [])
+        codes, cqt = zip(self.codes, self.codes_dtype, strict=True), self.cqt
+        found = [(column.name, column.codebooks, np.dtype(dtype)) for column, dtype in codes]
+        if cqt and cqt.name != "online":
+            found.append((cqt.name, cqt.bins, np.dtype(cqt.dtype)))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"cqt_bins": self.cqt.bins if self.cqt else None}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Facts":
-        """Raises ValueError when it is not what `to_json` wrote."""
+        """ValueError when it is not what `to_json` wrote."""
         try:
             own = {k: v for k, v in data.items() if k in Facts.__dataclass_fields__}
             own["codes"] = tuple(CodeColumn(**c) for c in own["codes"])
@@ -98,7 +89,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Pinned:
-    """What a run is trained on. Cheap to pickle: workers open the arrays by their path."""
+    """Cheap to pickle: workers open the arrays by their path."""
 
     facts: Facts
     folder: Path  # of the arrays
@@ -109,10 +100,9 @@ class Pinned:
         return Pinned, (self.facts, self.folder, self.corpora)
 
     def __getattr__(self, name: str) -> Any:
-        """A field of the facts, or an array of the folder."""
         if name in Facts.__dataclass_fields__:
             return getattr(self.facts, name)
-        if name not in ROWS and name not in PER_SHARD and name not in ("key_R", "valid_V"):
+        if name not in {*ROWS, *PER_SHARD, "key_R", "valid_V"}:
             raise AttributeError(name)
         if name not in self._arrays:
             mapped = "r" if name.endswith(("_R", "_RC")) else None
@@ -121,7 +111,6 @@ class Pinned:
 
     @property
     def there(self) -> bool:
-        """Whether the arrays are on this node."""
         return (self.folder / "facts.json").exists()
 
     @property
@@ -139,13 +128,12 @@ class Pinned:
 
     @cached_property
     def shard_names(self) -> list[str]:
-        return [name for names in self.facts.shards for name in names]
+        return sum(self.facts.shards, [])
 
     @cached_property
     def order(self) -> Shards:
-        crops_S, corpus_S = self.crops_S.astype(np.int64), self.corpus_S.astype(np.int64)
         weights, window_shards = tuple(self.identity["weights"]), self.identity["window_shards"]
-        return Shards(self.fingerprint, crops_S, corpus_S, weights, window_shards)
+        return Shards(self.fingerprint, self.crops_S, self.corpus_S, weights, window_shards)
 
     def to_json(self) -> dict[str, Any]:
         return self.facts.to_json()
@@ -167,16 +155,16 @@ class Pinned:
             )
 
     def describe(self) -> list[str]:
-        train, valid = self.recordings["train"], self.recordings["valid"]
-        lines = [
-            f"data {self.fingerprint[:12]}: {self.hours:.2f} h, {train} recordings, {self.samples_per_epoch} "
-            f"samples an epoch; held out {self.valid_hours:.2f} h, {valid} recordings"
+        return [
+            f"data {self.fingerprint[:12]}: {self.hours:.2f} h, {self.recordings['train']} recordings, "
+            f"{self.samples_per_epoch} samples an epoch; held out {self.valid_hours:.2f} h, "
+            f"{self.recordings['valid']} recordings",
+            *(f"  left out: {n} segments, {reason}" for reason, n in self.dropped.items()),
         ]
-        return lines + [f"  left out: {n} segments, {reason}" for reason, n in self.dropped.items()]
 
 
 def store(folder: Path, facts: Facts, arrays: dict[str, np.ndarray]) -> None:
-    """Write under an attempt's name, then rename: whoever is first wins, and all wrote the same."""
+    """Whoever renames first wins, and all wrote the same."""
     attempt = folder.with_name(f".attempt-{uuid.uuid4().hex}")
     attempt.mkdir(parents=True)
     try:
@@ -193,11 +181,10 @@ def store(folder: Path, facts: Facts, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load(folder: Path, corpora: tuple[str, ...]) -> Pinned | None:
-    """The data cached in a folder; None when there is none of this layout."""
+    """None where no data of this layout is."""
     try:
         facts = Facts.from_json(json.loads((folder / "facts.json").read_text()))
     except (OSError, ValueError):
         return None
-    return (
-        Pinned(facts, folder, corpora) if (facts.layout, facts.fingerprint) == (LAYOUT, folder.name) else None
-    )
+    own = (facts.layout, facts.fingerprint) == (LAYOUT, folder.name)
+    return Pinned(facts, folder, corpora) if own else None

@@ -1,4 +1,4 @@
-"""One corpus's columns joined by shard and key, checked, and each segment kept or left out with a reason."""
+"""One corpus's columns joined and checked, and each segment kept or left out with a reason."""
 
 import contextlib
 import tempfile
@@ -12,22 +12,20 @@ import pyarrow as pa
 
 from stages.pretrain.data.corpora import THREADS, PinnedCorpus, first_line
 from stages.pretrain.data.settings import Data
-from stages.shards import column
+from stages.shards import column, storage
 from stages.shards.tables import connect
 from stages.signal.rates import RATE_HZ
 
 MEMORY_GB = 2.0
-FIELDS = ", ".join(f'"{name}"' for name in ("column", "shard", *column.INDEX.names))
 Labels = list[tuple[str, int, np.dtype]]  # as `Facts.labels`
 
 
 def join(corpus: PinnedCorpus, data: Data, first: int, labels: Labels) -> Iterator[pa.RecordBatch]:
-    """Rows of every segment in (shard, key) order, with the columns of `index.ROWS` but `ends_R` and
-    `codes_RC`: at0 … are the places of the frames in each label column.
+    """Every segment in (shard, key) order, with the columns of `index.ROWS` but `ends_R` and `codes_RC`, key,
+    valid, dropped (reason, or null), and at0 …: the places of the frames in each label column.
 
-    Further columns: key, valid, dropped (reason, or null). `first`: number of the first shard. ValueError
-    names shard and column where keys, frame counts or bytes disagree, and a wrong `data.where`.
-    """
+    `first`: number of the first shard. ValueError names shard and column where keys, frame counts or bytes
+    disagree, and a wrong `data.where`."""
     reasons = [
         (f"a.samples < {data.samples}", "shorter than a crop"),
         (f"a.samples < {data.min_segment_s * RATE_HZ}", "data.min_segment_s"),
@@ -54,20 +52,16 @@ def join(corpus: PinnedCorpus, data: Data, first: int, labels: Labels) -> Iterat
 
 
 def _load(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, stack: contextlib.ExitStack) -> None:
-    """Tables `plan` and `idx`: OUT/index.parquet, and the own indexes of shards that it does not hold
-    whole."""
+    """Tables `plan` and `idx`: OUT/index.parquet, and own indexes of shards that it does not hold whole."""
     rows = [(name, shard, record.segments) for (name, shard), record in corpus.records.items()]
     names, shards, segments = zip(*rows, strict=True)
     db.register("expected", pa.table({"column": names, "shard": shards, "segments": segments}))
-    source = "none"
+    fields = pa.schema([*storage.fields(pa.string(), "column shard"), *column.INDEX])
+    db.register("stored", fields.empty_table())
+    stored = "stored"
     if corpus.storage.exists("index.parquet"):
-        source = _parquet(corpus, "index.parquet", stack)
-    else:
-        keys = [pa.field("column", pa.string()), pa.field("shard", pa.string())]
-        db.register("none", pa.schema([*keys, *column.INDEX]).empty_table())
-    db.execute(
-        f'CREATE TABLE idx AS SELECT {FIELDS} FROM {source} SEMI JOIN expected USING ("column", shard)'
-    )
+        stored = _parquet(corpus, "index.parquet", stack)
+    db.execute(f'CREATE TABLE idx AS FROM {stored} SEMI JOIN expected USING ("column", shard)')
     short = db.execute(
         """SELECT "column", shard FROM expected
         LEFT JOIN (SELECT "column", shard, count(*) n FROM idx GROUP BY ALL) USING ("column", shard)
@@ -77,7 +71,7 @@ def _load(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, stack: contextlib
         with ThreadPoolExecutor(THREADS) as pool:
             db.register("own", pa.concat_tables(pool.map(lambda place: _own_index(corpus, *place), short)))
         db.execute('DELETE FROM idx WHERE ("column", shard) IN (SELECT ("column", shard) FROM own)')
-        db.execute(f"INSERT INTO idx SELECT {FIELDS} FROM own")
+        db.execute("INSERT INTO idx BY NAME FROM own")
     if not corpus.storage.exists("plan.parquet"):
         raise ValueError(
             f"{corpus.storage.root} has no plan.parquet, which states what is held out: run `overtone "
@@ -166,7 +160,7 @@ def _load_statistics(
 
 
 def _query(corpus: PinnedCorpus, reasons: list[tuple[str, str]], filtered: bool, crops: int | str) -> str:
-    """The rows of `join`; the first of `reasons` (condition, reason) that holds drops a segment."""
+    """The first of `reasons` (condition, reason) that holds drops a segment."""
     places = joins = ""
     missing = []
     for i, name in enumerate(corpus.labels):

@@ -1,9 +1,5 @@
-"""The training loader: endless micro-batches from any place of the order on, read ahead by worker processes.
-
-Nothing is drawn from a generator or communicated: each rank computes the same order and takes its stripe of
-every global batch, so the sequence of global batches is the same at any number of ranks, workers and any
-micro-batch.
-"""
+"""Endless micro-batches from any place of the order on, read ahead by worker processes. Nothing is drawn from
+a generator or communicated: each rank computes the same order."""
 
 import contextlib
 import itertools
@@ -17,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from stages.pretrain.data import counter_rng
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.data.crop_index import CropIndex, held_out
+from stages.pretrain.data.crop_index import held_out
 from stages.pretrain.data.crops import Reader
 from stages.pretrain.data.index import Pinned
 from stages.pretrain.data.masking import Masking
@@ -27,14 +23,14 @@ from stages.pretrain.data.settings import Data
 from stages.pretrain.data.state import State
 from stages.signal.rates import HOP_SAMPLES
 
-SHARED_MEMORY = "/dev/shm"  # where worker processes hand over their batches
-GRACE_S = 120  # a worker lives on after SIGTERM, when the trainer does not end it before
+SHARED_MEMORY = "/dev/shm"
+GRACE_S = 120  # of a worker after SIGTERM
 FEW = 1000  # samples before the share of bad ones is judged
-SAMPLE_CLIPS = 16  # of a micro-batch of `Loader.sample`
+SAMPLE_CLIPS = 16
 
 
 class TooManyBad(ValueError):
-    """More samples failed than data.max_bad_share allows."""
+    """More than data.max_bad_share."""
 
 
 class Loader:
@@ -59,68 +55,56 @@ class Loader:
             pinned = pin(data, pinned.to_json())
         self.pinned, self.data, self.micro_batch = pinned, data, micro_batch
         self.rank, self.world, self._made = rank, world, (pinned, data, masking, mixture, frames)
-        self.samples_per_epoch = pinned.samples_per_epoch
-        self._places = CropIndex(pinned, data)
-        self._reader: Reader | None = None
-        self._streams: list[Iterator] = []
-        self.seen, self.bad = 0, 0  # samples of this rank, and those of them that were replaced
+        self._reader, self._streams = None, []
+        self.seen, self.bad = 0, 0  # samples, and those of them that were replaced
         self._check_shared_memory()
 
     def micro_batches(self, state: State) -> int:
-        """Of this rank in one update: at most `micro_batch` samples each, equal up to one sample. ValueError
-        when the global batch is too small for the ranks, or an epoch is shorter than it."""
-        self.pinned.require(state.global_batch)
-        least, most = state.global_batch // self.world, -(-state.global_batch // self.world)
-        count = -(-most // self.micro_batch)
+        """Of this rank in one update: at most `micro_batch` samples each, equal up to one. ValueError: too
+        small a global batch for the ranks, or an epoch shorter than it."""
+        total, world = state.global_batch, self.world
+        self.pinned.require(total)
+        least, count = total // world, -(-total // (world * self.micro_batch))
         if least < count:
             raise ValueError(
-                f"global_batch is {state.global_batch}, micro_batch {self.micro_batch} on {self.world} "
-                f"ranks: some ranks would have {least} samples for {count} micro-batches; raise the global "
-                "batch, or use fewer ranks"
+                f"global_batch is {total}, micro_batch {self.micro_batch} on {world} ranks: some ranks would "
+                f"have {least} samples for {count} micro-batches; raise the global batch, or use fewer ranks"
             )
         return count
 
-    def sample_ids(self, state: State) -> list[str]:
-        """KEY+START of every sample of the state's global batch in order, START in samples of the segment, as
-        if none had to be replaced."""
-        state = state.settled(self.samples_per_epoch)
-        crops = self._places.crops(state, np.arange(state.global_batch))
-        return [f"{self.pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]
-
     def stream(self, state: State) -> Iterator[Batch]:
-        """This rank's micro-batches from that place on, update after update, without end. Raises `TooManyBad`
-        when more than data.max_bad_share could not be read and were replaced."""
-        batches = self._follow(_Stream(self._made, self.micro_batches(state), self.rank, self.world, state))
+        """From that place on, without end. Raises `TooManyBad`."""
+        batches = self._follow(self._stream(state))
         self._streams.append(batches)
         return batches
 
+    def _stream(self, state: State) -> "_Stream":
+        return _Stream(self._made, self.micro_batches(state), self.rank, self.world, state)
+
     def read(self, state: State) -> Iterator[Batch]:
-        """This rank's micro-batches of one update, read by this process."""
-        return _Stream(self._made, self.micro_batches(state), self.rank, self.world, state).first_update()
+        """One update's, read by this process."""
+        return self._stream(state).first_update()
 
     def sample(self, crops: int) -> Iterator[Batch]:
-        """So many training crops, the same for any seed and rank, read by this process."""
-        state = State(self.pinned.fingerprint, 0, min(crops, self.samples_per_epoch))
+        """Training crops, the same for any seed and rank, read by this process."""
+        state = State(self.pinned.fingerprint, 0, min(crops, self.pinned.samples_per_epoch))
         return _Stream(self._made, -(-state.global_batch // SAMPLE_CLIPS), 0, 1, state).first_update()
 
     def _follow(self, dataset: "_Stream") -> Iterator[Batch]:
+        most = self.data.max_bad_share
         for batch in _loading(dataset, self.data):
             self.seen += len(batch.keys)
             self.bad += len(batch.replaced)
-            if self.bad > self.data.max_bad_share * max(self.seen, FEW):
+            if self.bad > most * max(self.seen, FEW):
                 raise TooManyBad(
                     f"{self.bad} of {self.seen} samples could not be read, more than data.max_bad_share "
-                    f"{self.data.max_bad_share}; last {batch.replaced[-1]}: `overtone verify` names what is "
-                    "damaged"
+                    f"{most}; last {batch.replaced[-1]}: `overtone verify` names what is damaged"
                 )
             yield batch
 
     def validation(self) -> Iterator[Batch]:
-        """This rank's share of the held-out crops: the same crops and masks every time, without mixture.
-
-        Every rank gets the same number of micro-batches (ZeRO 3 needs that): rows that fill up the last
-        repeat a crop with an empty mask, so that sums over masked frames leave them out.
-        """
+        """The same crops and masks every time, without mixture. Every rank gets the same number of
+        micro-batches (ZeRO 3 needs that): rows that fill up the last repeat a crop with an empty mask."""
         self._reader = self._reader or Reader(*self._made)
         crops, key = held_out(self.pinned, self.data), counter_rng.key(counter_rng.VALIDATION, 1)
         total = len(crops.row)
@@ -132,7 +116,6 @@ class Loader:
             yield batch
 
     def close(self) -> None:
-        """End the worker processes."""
         while self._streams:
             self._streams.pop().close()
         if self._reader is not None:
@@ -155,8 +138,7 @@ class Loader:
 
 
 class _Stream(IterableDataset):
-    """Worker w of W makes every W-th micro-batch; the data loader takes them in turn: their order is
-    fixed."""
+    """Worker w of W makes every W-th micro-batch; the data loader takes them in turn."""
 
     def __init__(self, made: tuple, count: int, rank: int, world: int, state: State):
         self.made, self.count, self.state = made, count, state
@@ -207,8 +189,7 @@ def _loading(dataset: _Stream, data: Data) -> Iterator[Batch]:
 
 
 def _outlive(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can finish and
-    save."""
+    """Ctrl-C and a cluster's SIGTERM reach workers too: they go on, so that the trainer can save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

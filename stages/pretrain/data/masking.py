@@ -1,13 +1,9 @@
 """Which input frames are replaced by the mask vector: the reference's spans, seeded per sample.
 
 The reference (F data_utils.py, compute_mask_indices) draws int(prob·T/span + u) distinct starts in [0, T -
-span) for each clip, then unmasks frames at random until every clip of the batch has as many as the one with
-the fewest: a clip's mask depends on the others. Here the count is what those spans cover on average: it
-depends on T alone. Starts are taken in random order until the count is reached; the last span is cut short
-where it would exceed it.
-
-B clips, T model frames, S places where a span may start (T - span).
-"""
+span), then trims every clip to the fewest of its batch. Here the count is what those spans cover on average.
+Starts are taken in random order until it is reached; the last span may be cut short. S: places where one may
+start."""
 
 from functools import cache
 from typing import Annotated
@@ -29,20 +25,18 @@ class Masking:
     min_spans: Count = 2  # of a clip
 
     def masked_frames(self, frames: int) -> int:
-        """Of every clip of `frames` model frames. ValueError when a clip is too short for its spans."""
+        """Of every clip. ValueError when it is too short for its spans."""
         return _count(self, frames)
 
     def draw(self, keys_B: np.ndarray, frames: int) -> np.ndarray:
         """bool (B, T), True where masked; row b depends on keys_B[b] (uint64) and T alone."""
         count, starts = self.masked_frames(frames), frames - self.span
-        # spans are taken in ascending order of these
-        ranks_BS = counter_rng.bits(keys_B[:, None], np.arange(starts))
+        ranks_BS = counter_rng.bits(keys_B[:, None], np.arange(starts))  # spans come in this order
         # rank of the first span over each frame
         first_BT = np.full((len(keys_B), frames), np.iinfo(np.uint64).max)
         for offset in range(self.span):
             covered = first_BT[:, offset : offset + starts]
             np.minimum(covered, ranks_BS, out=covered)
-        # rank of the last span, which may be cut
         last_B1 = np.partition(first_BT, count - 1, axis=1)[:, count - 1 : count]
         mask_BT, last_BT = first_BT < last_B1, first_BT == last_B1
         missing_B1 = count - mask_BT.sum(axis=1, keepdims=True)

@@ -1,9 +1,5 @@
-"""In-batch mixture: pieces of other clips are added to the model's input; labels stay those of the clean
-clip.
-
-Everything is seeded per sample: (seed, epoch, position). Donors are other places of the sample's own global
-batch, so neither the micro-batch nor the number of ranks changes them. B clips, P pieces.
-"""
+"""In-batch mixture: pieces of other clips are added to the model's input; labels stay the clean clip's.
+Donors are other places of the sample's own global batch, so that nothing else changes them. P pieces."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -36,22 +32,19 @@ class Mixture:
         check(self.piece_s[0] <= self.piece_s[1], self, "piece_s", _SECONDS)
 
     def draw(self, keys_B: np.ndarray, places_B: np.ndarray, global_batch: int, samples: int) -> "Pieces":
-        """The pieces for clips of `samples` samples at these places (0 … global_batch - 1) of one global
-        batch.
-
-        keys_B: uint64, one for each clip. A global batch of one clip has no donors: no pieces.
-        """
-        limit, fewest = self.max_pieces, self.min_pieces
+        """For clips of `samples` samples at these places of one global batch; of one clip: none. keys_B:
+        uint64."""
+        limit, fewest, below = self.max_pieces, self.min_pieces, counter_rng.below
         mixed_B = counter_rng.uniform(keys_B, 0) < self.prob
-        count_B = fewest + counter_rng.below(limit - fewest + 1, counter_rng.uniform(keys_B, 1))
+        count_B = fewest + below(limit - fewest + 1, counter_rng.uniform(keys_B, 1))
         wanted_BP = (np.arange(limit) < count_B[:, None]) & mixed_B[:, None] & (global_batch > 1)
-        share_BP4 = counter_rng.uniform(keys_B[:, None, None], 2 + np.arange(4 * limit).reshape(limit, 4))
+        counters = 2 + np.arange(4 * limit).reshape(limit, 4)
+        share_4BP = np.moveaxis(counter_rng.uniform(keys_B[:, None, None], counters), 2, 0)
         low, high = (min(round(s * RATE_HZ), samples) for s in self.piece_s)
-        length_BP = low + counter_rng.below(high - low + 1, share_BP4[..., 0])
-        donor_BP = counter_rng.below(max(1, global_batch - 1), share_BP4[..., 1])
+        length_BP = low + below(high - low + 1, share_4BP[0])
+        donor_BP = below(max(1, global_batch - 1), share_4BP[1])
         donor_BP = donor_BP + (donor_BP >= places_B[:, None])  # any place but one's own
-        from_BP = counter_rng.below(samples - length_BP + 1, share_BP4[..., 2])
-        to_BP = counter_rng.below(samples - length_BP + 1, share_BP4[..., 3])
+        from_BP, to_BP = below(samples - length_BP + 1, share_4BP[2:])
         clip, piece = np.nonzero(wanted_BP)
         return Pieces(clip, *(values[clip, piece] for values in (donor_BP, from_BP, to_BP, length_BP)))
 

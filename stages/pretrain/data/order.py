@@ -1,8 +1,7 @@
 """The order of training: a pure function of (fingerprint, seed, epoch) and the shards' sizes and weights.
 
-Shards are permuted; runs of `window_shards` are windows, and samples are shuffled inside a window, so that a
-reader has few files open. Any place of an epoch costs one window. S shards, W samples of a window.
-"""
+Samples are shuffled in windows of `window_shards` shuffled shards, so that a reader has few files open. Any
+place costs one window. S shards, W samples of a window."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,11 +15,11 @@ _WINDOWS = 3  # kept: a global batch may reach over a border, and workers take t
 
 @dataclass(frozen=True)
 class Shards:
-    """What the order needs to know of the data. A sample is one crop of one segment."""
+    """A sample is one crop of one segment."""
 
     fingerprint: str  # hexadecimal
     samples_S: np.ndarray  # int64: samples of one pass over each shard
-    corpus_S: np.ndarray  # int64: which of `weights` is the shard's
+    corpus_S: np.ndarray  # int: which of `weights` is the shard's
     # passes over a corpus in one epoch; 0.5 takes half of it, chosen anew each epoch
     weights: tuple[float, ...]
     window_shards: int
@@ -51,10 +50,11 @@ class Epoch:
 
     def _counts(self) -> np.ndarray:
         """Samples of each shuffled shard: the running total of a corpus is floor(samples · weight)."""
-        count_S = np.zeros(len(self._shuffled_S), dtype=np.int64)
-        for corpus, weight in enumerate(self._shards.weights):
-            own = np.flatnonzero(self._shards.corpus_S[self._shuffled_S] == corpus)
-            totals = _whole(np.cumsum(self._shards.samples_S[self._shuffled_S[own]]), weight)
+        shards, shuffled_S = self._shards, self._shuffled_S
+        count_S = np.zeros_like(shuffled_S)
+        for corpus, weight in enumerate(shards.weights):
+            own = shards.corpus_S[shuffled_S] == corpus
+            totals = _whole(np.cumsum(shards.samples_S[shuffled_S[own]]), weight)
             count_S[own] = np.diff(totals, prepend=0)
         return count_S
 
@@ -79,12 +79,12 @@ class Epoch:
         return packed_W[counter_rng.permutation(len(packed_W), counter_rng.SHUFFLE, *self._key, window)]
 
     def _numbers(self, place: int) -> np.ndarray:
-        """The samples this epoch takes of one shard: whole passes, and a rest drawn without replacement."""
+        """Whole passes over one shard, and a rest drawn without replacement."""
         shard, count = int(self._shuffled_S[place]), int(self._count_S[place])
         samples = int(self._shards.samples_S[shard])
         passes, rest = divmod(count, samples) if count else (0, 0)
         numbers = np.tile(np.arange(samples), passes)
         if rest:
-            drawn = counter_rng.permutation(samples, counter_rng.COPIES, *self._key, shard)[:rest]
-            numbers = np.append(numbers, drawn)
+            drawn = counter_rng.permutation(samples, counter_rng.COPIES, *self._key, shard)
+            numbers = np.append(numbers, drawn[:rest])
         return numbers | (shard << 32)

@@ -1,5 +1,4 @@
-"""`pin`: find the finished shards of a run's corpora, join and check their columns once, keep the result on a
-local disk."""
+"""`pin`: find a run's shards, join and check their columns once, keep the result on a local disk."""
 
 import hashlib
 import json
@@ -22,14 +21,10 @@ from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 
 def pin(data: Data, previous: dict | None = None, allow: set[str] = frozenset()) -> Pinned:
-    """The data of a run. `previous`: `Pinned.to_json` of when the run was begun; its shards are used again,
-    and shards added since are not seen, unless "data" is in `allow`.
-
-    Every rank may call it: the arrays are kept below data.cache, by fingerprint, and found again in a second.
-    ValueError: an unreadable root, no finished shard, a key missing in a column or frame counts that differ
-    (naming shard and column), a record of another recipe, no segment left, or other data than `previous`
-    without "data".
-    """
+    """`previous`: `Pinned.to_json` of when the run was begun; its shards are used again, and those added
+    since are not seen, unless "data" is in `allow`. ValueError: an unreadable root, no finished shard, a key
+    missing in a column or frame counts that differ (naming shard and column), a record of another recipe, no
+    segment left, or other data than `previous` without "data"."""
     before = None if previous is None or "data" in allow else Facts.from_json(previous)
     if before is not None:
         _check_settings(before, data)
@@ -68,14 +63,15 @@ def _check_settings(before: Facts, data: Data) -> None:
             "set it back, or --set resume.allow=data"
         )
     for name, value in json.loads(json.dumps(data.identity())).items():
-        if before.identity.get(name) != value:
-            name, was = ("passes" if name == "weights" else name), before.identity.get(name)
-            remedy = "set it back, or go on with the new value by --set resume.allow=data"
-            raise ValueError(f"data.{name} is {value!r}, this run was begun with {was!r}: {remedy}")
+        if (was := before.identity.get(name)) != value:
+            raise ValueError(
+                f"data.{'passes' if name == 'weights' else name} is {value!r}, this run was begun with "
+                f"{was!r}: set it back, or go on with the new value by --set resume.allow=data"
+            )
 
 
 def _check_recordings(before: Facts, data: Data) -> None:
-    """Recordings tombstoned since the run was pinned are other data, also where the rows are in the cache."""
+    """Recordings tombstoned since are other data, also where the rows are in the cache."""
     for root, shards, digest in zip(data.corpora, before.shards, before.tombstones, strict=True):
         try:
             seen = corpora.live_digest(Storage(root), shards)
@@ -100,7 +96,6 @@ def _difference(before: Facts, now: Facts) -> str:
 
 
 def _joined(found: list[PinnedCorpus], data: Data, identity: dict) -> tuple[Facts, dict[str, np.ndarray]]:
-    """The facts and arrays of `Pinned`."""
     codes, dtypes = _code_columns(found)
     audio, shards = [c.audio for c in found], [list(c.shards) for c in found]
     facts = Facts("", identity, audio, codes, dtypes, _cqt_column(found, data), shards, [], 0, 0, {}, {}, {})
@@ -117,8 +112,8 @@ def _joined(found: list[PinnedCorpus], data: Data, identity: dict) -> tuple[Fact
             per_shard["scale_S"].append(stored.get("scale", 1.0))
     arrays = {name: np.concatenate(values) for name, values in rows.items()}
     valid_R = arrays.pop("valid_R", np.zeros(0, bool))
-    counts = _counts(arrays, {"train": arrays["crops_R"] > 0, "valid": valid_R}) if arrays else {}
-    if not counts or not counts["hours"]["train"]:
+    counts = _counts(arrays, valid_R) if arrays else {"hours": 0}
+    if not counts["hours"]:
         why = ", ".join(f"{n} of {reason}" for reason, n in dropped.items()) or "the shards are empty"
         raise ValueError(
             f"data: no segment is left to train on ({why}): loosen the filters, shorten data.crop_s, or "
@@ -130,34 +125,29 @@ def _joined(found: list[PinnedCorpus], data: Data, identity: dict) -> tuple[Fact
     per_shard["crops_S"] = np.bincount(arrays["shard_R"], arrays["crops_R"], size)
     arrays |= {name: np.asarray(values, dtype=index.PER_SHARD[name]) for name, values in per_shard.items()}
     arrays["valid_V"] = np.flatnonzero(valid_R)
-    facts = replace(
-        facts,
-        fingerprint=_fingerprint(facts, found, arrays),
-        tombstones=[corpora.live_digest(c.storage, c.shards) for c in found],
-        hours=counts["hours"]["train"],
-        valid_hours=counts["hours"]["valid"],
-        recordings=counts["recordings"],
-        segments=counts["segments"],
-        dropped=dict(dropped),
-    )
-    return facts, arrays
+    tombstones = [corpora.live_digest(c.storage, c.shards) for c in found]
+    counts |= {"fingerprint": _fingerprint(facts, found, arrays), "dropped": dict(dropped)}
+    return replace(facts, tombstones=tombstones, **counts), arrays
 
 
-def _counts(arrays: dict[str, np.ndarray], splits: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Segments, hours and recordings of each split, given as bool (R,)."""
-    counts: dict[str, dict[str, Any]] = defaultdict(dict)
+def _counts(arrays: dict[str, np.ndarray], valid_R: np.ndarray) -> dict[str, Any]:
+    """Segments, hours and recordings of each split, as fields of `Facts`."""
+    counts = {"segments": {}, "recordings": {}}
     recording_R = np.cumsum(arrays["start_R"] == 0)  # the rows of a recording begin with its first segment
-    for split, chosen_R in splits.items():
+    for split, hours, chosen_R in (
+        ("train", "hours", arrays["crops_R"] > 0),
+        ("valid", "valid_hours", valid_R),
+    ):
         firsts = np.unique(recording_R[chosen_R], return_index=True)[1]
-        counts["segments"][split] = int(chosen_R.sum())
-        counts["hours"][split] = int(arrays["samples_R"][chosen_R].sum(dtype=np.int64)) / RATE_HZ / 3600
         keys = arrays["key_R"][chosen_R][firsts].tolist()
+        counts["segments"][split] = int(chosen_R.sum())
         counts["recordings"][split] = len({key.rpartition(b"-")[0] for key in keys})
+        counts[hours] = int(arrays["samples_R"][chosen_R].sum(dtype=np.int64)) / RATE_HZ / 3600
     return counts
 
 
 def _rows(batch: pa.RecordBatch, codes: int) -> dict[str, np.ndarray]:
-    """A batch of `join` as the arrays of `Pinned`, and valid_R: bool, segments held out."""
+    """The arrays of `Pinned`, and valid_R: bool, held out."""
     columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
     none, at_R = np.full(len(batch), -1), [columns[f"at{i}"] for i in range(codes)]
     columns["codes_RC"] = np.stack(at_R, 1) if codes else np.zeros((len(batch), 0))
@@ -168,8 +158,8 @@ def _rows(batch: pa.RecordBatch, codes: int) -> dict[str, np.ndarray]:
 
 
 def _code_columns(found: list[PinnedCorpus]) -> tuple[tuple[CodeColumn, ...], tuple[str, ...]]:
-    first = found[0]
-    for other in found[1:]:
+    first, *others = found
+    for other in others:
         if other.codes != first.codes:
             raise ValueError(
                 f"data.codes: {first.storage.root} has {', '.join(first.codes)} and {other.storage.root} "
@@ -200,8 +190,8 @@ def _cqt_column(found: list[PinnedCorpus], data: Data) -> CqtColumn | None:
 
         spec = CqtSpec()
         return CqtColumn("online", spec.bins, context_samples=spec.context_samples, dtype="")
-    first = found[0]
-    for other in found[1:]:
+    first, *others = found
+    for other in others:
         if other.cqt != first.cqt:
             raise ValueError(
                 f"data.cqt: {first.storage.root} has {first.cqt} and {other.storage.root} {other.cqt}: label "
@@ -209,12 +199,13 @@ def _cqt_column(found: list[PinnedCorpus], data: Data) -> CqtColumn | None:
             )
     record = first.records[first.cqt, first.shards[0]]
     dtype, bins = corpora.stored_form(found, first.cqt, ("float16", record.recipe["bins"]))
-    known: dict[str, Any] = {"magnitude": "linear"} | record.recipe | record.facts
-    return CqtColumn(first.cqt, bins, known["magnitude"], dtype, known["fmin_hz"], known["bins_per_octave"])
+    known = {"magnitude": "linear"} | record.recipe | record.facts
+    own = {name: known[name] for name in ("magnitude", "fmin_hz", "bins_per_octave")}
+    return CqtColumn(first.cqt, bins, dtype=dtype, **own)
 
 
 def _fingerprint(facts: Facts, found: list[PinnedCorpus], arrays: dict[str, np.ndarray]) -> str:
-    """sha256 of what decides the samples and their order: settings, the tars' bytes and the rows drawn."""
+    """Of what decides the samples and their order: settings, the tars' bytes and the rows drawn."""
     deciding = {
         "identity": facts.identity,
         "columns": [c.columns for c in found],

@@ -1,4 +1,4 @@
-"""Which audio and labels a run is trained on: the YAML section `data:`."""
+"""The YAML section `data:`."""
 
 import os
 from pathlib import Path
@@ -68,12 +68,8 @@ class Data:
 
     @property
     def samples(self) -> int:
-        """Samples of a crop, a multiple of 320."""
+        """Of a crop, a multiple of 320."""
         return round(self.crop_s * RATE_HZ) if self.crop_samples is None else self.crop_samples
-
-    @property
-    def passes_by_corpus(self) -> tuple[float, ...]:
-        return self.passes or (1.0,) * len(self.corpora)
 
     @property
     def cache_folder(self) -> Path:
@@ -83,5 +79,5 @@ class Data:
     def identity(self) -> dict[str, Any]:
         """The fields that decide which samples there are and in which order; the others are circumstance."""
         own = {"codes": list(self.codes), "crop_samples": self.samples}
-        own["weights"] = list(self.passes_by_corpus)  # the name of `passes` in runs begun before
+        own["weights"] = list(self.passes or (1.0,) * len(self.corpora))  # the old name of `passes`
         return {name: getattr(self, name) for name in _IDENTITY.split()} | own

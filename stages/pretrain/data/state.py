@@ -1,5 +1,4 @@
-"""Where a run is in its data: a few whole numbers, saved with the weights; every rank knows what comes
-next."""
+"""Where a run is in its data: whole numbers, saved with the weights, that say what comes next."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,7 @@ class State:
 
     @staticmethod
     def from_json(text: str) -> "State":
-        """Raises ValueError when `to_json` did not write `text`."""
+        """ValueError when `to_json` did not write `text`."""
         try:
             fields = json.loads(text)
             return State(**fields | {"skipped": tuple(tuple(r) for r in fields["skipped"])})
@@ -41,7 +40,7 @@ class State:
             ) from None
 
     def keys(self, purpose: int, places_B: np.ndarray) -> np.ndarray:
-        """uint64 (B,): random keys of the samples at these places of the global batch, for one purpose."""
+        """uint64 (B,): of the samples at these places of the global batch, for one purpose."""
         key = counter_rng.key(purpose, self.seed, self.epoch)
         return counter_rng.keys(key, self.consumed + places_B)
 
@@ -49,24 +48,23 @@ class State:
         return replace(self._moved(samples_per_epoch), update=self.update + 1)
 
     def settled(self, samples_per_epoch: int) -> "State":
-        """This place, or the next epoch's begin: less than a global batch at the end of an epoch is
-        dropped."""
+        """Here, or the next epoch's begin: an end of less than a global batch is dropped."""
         if samples_per_epoch < self.global_batch:
             raise ValueError(
                 f"global_batch is {self.global_batch}, an epoch has {samples_per_epoch} samples: lower the "
                 "global batch, raise data.crops_per_segment, or label more audio"
             )
-        if self.consumed + self.global_batch > samples_per_epoch:
-            return replace(self, epoch=self.epoch + 1, consumed=0)
-        return self
+        return self._next_epoch() if self.consumed + self.global_batch > samples_per_epoch else self
+
+    def _next_epoch(self) -> "State":
+        return replace(self, epoch=self.epoch + 1, consumed=0)
 
     def _moved(self, samples_per_epoch: int) -> "State":
-        """One global batch further."""
         here = self.settled(samples_per_epoch)
         return replace(here, consumed=here.consumed + here.global_batch).settled(samples_per_epoch)
 
     def skip(self, updates: int, samples_per_epoch: int) -> "State":
-        """Past the data of the next `updates` updates, noted as skipped; the count of updates stays."""
+        """Past the data of so many updates, noted as skipped; the count of updates stays."""
         state = self
         for _ in range(updates):
             state = state.settled(samples_per_epoch)
@@ -78,7 +76,6 @@ class State:
         return state
 
     def skip_to(self, place: "State", samples_per_epoch: int) -> "State":
-        """Past all data before `place`, as `skip`."""
         state = self
         while (state.epoch, state.consumed) != (place.epoch, place.consumed):
             state = state.skip(1, samples_per_epoch)
@@ -87,9 +84,9 @@ class State:
     def resumed(
         self, fingerprint: str, seed: int, global_batch: int, allow: set[str] = frozenset()
     ) -> "State":
-        """This place, for a run with these values. ValueError when they are not those saved, unless `allow`
-        names them (data, seed, global_batch). With other data or another seed the place in the old order
-        means nothing: theirs begins at the next epoch. Another global batch goes on at the next sample."""
+        """For a run with these values. ValueError when they are not those saved, unless `allow` names them
+        (data, seed, global_batch). With other data or another seed the place in the old order means nothing:
+        theirs begins at the next epoch. Another global batch goes on at the next sample."""
         now = {"fingerprint": fingerprint, "seed": seed, "global_batch": global_batch}
         changed = {name for name, value in now.items() if getattr(self, name) != value}
         for name in sorted(changed):
@@ -101,6 +98,4 @@ class State:
                     f"resume.allow={allowed}"
                 )
         state = replace(self, **now)
-        if changed & {"fingerprint", "seed"}:
-            return replace(state, epoch=self.epoch + 1, consumed=0)
-        return state
+        return state._next_epoch() if changed & {"fingerprint", "seed"} else state

@@ -1,12 +1,11 @@
-"""Positioned reads of the pinned columns' tars: files on a disk, or ranges of an object store through a
-cache."""
+"""Positioned reads of tars: files on a disk, or ranges of an object store through a cache."""
 
 import contextlib
 import hashlib
 import os
 import uuid
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +16,7 @@ from stages.shards.storage import Storage
 
 OPEN_FILES = 256  # of one process: a window of shards in all its columns, below the usual limit of 1,024
 BLOCK_BYTES = 1 << 20  # of an object store's file: a crop's audio and CQT take one or two each
-THREADS = 16  # that fetch ranges
+THREADS = 16
 TRIES = 3  # of a read that fails: a network disk's hiccup is not a damaged file
 COMING = 256  # blocks held in memory until they are read; the oldest are read from the disk again
 SWEEP_BLOCKS = 64  # stored between two looks at the cache's size
@@ -29,55 +28,54 @@ class Tars:
     """One process's reader. Columns are numbered: audio, the code columns, the constant-Q column."""
 
     def __init__(self, pinned: Pinned, cache_folder: Path, cache_gb: float):
-        labels = [name for name, *_ in pinned.facts.labels]
-        self._names = [[audio, *labels] for audio in pinned.facts.audio]
-        self._shards, self._corpus_S = pinned.shard_names, pinned.corpus_S
+        self._pinned, self._labels = pinned, [name for name, *_ in pinned.facts.labels]
         self._storages = [Storage(root) for root in pinned.corpora]
         folder, limit = cache_folder / "blocks" / pinned.fingerprint[:16], int(cache_gb * 2**30)
         self._blocks = [None if s.is_local else Blocks(s, folder, limit) for s in self._storages]
-        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._open = OrderedDict()
 
     def _file(self, column: int, shard: int) -> tuple[int, str]:
-        corpus = int(self._corpus_S[shard])
-        return corpus, records.file(self._names[corpus][column], self._shards[shard], "tar")
+        corpus = int(self._pinned.corpus_S[shard])
+        name = self._labels[column - 1] if column else self._pinned.audio[corpus]
+        return corpus, records.file(name, self._pinned.shard_names[shard], "tar")
 
     def read(self, want: Want, out: memoryview) -> None:
-        """Fill `out`. Raises OSError when the bytes cannot be read, EOFError when the file ends before."""
+        """Fill `out`. OSError when the bytes cannot be read, EOFError when the file ends before."""
         column, shard, at, size = want
         corpus, name = self._file(column, shard)
         for attempt in range(TRIES):
             try:
-                if self._blocks[corpus]:
-                    self._blocks[corpus].read(name, at, out)
+                if blocks := self._blocks[corpus]:
+                    blocks.read(name, at, out)
                 elif (got := os.preadv(self._descriptor(column, shard), [out], at)) != size:
                     raise EOFError(f"{name} ends after {at + got} bytes, {at + size} were expected")
                 return
             except OSError:
-                # a file handle of a network disk may be stale: the next try opens the file again
+                # a network disk's handle may be stale: the next try opens the file again
                 if (column, shard) in self._open:
                     os.close(self._open.pop((column, shard)))
                 if attempt == TRIES - 1:
                     raise
 
     def ahead(self, wants: list[Want]) -> None:
-        """Have these bytes fetched meanwhile. A hint: what fails, fails again in `read`, which raises."""
+        """Have these bytes fetched. A hint: what fails, fails again in `read`, which raises."""
         for column, shard, at, size in wants:
             corpus, name = self._file(column, shard)
             with contextlib.suppress(OSError):
-                if self._blocks[corpus]:
-                    self._blocks[corpus].ahead(name, at, size)
+                if blocks := self._blocks[corpus]:
+                    blocks.ahead(name, at, size)
                 else:
                     os.posix_fadvise(self._descriptor(column, shard), at, size, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, column: int, shard: int) -> int:
-        place = (column, shard)
-        if place not in self._open:
+        place, files = (column, shard), self._open
+        if place not in files:
             corpus, name = self._file(column, shard)
-            self._open[place] = os.open(self._storages[corpus].path(name), os.O_RDONLY)
-            if len(self._open) > OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-        self._open.move_to_end(place)
-        return self._open[place]
+            files[place] = os.open(self._storages[corpus].path(name), os.O_RDONLY)
+            if len(files) > OPEN_FILES:
+                os.close(files.popitem(last=False)[1])
+        files.move_to_end(place)
+        return files[place]
 
     def close(self) -> None:
         while self._open:
@@ -87,22 +85,17 @@ class Tars:
 
 
 class Blocks:
-    """Ranges of one object store's files, in blocks of 1 MiB below `folder`; the oldest are deleted at the
-    limit.
-
-    All processes of a node share the folder: a block appears whole, and may vanish between two reads.
-    """
+    """Ranges of an object store's files, in blocks of 1 MiB below `folder`, which all processes of a node
+    share: a block appears whole, and may vanish between two reads."""
 
     def __init__(self, storage: Storage, folder: Path, limit_bytes: int):
         self._storage, self._folder, self._limit = storage, folder, limit_bytes
-        self._pool = ThreadPoolExecutor(THREADS)
-        self._files: OrderedDict[str, pa.NativeFile] = OrderedDict()
-        self._coming: OrderedDict[tuple[str, int], Future] = OrderedDict()
-        self._stored = 0
+        self._pool, self._stored = ThreadPoolExecutor(THREADS), 0
+        self._files, self._coming = OrderedDict(), OrderedDict()
         folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str, at: int, out: memoryview) -> None:
-        self.ahead(name, at, len(out))  # all of them at once
+        self.ahead(name, at, len(out))
         done = 0
         while done < len(out):
             number, first = divmod(at + done, BLOCK_BYTES)
@@ -132,12 +125,13 @@ class Blocks:
         return self._folder / f"{digest[:32]}-{number}"
 
     def _handle(self, name: str) -> pa.NativeFile:
-        if name not in self._files:
-            self._files[name] = self._storage.open(name)
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)  # closed when the last fetch that uses it is done
-        self._files.move_to_end(name)
-        return self._files[name]
+        files = self._files
+        if name not in files:
+            files[name] = self._storage.open(name)
+            if len(files) > OPEN_FILES:
+                files.popitem(last=False)  # closed when the last fetch that uses it is done
+        files.move_to_end(name)
+        return files[name]
 
     def _fetch(self, file: pa.NativeFile, name: str, number: int) -> bytes:
         first = number * BLOCK_BYTES
@@ -155,17 +149,16 @@ class Blocks:
         return data
 
     def sweep(self) -> None:
-        """Delete the oldest blocks, of any run, until the cache is below its limit."""
+        """Delete the oldest blocks, of any run, beyond the limit."""
         found = []
-        for folder in self._folder.parent.iterdir():
-            for entry in os.scandir(folder):
-                with contextlib.suppress(FileNotFoundError):
-                    found.append((entry.stat().st_mtime_ns, entry.path, entry.stat().st_size))
+        for path in self._folder.parent.glob("*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime_ns, path, path.stat().st_size))
         total = sum(size for _, _, size in found)
         for _, path, size in sorted(found):
             if total <= self._limit:
                 return
-            Path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             total -= size
 
     def close(self) -> None:

@@ -1,9 +1,8 @@
 """Sizes and choices of the network: the YAML section `model:`.
 
-`attention_relax` is accepted so that the authors' configurations read, and changes nothing here: it computes
-softmax((s/α − max(s/α))·α), which is softmax(s) in exact arithmetic and guards fp16 against overflow.
-`scaled_dot_product_attention` subtracts each row's maximum in fp32, which is that guard (recipe D). The
-authors' fourth dropout, of "features", falls on a copy that no loss reads (F hubert.py): there is none here.
+The authors' `attention_relax` changes nothing here: softmax((s/α − max(s/α))·α) is softmax(s) in exact
+arithmetic, guarded against fp16's overflow; `scaled_dot_product_attention` subtracts each row's maximum in
+fp32, too (recipe D). Their fourth dropout, of "features", falls on a copy that no loss reads (F hubert.py).
 """
 
 from math import prod
@@ -44,19 +43,6 @@ class ConvFront:
         hop = f"their product must be {HOP_SAMPLES} samples, the hop of a model frame"
         check(prod(self.strides) == HOP_SAMPLES, self, "strides", hop)
 
-    @property
-    def reach_samples(self) -> int:
-        """Samples that one frame depends on: 400."""
-        reach, step = 1, 1
-        for kernel, stride in zip(self.kernels, self.strides, strict=True):
-            reach, step = reach + (kernel - 1) * step, step * stride
-        return reach
-
-    def frames(self, samples: int) -> int:
-        for kernel, stride in zip(self.kernels, self.strides, strict=True):
-            samples = max(0, (samples - kernel) // stride + 1)
-        return samples
-
 
 @settings
 class MelFront:
@@ -69,9 +55,6 @@ class MelFront:
     mels: Count = 128  # bands
     # samples of a window
     n_fft: Annotated[Whole, Field(ge=HOP_SAMPLES, multiple_of=2), remedy("no sample is left out")] = 2048
-
-    def frames(self, samples: int) -> int:
-        return samples // HOP_SAMPLES
 
 
 @settings
@@ -91,9 +74,6 @@ class CqtFront:
         top_hz = self.fmin_hz * 2 ** ((self.bins - 1) / self.bins_per_octave)
         lower = f"the last bin is at {top_hz:.0f} Hz, expected below {RATE_HZ // 2}"
         check(top_hz < RATE_HZ / 2, self, "bins", lower)
-
-    def frames(self, samples: int) -> int:
-        return samples // HOP_SAMPLES
 
 
 @settings
@@ -132,29 +112,34 @@ class Model:
     activation_checkpointing: Flag = False
 
     def __post_init__(self):
-        head, rest = divmod(self.width, self.heads)
-        divisor = f"expected a divisor of width {self.width}"
+        width, (head, rest) = self.width, divmod(self.width, self.heads)
+        divisor = f"expected a divisor of width {width}"
         check(rest == 0, self, "heads", divisor)
         if self.positions == "conv":
-            check(self.width % self.position_groups == 0, self, "position_groups", divisor)
+            check(width % self.position_groups == 0, self, "position_groups", divisor)
         else:
-            even = f"rotary positions need an even width of a head, width {self.width} gives {head}"
+            even = f"rotary positions need an even width of a head, width {width} gives {head}"
             check(head % 2 == 0, self, "heads", even)
         if self.block == "conformer":
-            pre = "a conformer normalises before each part: expected pre"
-            check(self.norm == "pre", self, "norm", pre)
+            check(self.norm == "pre", self, "norm", "a conformer normalises before each part: expected pre")
             check(self.conformer_kernel % 2 == 1, self, "conformer_kernel", "expected an odd number")
 
     def frames(self, samples: int) -> int:
         """Model frames of a crop: 120,000 samples are 374 (conv) or 375 (mel, cqt)."""
-        return getattr(self, self.front_end).frames(samples)
+        if self.front_end != "conv":
+            return samples // HOP_SAMPLES
+        for kernel, stride in zip(self.conv.kernels, self.conv.strides, strict=True):
+            samples = max(0, (samples - kernel) // stride + 1)
+        return samples
 
     def samples(self, frames: int) -> int:
         """The shortest crop of so many frames, one or more."""
-        reach = self.conv.reach_samples if self.front_end == "conv" else HOP_SAMPLES
-        return (frames - 1) * HOP_SAMPLES + reach
+        if self.front_end != "conv":
+            return frames * HOP_SAMPLES
+        for kernel, stride in zip(self.conv.kernels[::-1], self.conv.strides[::-1], strict=True):
+            frames = (frames - 1) * stride + kernel
+        return frames
 
     @property
     def front_width(self) -> int:
-        """Channels that leave the front-end."""
         return {"conv": self.conv.channels[-1], "mel": self.mel.mels, "cqt": self.cqt.bins}[self.front_end]

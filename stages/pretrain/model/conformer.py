@@ -1,16 +1,12 @@
-"""A conformer block (arXiv 2005.08100) as MERT's successors use: half feed-forward, attention, convolution,
-half feed-forward. LayerNorm replaces the paper's BatchNorm: no clip may depend on others.
-
-B clips, T frames, D width.
-"""
+"""A conformer block (arXiv 2005.08100): half feed-forward, attention, convolution, half feed-forward.
+LayerNorm replaces the paper's BatchNorm: no clip may depend on others."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.pretrain.model.attention import Attention
 from stages.pretrain.model.config import Model
-from stages.pretrain.model.dropout import Dropout
-from stages.pretrain.model.layers import LayerNorm, Linear
+from stages.pretrain.model.layers import Dropout, LayerNorm, Linear
 
 
 class HalfFeedForward(nn.Module):

@@ -1,11 +1,10 @@
-"""Strided convolution along time as one matrix product over windows of frames.
+"""Strided convolution along time as one copy and one matrix product over windows of frames.
 
-In frames-first memory a window of W frames is a row of W·C numbers: a convolution is one copy and one matrix
-product. The library's own convolutions of long, thin signals run several times slower in bf16 on CPUs,
-forward and backward (D make bench-model), and its grouped ones of 8 channels were wrong (D test_convolve.py).
+In frames-first memory a window of W frames is a row of W·C numbers. The library's own of long, thin signals
+are several times slower in bf16 on CPUs, forward and backward (D make bench-model), and its grouped ones of 8
+channels were wrong (D test_convolve.py).
 
-G groups, B clips, t frames in and T out, C and D channels in and out of a group, W taps.
-"""
+G groups, B clips, t frames in and T out, C and D channels in and out of a group, W taps."""
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ def windows_of(x_GBtC: Tensor, taps: int, stride: int) -> Tensor:
 
 
 def add_windows(windows: Tensor, shape: torch.Size, taps: int, stride: int) -> Tensor:
-    """The transpose of `windows_of`: every window's numbers added where they came from, a stride at a
-    time."""
+    """The transpose of `windows_of`: numbers added where they came from, a stride at a time."""
     groups, clips, frames, channels = shape
     out = windows.shape[1] // clips
     windows = windows.view(groups, clips, out, taps * channels)
@@ -46,7 +44,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        # the windows are made again: they are larger than what they are made of
+        # made again: windows are larger than what they are made of
         x_GBtC, weight_GDK = ctx.saved_tensors
         gradient = gradient.reshape(len(weight_GDK), -1, weight_GDK.shape[1])
         to_x = to_weight = None
@@ -58,16 +56,12 @@ class _Convolve(torch.autograd.Function):
 
 
 def convolve(x_GBtC: Tensor, weight_GDWC: Tensor, stride: int) -> Tensor:
-    """float (G, B, t, C), weights (G, D, W, C) → (G, B, T, D), T = floor((t − W) / stride) + 1, without
-    padding."""
+    """float (G, B, t, C), weights (G, D, W, C) → (G, B, T, D), T = floor((t − W) / stride) + 1."""
     return _Convolve.apply(x_GBtC, weight_GDWC.to(x_GBtC.dtype).flatten(2), stride)
 
 
 def in_tiles(weight_GDWC: Tensor, tile: int) -> Tensor:
     """Weights of stride 1 as those of stride `tile` that give `tile` frames at once: (G, tile·D, W + tile −
-    1, C).
-
-    A product with few channels out is slow; this one has `tile` times as many, for (tile − 1) / W more
-    arithmetic.
-    """
+    1, C). A product with few channels out is slow; this one has `tile` times as many, for (tile − 1) / W more
+    arithmetic."""
     return torch.cat([pad(weight_GDWC, (0, 0, i, tile - 1 - i)) for i in range(tile)], 1)

@@ -1,7 +1,4 @@
-"""The stack above the front-end: positions, then transformer (or conformer) layers.
-
-B clips, T frames, D width; of the positional convolution: G groups, C channels of a group, W taps.
-"""
+"""Positions, then layers. Of the positional convolution: G groups, C channels of a group, W taps."""
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +9,13 @@ from stages.pretrain.model.attention import Attention, attention_bias
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.conformer import ConformerLayer
 from stages.pretrain.model.convolve import convolve, in_tiles
-from stages.pretrain.model.dropout import Dropout
-from stages.pretrain.model.layers import LayerNorm, Linear, unused
+from stages.pretrain.model.layers import Dropout, LayerNorm, Linear, unused
 
-# of the positional convolution: 8 × 48 channels out make a product worth its name (D make bench-model)
-TILE_FRAMES = 8
+TILE_FRAMES = 8  # of the positional convolution, which then has 8 × 48 channels out (D make bench-model)
 
 
 class ConvPositions(nn.Module):
-    """Positions by a wide grouped convolution with weight-norm over its taps (F wav2vec2.py)."""
+    """A wide grouped convolution with weight-norm over its taps (F wav2vec2.py)."""
 
     def __init__(self, width: int, kernel: int, groups: int):
         super().__init__()
@@ -45,8 +40,7 @@ class ConvPositions(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward with residuals; `norm` post: LayerNorm after the sum, pre: before the
-    part."""
+    """`norm` post: LayerNorm after the sum with the residual, pre: before the part."""
 
     def __init__(self, model: Model):
         super().__init__()

@@ -1,8 +1,6 @@
-"""From a waveform to frames at 75 Hz.
+"""From a waveform to frames at 75 Hz, frames-first: see `convolve`.
 
-B clips, N samples at 24 kHz, t frames before and T after a convolution, C and D channels in and out, W taps.
-Everything is frames-first, (B, T, C): see `convolve`.
-"""
+t frames before and T after a convolution, C and D channels in and out, W taps."""
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +14,13 @@ from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 from stages.signal.tables import table_cache
 
 NORM_EPS = 1e-5  # torch's default, which F and transformers use
-# Music in dB, roughly: -40 on average, 20 the deviation (D on the quickstart corpus).
+# of music, roughly (D on the quickstart corpus); the next of ln(magnitude + 0.001)
 MEL_CENTRE_DB, MEL_SCALE_DB = -40.0, 20.0
-# Of ln(magnitude + 0.001), likewise.
 CQT_FLOOR, CQT_CENTRE, CQT_SCALE = 1e-3, -2.4, 2.0
 
 
 class FirstConv(nn.Module):
-    """Convolution, GroupNorm with one channel a group, GELU: float (B, N) → (B, T, D)."""
+    """With GroupNorm of one channel a group and GELU: float (B, N) → (B, T, D)."""
 
     def __init__(self, channels: int, kernel: int, stride: int):
         super().__init__()
@@ -35,7 +32,7 @@ class FirstConv(nn.Module):
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
         weight_BDW, bias_BD = self.fold_group_norm(wave_BN)
         windows_BTW = wave_BN.unfold(1, self.weight.shape[2], self.stride)
-        # A column of ones takes the bias into the product: its gradient is then no pass of its own.
+        # ones take the bias into the product, so that its gradient is no pass of its own
         windows_BTW = torch.cat([windows_BTW, torch.ones_like(windows_BTW[..., :1])], 2).to(dtype)
         weight_BDW = torch.cat([weight_BDW, bias_BD[..., None]], 2).to(dtype)
         return F.gelu(torch.bmm(windows_BTW, weight_BDW.transpose(1, 2)))
@@ -43,10 +40,8 @@ class FirstConv(nn.Module):
     def fold_group_norm(self, wave_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Convolution and GroupNorm as one convolution of each clip's own: fp32 (B, D, W), (B, D).
 
-        A channel's mean and variance over time follow from the windows' mean m and covariance S: w·m and
-        wᵀSw. So the norm costs no pass over the frames, a hundred times the waveform, and keeps nothing. Sums
-        are in float64, for clips with a large constant part.
-        """
+        Of the windows' mean m and covariance S a channel's mean and variance over time are w·m and wᵀSw. Sums
+        are in float64, for clips with a large constant part."""
         weight_DW = self.weight.float()[:, 0]
         windows_BTW = wave_BN.unfold(1, weight_DW.shape[1], self.stride).double()
         mean_BW = windows_BTW.mean(1)
@@ -59,7 +54,7 @@ class FirstConv(nn.Module):
 
 
 class StridedConv(nn.Module):
-    """Convolution without bias and GELU: float (B, t, C) → (B, T, D)."""
+    """No bias; GELU: float (B, t, C) → (B, T, D)."""
 
     def __init__(self, channels_in: int, channels: int, kernel: int, stride: int):
         super().__init__()
@@ -77,9 +72,8 @@ class ConvFrontEnd(nn.Module):
         super().__init__()
         first, *rest = zip(sizes.channels, sizes.kernels, sizes.strides, strict=True)
         self.first = FirstConv(*first)
-        self.rest = nn.ModuleList(
-            StridedConv(before, *size) for before, size in zip(sizes.channels, rest, strict=False)
-        )
+        before = zip(sizes.channels, rest, strict=False)
+        self.rest = nn.ModuleList(StridedConv(channels, *size) for channels, size in before)
 
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
         x = self.first(wave_BN, dtype)
@@ -90,7 +84,7 @@ class ConvFrontEnd(nn.Module):
 
 class LogSpectrum(nn.Module):
     """Log-mel power or log constant-Q magnitudes, roughly of mean 0 and deviation 1 on music: float32 (B, N)
-    → (B, T, F) in `dtype`, without parameters."""
+    → (B, T, F) in `dtype`."""
 
     def __init__(self, sizes: MelFront | CqtFront):
         super().__init__()
@@ -98,17 +92,21 @@ class LogSpectrum(nn.Module):
 
     @torch.no_grad()
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
-        sizes, device, frames = self.sizes, str(wave_BN.device), self.sizes.frames(wave_BN.shape[1])
-        if isinstance(sizes, MelFront):
-            if device not in self._made:
-                self._made[device] = LogMel(RATE_HZ, HOP_SAMPLES, sizes.mels, sizes.n_fft, device)
-            level_BTF = self._made[device](wave_BN, 0, frames)
-            return ((level_BTF - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)
+        device, frames = str(wave_BN.device), wave_BN.shape[1] // HOP_SAMPLES
         if device not in self._made:
-            spec = CqtSpec(RATE_HZ, HOP_SAMPLES, sizes.fmin_hz, sizes.bins, sizes.bins_per_octave)
-            self._made[device] = ConstantQ(spec, table_cache(), device)
-        magnitude_BTF = self._made[device].frames(wave_BN, 0, frames)
+            self._made[device] = self._make(device)
+        made = self._made[device]
+        if isinstance(made, LogMel):
+            return ((made(wave_BN, 0, frames) - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)
+        magnitude_BTF = made.frames(wave_BN, 0, frames)
         return (((magnitude_BTF + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE).to(dtype)
+
+    def _make(self, device: str) -> LogMel | ConstantQ:
+        sizes = self.sizes
+        if isinstance(sizes, MelFront):
+            return LogMel(RATE_HZ, HOP_SAMPLES, sizes.mels, sizes.n_fft, device)
+        spec = CqtSpec(RATE_HZ, HOP_SAMPLES, sizes.fmin_hz, sizes.bins, sizes.bins_per_octave)
+        return ConstantQ(spec, table_cache(), device)
 
 
 def front_end(model: Model) -> nn.Module:

@@ -1,7 +1,4 @@
-"""From the encoder's frames to the teachers' labels: code and CQT predictions, and their errors in fp32.
-
-S masked frames, D width, K codebooks of a column, C codes of a codebook, E width of a code, F CQT bins.
-"""
+"""Code and CQT predictions from the encoder's frames, and their errors in fp32. E width of a code."""
 
 from math import log, sqrt
 
@@ -17,11 +14,8 @@ LARGEST_SCALE = 100.0  # of a learned temperature's inverse (M learnable_temp_ma
 
 
 class CodeHead(nn.Module):
-    """One column's codes: a projection, then cosine similarity with a learned table of each codebook.
-
-    Normalised vectors and one matrix product give a codebook's similarities, (S, C); the authors' form holds
-    (C, S, E), about 0.9 GB a codebook (recipe D).
-    """
+    """A projection, then cosine similarity with a learned table of each codebook: one matrix product, (S, C);
+    the authors' form holds (C, S, E), about 0.9 GB (recipe D)."""
 
     def __init__(
         self, width: int, codebooks: int, codes: int, code_width: int, temperature: float, learn: bool
@@ -31,16 +25,14 @@ class CodeHead(nn.Module):
         self.table_KCE = nn.Parameter(torch.empty(codebooks, codes, code_width))
         self.temperature = temperature
         # ln(1 / temperature), as M keeps it
-        self.log_scale_K = nn.Parameter(torch.empty(codebooks)) if learn else None
+        self.log_scale_K = nn.Parameter(torch.full((codebooks,), -log(temperature))) if learn else None
         nn.init.uniform_(self.table_KCE)
-        if self.log_scale_K is not None:
-            nn.init.constant_(self.log_scale_K, -log(temperature))
 
     def forward(
         self, x_SD: Tensor, codes_SK: Tensor | None, wanted: tuple[int, ...]
     ) -> tuple[Tensor, Tensor] | list[Tensor]:
         """fp32 summed cross entropy and argmax hits, (K,) each, zero for codebooks not wanted. Without codes:
-        fp32 logits (S, C) of each wanted codebook."""
+        fp32 logits (S, C) of each wanted one."""
         logits = self._logits(x_SD, wanted)
         if codes_SK is None:
             return logits
@@ -54,21 +46,20 @@ class CodeHead(nn.Module):
         return torch.stack(loss_K), torch.stack(correct_K)
 
     def _logits(self, x_SD: Tensor, wanted: tuple[int, ...]) -> list[Tensor]:
-        code_width = self.table_KCE.shape[2]
-        query_SKE = self.projection(x_SD).float().unflatten(1, (-1, code_width))
-        scale_K = [1 / self.temperature] * len(self.table_KCE)
+        table_KCE = self.table_KCE
+        query_SKE = self.projection(x_SD).float().unflatten(1, (-1, table_KCE.shape[2]))
+        scale_K = [1 / self.temperature] * len(table_KCE)
         if self.log_scale_K is not None:
             scale_K = self.log_scale_K.float().exp().clamp_max(LARGEST_SCALE).unbind()
-        table_KCE = self.table_KCE if len(wanted) == len(self.table_KCE) else self.table_KCE[list(wanted)]
+        if len(wanted) < len(table_KCE):
+            table_KCE = table_KCE[list(wanted)]
         table_KCE = F.normalize(table_KCE.float(), dim=-1, eps=COSINE_EPS)
         queries = [F.normalize(query_SKE[:, k], dim=-1, eps=COSINE_EPS) * scale_K[k] for k in wanted]
-        return [
-            query_SE @ table_CE.T for query_SE, table_CE in zip(queries, table_KCE.unbind(0), strict=True)
-        ]
+        return [query_SE @ table_CE.T for query_SE, table_CE in zip(queries, table_KCE, strict=True)]
 
 
 class CqtHead(nn.Module):
-    """A CQT frame: float (S, D) → fp32 (S, F), in fp32 throughout, as `target` has it."""
+    """float (S, D) → fp32 (S, F), in fp32 throughout, as `target` has it."""
 
     def __init__(self, width: int, bins: int, target: str):
         super().__init__()

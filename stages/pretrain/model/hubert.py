@@ -1,5 +1,5 @@
-"""Names and layout of Hugging Face's HuBERT for our weights, both ways; what HuBERT cannot express is
-refused. Only the encoder is converted: heads stay with the pre-training run."""
+"""Hugging Face's HuBERT's names and layout for our encoder's weights, both ways; what it cannot express is
+refused."""
 
 import re
 from typing import Any
@@ -13,11 +13,11 @@ from stages.signal.rates import RATE_HZ
 # Ours → HuBERT's: whole names, modules, and modules of a layer. `attention.qkv` is three tensors there.
 NAMES = {
     "mask_vector": "masked_spec_embed",
-    "front_end.first.weight": "feature_extractor.conv_layers.0.conv.weight",
     "front_end.first.norm_weight": "feature_extractor.conv_layers.0.layer_norm.weight",
     "front_end.first.norm_bias": "feature_extractor.conv_layers.0.layer_norm.bias",
 }
 MODULES = {
+    "front_end.first": "feature_extractor.conv_layers.0.conv",
     "input_norm": "feature_projection.layer_norm",
     "input_projection": "feature_projection.projection",
     "encoder.positions": "encoder.pos_conv_embed.conv",
@@ -63,21 +63,19 @@ FIXED = {
 def refuse(model: Model) -> None:
     """ValueError naming what in this model no HuBERT layout expresses."""
     only = {"front_end": "conv", "positions": "conv", "block": "transformer", "attention_bias": "none"}
-    other = [
-        f"model.{name}: {getattr(model, name)} (HuBERT has {value} only)"
-        for name, value in only.items()
-        if getattr(model, name) != value
-    ]
+    other = {name: value for name, value in only.items() if getattr(model, name) != value}
     if other:
+        named = (
+            f"model.{name}: {getattr(model, name)} (HuBERT has {only} only)" for name, only in other.items()
+        )
         raise ValueError(
-            f"{'; '.join(other)}: no HuBERT layout expresses this model. `overtone features` reads its "
+            f"{'; '.join(named)}: no HuBERT layout expresses this model. `overtone features` reads its "
             "checkpoints as they are; a model to be exported is trained with the values named"
         )
 
 
 def hubert_name(name: str) -> list[str]:
-    """HuBERT's name of one of our encoder's tensors; three for query, key and value. ValueError for
-    others."""
+    """HuBERT's name of an encoder tensor of ours; three for query, key and value. ValueError for others."""
     module, _, kind = name.rpartition(".")
     if name in NAMES:
         return [NAMES[name]]
@@ -104,8 +102,8 @@ def to_hubert(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_hubert(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """HuBERT's state dict → ours, for the encoder tensors of `expected` (a `Mert.state_dict()`). Strict:
-    ValueError names tensors that are missing, left over or of another shape."""
+    """HuBERT's state dict → ours, for the encoder tensors of `expected` (a `Mert.state_dict()`). ValueError
+    names tensors that are missing, left over or of another shape."""
     given, out = {newer(name): value for name, value in tensors.items()}, {}
     remedy = "set the section model: as the weights were trained"
     for name, value in expected.items():
@@ -157,8 +155,7 @@ def hubert_config(model: Model) -> dict[str, Any]:
 
 
 def model_of(config: dict[str, Any]) -> Model:
-    """The sizes of a HuBERT or MERT `config.json`, or the defaults of keys left out; ValueError for what we
-    have no layer for."""
+    """The sizes of a HuBERT or MERT `config.json`; ValueError for what we have no layer for."""
     for key, ours in FIXED.items():
         if config.get(key, ours) != ours:
             raise ValueError(f"config.json: {key} is {config[key]!r}, this model has {ours!r} only")

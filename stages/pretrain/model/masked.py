@@ -1,27 +1,21 @@
-"""What replaces a masked frame: the mask vector, with or without a straight line. B clips, T frames, D
-width."""
+"""What replaces a masked frame."""
 
 import torch
 from torch import Tensor
 
 
 def apply_mask(x_BTD: Tensor, mask_BT: Tensor, vector_D: Tensor, line: bool) -> Tensor:
-    """x with its masked frames replaced by the vector (F wav2vec2.py apply_mask).
-
-    `line`: the vector plus `interpolated`, so that both sides of a span are known inside it from the first
-    update on; nothing that was masked is (D).
-    """
-    vector_D = vector_D.to(x_BTD.dtype)
-    return torch.where(
-        mask_BT[..., None], vector_D + interpolated(x_BTD, mask_BT) if line else vector_D, x_BTD
-    )
+    """Masked frames become the vector (F wav2vec2.py apply_mask); with `line` plus `interpolated`, so that
+    both sides of a span are known inside it from the first update on; nothing that was masked is (D)."""
+    shown = vector_D.to(x_BTD.dtype)
+    if line:
+        shown = shown + interpolated(x_BTD, mask_BT)
+    return torch.where(mask_BT[..., None], shown, x_BTD)
 
 
 def interpolated(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Masked frames replaced by the line between the nearest unmasked frames; at an end, by the nearest one.
-
-    Every clip must have an unmasked frame, as those of `Masking` have.
-    """
+    """Masked frames become the line between the nearest unmasked ones; at an end, the nearest one. Every clip
+    must have an unmasked frame, as those of `Masking` have."""
     frames = mask_BT.shape[1]
     index = torch.arange(frames, device=mask_BT.device).expand_as(mask_BT)
     left = torch.where(mask_BT, -1, index).cummax(1).values

@@ -1,8 +1,4 @@
-"""MERT: masked prediction of teachers' codes and of the constant-Q transform (arXiv 2306.00107).
-
-B clips, N samples at 24 kHz, T model frames, L label frames of a column, S masked frames of the micro-batch,
-D width, K codebooks (of all code columns, in order), F CQT bins.
-"""
+"""MERT: masked prediction of teachers' codes and of the constant-Q transform (arXiv 2306.00107)."""
 
 from dataclasses import dataclass
 
@@ -12,7 +8,6 @@ from torch import Tensor, nn
 
 from stages.config import require
 from stages.pretrain.data.batch import Batch, CodeColumn
-from stages.pretrain.model import count
 from stages.pretrain.model.backbone import Backbone
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.heads import CodeHead, CqtHead
@@ -20,10 +15,13 @@ from stages.pretrain.model.layers import working_dtype
 from stages.pretrain.model.objective import Objective
 from stages.signal.rates import HOP_SAMPLES
 
+# of frames, with probability 0.8 and spans of 5 (recipe D); only the heads' small part of `flops` hangs on it
+MASKED_SHARE = 0.58
+
 
 @dataclass(frozen=True)
 class MaskedFrames:
-    """Where a micro-batch is masked: clip and frame of each of S frames, of T a clip."""
+    """Clip and frame of each masked frame, of `frames` a clip."""
 
     clip_S: Tensor
     frame_S: Tensor
@@ -34,7 +32,7 @@ class MaskedFrames:
         return cls(*mask_BT.nonzero(as_tuple=True), mask_BT.shape[1])
 
     def labels(self, name: str, labels_BL: Tensor, hop_samples: int) -> Tensor:
-        """Labels there: model frame t has label frame floor(t · 320 / hop) (F hubert.py feat2tar)."""
+        """Model frame t has label frame floor(t · 320 / hop) (F hubert.py feat2tar)."""
         needed, found = (self.frames - 1) * HOP_SAMPLES // hop_samples + 1, labels_BL.shape[1]
         remedy = f"{self.frames} model frames need {needed}"
         require(found >= needed, name, f"{found} label frames", remedy)
@@ -42,14 +40,11 @@ class MaskedFrames:
 
 
 class Mert(Backbone):
-    """Backbone and heads, and the objective on a micro-batch."""
-
     def __init__(
         self, model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int | None
     ):
-        """`codes` describe the code columns that batches carry, `cqt_bins` their CQT (None: none). Initial
-        values are drawn from torch's global generator. Raises ValueError for an objective these labels cannot
-        serve."""
+        """`cqt_bins`: None without a CQT. Initial values are drawn from torch's global generator. ValueError
+        for an objective these labels cannot serve."""
         super().__init__(model)
         self.objective, self.codes = objective, tuple(codes)
         self.codebooks = sum(column.codebooks for column in codes)
@@ -76,9 +71,8 @@ class Mert(Backbone):
 
         `loss` is the recipe's sum, fp32, to be divided by the masked frames of the global batch; `frames` is
         S. Detached, fp32: `ce_K` summed cross entropy and `correct_K` argmax hits (0 where `trained_K` is
-        False), `cqt` the summed frame errors, `penalty`. `keep_layers` and `codebooks` are `draw`'s. Raises
-        ValueError for labels too short.
-        """
+        False), `cqt` the summed frame errors, `penalty`. `keep_layers` and `codebooks` are `draw`'s.
+        ValueError for labels too short."""
         dtype = working_dtype(self.mask_vector)
         wanted = tuple(range(self.codebooks)) if codebooks is None else codebooks
         with torch.autocast(wave_BN.device.type, enabled=False):
@@ -94,25 +88,21 @@ class Mert(Backbone):
         trained = [k in wanted for k in range(self.codebooks)]
         counts = {"frames": frames, "trained_K": trained}
         sums = {"ce_K": ce_K, "correct_K": correct_K, "cqt": cqt, "penalty": penalty}
-        return {
-            "loss": loss,
-            **{name: value.detach() for name, value in sums.items()},
-            **{name: torch.tensor(value, device=loss.device) for name, value in counts.items()},
-        }
+        found = {name: value.detach() for name, value in sums.items()}
+        found |= {name: torch.tensor(value, device=loss.device) for name, value in counts.items()}
+        return {"loss": loss, **found}
 
     def predict(self, wave_BN: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is compared, or
-        None."""
+        """fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is, or None."""
         _, x_BTD = self.encode(wave_BN, mask_BT)
-        clips, frames, _ = x_BTD.shape
+        clips, x_SD = x_BTD.shape[:2], x_BTD.flatten(0, 1)
         with torch.autocast(wave_BN.device.type, enabled=False):
-            x_SD = x_BTD.flatten(0, 1)
             logits = [
-                logits_SC.unflatten(0, (clips, frames))
+                logits_SC.unflatten(0, clips)
                 for column, head in zip(self.codes, self.code_heads, strict=True)
                 for logits_SC in head(x_SD, None, tuple(range(column.codebooks)))
             ]
-            return logits, self.cqt_head(x_SD).unflatten(0, (clips, frames)) if self.cqt_head else None
+            return logits, self.cqt_head(x_SD).unflatten(0, clips) if self.cqt_head else None
 
     def _code_errors(
         self, x_SD: Tensor, codes: dict[str, Tensor], masked: MaskedFrames, wanted: tuple[int, ...]
@@ -141,8 +131,7 @@ class Mert(Backbone):
         return (self.cqt_head(x_SD) - target_SF).square().mean(1).sum()
 
     def draw(self, seed: int, update: int) -> tuple[tuple[bool, ...], tuple[int, ...]]:
-        """Layers to keep and codebooks to train at this update: the same on every rank, from the arguments
-        alone."""
+        """Layers to keep and codebooks to train: the same on every rank."""
         random = np.random.default_rng([seed, update, 0x6D657274])
         keep_layers = tuple(bool(kept) for kept in random.random(self.model.layers) >= self.model.layer_drop)
         n = self.objective.codebooks_per_update or self.codebooks
@@ -150,12 +139,12 @@ class Mert(Backbone):
 
     @torch.no_grad()
     def non_finite_keys(self, batch: Batch) -> list[str]:
-        """Keys of the samples with NaN or infinity in their input, labels or predictions, without dropout."""
-        was_training = self.training
+        """Of samples with NaN or infinity in input, labels or predictions, without dropout."""
+        training = self.training
         self.eval()
         logits, cqt_BTF = self.predict(batch.wave_BN, batch.mask_BT)
-        self.train(was_training)
-        watched = [batch.wave_BN, *logits, *(x for x in (cqt_BTF, batch.cqt_BLF) if x is not None)]
+        self.train(training)
+        watched = [x for x in (batch.wave_BN, *logits, cqt_BTF, batch.cqt_BLF) if x is not None]
         sound_B = torch.stack([x.flatten(1).isfinite().all(1) for x in watched]).all(0)
         for column in self.codes:
             codes_BLK = batch.codes[column.name]
@@ -163,4 +152,29 @@ class Mert(Backbone):
         return [key for key, sound in zip(batch.keys, sound_B.tolist(), strict=True) if not sound]
 
     def flops(self, samples: int) -> float:
-        return count.flops(self.model, self.objective, self.codes, self.cqt_bins or 0, samples)
+        """Multiplications and additions of the matrix products and convolutions of one crop, forward and
+        backward, which is twice the forward, less the gradient of the input itself; not counted: norms,
+        activations, softmax and what a backward pass computes again."""
+        model, conv = self.model, self.model.conv
+        frames, width = model.frames(samples), model.width
+        convolutions, before = [], 1
+        for channels, kernel, stride in zip(conv.channels, conv.kernels, conv.strides, strict=True):
+            samples = (samples - kernel) // stride + 1
+            convolutions.append(2.0 * samples * channels * before * kernel)
+            before = channels
+        project = 2.0 * frames * model.front_width * width
+        layer = 2.0 * frames * 4 * width**2 + 4.0 * frames**2 * width  # attention
+        if model.block == "transformer":
+            layer += 4.0 * frames * width * model.ffn
+        else:
+            layer += 8.0 * frames * width * model.ffn
+            layer += 2.0 * frames * width * (3 * width + model.conformer_kernel)
+        masked, head_width = MASKED_SHARE * frames, self.objective.head_width
+        heads = sum(2.0 * masked * c.codebooks * head_width * (width + c.size) for c in self.codes)
+        heads += 2.0 * masked * width * (self.cqt_bins or 0)
+        forward = project + model.layers * layer + heads
+        if model.positions == "conv":
+            forward += 2.0 * frames * model.position_kernel * width * width / model.position_groups
+        if model.front_end == "conv":
+            return 3.0 * (sum(convolutions[1:]) + forward) + 2 * convolutions[0]
+        return 3.0 * forward - project  # an FFT has no gradient

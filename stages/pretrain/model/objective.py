@@ -1,12 +1,9 @@
-"""What the model learns to predict on masked frames, and what errors cost: the YAML section `objective:`.
-
-With S masked frames, K codebooks (F hubert_criterion.py; M loss_weights):
+"""What errors on S masked frames cost, with K codebooks (F hubert_criterion.py; M loss_weights):
 
     loss = codes_weight · Σ_K (summed cross entropy) + S · (penalty_weight · penalty + cqt_weight · CQT error)
 
-where the penalty is the mean square of the front-end's output and the CQT error the mean square over frames
-and bins. It is a sum: the trainer divides it by the masked frames of the global batch.
-"""
+The penalty is the mean square of the front-end's output, the CQT error the mean square over frames and bins.
+It is a sum: the trainer divides it by the masked frames of the global batch."""
 
 from typing import Annotated, Literal
 

@@ -1,9 +1,6 @@
 """Published weights as the beginning of a run: Hugging Face's layout (`m-a-p/MERT-v1-*`) and the authors'
-fairseq checkpoints (`MERT-v1-*_fairseq.pt`). The encoder is taken whole or not at all; heads, which only
-fairseq files have, where their shapes are ours.
-
-D width, K codebooks, C codes of a codebook, E width of a code.
-"""
+fairseq checkpoints (`MERT-v1-*_fairseq.pt`). The encoder is taken whole; heads, of fairseq files, where their
+shapes are ours."""
 
 import re
 from dataclasses import dataclass
@@ -30,9 +27,7 @@ FAIRSEQ = (
     (r"\.fc1\.", ".feed_forward.intermediate_dense."),
     (r"\.fc2\.", ".feed_forward.output_dense."),
 )
-HEADS = re.compile(
-    r"(final_projs?|label_embs_concat|logit_temp_list|encoder_cqt_model|encoder_mel_model)\b.*"
-)
+HEADS = re.compile(r"(final_projs?|label_embs_concat|logit_temp_list|encoder_(cqt|mel)_model)\b.*")
 CQT_HEAD = "CQT head"
 SPECIALS = 4  # a fairseq dictionary's <s>, <pad>, </s>, <unk> precede the codes
 
@@ -40,7 +35,7 @@ SPECIALS = 4  # a fairseq dictionary's <s>, <pad>, </s>, <unk> precede the codes
 @dataclass(frozen=True)
 class Imported:
     layout: str  # hugging face | fairseq
-    taken: tuple[str, ...]  # parts of the model
+    taken: tuple[str, ...]
     fresh: tuple[str, ...]  # parts that keep the values they had, and why
 
     def __str__(self) -> str:
@@ -49,17 +44,16 @@ class Imported:
 
 
 def load_into(net: Mert, place: str | Path) -> Imported:
-    """Give `net` the weights at `place`; ValueError names the tensor or setting in which the encoder
-    differs."""
+    """ValueError names the tensor or setting in which the encoder at `place` differs."""
     found, config = read(place)
     if isinstance(found.get("model"), dict):
         layout, given, choices = "fairseq", tensors(found["model"]), _fairseq_choices(found)
         heads = {name: given.pop(name) for name in list(given) if HEADS.fullmatch(name)}
         given = {_hubert_name(name): value for name, value in given.items()}
     else:
-        layout, given, heads, choices = "hugging face", tensors(found), {}, {}
-        if config is not None:
-            choices = {"norm": model_of(config).norm, "heads": model_of(config).heads}
+        layout, given, heads = "hugging face", tensors(found), {}
+        theirs = {} if config is None else vars(model_of(config))
+        choices = {name: theirs.get(name) for name in ("norm", "heads")}
     for name, value in choices.items():
         own = getattr(net.model, name)
         if value is not None and own != value:
@@ -68,12 +62,13 @@ def load_into(net: Mert, place: str | Path) -> Imported:
             )
     state = from_hubert(given, net.state_dict())
     taken, fresh = ["encoder"], []
-    for part, own, reason in (_code_head(net, heads), _cqt_head(net, heads)):
-        if own:
+    for part, there, take in (("code head", net.codes, _code_head), (CQT_HEAD, net.cqt_head, _cqt_head)):
+        own = take(net, heads) if there else {}
+        if isinstance(own, str):
+            fresh.append(f"{part} ({own})")
+        elif own:
             state |= own
             taken.append(part)
-        elif part:
-            fresh.append(f"{part} ({reason})")
     net.load_state_dict(net.state_dict() | state, strict=True)
     return Imported(layout, tuple(taken), tuple(fresh))
 
@@ -86,11 +81,10 @@ def _hubert_name(name: str) -> str:
 
 
 def _fairseq_choices(found: dict[str, Any]) -> dict[str, Any]:
-    """The norm style and number of heads, which no tensor shows; ValueError for layers we do not have."""
+    """Which no tensor shows; ValueError for layers we do not have."""
     config = found.get("cfg")
     config = config.get("model") if isinstance(config, dict) else None
-    if not isinstance(config, dict):
-        return {}
+    config = config if isinstance(config, dict) else {}
     for key in ("deepnorm", "subln", "feature_extractor_cqt", "conv_bias", "do_cnn_feat_stable_layernorm"):
         if config.get(key):
             raise ValueError(f"weights: cfg.model.{key} is {config[key]!r}, this model has False only")
@@ -98,25 +92,23 @@ def _fairseq_choices(found: dict[str, Any]) -> dict[str, Any]:
     return {"norm": norm, "heads": config.get("encoder_attention_heads")}
 
 
-def _code_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], str]:
-    """The authors' projection and code table, for a model of one code column of their shape."""
-    if not net.codes:
-        return "", {}, ""
+def _code_head(net: Mert, heads: dict[str, Tensor]) -> dict[str, Tensor] | str:
+    """For a model of one code column of their shape; or why not."""
     if "label_embs_concat" not in heads:
-        return "code head", {}, "the file has none"
+        return "the file has none"
     head, table = net.code_heads[0], heads["label_embs_concat"]
     books, codes, width = head.table_KCE.shape
     weight, bias = _projection(heads)
     rows, rest = divmod(len(table), books)
     fits = len(net.codes) == 1 and not rest and rows in (codes, codes + SPECIALS) and table.shape[1] == width
     if not fits or weight is None or weight.shape != head.projection.weight.shape:
-        return "code head", {}, f"theirs is {tuple(table.shape)}"
+        return f"theirs is {tuple(table.shape)}"
     own = {"projection.weight": weight, "projection.bias": bias}
     own["table_KCE"] = table.view(books, rows, width)[:, rows - codes :]
     scale = heads.get("logit_temp_list")
     if head.log_scale_K is not None and scale is not None and scale.shape == head.log_scale_K.shape:
         own["log_scale_K"] = scale
-    return "code head", {f"code_heads.0.{name}": value for name, value in own.items()}, ""
+    return {f"code_heads.0.{name}": value for name, value in own.items()}
 
 
 def _projection(heads: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
@@ -129,10 +121,8 @@ def _projection(heads: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]
     return tuple(torch.cat([heads[f"final_projs.{k}.{part}"] for k in each]) for part in ("weight", "bias"))
 
 
-def _cqt_head(net: Mert, heads: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], str]:
-    if net.cqt_head is None:
-        return "", {}, ""
+def _cqt_head(net: Mert, heads: dict[str, Tensor]) -> dict[str, Tensor] | str:
     own = {part: heads.get(f"encoder_cqt_model.fc.{part}") for part in ("weight", "bias")}
     if any(value is None or value.shape != getattr(net.cqt_head, part).shape for part, value in own.items()):
-        return CQT_HEAD, {}, "the file has none of this shape"
-    return CQT_HEAD, {f"cqt_head.{part}": value for part, value in own.items()}, ""
+        return "the file has none of this shape"
+    return {f"cqt_head.{part}": value for part, value in own.items()}

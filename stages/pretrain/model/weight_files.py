@@ -1,8 +1,6 @@
-"""Weights from files of others: safetensors, and PyTorch pickles of which nothing is run.
-
-A pickle may name any function to be called. Here tensors and plain values are read, known classes of
-fairseq's checkpoints become inert, and a file that names anything else is refused.
-"""
+"""Weights from safetensors, and from PyTorch pickles, which may name any function to be called: tensors and
+plain values are read, known classes of fairseq's become inert, and a file that names anything else is
+refused."""
 
 import json
 from pathlib import Path
@@ -20,7 +18,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Inert:
-    """An object of a class we do not import: takes anything, does nothing."""
+    """Takes anything, does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         return super().__new__(cls)
@@ -33,8 +31,8 @@ class Inert:
 
 
 def read(place: str | Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The content of a Hugging Face folder, a .safetensors or a PyTorch file (.bin, .pt), and the config.json
-    next to it (None: there is none). Raises ValueError."""
+    """Of a Hugging Face folder, a .safetensors or a PyTorch file (.bin, .pt), with the config.json next to it
+    (None: there is none). Raises ValueError."""
     path = Path(place)
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).exists()]

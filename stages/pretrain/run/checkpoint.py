@@ -6,8 +6,8 @@
               state.json             last: the place in the data, counters, sha256 of the files above
     latest                           the newest folder's name, written after it
 
-Rank 0 copies the tensors to host memory, then a thread writes while training goes on. Locally a folder is
-finished under an attempt's name and renamed; on S3 `state.json` is the object that makes it complete.
+A thread of rank 0 writes while training goes on. Locally a folder is finished under an attempt's name and
+renamed; on S3 `state.json` is the object that makes it complete.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Checkpoints:
             self.finish()
             moments = {n: tensors.pop(n) for n in list(tensors) if n.partition(".")[0] in MOMENTS}
             rng = {f"{kind}.{rank}": tensor for rank, own in enumerate(rngs) for kind, tensor in own.items()}
-            parts = {"model": tensors, "optimizer": moments, "rng": rng}
+            parts = dict(zip(FILES, (tensors, moments, rng), strict=True))
             facts = {"steps": engine.steps, "scale": engine.loss_scale.to_json(), "world": self.world.size}
             self._writing = self._pool.submit(self._write, name, parts, state | facts)
             if wait:
@@ -59,7 +60,7 @@ class Checkpoints:
         return name
 
     def finish(self) -> None:
-        """Wait for the checkpoint being written. Raises OSError when that failed."""
+        """OSError when the one being written failed."""
         writing, self._writing = self._writing, None
         try:
             if writing:
@@ -68,69 +69,68 @@ class Checkpoints:
             raise OSError(f"checkpoint at {self.storage.root} could not be written: {error}") from error
 
     def _write(self, name: str, parts: dict[str, dict], state: dict[str, Any]) -> None:
-        storage, local = self.storage, self.storage.is_local
-        folder = f"{ATTEMPT}{name}" if local else name
+        storage = self.storage
+        folder = f"{ATTEMPT}{name}" if storage.is_local else name
         storage.delete(f"{name}/state.json")  # of the same update, from before a restart
-        if local:
+        if storage.is_local:
             shutil.rmtree(storage.path(folder), ignore_errors=True)
         digests = {}
-        for part in FILES:
-            data = save(parts[part])
-            digests[f"{part}.safetensors"] = hashlib.sha256(data).hexdigest()
-            storage.write(f"{folder}/{part}.safetensors", data)
+        for part, tensors in parts.items():
+            data, file = save(tensors), f"{part}.safetensors"
+            digests[file] = hashlib.sha256(data).hexdigest()
+            storage.write(f"{folder}/{file}", data)
         text = json.dumps(state | {"sha256": digests}, indent=1) + "\n"
         storage.write(f"{folder}/state.json", text.encode())
-        if local:
-            place = Path(storage.path(name))
+        if storage.is_local:
+            place = storage.local(name)
             shutil.rmtree(place, ignore_errors=True)
             os.rename(storage.path(folder), place)
             fsync(place.parent)
-        storage.write("latest", name.encode() + b"\n")
+        line = f"{name}\n".encode()
+        storage.write("latest", line)
         if state.get("best_update") == state["update"]:
-            storage.write("best", name.encode() + b"\n")
+            storage.write("best", line)
         self._delete_old()
 
     def _delete_old(self) -> None:
-        best = self.storage.read("best").decode().strip() if self.storage.exists("best") else None
+        storage = self.storage
+        best = storage.read("best").decode().strip() if storage.exists("best") else None
         for name in self.names()[: -self.keep]:
             if name != best:
-                self.storage.delete(f"{name}/state.json")  # first: without it the rest does not count
+                storage.delete(f"{name}/state.json")  # first: without it the rest does not count
                 for part in FILES:
-                    self.storage.delete(f"{name}/{part}.safetensors")
-                if self.storage.is_local:
-                    Path(self.storage.path(name)).rmdir()
+                    storage.delete(f"{name}/{part}.safetensors")
+                if storage.is_local:
+                    storage.local(name).rmdir()
 
     def names(self) -> list[str]:
-        """Complete checkpoints, oldest first."""
         selector = pafs.FileSelector(self.storage.base, allow_not_found=True, recursive=True)
         files = self.storage.fs.get_file_info(selector)
         folders = [Path(file.path).parent.name for file in files if file.base_name == "state.json"]
         return sorted(name for name in folders if name.startswith("u"))
 
     def newest(self) -> str | None:
-        """The newest complete checkpoint, whatever `latest` names."""
+        """Whatever `latest` names."""
         names = self.world.on_rank_0(self.names)
         return names[-1] if names else None
 
     def restore(self, engine: Engine, name: str) -> dict[str, Any]:
-        """A checkpoint into `engine` and this process's generators; returns its state.
-
-        Raises ValueError for a damaged file, or one of another model.
-        """
-        state = self.state(name)
+        """Into `engine` and this process's generators; returns its state. ValueError: a damaged file, or
+        another model's."""
+        state, world = self.state(name), self.world
         tensors = self._read(name, "model", state) | self._read(name, "optimizer", state)
         for n, parameter in engine.model.named_parameters():
             own = tuple(getattr(parameter, "ds_shape", parameter.shape))
             seen = tuple(tensors[n].shape) if n in tensors else None
             if seen != own:
-                where = self.storage.path(name)
                 raise ValueError(
-                    f"checkpoint {where}: {n} is {seen}, this model's is {own}: the model changed"
+                    f"checkpoint {self.storage.path(name)}: {n} is {seen}, this model's is {own}: the model "
+                    "changed"
                 )
         engine.restore(tensors, state["steps"])
         engine.loss_scale.from_json(state["scale"])
-        if state["world"] == self.world.size:  # otherwise the generators stay as they were seeded
-            rng, world = self._read(name, "rng", state), self.world
+        if state["world"] == world.size:  # otherwise the generators stay as they were seeded
+            rng = self._read(name, "rng", state)
             torch.set_rng_state(rng[f"cpu.{world.rank}"])
             if world.device.type == "cuda" and f"cuda.{world.rank}" in rng:
                 torch.cuda.set_rng_state(rng[f"cuda.{world.rank}"], world.device)
@@ -138,31 +138,26 @@ class Checkpoints:
 
     def state(self, name: str) -> dict[str, Any]:
         """What `save` was given, on every rank. ValueError when it cannot be read."""
-        return self.world.on_rank_0(self._state, name)
-
-    def _state(self, name: str) -> dict[str, Any]:
-        file = f"{name}/state.json"
-        try:
-            return json.loads(self.storage.read(file))
-        except (ValueError, OSError) as error:
-            raise self._unreadable(file, error) from None
+        return self.world.on_rank_0(self._parsed, name, "state.json", json.loads)
 
     def _read(self, name: str, part: str, state: dict[str, Any]) -> dict[str, torch.Tensor]:
-        file = f"{name}/{part}.safetensors"
-        try:
-            data = self.storage.read(file)
-            if hashlib.sha256(data).hexdigest() != state["sha256"][f"{part}.safetensors"]:
+        file = f"{part}.safetensors"
+
+        def parse(data: bytes) -> dict[str, torch.Tensor]:
+            if hashlib.sha256(data).hexdigest() != state["sha256"][file]:
                 raise ValueError("its sha256 is not the one noted in state.json")
             return load(data)
-        except (ValueError, OSError, SafetensorError) as error:
-            raise self._unreadable(file, error) from None
 
-    def _unreadable(self, file: str, error: Exception) -> ValueError:
-        folder = file.partition("/")[0]
-        return ValueError(
-            f"checkpoint {self.storage.path(file)}: {error}; remove the folder {folder} to go on from the "
-            "one before"
-        )
+        return self._parsed(name, file, parse)
+
+    def _parsed(self, name: str, file: str, parse: Callable[[bytes], dict]) -> dict:
+        try:
+            return parse(self.storage.read(f"{name}/{file}"))
+        except (ValueError, OSError, SafetensorError) as error:
+            raise ValueError(
+                f"checkpoint {self.storage.path(name)}/{file}: {error}; remove the folder {name} to go on "
+                "from the one before"
+            ) from None
 
 
 def seed_generators(seed: int, update: int, world: World) -> None:

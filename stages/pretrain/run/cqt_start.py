@@ -1,11 +1,6 @@
-"""Where the CQT head starts: `objective.cqt_start`.
-
-Adam needs hundreds of updates to find the linear map that least squares finds at once. The hidden states of
-an untrained encoder already hold the sound around a masked frame, through its convolutional positions and its
-attention, which begins as a mean over the crop (figures: docs/training.md).
-
-S masked frames, D width, F CQT bins.
-"""
+"""Where the CQT head starts: `objective.cqt_start`. Least squares finds at once what takes Adam hundreds of
+updates: an untrained encoder's hidden states already hold the sound around a masked frame, by convolutional
+positions and attention, which begins as a mean over the crop (figures: docs/training.md)."""
 
 from collections.abc import Iterable
 
@@ -23,11 +18,8 @@ RIDGE = 0.1
 
 
 class CqtStart:
-    """Sums over the masked frames of the batches given to `add`, of which `head` is made.
-
-    default: no sums, the head stays as it is; mean: its bias becomes each bin's mean; fit: weight and bias
-    become the ridge regression of its targets on the model's hidden states, without dropout.
-    """
+    """default: the head stays; mean: its bias becomes each bin's mean; fit: weight and bias become the ridge
+    regression of its targets on the hidden states of the batches given to `add`, without dropout."""
 
     def __init__(self, model: Mert, how: str, dtype: torch.dtype):
         self.model, self.how, self.dtype = model, how, dtype
@@ -36,7 +28,6 @@ class CqtStart:
 
     @torch.no_grad()
     def add(self, batch: Batch) -> Batch:
-        """The batch itself."""
         model, cqt_BLF = self.model, batch.cqt_BLF
         if self.how == "fit" and model.cqt_head and cqt_BLF is not None:
             training = model.training
@@ -53,8 +44,7 @@ class CqtStart:
         return batch
 
     def head(self, mean_F: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """fp32 weight (F, D) and bias (F,) on the CPU, None where it is to stay; `mean_F`: each bin's
-        mean."""
+        """fp32 weight (F, D) and bias (F,) on the CPU, None where it is to stay."""
         if self.how != "fit" or mean_F is None:
             return None, mean_F if self.how == "mean" else None
         frames = self._moments[-1, -1]
@@ -70,7 +60,9 @@ class CqtStart:
 def baselines_and_start(
     model: Mert, batches: Iterable[Batch], codes: tuple[CodeColumn, ...], how: str, dtype: torch.dtype
 ) -> tuple[metrics.Baselines, tuple[Tensor | None, Tensor | None]]:
-    """The baselines of these training crops, and the CQT head's start by `how`."""
     start, target = CqtStart(model, how, dtype), model.cqt_head.target if model.cqt_head else None
-    baselines = metrics.counted(map(start.add, batches), codes, target)
+    counter = metrics.Counter(codes, target)
+    for batch in batches:
+        counter.add(start.add(batch))
+    baselines = counter.baselines()
     return baselines, start.head(baselines.cqt_mean_F)

@@ -1,4 +1,4 @@
-"""A run on display: the line of an update, TensorBoard, Weights & Biases, and a picture of the curves."""
+"""A run's lines on a terminal, TensorBoard, Weights & Biases, and a picture of the curves."""
 
 import importlib.util
 import json
@@ -12,7 +12,6 @@ from stages.pretrain.run.settings import Watch
 
 
 def line(row: dict[str, Any], updates: int) -> str:
-    """One dense line of a `metrics.jsonl` row of kind update or valid."""
     row, is_update = renamed(row), row["kind"] == "update"
     parts = [f"{row['update']:>7}/{updates}" if is_update else f"{'held-out':>9} {row['update']}"]
     parts.append(f"loss {_n(row.get('loss'), 3)}")
@@ -25,16 +24,18 @@ def line(row: dict[str, Any], updates: int) -> str:
     if row.get("cqt_error") is not None:
         own, mean, across = (_n(row[f"cqt_{name}"], 4) for name in ("error", "mean_error", "line_error"))
         parts.append(f"cqt {own} (mean {mean}, line {across})")
-    if not is_update:
-        return "  ".join([*parts, f"rank {_n(row.get('effective_rank', []), 0)}"])
-    parts += [f"grad {_n(row['grad_norm'], 2)}", f"lr {_n(row['lr'], 6)}"]
-    if row.get("scale", 1) != 1:
-        parts.append(f"scale {row['scale']:g}")
-    parts += [f"{_n(row['audio_s_per_s'], 1)} audio-s/s", f"{_n(row.get('utilisation'), 0, 100)}% of peak"]
-    parts.append(f"wait {_n(row['data_wait'], 0, 100)}%")
-    if row.get("skipped"):
-        parts.append(f"skipped {row['skipped']}")
-    return "  ".join([*parts, f"left {duration(row.get('left_s'))}"])
+    if is_update:
+        parts += [f"grad {_n(row['grad_norm'], 2)}", f"lr {_n(row['lr'], 6)}"]
+        if row.get("scale", 1) != 1:
+            parts.append(f"scale {row['scale']:g}")
+        parts.append(f"{_n(row['audio_s_per_s'], 1)} audio-s/s")
+        parts += [f"{_n(row.get('utilisation'), 0, 100)}% of peak", f"wait {_n(row['data_wait'], 0, 100)}%"]
+        if row.get("skipped"):
+            parts.append(f"skipped {row['skipped']}")
+        parts.append(f"left {duration(row.get('left_s'))}")
+    else:
+        parts.append(f"rank {_n(row.get('effective_rank', []), 0)}")
+    return "  ".join(parts)
 
 
 def duration(seconds: float | None) -> str:
@@ -51,9 +52,9 @@ def _n(value: float | list[float | None] | None, digits: int, factor: float = 1)
 
 
 class Boards:
-    """TensorBoard and Weights & Biases of rank 0; a figure of a row is a scalar, a list one per item."""
+    """Rank 0's; a figure of a row is a scalar, a list one per item."""
 
-    def __init__(self, folder: Path, watch: "Watch", name: str, config: dict[str, Any], purge: int):
+    def __init__(self, folder: Path, watch: Watch, name: str, config: dict[str, Any], purge: int):
         self._board = self._run = None
         if watch.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -93,7 +94,6 @@ def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """RUN/curves.png: loss, gain_over_unigram by codebook, CQT error with its baselines, gradient norm."""
     from matplotlib.figure import Figure
 
     rows = [renamed(json.loads(text)) for text in metrics.read_text().splitlines()]
@@ -111,11 +111,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     _curve(loss, valid, "loss", "held-out", "o-")
     for k in range(len(updates[0].get("gain_over_unigram", []))):
         _curve(gain, valid or updates, "gain_over_unigram", f"codebook {k}", "-", k)
-    for key, label in (
-        ("error", "model"),
-        ("mean_error", "mean of each bin"),
-        ("line_error", "line across the mask"),
-    ):
+    labels = {"error": "model", "mean_error": "mean of each bin", "line_error": "line across the mask"}
+    for key, label in labels.items():
         _curve(cqt, valid or updates, f"cqt_{key}", label)
     _curve(gradient, updates, "grad_norm", "before clipping")
     for axes in plots:
@@ -129,6 +126,5 @@ def draw_curves(metrics: Path, picture: Path) -> None:
 
 def _curve(axes: Any, rows: list[dict], key: str, label: str, style: str = "-", k: int | None = None) -> None:
     points = [(r["update"], r[key] if k is None else r[key][k]) for r in rows if r.get(key) is not None]
-    points = [(x, y) for x, y in points if y is not None]
-    if points:
+    if points := [point for point in points if point[1] is not None]:
         axes.plot(*zip(*points, strict=True), style, label=label, lw=1, ms=3)

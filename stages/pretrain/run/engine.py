@@ -1,9 +1,7 @@
-"""DeepSpeed ZeRO around the model: what one update of the weights does on this rank.
+"""DeepSpeed ZeRO around the model: what an update does on this rank.
 
-Weights, gradients, their sums over ranks and Adam's moments are fp32 at every stage; `bf16` and `fp16` are
-autocast's. So stages 0 to 3 differ in where values are stored, not in what is computed: one test against
-plain PyTorch holds for all.
-"""
+Everything kept is fp32; `bf16` and `fp16` are autocast's. So stages 0 to 3 differ in where values are stored
+only."""
 
 import contextlib
 import json
@@ -43,8 +41,7 @@ class _Autocast(nn.Module):
 
 
 class Engine:
-    """An update is `micro_batches` times `forward` and `backward`, then `step`; every rank calls every method
-    alike."""
+    """An update is `micro_batches` times `forward` and `backward`, then `step`, on every rank."""
 
     def __init__(
         self, model: nn.Module, settings: EngineSettings, optim: Optim, world: World, micro_batches: int
@@ -64,16 +61,15 @@ class Engine:
         self._create_moments()
 
     def forward(self, batch: Batch, keep_layers: tuple, codebooks: tuple) -> tuple[Tensor, dict[str, Tensor]]:
-        """One micro-batch's loss with its graph, and all that `Mert.forward` returns, detached float64."""
+        """One micro-batch's loss with its graph, and all of `Mert.forward`, detached float64."""
         self._deepspeed.train()
         inputs = {name: getattr(batch, name) for name in ("wave_BN", "mask_BT", "codes", "cqt_BLF")}
-        device = self.world.device.type
-        terms = self._deepspeed(device, **inputs, keep_layers=keep_layers, codebooks=codebooks)
+        inputs |= {"keep_layers": keep_layers, "codebooks": codebooks}
+        terms = self._deepspeed(self.world.device.type, **inputs)
         return terms["loss"], {name: value.detach().double() for name, value in terms.items()}
 
     def backward(self, loss: Tensor, frames: int) -> None:
-        """Add one micro-batch's gradients of the mean loss over `frames`, the masked frames of the global
-        batch."""
+        """Add a micro-batch's gradients of the mean over `frames`, those masked in the global batch."""
         loss = loss * (self.world.size * self.micro_batches / frames)  # DeepSpeed averages over both
         if self.stage == 0:
             loss = loss * self.loss_scale.value
@@ -82,11 +78,11 @@ class Engine:
         self._deepspeed.backward(loss)
         self._accumulated += 1
         if self._accumulated < self.micro_batches:
-            self._deepspeed.step()  # counts the micro-batch
+            self._deepspeed.step()
 
     def step(self, lr: float, skip: bool) -> tuple[float, bool]:
-        """Clip and apply the gradients. Returns their norm before clipping, and whether they were applied:
-        (inf, False) when they are not finite. `skip`: they were made so, it is no overflow of fp16."""
+        """Clip and apply the gradients. Returns their norm before, and True; (inf, False) when they are not
+        finite. `skip`: they were made so, it is no overflow of fp16."""
         assert self._accumulated == self.micro_batches, "a loader gave too few micro-batches"
         self._accumulated = 0
         self.adam.set_lr(lr)
@@ -97,10 +93,10 @@ class Engine:
             self.adam.skip = not math.isfinite(norm)
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.optim.clip_norm, norm)
         self._deepspeed.step()
-        applied = not (self._deepspeed.optimizer.overflow if self.stage else self.adam.skip)
+        zero = self._deepspeed.optimizer
+        applied = not (zero.overflow if self.stage else self.adam.skip)
         self.loss_scale.update(applied, skip)
-        if self.stage == 3:  # a layer that is left out would keep its gradient there, and in offloaded copies
-            zero = self._deepspeed.optimizer
+        if self.stage == 3:  # or a layer that is left out keeps its gradient, in offloaded copies too
             zero.grad_partitions_flat_buffer.zero_()
             for flat in zero.fp32_partitioned_groups_flat:
                 if flat.grad is not None:
@@ -110,7 +106,7 @@ class Engine:
         return float(self._deepspeed.get_global_grad_norm() if self.stage else norm), True
 
     def _whole(self, parameters: list[nn.Parameter], **options: Any) -> contextlib.AbstractContextManager:
-        """ZeRO 3 splits each weight over the ranks: inside, these are whole."""
+        """ZeRO 3 splits each weight over the ranks."""
         if self.stage < 3:
             return contextlib.nullcontext()
         import deepspeed
@@ -129,11 +125,10 @@ class Engine:
             self._deepspeed.train()
 
     def gathered(self) -> dict[str, Tensor]:
-        """Rank 0: fp32 weights by name, `exp_avg.NAME` and `exp_avg_sq.NAME`, on the CPU; others: {}. The
-        same at every stage and world size, and so are checkpoints."""
+        """Rank 0: fp32 weights by name, `exp_avg.NAME` and `exp_avg_sq.NAME`, on the CPU; others: {}."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        found: dict[str, Tensor] = {}
+        found = {}
 
         def put(name: str, value: Tensor) -> None:
             if self.world.is_rank_0:
@@ -152,11 +147,11 @@ class Engine:
 
     @property
     def steps(self) -> int:
-        """Updates that Adam has applied: its bias correction depends on it."""
+        """Updates that Adam has applied."""
         return int(next(iter(self.adam.state.values()))["step"])
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Set what `gathered` returned, on every rank. Strict: names and shapes must agree."""
+        """Set what `gathered` returned, on every rank; names and shapes must agree."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         for state in self.adam.state.values():
@@ -177,8 +172,7 @@ class Engine:
     def _create_moments(self) -> None:
         """Zeros, so that moments can be read and set before the first step. DeepSpeed would link them after
         its first group's first step, when those of other groups do not exist yet."""
-        zero = self._deepspeed.optimizer
-        flats = list(self.model.parameters())
+        zero, flats = self._deepspeed.optimizer, self.model.parameters()
         if self.stage:
             name = "single_partition_of_fp32_groups" if self.stage < 3 else "fp32_partitioned_groups_flat"
             flats = getattr(zero, name)
@@ -192,12 +186,12 @@ class Engine:
 
 def deepspeed_config(settings: EngineSettings, optim: Optim, cuda: bool, micro_batches: int) -> dict:
     """Our settings as DeepSpeed names them, explicit where its defaults changed, and the user's JSON."""
-    zero: dict[str, Any] = {"stage": settings.zero_stage, "contiguous_gradients": True}
-    zero |= {"reduce_scatter": True, "overlap_comm": cuda, "round_robin_gradients": False}
+    zero = {"stage": settings.zero_stage, "contiguous_gradients": True, "reduce_scatter": True}
+    zero |= {"overlap_comm": cuda, "round_robin_gradients": False}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
     own = {
-        # the loss is a sum over the global batch: DeepSpeed's count of samples is not used
+        # not used: the loss is a sum over the global batch
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_batches,
         # stage 0 is clipped in `Engine.step`
@@ -208,7 +202,7 @@ def deepspeed_config(settings: EngineSettings, optim: Optim, cuda: bool, micro_b
         "prescale_gradients": False,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
-        "bf16": {"enabled": False},  # precision is autocast's; see the head of this file
+        "bf16": {"enabled": False},  # precision is autocast's
         "fp16": {"enabled": False},
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,

@@ -1,5 +1,5 @@
-"""An update whose loss jumps or is not finite is skipped and counted; several in a row stop the run or
-restore a checkpoint."""
+"""An update whose loss jumps or is not finite is skipped; several in a row stop the run or restore a
+checkpoint."""
 
 import math
 from collections import deque
@@ -9,22 +9,19 @@ from stages.pretrain.run.settings import Guard
 
 
 class LossGuard:
-    """Decides from the mean loss over the global batch, so that every rank decides alike."""
-
     def __init__(self, guard: Guard, history: list[float] = (), in_a_row: int = 0, skipped: int = 0):
         self.guard, self.in_a_row, self.skipped = guard, in_a_row, skipped
-        self.history: deque[float] = deque(history, maxlen=guard.window)
+        self.history = deque(history, maxlen=guard.window)
 
     def bad(self, loss: float) -> bool:
-        """Whether to skip an update of this mean loss."""
+        """Whether to skip an update of this mean loss over the global batch: every rank decides alike."""
         if not math.isfinite(loss):
             return True
         spike, history = self.guard.spike, self.history
         return bool(spike and len(history) == history.maxlen and loss > spike * sum(history) / len(history))
 
     def note(self, loss: float, skipped: bool, overflow: bool) -> bool:
-        """After an update; True when `guard.in_a_row` bad ones came together. `overflow`: of fp16, which
-        halves the loss scale and is no sign of trouble by itself."""
+        """After an update; True when `guard.in_a_row` bad ones came together. fp16's `overflow` is none."""
         if not skipped:
             self.history.append(loss)
             self.in_a_row = 0
@@ -38,7 +35,6 @@ class LossGuard:
 
 
 def given_up(guard: Guard, update: int, tried: str | None, metrics: Path) -> ValueError:
-    """The error that ends a run when there is nothing left to try."""
     tried = tried or "there is no checkpoint to go back to, or guard.then is stop"
     return ValueError(
         f"{guard.in_a_row} updates in a row had a loss that jumped or was not finite, up to update {update}; "

@@ -1,4 +1,4 @@
-"""The loss scale of fp16: halved when gradients overflow, doubled after a long time without."""
+"""fp16's loss scale: halved when gradients overflow, doubled after a long time without."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ GROW_AFTER = 2_000  # updates without overflow: torch.amp.GradScaler's
 class LossScale:
     enabled: bool
     value: float = START
-    good: int = 0  # updates since the last change
+    good: int = 0
 
     def __post_init__(self):
         if not self.enabled:
             self.value = 1.0
 
     def update(self, applied: bool, bad_loss: bool) -> None:
-        """After an update, applied or not; `bad_loss`: it was skipped for its loss, not for an overflow."""
+        """`bad_loss`: the update was skipped for its loss, not for an overflow."""
         if not self.enabled or bad_loss:
             return
         self.good = self.good + 1 if applied else 0

@@ -1,14 +1,6 @@
-"""Baselines of the loss: predictors that read no audio, on the same masked frames.
-
-B clips, T model frames, L label frames, K codebooks of all columns in order, F CQT bins.
-
-For codes, their frequencies in the training set: the cross entropy under them minus the model's is
-`gain_over_unigram`, in nats, zero until the model uses context. For the CQT, the mean of each bin, and the
-straight line across the masked frames between their unmasked neighbours.
-"""
+"""Baselines of the loss: predictors that read no audio, on the same masked frames (docs/training.md)."""
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +13,7 @@ from stages.signal.rates import HOP_SAMPLES
 
 @dataclass
 class Baselines:
-    """log_probabilities: fp32 (codes,) of each of the K codebooks; cqt_mean_F: as the target is compared."""
+    """log_probabilities: fp32 (codes,) of each codebook; cqt_mean_F: as the target is compared."""
 
     log_probabilities: list[Tensor]
     cqt_mean_F: Tensor | None
@@ -32,48 +24,34 @@ class Baselines:
 
 
 class Counter:
-    """Counts training crops into `Baselines`.
-
-    Frequencies are smoothed by a share of the uniform distribution, chosen for each codebook so that the
-    counts of one half of the recordings predict those of the other best, as on unseen music.
-    """
+    """Frequencies are smoothed by the share of the uniform distribution with which one half of the recordings
+    predicts the other best, as on unseen music."""
 
     def __init__(self, codes: tuple[CodeColumn, ...], target):
         self.codes, self.target = codes, target
         sizes = [column.size for column in codes for _ in range(column.codebooks)]
         self.counts = [torch.zeros(2, size, dtype=torch.float64) for size in sizes]
-        self.cqt_sum: Tensor | None = None
-        self.frames = 0
-        self._half: dict[str, int] = {}  # of each recording, in turn 0 and 1
+        self.cqt_sum = self.frames = 0
+        self._half = {}  # of each recording, in turn 0 and 1
 
     def add(self, batch: Batch) -> None:
         halves = [self._half.setdefault(recording, len(self._half) % 2) for recording in batch.recordings]
-        k = 0
-        for column in self.codes:
-            for codes_BL in batch.codes[column.name].unbind(2):
-                for half, codes_L in zip(halves, codes_BL, strict=True):
-                    self.counts[k][half] += torch.bincount(codes_L.cpu().long(), minlength=column.size)
-                k += 1
+        codes = (codes_BL for column in self.codes for codes_BL in batch.codes[column.name].unbind(2))
+        for counts_2C, codes_BL in zip(self.counts, codes, strict=True):
+            for half, codes_L in zip(halves, codes_BL, strict=True):
+                counts_2C[half] += torch.bincount(codes_L.cpu().long(), minlength=counts_2C.shape[1])
         if batch.cqt_BLF is not None and self.target is not None:
             frames_SF = self.target(batch.cqt_BLF).flatten(0, 1).double().cpu()
-            self.cqt_sum = frames_SF.sum(0) + (0 if self.cqt_sum is None else self.cqt_sum)
+            self.cqt_sum = frames_SF.sum(0) + self.cqt_sum
             self.frames += len(frames_SF)
 
     def baselines(self) -> Baselines:
-        mean = None if self.cqt_sum is None else (self.cqt_sum / self.frames).float()
+        mean = (self.cqt_sum / self.frames).float() if self.frames else None
         return Baselines([smoothed(counts) for counts in self.counts], mean)
 
 
-def counted(batches: Iterable[Batch], codes: tuple[CodeColumn, ...], target) -> Baselines:
-    """The baselines of these batches."""
-    counter = Counter(codes, target)
-    for batch in batches:
-        counter.add(batch)
-    return counter.baselines()
-
-
 def smoothed(counts_2C: Tensor) -> Tensor:
-    """fp32 (C,): log probabilities, with the share of uniform that predicts each half from the other best."""
+    """fp32 log probabilities."""
     size = counts_2C.shape[1]
     share_U1 = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)[:, None]
 
@@ -87,21 +65,21 @@ def smoothed(counts_2C: Tensor) -> Tensor:
 
 @torch.no_grad()
 def code_frequency_ce(batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines) -> Tensor:
-    """fp32 (B, T, K): cross entropy of each frame's codes under the training frequencies, in nats."""
-    aligned = [codes_BT for column in codes for codes_BT in aligned_codes(batch, column).unbind(2)]
-    found = [p[codes_BT] for p, codes_BT in zip(baselines.log_probabilities, aligned, strict=True)]
-    return -torch.stack(found, 2)
+    """fp32 (B, T, K): each frame's codes under the training frequencies, in nats."""
+    pairs = zip(baselines.log_probabilities, aligned_codes(batch, codes), strict=True)
+    return -torch.stack([p[codes_BT] for p, codes_BT in pairs], 2)
 
 
-def aligned_codes(batch: Batch, column: CodeColumn) -> Tensor:
-    """int64 (B, T, K): the target codes of each model frame (as in `Mert`)."""
-    frames = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device)
-    return batch.codes[column.name][:, frames * HOP_SAMPLES // column.hop_samples].long()
+def aligned_codes(batch: Batch, codes: tuple[CodeColumn, ...]) -> list[Tensor]:
+    """int64 (B, T) of each codebook, for each model frame (as in `Mert`)."""
+    sample_T = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device) * HOP_SAMPLES
+    found = [batch.codes[column.name][:, sample_T // column.hop_samples] for column in codes]
+    return [codes_BT for codes_BTK in found for codes_BT in codes_BTK.long().unbind(2)]
 
 
 @torch.no_grad()
 def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 (B, T) each: mean squared error over bins, of the bins' means and of the line across the mask."""
+    """fp32 (B, T) each: mean squared error over bins, of the bins' means and of the line."""
     mean = (target_BTF - mean_F).square().mean(2)
     line = (target_BTF - interpolated(target_BTF, mask_BT)).square().mean(2)
     return mean, line
@@ -111,7 +89,7 @@ def cqt_errors(target_BTF: Tensor, mask_BT: Tensor, mean_F: Tensor) -> tuple[Ten
 def further_sums(
     batch: Batch, codes: tuple[CodeColumn, ...], baselines: Baselines, target
 ) -> dict[str, Tensor]:
-    """The baselines' sums over a micro-batch's masked frames: `frequency_ce_K`, `cqt_mean`, `cqt_line`."""
+    """Over a micro-batch's masked frames: `frequency_ce_K`, `cqt_mean`, `cqt_line`."""
     mask_BT, values = batch.mask_BT, {}
     if codes:
         values["frequency_ce_K"] = code_frequency_ce(batch, codes, baselines)
@@ -122,17 +100,15 @@ def further_sums(
 
 
 def sample_sum(batch: Batch) -> Tensor:
-    """The sum of a checksum of each sample: identifies a global batch in any order (`samples` of a row).
-
-    Exact in float64 for two million samples."""
+    """A checksum that identifies a global batch in any order; exact in float64 for two million samples."""
     samples = zip(batch.keys, batch.positions, strict=True)
     total = sum(zlib.crc32(f"{key}@{place}".encode()) for key, place in samples)
     return torch.tensor(float(total), dtype=torch.float64)
 
 
 def row(sums: dict[str, Tensor], frames: int) -> dict[str, object]:
-    """A row's figures, from the sums of one update over `frames` masked frames; None: codebook not drawn."""
-    figures: dict[str, object] = {"loss": float(sums["loss"]) / frames, "masked_frames": frames}
+    """From the sums of one update over `frames` masked frames; None: codebook not drawn."""
+    figures = {"loss": float(sums["loss"]) / frames, "masked_frames": frames}
     figures["samples"] = int(sums["samples"])
     trained = [bool(t) for t in (sums["trained_K"] > 0).tolist()]
 

@@ -1,4 +1,4 @@
-"""Adam over named parameters, with a learning rate of its own for the CQT head."""
+"""Adam, with a learning rate of its own for the CQT head."""
 
 from collections.abc import Iterable
 
@@ -8,15 +8,15 @@ from stages.pretrain.run.settings import Optim
 
 
 class Adam(torch.optim.AdamW):
-    """AdamW with decoupled decay over named parameters; `skip` leaves its next step out."""
+    """AdamW over named parameters; `skip` leaves the next step out."""
 
     skip = False
 
     def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], optim: Optim):
-        own, head = [], []
+        own, head, share = [], [], optim.cqt_head_lr_scale
         for name, parameter in named:
-            (head if name.startswith("cqt_head.") and optim.cqt_head_lr_scale != 1 else own).append(parameter)
-        groups = [{"params": own, "share": 1.0}, {"params": head, "share": optim.cqt_head_lr_scale}]
+            (head if name.startswith("cqt_head.") and share != 1 else own).append(parameter)
+        groups = [{"params": own, "share": 1.0}, {"params": head, "share": share}]
         options = {"betas": tuple(optim.betas), "eps": optim.epsilon, "weight_decay": optim.weight_decay}
         super().__init__([group for group in groups if group["params"]], lr=optim.lr, **options)
 

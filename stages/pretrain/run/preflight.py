@@ -1,4 +1,4 @@
-"""What the device can do, measured: its matrix peak, and whether the largest micro-batch fits."""
+"""What the device can do, measured."""
 
 import time
 
@@ -16,29 +16,24 @@ SECONDS = 0.5
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product: the best of the repeats within half a second."""
-    n = 8192 if device.type == "cuda" else 1536
+    cuda = device.type == "cuda"
+    n = 8192 if cuda else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    best, began = float("inf"), time.monotonic()
-    while time.monotonic() - began < SECONDS or best == float("inf"):
-        _synchronize(device)
+    took, began = [], time.monotonic()
+    while time.monotonic() - began < SECONDS or not took:
+        if cuda:
+            torch.cuda.synchronize(device)
         start = time.perf_counter()
         a @ b
-        _synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        if cuda:
+            torch.cuda.synchronize(device)
+        took.append(time.perf_counter() - start)
+    return 2 * n**3 / min(took)
 
 
 def check_memory(model: nn.Module, batch: Batch, dtype: torch.dtype, world: World, copies: float) -> None:
-    """Forward and backward of a full micro-batch, before the first update; its gradients are dropped.
-
-    `copies`: fp32 copies of the weights that the optimiser will add. Raises ValueError that names what to
-    lower when memory does not suffice.
-    """
+    """Forward and backward of a full micro-batch; its gradients are dropped. `copies`: fp32 copies of the
+    weights that the optimiser will add. Raises ValueError that names what to lower."""
     extra = int(copies * 4 * sum(p.numel() for p in model.parameters()))
     device, cpu = world.device, world.device.type == "cpu"
     try:

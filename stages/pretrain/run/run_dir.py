@@ -1,7 +1,4 @@
-"""RUN, the folder of one training run: its lock, its configuration, its pinned data, its metrics.
-
-RUN/config.yaml  data.json  metrics.jsonl  curves.png  checkpoints/  tensorboard/  stacks/  run.lock
-"""
+"""RUN, a training run's folder (docs/layout.md)."""
 
 import fcntl
 import json
@@ -18,7 +15,7 @@ import yaml
 
 from stages.pretrain.config import Config, check_same, identity
 from stages.pretrain.run.world import World
-from stages.shards.storage import fsync
+from stages.shards.storage import Storage
 
 LOCK_S = 10.0  # a killed run's ranks may take so long to die
 
@@ -29,6 +26,7 @@ class RunDir:
     def __init__(self, config: Config, world: World):
         self.config, self.world = config, world
         self.path = Path(config.run.dir).absolute() / config.run.name
+        self._storage = Storage(self.path, standing=True)
         world.on_rank_0(self._open)
         self._check_visible()
 
@@ -38,31 +36,31 @@ class RunDir:
             self._lock = open(self.path / "run.lock", "a+")  # noqa: SIM115 - held until the process ends
         except OSError as error:
             raise ValueError(f"run.dir: RUN {self.path} cannot be written: {error.strerror}") from None
-        deadline = time.monotonic() + LOCK_S
+        lock, deadline = self._lock, time.monotonic() + LOCK_S
         while True:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 time.sleep(0.2)
             if time.monotonic() >= deadline:
-                self._lock.seek(0)
+                lock.seek(0)
                 raise ValueError(
-                    f"another training run ({self._lock.read().strip() or 'unknown'}) works on {self.path}: "
-                    "wait for it, stop it, or choose another run.name"
+                    f"another training run ({lock.read().strip() or 'unknown'}) works on {self.path}: wait "
+                    "for it, stop it, or choose another run.name"
                 )
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
 
     def _check_visible(self) -> None:
-        probe = self.path / self.world.broadcast(f".probe-{uuid.uuid4().hex}")
-        if self.world.is_rank_0:
+        world = self.world
+        probe = self.path / world.broadcast(f".probe-{uuid.uuid4().hex}")
+        if world.is_rank_0:
             probe.write_text("seen")
-        self.world.barrier()
-        seen = self.world.gather((socket.gethostname(), probe.exists()))
-        self.world.barrier()
-        if self.world.is_rank_0:
+        world.barrier()
+        seen = world.gather((socket.gethostname(), probe.exists()))
+        if world.is_rank_0:
             probe.unlink()
         if blind := [host for host, sees in seen if not sees]:
             raise ValueError(
@@ -87,22 +85,21 @@ class RunDir:
 
     def write_start(self, data: dict[str, Any]) -> None:
         """config.yaml and data.json, each whole or not at all."""
-        if not self.world.is_rank_0:
-            return
-        plain = json.loads(json.dumps(asdict(self.config)))
-        _replace(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
-        data = data | {"started_with": identity(self.config)}
-        _replace(self.path / "data.json", json.dumps(data, indent=1) + "\n")
+        if self.world.is_rank_0:
+            plain = json.loads(json.dumps(asdict(self.config)))
+            self._storage.write("config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
+            data = json.dumps(data | {"started_with": identity(self.config)}, indent=1)
+            self._storage.write("data.json", f"{data}\n".encode())
 
     def cut_metrics(self, update: int) -> None:
         """Drop what was measured after `update` updates, and a line cut short."""
         path = self.path / "metrics.jsonl"
         if self.world.is_rank_0 and path.exists():
             lines = [line for line in path.read_text().splitlines() if _keeps(line, update)]
-            _replace(path, "".join(line + "\n" for line in lines))
+            self._storage.write(path.name, "".join(f"{line}\n" for line in lines).encode())
 
     def log(self, kind: str, **values: Any) -> None:
-        """One line of metrics.jsonl; numbers that are not finite become null."""
+        """A line of metrics.jsonl; numbers that are not finite become null."""
         if self.world.is_rank_0:
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"kind": kind, **_finite(values)}) + "\n")
@@ -124,10 +121,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.13g}") if math.isfinite(value) else None  # a time keeps its milliseconds
     return value
-
-
-def _replace(path: Path, text: str) -> None:
-    attempt = path.with_name(f".{path.name}.{os.getpid()}")
-    attempt.write_text(text)
-    fsync(attempt)
-    attempt.replace(path)

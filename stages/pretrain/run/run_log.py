@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, lines on the terminal, boards, the picture of the curves."""
+"""What a run writes down, for people and in metrics.jsonl."""
 
 import socket
 import time
@@ -20,14 +20,12 @@ from stages.signal.rates import RATE_HZ
 
 
 class RunLog:
-    """Every rank has one; rank 0's writes."""
-
     def __init__(self, config: Config, world: World, run_dir: RunDir, say: Callable[[str], None]):
         self.config, self.world, self.run_dir = config, world, run_dir
         self._say, self._boards, self._mean_s = say, None, 0.0
 
     def say(self, text: str) -> None:
-        """A line for people, also in RUN/run.log."""
+        """Also in RUN/run.log."""
         if self.world.is_rank_0:
             with open(self.run_dir.path / "run.log", "a") as file:
                 file.write(text + "\n")
@@ -36,27 +34,23 @@ class RunLog:
     def start(
         self, model: Mert, pinned: Pinned, update: int, micro_batches: int, peak: float, restored: str | None
     ) -> None:
-        """The first lines of a run, and its `start` row. `micro_batches` of one rank, `peak` FLOP/s of it."""
+        """The first lines, and the `start` row. `micro_batches` and `peak` FLOP/s of one rank."""
         config, world, path = self.config, self.world, self.run_dir.path
-        self._peak, self._micro_batches = peak * world.size, micro_batches * world.size
-        self._crop_flops, self._crop_s = model.flops(config.data.samples), config.data.samples / RATE_HZ
+        engine, size, samples = config.engine, world.size, config.data.samples
+        self._peak, self._micro_batches = peak * size, micro_batches * size
+        self._crop_flops, self._crop_s = model.flops(samples), samples / RATE_HZ
         sizes = model.parts()
         parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in sizes.items())
         self.say(f"model {sum(sizes.values()) / 1e6:.2f}M parameters: {parts}")
         self.say(
-            f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, "
-            f"{config.engine.precision}, ZeRO {config.engine.zero_stage}, {torch.get_num_threads()} threads, "
-            f"{micro_batches} micro-batches of {config.engine.micro_batch} crops of {self._crop_s:.2f} s an "
-            f"update; peak {peak / 1e9:.0f} GFLOP/s measured"
+            f"{size} rank{'s' if size > 1 else ''} on {world.device.type}, {engine.precision}, ZeRO "
+            f"{engine.zero_stage}, {torch.get_num_threads()} threads, {micro_batches} micro-batches of "
+            f"{engine.micro_batch} crops of {self._crop_s:.2f} s an update; peak {peak / 1e9:.0f} GFLOP/s "
+            "measured"
         )
         self.say(f"resumed from {restored} in {path}" if restored else f"begun in {path}")
         codebooks = [f"{column.name}/{k}" for column in pinned.codes for k in range(column.codebooks)]
-        facts = {
-            "world": world.size,
-            "host": socket.gethostname(),
-            "codebooks": codebooks,
-            "peak_flops": peak,
-        }
+        facts = {"world": size, "host": socket.gethostname(), "codebooks": codebooks, "peak_flops": peak}
         self.log("start", update=update, **facts, updates=config.optim.updates)
         if world.is_rank_0:
             self._boards = display.Boards(path, config.watch, config.run.name, asdict(config), update)
@@ -64,7 +58,7 @@ class RunLog:
     def update(
         self, update: int, sums: dict[str, Tensor], frames: int, took_s: float, waited_s: float, facts: dict
     ) -> None:
-        """One update's line, from its sums over all ranks and `frames` masked frames."""
+        """`sums` over `frames` masked frames."""
         self._mean_s = 0.95 * self._mean_s + 0.05 * took_s if self._mean_s else took_s
         optim = self.config.optim
         row = metrics.row(sums, frames) | {
@@ -85,19 +79,20 @@ class RunLog:
     def _write(self, kind: str, row: dict[str, Any]) -> None:
         self.run_dir.log(kind, **row)
         if self.world.is_rank_0:
-            self.say(display.line({"kind": kind, **row}, self.config.optim.updates))
-            self._boards.add({"kind": kind, **row})
+            row = {"kind": kind, **row}
+            self.say(display.line(row, self.config.optim.updates))
+            self._boards.add(row)
 
     def replaced(self, update: int, own: list[str]) -> int:
-        """Name the samples of all ranks that were replaced, from each rank's `own`; their number."""
-        samples = [text for found in self.world.gather(own) for text in found]
+        """Returns how many. `own`: of this rank."""
+        samples = sum(self.world.gather(own), [])
         self.say(f"update {update}: replaced {len(samples)} that failed: {'; '.join(samples)}")
         self.log("replaced", update=update, samples=samples)
         return len(samples)
 
     def skipped(self, update: int, loss: float, own: list[str]) -> None:
-        """Name the samples of all ranks that are not finite in a skipped update, from each rank's `own`."""
-        keys = [key for found in self.world.gather(own) for key in found]
+        """`own`: samples of this rank that are not finite."""
+        keys = sum(self.world.gather(own), [])
         names = ", ".join(keys) or "none"
         self.say(f"update {update} skipped (loss {loss:.4g}); samples that are not finite: {names}")
         self.log("skipped", update=update, loss=loss, keys=keys)

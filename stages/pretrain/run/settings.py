@@ -1,5 +1,4 @@
-"""How a run computes, steps, guards, saves and shows: YAML `engine:`, `optim:`, `guard:`, `checkpoints:` and
-`watch:`."""
+"""How a run computes, steps, guards, saves and shows."""
 
 import math
 from typing import Annotated, Literal
@@ -41,8 +40,8 @@ class EngineSettings:
         check(split, self, "offload_optimizer", "needs zero_stage 1, 2 or 3")
 
     def copies(self, ranks: int) -> float:
-        """fp32 copies of the weights that the optimiser adds on one rank: two moments, and from stage 1 on
-        weights of its own."""
+        """fp32 copies of the weights that the optimiser adds on one rank: two moments, from stage 1 on
+        also weights, split."""
         return 2.0 if self.zero_stage == 0 else 3.0 / ranks
 
 
@@ -67,7 +66,7 @@ class Optim:
         check(self.warmup_updates <= self.updates, self, "warmup_updates", most)
 
     def lr_at(self, update: int) -> float:
-        """Of update `update` (the first is 0): linear warm-up, then decay to 0 at `updates`."""
+        """Of update 0, 1, …"""
         if update < self.warmup_updates:
             return self.lr * (update + 1) / self.warmup_updates
         share = (update - self.warmup_updates) / max(1, self.updates - self.warmup_updates)

@@ -1,7 +1,4 @@
-"""Held-out recordings: the same crops and masks every time, sums by recording, a bootstrap interval.
-
-B clips, T model frames, S masked frames, K codebooks, D width.
-"""
+"""Held-out recordings: sums by recording, a bootstrap interval."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -26,9 +23,9 @@ def validate(
     resamplings: int,
     seed: int,
 ) -> dict | None:
-    """Figures over all ranks' held-out crops; None without any. `model`: of `Engine.evaluating`."""
-    own: dict[str, np.ndarray] = defaultdict(float)
-    moments: list[Tensor] = []
+    """None without held-out crops. `model`: of `Engine.evaluating`."""
+    own = defaultdict(float)
+    moments = []
     for i, batch in enumerate(batches):
         batch = batch.to(world.device)
         sums_BV = clip_sums(model, batch, baselines)
@@ -36,7 +33,7 @@ def validate(
             own[recording] += sums
         if i < RANK_BATCHES:
             moments = _add_moments(moments, model.hidden(batch.wave_BN))
-    total: dict[str, np.ndarray] = defaultdict(float)
+    total = defaultdict(float)
     for part in world.gather(own):
         for recording, sums in part.items():
             total[recording] += sums
@@ -49,14 +46,13 @@ def validate(
 
 
 def clip_sums(model: nn.Module, batch: Batch, baselines: Baselines) -> Tensor:
-    """float64 (B, 1 + 3K + 3), sums over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K,
-    and the CQT errors of the model, the mean and the line."""
-    logits, cqt_BTF = model.predict(batch.wave_BN, batch.mask_BT)
+    """float64 (B, 1 + 3K + 3), over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K, CQT
+    errors of the model, the mean and the line."""
     mask_BT = batch.mask_BT
+    logits, cqt_BTF = model.predict(batch.wave_BN, mask_BT)
     parts = [mask_BT.sum(1, keepdim=True).double()]
     if logits:
-        codes_KBT = torch.cat([aligned_codes(batch, column) for column in model.codes], 2).unbind(2)
-        pairs = list(zip(logits, codes_KBT, strict=True))
+        pairs = list(zip(logits, aligned_codes(batch, model.codes), strict=True))
         ce = [F.cross_entropy(x.float().transpose(1, 2), codes_BT, reduction="none") for x, codes_BT in pairs]
         hit = [x.argmax(2) == codes_BT for x, codes_BT in pairs]
         frequency_ce = code_frequency_ce(batch, model.codes, baselines)
@@ -71,7 +67,7 @@ def clip_sums(model: nn.Module, batch: Batch, baselines: Baselines) -> Tensor:
 
 
 def figures(sums_RV: np.ndarray, model: nn.Module, resamplings: int, seed: int) -> dict:
-    """Means over all masked frames; `…_low`, `…_high`: 2.5 and 97.5 % over resampled recordings."""
+    """`…_low`, `…_high`: 2.5 and 97.5 % over resampled recordings."""
     count = model.codebooks
     frames, rest = sums_RV[:, 0], sums_RV[:, 1:]
     mean = rest.sum(0) / frames.sum()
@@ -79,7 +75,7 @@ def figures(sums_RV: np.ndarray, model: nn.Module, resamplings: int, seed: int) 
     cqt = mean[3 * count :]
     objective = model.objective
     loss = objective.codes_weight * ce.sum() + (objective.cqt_weight * cqt[0] if len(cqt) else 0.0)
-    found: dict = {"loss": float(loss), "masked_frames": int(frames.sum())}
+    found = {"loss": float(loss), "masked_frames": int(frames.sum())}
     if count:
         draws = np.random.default_rng(seed).integers(0, len(frames), (resamplings, len(frames)))
         gain_RK = rest[:, count : 2 * count] - rest[:, :count]

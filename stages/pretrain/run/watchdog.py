@@ -1,4 +1,4 @@
-"""A rank without progress writes its stacks and ends its process, so that the run does not hang for ever."""
+"""A rank without progress writes its stacks and ends."""
 
 import faulthandler
 import os
@@ -6,12 +6,11 @@ import threading
 import time
 from pathlib import Path
 
-EXIT_CODE = 70  # of a process that its watchdog ended
+EXIT_CODE = 70
 
 
 class Watchdog:
-    """Ends this process when `beat` was not called for `limit_s`. Ranks wait for each other: all end
-    together."""
+    """All ranks end when one's `beat` was not called for `limit_s`, as they wait for each other."""
 
     def __init__(self, folder: Path, rank: int, limit_s: float):
         self.path, self.limit_s = folder / f"rank-{rank}.txt", limit_s

@@ -1,8 +1,5 @@
-"""The ranks of one training run: this rank, its device, and what all ranks agree on.
-
-torchrun, the deepspeed launcher and our Ray trainer set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT; without them there is one rank.
-"""
+"""The ranks of a training run, and what they agree on. torchrun, the deepspeed launcher and our Ray trainer
+set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them there is one rank."""
 
 import os
 import socket
@@ -30,8 +27,8 @@ class World:
         return self.rank == 0
 
     def agree(self, values: dict[str, Tensor | bool]) -> dict[str, Tensor]:
-        """The sums over ranks of all these values in one exchange: float64 on the CPU, in their shapes; of a
-        flag, the ranks where it is set. gloo and nccl add in rank order for a fixed world."""
+        """Sums over ranks in one exchange: float64 on the CPU, in the values' shapes; of a flag, the ranks
+        where it is set. gloo and nccl add in rank order for a fixed world."""
         tensors = [torch.as_tensor(value, dtype=torch.float64) for value in values.values()]
         flat = torch.cat([tensor.reshape(-1).to(self.device) for tensor in tensors])
         if self.size > 1:
@@ -47,22 +44,22 @@ class World:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        found: list[Any] = [value] * self.size
+        found = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(found, value)
         return found
 
     def on_rank_0(self, action: Any, *arguments: Any) -> Any:
-        """Run `action` on rank 0; its value, ValueError or OSError is that of all ranks."""
-        outcome: tuple[Any, Exception | None] = (None, None)
+        """The value of `action` on rank 0, its ValueError or OSError, on all ranks."""
+        value = failure = None
         if self.is_rank_0:
             try:
-                outcome = (action(*arguments), None)
+                value = action(*arguments)
             except (ValueError, OSError) as error:
-                outcome = (None, error)
-        value, error = self.broadcast(outcome)
-        if error:
-            raise error
+                failure = error
+        value, failure = self.broadcast((value, failure))
+        if failure:
+            raise failure
         return value
 
     def barrier(self) -> None:
@@ -72,7 +69,6 @@ class World:
 
 @contextmanager
 def joined(timeout_s: float) -> Iterator[World]:
-    """Join the process group that the environment names; leave it at the end."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     if "MASTER_PORT" not in os.environ:
         alone["MASTER_PORT"] = str(free_port())

@@ -229,4 +229,4 @@ def test_the_identity_of_the_data_keeps_its_old_name():
         "weights": [2.0],
         "window_shards": 64,
     }
-    assert Config(data=Data(passes=(2.0,))).data.passes_by_corpus == (2.0,)
+    assert Config(data=Data(passes=(2.0,))).data.identity()["weights"] == [2.0]

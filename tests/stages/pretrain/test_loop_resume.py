@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from stages.pretrain import loop
+from stages.shards.storage import Storage
 from tests.chaos.training import CURVE
 from tests.stages.pretrain.runs import Quick
 
@@ -216,10 +217,12 @@ def test_another_seed_or_batch_is_refused_or_taken_over(quick):
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(quick, monkeypatch):
-    def full(own, name, data):
-        raise OSError("disk full")
+    def full(own, name, data, write=Storage.write):
+        if own.root.endswith("/checkpoints"):
+            raise OSError("disk full")
+        write(own, name, data)
 
-    monkeypatch.setattr("stages.shards.storage.Storage.write", full)
+    monkeypatch.setattr(Storage, "write", full)
     with pytest.raises(OSError, match="checkpoint at .*/checkpoints could not be written: disk full"):
         quick.train(*OFTEN)
     assert quick.training.watchdog._stopped.is_set(), "the run is closed whatever ends it"

@@ -24,6 +24,7 @@ from stages.pretrain.data.pinning import pin
 from stages.pretrain.data.settings import Data
 from stages.pretrain.data.state import State
 from tests.stages.pretrain.corpus import CROP, Corpus, K
+from tests.stages.pretrain.reading import sample_ids
 
 FRAMES, G = 48, 12
 CLEAN, MIXED = Mixture(prob=0.0), Mixture()
@@ -112,13 +113,17 @@ def test_crops_are_cut_from_the_whole_columns_to_the_frame(made, data):
         run.close()
 
 
+def _of(run: Loader, state: State) -> list[str]:
+    return sample_ids(run.pinned, run.data, state)
+
+
 def _ids(run: Loader, state: State, micro_batches: int) -> list[list[str]]:
     """Ids of each micro-batch of one rank alone."""
     found, size = [], run.micro_batch
     while len(found) < micro_batches:
-        ids = run.sample_ids(state)
+        ids = _of(run, state)
         found += [ids[i : i + size] for i in range(0, len(ids), size)]
-        state = state.advanced(run.samples_per_epoch)
+        state = state.advanced(run.pinned.samples_per_epoch)
     return found
 
 
@@ -139,10 +144,10 @@ def test_an_epoch_draws_every_segment_and_the_next_one_other_crops(data):
     run, state = loader(data), start(data, global_batch=1)
     epochs: list[list[str]] = [[], []]
     while state.epoch < 2:
-        epochs[state.epoch] += run.sample_ids(state)
-        state = state.advanced(run.samples_per_epoch)
+        epochs[state.epoch] += _of(run, state)
+        state = state.advanced(run.pinned.samples_per_epoch)
     for ids in epochs:
-        assert len(ids) == run.samples_per_epoch
+        assert len(ids) == run.pinned.samples_per_epoch
         counts = {k: sum(i.startswith(k) for i in ids) for k in {i.split("+")[0] for i in ids}}
         assert len(counts) == 21 and set(counts.values()) <= {3, 4}  # three or four crops fit side by side
     assert set(epochs[0]) != set(epochs[1])
@@ -309,7 +314,7 @@ def test_a_sample_that_fails_is_replaced_by_the_same_one_everywhere_and_told(mad
     )
     assert any("holds the code 65535, its codebooks have 50" in r for r in reasons)
     assert {r.split(":")[0] for r in reasons} <= {key for keys in made.keys.values() for key in keys}
-    asked = [i.split("+")[0] for i in run.sample_ids(state)]
+    asked = [i.split("+")[0] for i in _of(run, state)]
     given = [found[0][position][0] for position in range(G)]
     failed = {r.split(":")[0] for r in reasons}
     assert all(a == g or a in failed for a, g in zip(asked, given, strict=True)) and asked != given
@@ -347,7 +352,7 @@ def test_a_rank_on_another_node_makes_its_own_index(data, tmp_path):
     there = replace(pinned, folder=tmp_path / "not here")
     run = Loader(there, elsewhere, Masking(), Mixture(), FRAMES, 4)
     assert (tmp_path / "elsewhere" / "index" / pinned.fingerprint).is_dir()
-    assert run.sample_ids(start(data)) == loader(data).sample_ids(start(data))
+    assert _of(run, start(data)) == _of(loader(data), start(data))
 
 
 def test_batches_can_be_handed_on(data):

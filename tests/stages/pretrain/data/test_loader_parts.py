@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from stages.pretrain.data import counter_rng, loader
+from stages.pretrain.data.crop_index import CropIndex
 from stages.pretrain.data.crops import Reader
 from stages.pretrain.data.loader import Loader, TooManyBad, held_out
 from stages.pretrain.data.masking import Masking
@@ -23,6 +24,7 @@ from stages.pretrain.data.settings import Data
 from stages.pretrain.data.state import State
 from tests.stages.pretrain import plain_draws as plain
 from tests.stages.pretrain.corpus import CROP, Corpus
+from tests.stages.pretrain.reading import sample_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = 48
@@ -73,7 +75,7 @@ def test_a_sample_of_training_crops_is_the_same_on_every_rank_in_micro_batches_o
     assert sum(len(batch.keys) for batch in batches) == count and len(batches) == -(-count // 16)
     assert max(len(batch.keys) for batch in batches) <= 16
     assert [b.keys for b in batches] == [b.keys for b in other.sample(count)]
-    first = loading(pinned, data).sample_ids(State(pinned.fingerprint, 0, 3))
+    first = sample_ids(pinned, data, State(pinned.fingerprint, 0, 3))
     (batch,) = one.sample(3)
     assert batch.keys == [name.partition("+")[0] for name in first]
 
@@ -150,10 +152,10 @@ def test_a_rank_starts_settled_and_with_a_micro_batch_of_one_at_least(pinned, da
         with pytest.raises(AssertionError):
             loading(pinned, data, 1, rank, world)
     run = loading(pinned, data, 1)
-    last = run.samples_per_epoch - 7
+    last = pinned.samples_per_epoch - 7
     ids, crops = (
-        run.sample_ids(state(pinned, 8, consumed=last)),
-        run._places.crops(state(pinned, 8, epoch=1), np.arange(8)),
+        sample_ids(pinned, data, state(pinned, 8, consumed=last)),
+        CropIndex(pinned, data).crops(state(pinned, 8, epoch=1), np.arange(8)),
     )
     assert (
         ids == [f"{pinned.key(row)}+{start}" for row, start in zip(crops.row, crops.start, strict=True)]

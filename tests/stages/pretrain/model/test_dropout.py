@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from stages.pretrain.model.attention import attend
-from stages.pretrain.model.dropout import dropout, kept
+from stages.pretrain.model.layers import dropout, kept
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5, 0.9])

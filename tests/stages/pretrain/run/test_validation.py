@@ -125,7 +125,9 @@ def held_out():
     """A model, its baselines, and eight clips of three recordings."""
     model, whole = toy.model().eval(), toy.global_batch(0)
     whole.recordings = list("aabbbbcc")
-    baselines = metrics.counted([whole], toy.CODES, model.cqt_head.target)
+    counter = metrics.Counter(toy.CODES, model.cqt_head.target)
+    counter.add(whole)
+    baselines = counter.baselines()
     return model, baselines, whole
 
 
