@@ -1,7 +1,6 @@
 """Tables of recordings: `catalog.parquet` (what was found) and `plan.parquet` (which shard it is in).
 
-Schemas, readers and an atomic writer. `path_bytes` is exact (file names need not be UTF-8); `path` is for
-people."""
+`path_bytes` is exact (file names need not be UTF-8); `path` is for people."""
 
 from collections import namedtuple
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from stages.shards.storage import Storage, fields
@@ -52,7 +50,7 @@ Planned = namedtuple("Planned", PLAN.names)
 
 
 def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
-    """Raises ValueError, with the remedy, unless `path` is a parquet file of this schema."""
+    """ValueError, with the remedy, unless `path` is a parquet file of this schema."""
     try:
         problem = "" if pq.read_schema(path).equals(schema) else "its columns are not this version's"
     except (OSError, pa.ArrowInvalid) as error:
@@ -62,25 +60,20 @@ def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
 
 
 def read_catalog(path: Path | str, columns: list[str] | None = None) -> pa.Table:
-    """Rows in the order of `path_bytes`. Raises ValueError when the file is not a catalog."""
+    """Rows in the order of `path_bytes`. ValueError when the file is not a catalog."""
     check_schema(Path(path), CATALOG, "catalog")
     return pq.read_table(path, columns=columns, partitioning=None)
 
 
 def read_plan(path: Path | str, columns: list[str] | None = None) -> pa.Table:
-    """Rows in planning order. Raises ValueError when the file is not a plan."""
+    """Rows in planning order. ValueError when the file is not a plan."""
     check_schema(Path(path), PLAN, "plan")
     return pq.read_table(path, columns=columns, partitioning=None)
 
 
 def live(plan: pa.Table) -> pa.Table:
-    """The rows without a tombstone, in planning order."""
+    """The rows without a tombstone."""
     return plan.filter(pc.is_null(plan["tombstone"]))
-
-
-def tombstoned(plan: pa.Table) -> set[str]:
-    """Recordings whose samples must no longer be used."""
-    return set(plan.filter(pc.is_valid(plan["tombstone"]))["recording"].to_pylist())
 
 
 def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
@@ -99,7 +92,7 @@ def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write a local file that appears whole or not at all; equal rows give equal bytes.
 
-    Holds one row group in memory. Raises OSError (disk full, not writable)."""
+    Holds one row group in memory."""
     place = Storage(Path(path).parent, standing=True).attempt(Path(path).name)
     with place as attempt, pq.ParquetWriter(attempt, schema, compression="zstd") as writer:
         for table in _row_groups(schema, batches):
@@ -110,8 +103,7 @@ def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterato
     """Row groups that do not depend on the size of the batches."""
     held = schema.empty_table()
     for batch in batches:
-        table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-        held = pa.concat_tables([held, table])
+        held = pa.concat_tables([held, pa.Table.from_batches([batch]).select(schema.names).cast(schema)])
         while held.num_rows >= ROW_GROUP:
             yield held.slice(0, ROW_GROUP).combine_chunks()
             held = held.slice(ROW_GROUP)
@@ -121,7 +113,7 @@ def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterato
 
 def read_shard(storage: Storage, shard: str) -> list[Planned]:
     """The live recordings of one shard, by id, from OUT/plan.parquet; reads only the rows it needs."""
-    wanted = (ds.field("shard") == shard) & ds.field("tombstone").is_null()
+    wanted = (pc.field("shard") == shard) & pc.field("tombstone").is_null()
     path = storage.path("plan.parquet")
     table = pq.read_table(path, filesystem=storage.fs, filters=wanted, partitioning=None)
-    return sorted((Planned(**row) for row in table.to_pylist()), key=lambda p: p.recording)
+    return [Planned(**row) for row in table.sort_by("recording").to_pylist()]

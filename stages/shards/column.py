@@ -2,7 +2,7 @@
 
 A member's bytes, order and header depend only on the samples: keys ascend, time and owner are fixed. `tar`
 and stock `webdataset` read the file; the index gives each member's place, so that a reader takes only the
-bytes it needs. `checking` reads all of it back."""
+bytes it needs."""
 
 import hashlib
 import io
@@ -52,7 +52,7 @@ class ColumnWriter:
         stats: dict[str, Any],
         added: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """`stats`: for the segment's row. `added`: (levels, values) to add to the shard's histograms."""
+        """`added`: (levels, values) for the shard's histograms."""
         assert key > self._last_key, f"keys must ascend: {key} after {self._last_key}"
         self._last_key = key
         for extension in sorted(members):
@@ -76,8 +76,7 @@ class ColumnWriter:
     def keep(self, note: dict[str, Any]) -> None:
         """The samples since the last outcome are a whole recording; `note` goes to each stats row."""
         for row in self._stats[self._mark[1] :]:
-            for name, value in note.items():
-                row.setdefault(name, value)
+            row |= {name: value for name, value in note.items() if name not in row}
         self._mark = (self._file.tell(), len(self._rows))
         histograms.add(self._histograms, self._open)
         self._open = {}
@@ -90,7 +89,7 @@ class ColumnWriter:
         self._open = {}
 
     def finish(self) -> dict[str, Any]:
-        """End the tar; returns its size, sha256 and totals."""
+        """End the tar; its size, sha256 and totals."""
         self._file.write(b"\0" * (2 * BLOCK))
         self._file.seek(0)
         digest = hashlib.file_digest(self._file, "sha256").hexdigest()
@@ -112,19 +111,18 @@ class ColumnWriter:
 
     @property
     def stats(self) -> pa.Table:
-        no_rows = pa.table({"key": pa.array([], pa.string())})
-        return pa.Table.from_pylist(self._stats) if self._stats else no_rows
+        return pa.Table.from_pylist(self._stats, None if self._stats else pa.schema({"key": pa.string()}))
 
 
 def data_offset(extension: str, data: bytes) -> int | None:
-    """Bytes before the first sample of a wav or the first value of an npy; None for others."""
+    """Bytes before a wav's first sample or an npy's first value; None for others."""
     if extension == "wav":
         return WAV_HEADER_BYTES
     return npy_header(data)[0] if extension.endswith("npy") else None
 
 
 def npy_header(data: bytes) -> tuple[int, tuple[int, ...], np.dtype]:
-    """Header bytes, shape and dtype from the beginning of an npy file; raises ValueError when it is none."""
+    """Header bytes, shape and dtype from the beginning of an npy file; ValueError when it is none."""
     stream = io.BytesIO(data)
     np.lib.format.read_magic(stream)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -143,7 +141,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def publishing(storage: Storage, column: str, shard: str) -> Iterator["Publication"]:
     """Write a shard of a column; when the block ends well and `record` was set, its files get their names.
 
-    Order: index, statistics and histograms, the tar, then the record, last. An exception changes no file."""
+    Order: index, statistics and histograms, the tar, the record. An exception changes no file."""
     with storage.attempt(records.file(column, shard, "tar")) as path:
         publication = Publication(writer := ColumnWriter(path))
         try:

@@ -1,6 +1,6 @@
-"""What the frames of a label column mean, and how stored constant-Q frames become float32 again. Numpy only.
+"""What the frames of a label column mean, and how stored constant-Q frames become float32 again.
 
-T frames at 75 Hz, K codebooks, F bins. A column's record has, under `facts`:
+T frames at 75 Hz, F bins. A column's record has, under `facts`:
 
     codes   codebooks, codebook_size, hop_samples (of a stored row: 320), teacher_hop_samples (of a code)
     cqt     bins, hop_samples, magnitude (linear | log), storage (float16 | uint8), and under the storage's
@@ -27,7 +27,7 @@ class CodesDescribed:
 
 
 def describe_codes(facts: dict[str, Any], recipe: dict[str, Any]) -> CodesDescribed:
-    """From a codes record's `facts`, else from its `recipe`; ValueError when a field is in neither."""
+    """From a codes record's `facts`, else its `recipe`; ValueError when a field is in neither."""
     teacher = recipe.get("teacher")
     known = (teacher if isinstance(teacher, dict) else {}) | facts
     hop = known.get("hop_samples", HOP_SAMPLES)
@@ -50,8 +50,8 @@ def encode_uint8(frames_TF: np.ndarray, offset: float, scale: float) -> np.ndarr
 def decode_cqt(stored: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
     """Stored frames (…, F) as float32, in the magnitude (linear or natural log) that `facts` name.
 
-    facts: from the record of the frames' own shard, for each uint8 shard has its own scale; float16 needs
-    none. ValueError for another dtype, or uint8 without its scale."""
+    facts: of the frames' own shard, for each uint8 shard has its own scale; float16 needs none. ValueError
+    for another dtype, or uint8 without its scale."""
     if stored.dtype in (np.float16, np.float32):
         return stored.astype(np.float32)
     if stored.dtype != np.uint8:

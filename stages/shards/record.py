@@ -1,11 +1,11 @@
 """A record: the JSON next to a tar that states that the shard is finished, its contents and origin.
 
 It is written last. All of it but `run` depends only on the inputs, the recipe, the kind of device and the
-software versions; `run` holds what may differ between two runs (host, times, the recordings slowest to
-decode, how a teacher compared with another implementation)."""
+software versions; `run` (host, times, slowest recordings, how a teacher compared) may differ between runs."""
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,7 +46,7 @@ def _digest(data: dict[str, Any]) -> str:
 
 
 def parse(data: bytes, name: str) -> Record:
-    """Raises ValueError naming the file when it is not a record, or not as it was written."""
+    """ValueError when it is not a record, or not as it was written."""
     try:
         fields = json.loads(data)
         noted = fields.pop("record_sha256", None)
@@ -68,7 +68,7 @@ def folder(column: str) -> str:
 
 def file(column: str, shard: str, kind: str) -> str:
     """kind: tar | json | index.parquet | stats.parquet | sums.parquet"""
-    return f"columns/{column}/{shard}.{kind}"
+    return f"{folder(column)}/{shard}.{kind}"
 
 
 def read(storage: Storage, column: str, shard: str) -> Record:
@@ -77,13 +77,13 @@ def read(storage: Storage, column: str, shard: str) -> Record:
 
 
 def finished(storage: Storage, column: str) -> set[str]:
-    """Names of the finished shards of a column, from one listing: those with a record and a tar."""
+    """A column's shards with a record and a tar, from one listing."""
     names = storage.names(folder(column))
     return {n[:-5] for n in names if n.endswith(".json") and f"{n[:-5]}.tar" in names}
 
 
 def discard(storage: Storage, column: str, shard: str) -> None:
-    """Delete a shard of a column, to be made again. The record goes first: it marks the shard as finished."""
+    """Delete a shard of a column. The record goes first: it marks the shard as finished."""
     for kind in ("json", "tar", "index.parquet", "stats.parquet", "sums.parquet"):
         storage.delete(file(column, shard, kind))
 
@@ -93,7 +93,7 @@ def canonical(value: Any, where: str = "recipe") -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             raise ValueError(f"{where} is {value}: it has no stable hash")
         return int(value) if value.is_integer() else value
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
 """One folder of files, local or on an object store, in which no half-written file has a real name.
 
-Locally a file is written under an attempt's name, flushed, and renamed. For S3 it is finished in a local
-temporary file, then put in one upload: an object appears whole or not at all."""
+Locally a file is written under an attempt's name, flushed, and renamed. For S3 it is finished in a temporary
+file, then put in one upload: an object appears whole or not at all."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def s3_filesystem() -> pafs.FileSystem:
 class Storage:
     """Files below one root: a local path or `s3://bucket/prefix`. Names are relative, with `/`.
 
-    `standing`: the root exists already; if it is deleted, a write fails and does not create it again."""
+    `standing`: the root exists; if it is deleted, a write fails and does not create it again."""
 
     def __init__(self, root: str | os.PathLike, standing: bool = False):
         self.root, self.standing = os.fspath(root).rstrip("/") or "/", standing
@@ -63,7 +63,6 @@ class Storage:
         return f"{self.base}/{name}" if name else self.base
 
     def local(self, name: str) -> Path:
-        assert self.is_local
         return Path(self.path(name))
 
     def _listed(self, folder: str) -> list[str]:
@@ -87,7 +86,6 @@ class Storage:
         return self.fs.get_file_info(self.path(name)).type == pafs.FileType.File
 
     def size(self, name: str) -> int:
-        """Bytes of one file; raises FileNotFoundError."""
         info = self.fs.get_file_info(self.path(name))
         if info.type != pafs.FileType.File:
             raise FileNotFoundError(self.path(name))
@@ -117,11 +115,14 @@ class Storage:
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[Path]:
-        """A local path to write to; it gets its real name when the block ends without an exception."""
+        """A local path to write to; its bytes get their name when the block ends without an exception."""
         unique = f"{ATTEMPT}{uuid.uuid4().hex}"
         if self.is_local:
             place = self.local(name)
-            self._make_folder(place.parent)
+            if not self.standing:
+                place.parent.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(place.relative_to(self.base).parents[:-1]) if self.standing else ():
+                Path(self.base, folder).mkdir(exist_ok=True)
             path = place.with_name(f"{unique}-{place.name}")
         else:
             path = Path(tempfile.gettempdir()) / f"overtone{unique}"
@@ -130,14 +131,6 @@ class Storage:
             self._publish(path, name)
         finally:
             path.unlink(missing_ok=True)
-
-    def _make_folder(self, folder: Path) -> None:
-        if not self.standing:
-            folder.mkdir(parents=True, exist_ok=True)
-            return
-        below = [folder, *folder.parents][: len(folder.relative_to(self.base).parts)]
-        for part in reversed(below):
-            part.mkdir(exist_ok=True)
 
     def _publish(self, path: Path, name: str) -> None:
         if self.is_local:
@@ -155,7 +148,7 @@ class Storage:
 
     @contextlib.contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
-        """A local path of the file's bytes: the file itself, or a temporary copy."""
+        """A local path: the file itself, or a temporary copy."""
         if self.is_local:
             yield self.local(name)
             return
@@ -167,8 +160,7 @@ class Storage:
 
     @contextlib.contextmanager
     def arriving(self, name: str) -> Iterator[tuple[Path, Callable[[int], None]]]:
-        """As `fetched`, without waiting: before reading, call the second value with the end of the bytes to
-        read."""
+        """As `fetched`, without waiting: call the second value with the end of the bytes about to be read."""
         if self.is_local:
             yield self.local(name), lambda end: None
             return
@@ -180,8 +172,7 @@ class Storage:
         """Remove the attempts of dead runs from one folder; returns how many."""
         left = [n for n in self._listed(folder) if n.startswith(ATTEMPT)] if self.is_local else []
         for name in left:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self.path(folder)}/{name}")
+            Path(self.path(folder), name).unlink(missing_ok=True)
         return len(left)
 
     def free_bytes(self) -> int | None:
@@ -213,9 +204,7 @@ def fields(kind: pa.DataType, names: str) -> list[pa.Field]:
     return [pa.field(name, kind) for name in names.split()]
 
 
-@contextlib.contextmanager
-def fetch_url(url: str) -> Iterator[Path]:
+def fetch_url(url: str) -> contextlib.AbstractContextManager[Path]:
     """A local path of one object's bytes, by its s3:// address."""
     folder, _, name = url.rpartition("/")
-    with Storage(folder).fetched(name) as path:
-        yield path
+    return Storage(folder).fetched(name)
