@@ -1,7 +1,7 @@
 """Log-mel spectrogram in decibels, frame by frame: no frame depends on another.
 
 B waves, N samples, T frames, F mel bins, W = n_fft window samples. The 128 bins and the window of 2,048
-samples are those of Mel-RVQ (MuQ, arXiv 2501.01108). A leaf: numpy and torch only."""
+samples are those of Mel-RVQ (MuQ, arXiv 2501.01108)."""
 
 from typing import TYPE_CHECKING
 
@@ -20,20 +20,19 @@ _KNEE_HZ = 1000.0
 _KNEE_MEL = _KNEE_HZ / _LINEAR_HZ_PER_MEL
 _LOG_STEP = np.log(6.4) / 27
 
-# Frames of every matrix product (the last tile is padded): its rounding may vary with the number of rows, and
-# a frame must be the same in a long block and in a short one.
+# Of every matrix product, whose rounding may vary with its rows: a frame must not depend on its block.
 _TILE_FRAMES = 256
 
 
 def hz_to_mel(hz: np.ndarray | float) -> np.ndarray:
-    """Slaney mel of a frequency in Hz; float64, any shape."""
+    """Slaney mel; float64, any shape."""
     hz = np.asarray(hz, np.float64)
     above = _KNEE_MEL + np.log(np.maximum(hz, _KNEE_HZ) / _KNEE_HZ) / _LOG_STEP
     return np.where(hz < _KNEE_HZ, hz / _LINEAR_HZ_PER_MEL, above)
 
 
 def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
-    """Inverse of `hz_to_mel`; float64, any shape."""
+    """Inverse of `hz_to_mel`."""
     mel = np.asarray(mel, np.float64)
     above = _KNEE_HZ * np.exp(_LOG_STEP * (np.maximum(mel, _KNEE_MEL) - _KNEE_MEL))
     return np.where(mel < _KNEE_MEL, mel * _LINEAR_HZ_PER_MEL, above)
@@ -51,16 +50,14 @@ def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarra
     filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (high - low))
     empty = np.flatnonzero(filters.sum(axis=0) == 0)
     if empty.size:
-        raise ValueError(
-            f"mels: {mels} leaves {empty.size} of them without any FFT bin at n_fft {n_fft}; lower mels or "
-            f"raise n_fft"
-        )
+        without = f"{mels} leaves {empty.size} of them without any FFT bin at n_fft {n_fft}"
+        raise ValueError(f"mels: {without}; lower mels or raise n_fft")
     return filters.astype(np.float32)
 
 
 class LogMel:
-    """10 log10 of mel power, floored at -100 dB; full scale is ±1. Hann window, no ceiling, and no floor
-    relative to the loudest frame (librosa's top_db), by which a frame would depend on its block."""
+    """10 log10 of mel power, floored at -100 dB; full scale is ±1. Hann window, and no floor relative to the
+    loudest frame (librosa's top_db), by which a frame would depend on its block."""
 
     def __init__(
         self,
@@ -71,7 +68,7 @@ class LogMel:
         device: str = "cpu",
         filters: np.ndarray | None = None,
     ):
-        """filters: float32 (n_fft // 2 + 1, F), other bands of power than the mel filters."""
+        """filters: float32 (n_fft // 2 + 1, F), other bands than mel."""
         import torch
 
         if n_fft < 2 or n_fft % 2:
@@ -89,16 +86,16 @@ class LogMel:
     def __call__(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
         """float32 (B, N) → float32 (B, count, F) in dB, on the device of this object.
 
-        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of its label frame. Indices are
-        those of `wave_BN` and may be negative; outside [0, N) the wave is zero. One call or several give the
-        same frames."""
+        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of its label frame; the wave is
+        zero outside. One call or several give the same frames."""
         import torch
 
-        wave_BN, tiles = wave_BN.to(self._window.device, torch.float32), []
+        wave_BN = wave_BN.to(self._window.device, torch.float32)
+        tiles = [wave_BN.new_zeros(len(wave_BN), 0, self.mels)]
         for done in range(0, count, _TILE_FRAMES):
             first = first_sample + self.hop_samples * done
             tiles.append(self._tile(wave_BN, first, min(_TILE_FRAMES, count - done)))
-        return torch.cat(tiles, 1) if tiles else wave_BN.new_zeros(len(wave_BN), 0, self.mels)
+        return torch.cat(tiles, 1)
 
     def _tile(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
         import torch
