@@ -1,9 +1,8 @@
-"""Strict YAML into frozen dataclasses that pydantic checks before anything starts: unknown keys, wrong types
-and impossible values are refused in one sentence, with the field's path, the value seen and what is expected.
+"""Strict YAML into frozen dataclasses that pydantic checks: what is wrong is refused in one sentence, with
+the field's path, the value seen and what is expected.
 
 A field's annotation is its range or its choices; its comment is its description in the JSON Schema and in
-docs/configuration.md. What depends on several fields is checked in `__post_init__`, by `require`.
-"""
+docs/configuration.md. What depends on several fields is checked in `__post_init__`, by `check`."""
 
 import re
 import sys
@@ -31,7 +30,7 @@ def _number(value: Any) -> Any:
 
 
 def remedy(text: str) -> Any:
-    """In an annotation: what a message adds to a range of numbers, or states instead of "expected text"."""
+    """In an annotation: what a message adds to a range of numbers, or says instead of "expected text"."""
     return Field(json_schema_extra={"errorMessage": text})
 
 
@@ -62,7 +61,7 @@ class _Told(ValueError):
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """A frozen dataclass with checked values; Python, too, gets a ValueError in one sentence."""
+    """A frozen dataclass with checked values, also in Python."""
 
     def checked(cls, data, handler):
         data = {} if data is None else data  # a section without keys
@@ -86,7 +85,7 @@ def settings(cls: type[T]) -> type[T]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice."""
+    """Refuses a key written twice."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -99,9 +98,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(path: str | Path, overrides: list[str] = (), old_names: dict[str, str] | None = None) -> dict:
-    """A YAML file with dotted overrides (`run.out=data/mine`) applied; raises ValueError naming the file.
+    """A YAML file with dotted overrides (`run.out=data/mine`); ValueError naming the file.
 
-    old_names: as for `renamed`; a line on stderr names each that is used."""
+    old_names: as for `renamed`; stderr names each that is used."""
     try:
         text = Path(path).read_text()
     except OSError as error:
@@ -160,7 +159,7 @@ def _override(data: dict, text: str) -> None:
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
-    """A settings class, or anybody's own dataclass, made of plain data; ValueError names the field's path."""
+    """A settings class, or anybody's own dataclass, of plain data; ValueError names the field's path."""
     own = not hasattr(cls, "_checked")
     if own:
         cls.__pydantic_config__ = _STRICT
@@ -176,7 +175,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def _below(path: str, text: str) -> str:
-    """A message about a field, or about the whole ("is 3: expected a mapping"), with the path before it."""
+    """A message about a field, or the whole ("is 3: expected a mapping"), with the path before it."""
     return f"{path}{'' if text[0] == ':' else ' ' if text.startswith('is ') else '.'}{text}" if path else text
 
 
@@ -218,9 +217,9 @@ _KINDS = dict(
     integer="a whole number", number="a number", boolean="true or false", string="text", array="a list"
 )
 _LIMITS = dict(
-    minimum="{} or more", exclusiveMinimum="above {}", maximum="at most {}", exclusiveMaximum="below {}"
-)
-_LIMITS |= dict(multipleOf="a multiple of {}")
+    minimum="{} or more", exclusiveMinimum="above {}", maximum="at most {}", exclusiveMaximum="below {}",
+    multipleOf="a multiple of {}",
+)  # fmt: skip
 
 
 def expected(schema: dict[str, Any]) -> str:
@@ -237,7 +236,7 @@ def expected(schema: dict[str, Any]) -> str:
 
 
 def require(condition: bool, where: str, value: Any, remedy: str) -> None:
-    """Raise the ValueError of an impossible value: field, value seen, remedy."""
+    """ValueError of an impossible value: field, value seen, remedy."""
     if not condition:
         raise ValueError(f"{where} is {value!r}: {remedy}")
 

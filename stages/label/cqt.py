@@ -1,24 +1,21 @@
 """The cqt stage: constant-Q magnitudes over each uninterrupted recording, cut to its segments.
 
-Writes (T, 336); frame i is centred on sample 320 i of the segment. Linear magnitude as float16 unless the
-recipe sets log or uint8. Each shard's record states how much precision storing lost."""
+Writes (T, 336); frame i is centred on sample 320 i of the segment. Each shard's record states how much
+precision storing lost."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from stages.config import NUMBER, Count, Positive, check, settings
-from stages.label.base import Item, Sample, cut, outcomes, read_checked, segment_row
+from stages.label.base import Item, outcomes, read_checked
 from stages.label.statistics.pitch import of_cqt
 from stages.shards.column import npy_bytes
 from stages.shards.frames import STEPS, decode_cqt, encode_uint8
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
-
-if TYPE_CHECKING:
-    from stages.signal.cqt import CqtSpec
 
 FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-14  # smallest normal float16
@@ -26,7 +23,7 @@ FLOAT16_TINY = 2.0**-14  # smallest normal float16
 
 @dataclass
 class StorageError:
-    """What storing one shard's float32 frames lost, in the magnitude's own unit (log: nats)."""
+    """What storing one shard's float32 frames lost, in the magnitude's unit (log: nats)."""
 
     values: int = 0
     overflow: int = 0  # this and the next: of float16
@@ -64,7 +61,6 @@ class CqtStage:
 
     name: ClassVar[str] = "cqt"
     version: ClassVar[int] = 1
-    reads: ClassVar[tuple[str, ...]] = ("audio",)
     writes: ClassVar[str] = "cqt"
     cpu_s: ClassVar[float] = 0.002
     later: ClassVar[tuple[str, ...]] = ("magnitude", "storage")
@@ -74,27 +70,21 @@ class CqtStage:
         lower = f"the top bin is at {top_hz:.0f} Hz, expected below 12,000 Hz; lower bins or fmin_hz"
         check(top_hz < 12_000, self, "bins", lower)
 
-    @property
-    def spec(self) -> "CqtSpec":
-        from stages.signal.cqt import CqtSpec
-
-        return CqtSpec(fmin_hz=self.fmin_hz, bins=self.bins, bins_per_octave=self.bins_per_octave)
-
     def open(self, weights: bytes | None, device: str, threads: int) -> "CqtRun":
-        from stages.signal.cqt import ConstantQ
+        from stages.signal.cqt import ConstantQ, CqtSpec
         from stages.signal.tables import table_cache
 
-        return CqtRun(self, ConstantQ(self.spec, cache_dir=table_cache(), device=device))
+        spec = CqtSpec(fmin_hz=self.fmin_hz, bins=self.bins, bins_per_octave=self.bins_per_octave)
+        return CqtRun(self, ConstantQ(spec, table_cache(), device))
 
 
 @dataclass
 class CqtRun:
     """One worker's transform; after a shard `facts` describe its frames and what storing them lost.
 
-    A uint8 shard is computed twice, a small part of labelling: first for its least and greatest value, which
-    give its scale, then to be written. A bound known beforehand (a full-scale sine's magnitude) would need
-    one pass but leave a quiet shard a few of the 256 steps; and a shard's float32 frames (360 MB an hour)
-    would not fit in a worker's memory."""
+    A uint8 shard is computed twice: first for its least and greatest value, which give its scale. A bound
+    known beforehand would leave a quiet shard a few of the 256 steps, and a shard's float32 frames (360 MB an
+    hour) do not fit in a worker's memory."""
 
     stage: CqtStage
     transform: Any
@@ -106,7 +96,7 @@ class CqtRun:
         if self.stage.storage == "uint8":
             waves = list(waves)
             self.scaling = self._scaling(waves)
-        yield from outcomes(waves, self._samples)
+        yield from outcomes(waves, self._blocks, self._described)
 
     def facts(self) -> dict:
         stage = self.stage
@@ -114,16 +104,14 @@ class CqtRun:
         frames = {"bins": stage.bins, "hop_samples": HOP_SAMPLES, "magnitude": stage.magnitude}
         return frames | {"storage": stage.storage, stage.storage: self.error.facts() | own}
 
-    def _samples(self, wave: Any) -> Iterator[Sample]:
+    def _described(self, exact_TF: np.ndarray, number: int) -> tuple:
         stage = self.stage
-        for number, (segment, exact_TF) in enumerate(cut(self._blocks(wave), wave.segments)):
-            half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
-            stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
-            self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
-            linear_TF = np.exp(exact_TF) if stage.magnitude == "log" else exact_TF
-            stats, sums_2F = of_cqt(exact_TF, linear_TF, stage.fmin_hz, stage.bins_per_octave, number)
-            members = {"cqt.npy": npy_bytes(stored_TF)}
-            yield Sample(segment["key"], members, segment_row(segment), stats, {"cqt": sums_2F})
+        half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
+        stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
+        self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
+        linear_TF = np.exp(exact_TF) if stage.magnitude == "log" else exact_TF
+        stats, sums_2F = of_cqt(exact_TF, linear_TF, stage.fmin_hz, stage.bins_per_octave, number)
+        return {"cqt.npy": npy_bytes(stored_TF)}, stats, {"cqt": sums_2F}
 
     def _scaling(self, waves: list[Any]) -> dict[str, float]:
         """256 even steps from the shard's least value to its greatest, rounded to float32 as when used."""

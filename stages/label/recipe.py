@@ -116,7 +116,7 @@ class Pools:
 
     def used(self, recipe: Recipe) -> list[Pool]:
         """Of the stages that this recipe has."""
-        labels = [p for p, stage in ((self.codes, recipe.codes), (self.cqt, recipe.cqt)) if stage]
+        labels = [getattr(self, name) for name in ("codes", "cqt") if getattr(recipe, name)]
         return [self.decode, *labels, self.audit]
 
 
@@ -147,7 +147,7 @@ class Config:
 
 
 def load(path: str, overrides: list[str] = ()) -> Config:
-    """A checked configuration; raises ValueError naming the field, the value and the remedy."""
+    """ValueError names the field, the value and the remedy."""
     return config.build(Config, config.load(path, overrides))
 
 
@@ -165,12 +165,10 @@ def teacher_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def own_fields(part: Any) -> dict[str, Any]:
-    """A stage's or teacher's fields. Those that came `later` are left out at their default: columns made
-    before they existed keep their names."""
+    """Its fields; those that came `later` not at their default: older columns keep their names."""
     later, values = getattr(part, "later", ()), asdict(part)
-    return {
-        f.name: values[f.name] for f in fields(part) if f.name not in later or values[f.name] != f.default
-    }
+    defaults = {f.name: f.default for f in fields(part) if f.name in later}
+    return {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
 
 
 def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dict[str, Any]:
@@ -179,6 +177,5 @@ def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dic
 
 
 def fit_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
-    """What a fitted teacher depends on besides the audio itself."""
     own = {"audio": audio8, "threads": recipe.fit_threads, "plan": asdict(recipe.plan)}
     return own | teacher_recipe(recipe)
