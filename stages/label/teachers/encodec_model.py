@@ -6,6 +6,8 @@ carries the tail of its input, or its state.
 L positions (samples, or fewer after strides), C channels, T frames at 75 Hz, K codebooks, G chunks of frames.
 Tensors are position-major (L, C): a convolution is one matrix product per tap on plain views."""
 
+from itertools import compress
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -89,8 +91,7 @@ class Level:
         torch.ops.aten.elu.out(x_LC, out=here)
         hidden = F.elu_(self.inner.run(whole, length))
         whole, here = self.down.buffer(length)
-        torch.addmm(self.bias, x_LC, self.shortcut, out=here).addmm_(hidden, self.outer)
-        F.elu_(here)
+        F.elu_(torch.addmm(self.bias, x_LC, self.shortcut, out=here).addmm_(hidden, self.outer))
         return self.down.run(whole, length)
 
 
@@ -136,10 +137,8 @@ class Lstm:
 
     def _rerun(self, gates: Tensor, h: Tensor, c: Tensor, chunks: list[int]) -> list[int]:
         """Run `chunks` again until all equal what is stored; returns those that never do."""
-        before, apart = (
-            [chunk - 1 for chunk in chunks],
-            torch.ones(len(chunks), dtype=torch.bool, device=h.device),
-        )
+        apart = torch.ones(len(chunks), dtype=torch.bool, device=h.device)
+        before = [chunk - 1 for chunk in chunks]
         start = torch.stack([h[-1, before], c[-1, before]])
         for first in range(0, len(gates), MERGE_EVERY):
             span = slice(first, first + MERGE_EVERY)
@@ -151,7 +150,7 @@ class Lstm:
             h[span, chunks], c[span, chunks] = new_h, new_c
             if not apart.any():
                 break
-        return [chunk for chunk, is_apart in zip(chunks, apart.tolist(), strict=True) if is_apart]
+        return list(compress(chunks, apart.tolist()))
 
     def _steps(self, gates_SGC: Tensor, start: Tensor, h_SGC: Tensor, c_SGC: Tensor) -> None:
         """Step through input gates (S, G, 4 WIDTH) from `start` (2, G, WIDTH) into h, c (S, G, WIDTH)."""
@@ -193,8 +192,7 @@ class EncodecEncoder:
             x_TC = torch.cat([self._convolve(part) for part in wave.split(piece)]).float()
             y_TC = self.lstm[1].run(self.lstm[0].run(x_TC))
             whole, here = self.last.buffer(len(x_TC))
-            torch.add(x_TC, y_TC, out=here)
-            F.elu_(here)
+            F.elu_(torch.add(x_TC, y_TC, out=here))
             rest_TD = self.last.run(whole, len(x_TC))
             codes_TK = torch.cat([self._nearest(part) for part in rest_TD.split(QUANTISED_FRAMES)])
         return codes_TK.to("cpu").numpy().astype(np.uint16)

@@ -3,24 +3,30 @@ reads them has compared their sha256 before (`stages/label/shard.py`)."""
 
 import json
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 Shapes = dict[str, tuple[int, ...]]
+LEVEL = ("codebook", "in_w", "in_b", "out_w", "out_b")  # of Mel-RVQ
+
+
+def levels(tensors: dict[str, Any]) -> Iterator[tuple]:
+    """Each level's own, in the order of `LEVEL`."""
+    return zip(*(tensors[key] for key in LEVEL), strict=True)
 
 
 def identity(recipe: Any, names: tuple[str, ...]) -> str:
     """The part of a recipe that its weights depend on."""
-    fields = {name: getattr(recipe, name) for name in names}
-    return json.dumps({"version": recipe.version} | fields, sort_keys=True)
+    return json.dumps({name: getattr(recipe, name) for name in ("version", *names)}, sort_keys=True)
 
 
 def pack(teacher: str, identity: str, arrays: dict[str, np.ndarray], shapes: Shapes) -> bytes:
     from safetensors.numpy import save
 
     assert {key: a.shape for key, a in arrays.items()} == shapes
-    # One metadata key only: safetensors writes several in no fixed order.
+    # One metadata key: safetensors writes several in no fixed order.
     return save({key: np.ascontiguousarray(a) for key, a in arrays.items()}, metadata={teacher: identity})
 
 

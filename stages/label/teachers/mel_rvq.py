@@ -14,7 +14,7 @@ from stages.config import Natural, Number, settings
 from stages.label.base import LabelFunction, Wave
 from stages.label.teachers import recipes
 from stages.label.teachers.features import Features, best, labeller, threads_set
-from stages.label.teachers.fitted_weights import identity, pack, unpack
+from stages.label.teachers.fitted_weights import LEVEL, identity, levels, pack, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ class MelRvq:
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         k, c, e, d = self.codebooks, self.codebook_size, self.dim, self.mels * self.stack
-        level = zip(recipes.LEVEL, ((k, c, e), (k, e, d), (k, e), (k, d, e), (k, d)), strict=True)
+        level = zip(LEVEL, ((k, c, e), (k, e, d), (k, e), (k, d, e), (k, d)), strict=True)
         return dict(level) | {"mean_db": (1,), "std_db": (1,)}
 
     def _identity(self) -> str:
@@ -82,15 +82,15 @@ def _coder(tensors: dict[str, np.ndarray], device: str) -> "Callable[[Tensor], T
     import torch
 
     weights = {key: torch.from_numpy(np.array(value)).to(device) for key, value in tensors.items()}
-    levels = []
-    for codes, in_w, in_b, out_w, out_b in zip(*(weights[key] for key in recipes.LEVEL), strict=True):
+    ready = []
+    for codes, in_w, in_b, out_w, out_b in levels(weights):
         # A cosine's argmax does not depend on the length of z, so only the codes are normalised.
         directions_EC = torch.nn.functional.normalize(codes, dim=1).T.contiguous()
-        levels.append((in_w, in_b, directions_EC, codes @ out_w.T + out_b))
+        ready.append((in_w, in_b, directions_EC, codes @ out_w.T + out_b))
 
     def tile(x_TD: torch.Tensor) -> torch.Tensor:
         rest_TD, found = (x_TD - weights["mean_db"]) / weights["std_db"], []
-        for in_w, in_b, directions_EC, decoded_CD in levels:
+        for in_w, in_b, directions_EC, decoded_CD in ready:
             found.append(best(torch.addmm(in_b, rest_TD, in_w.T) @ directions_EC))
             rest_TD = rest_TD - decoded_CD[found[-1]]
         return torch.stack(found, 1)

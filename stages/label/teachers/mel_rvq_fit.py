@@ -14,8 +14,8 @@ from torch.nn import functional as fn
 
 from stages.label.base import Wave
 from stages.label.teachers.features import best
+from stages.label.teachers.fitted_weights import LEVEL, levels
 from stages.label.teachers.mel_rvq_frames import Frames, Ticker, read_stretches
-from stages.label.teachers.recipes import LEVEL
 
 COMMITMENT = 0.25  # MuQ
 PEAK_RATE = 1e-3
@@ -31,26 +31,23 @@ CHUNK = 2048  # frames looked up at once
 def fit_levels(
     recipe: Any, waves: Sequence[Wave], device: str, progress: Callable[[dict], None]
 ) -> tuple[dict[str, Tensor], dict]:
-    """Tensors as `MelRvq` packs them, and the report. See `MelRvq.fit`."""
+    """The tensors of `MelRvq`, and the report of `MelRvq.fit`."""
     began = time.monotonic()
     generator = torch.Generator().manual_seed(recipe.seed)
     mels, heldout = read_stretches(recipe, recipe.features(device), waves, generator, progress)
     frames = Frames(mels, heldout, recipe.stack)
-    levels = _start(recipe, frames, generator, progress)
-    _train(recipe, levels, frames, generator, progress)
-    tensors = {key: value.detach().clone() for key, value in _folded(levels).items()}
+    leaves = _start(recipe, frames, generator, progress)
+    _train(recipe, leaves, frames, generator, progress)
+    tensors = {key: value.detach().clone() for key, value in _folded(leaves).items()}
     _settle(recipe, tensors, frames, progress)
-    report = _report(tensors, frames)
-    report["seconds"] = round(time.monotonic() - began, 1)
-    mean_db, std_db = frames.mean_db.reshape(1), frames.std_db.reshape(1)
-    return tensors | {"mean_db": mean_db, "std_db": std_db}, report
+    report = _report(tensors, frames) | {"seconds": round(time.monotonic() - began, 1)}
+    return tensors | {name: getattr(frames, name).reshape(1) for name in ("mean_db", "std_db")}, report
 
 
 def _start(recipe: Any, frames: Frames, generator: torch.Generator, progress: Callable) -> dict[str, Tensor]:
     """Trainable levels, each started from the residual of the levels before it."""
-    chosen_T = _picked(frames.fit_T, INIT_FRAMES_PER_CODE * recipe.codebook_size, generator)
-    rest_TD = frames.stacked(chosen_T)
-    levels, ticker = [], Ticker("init", recipe.codebooks, progress)
+    rest_TD = frames.stacked(_picked(frames.fit_T, INIT_FRAMES_PER_CODE * recipe.codebook_size, generator))
+    started, ticker = [], Ticker("init", recipe.codebooks, progress)
     for k in range(recipe.codebooks):
         level = _first_level(rest_TD, recipe.dim)
         z_TE = rest_TD @ _normed(level["in_v"], level["in_g"]).T + level["in_b"]
@@ -58,11 +55,11 @@ def _start(recipe: Any, frames: Frames, generator: torch.Generator, progress: Ca
         for _ in range(INIT_ROUNDS):
             codes_CE = _kmeans_round(z_TE, codes_CE)
         level["codebook"] = codes_CE
-        code_T, _ = _nearest(z_TE, codes_CE)
-        rest_TD = rest_TD - codes_CE[code_T] @ _normed(level["out_v"], level["out_g"]).T - level["out_b"]
-        levels.append(level)
-        ticker.tick(k + 1, float(rest_TD.abs().mean()))
-    return {key: torch.stack([level[key] for level in levels]) for key in levels[0]}
+        named_TE, out_w = codes_CE[_nearest(z_TE, codes_CE)[0]], _normed(level["out_v"], level["out_g"])
+        rest_TD = rest_TD - named_TE @ out_w.T - level["out_b"]
+        started.append(level)
+        ticker.tick(k + 1, rest_TD.abs().mean())
+    return {key: torch.stack([level[key] for level in started]) for key in level}
 
 
 def _picked(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -88,8 +85,8 @@ def _first_level(rest_TD: Tensor, dim: int) -> dict[str, Tensor]:
     out_w_DE = axes_DE * in_g
     out_g = out_w_DE.norm(dim=1)
     out_v = torch.where(out_g[:, None] > 0, out_w_DE, 1.0)
-    in_v = axes_DE.T.contiguous()
-    return {"in_v": in_v, "in_g": in_g, "in_b": in_b, "out_v": out_v, "out_g": out_g, "out_b": mean_D}
+    out = {"out_v": out_v, "out_g": out_g, "out_b": mean_D}
+    return {"in_v": axes_DE.T.contiguous(), "in_g": in_g, "in_b": in_b} | out
 
 
 def _normed(v: Tensor, g: Tensor) -> Tensor:
@@ -97,23 +94,17 @@ def _normed(v: Tensor, g: Tensor) -> Tensor:
     return v * (g / v.norm(dim=-1).clamp_min(1e-12)).unsqueeze(-1)
 
 
-def _folded(levels: dict[str, Tensor]) -> dict[str, Tensor]:
+def _folded(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """Plain weights instead of normalised ones."""
-    weights = {f"{side}_w": _normed(levels[f"{side}_v"], levels[f"{side}_g"]) for side in ("in", "out")}
-    return {key: weights[key] if key in weights else levels[key] for key in LEVEL}
+    weights = {f"{side}_w": _normed(leaves[f"{side}_v"], leaves[f"{side}_g"]) for side in ("in", "out")}
+    return {key: (leaves | weights)[key] for key in LEVEL}
 
 
-def _train(
-    recipe: Any,
-    levels: dict[str, Tensor],
-    frames: Frames,
-    generator: torch.Generator,
-    progress: Callable,
-) -> None:
+def _train(recipe: Any, leaves: dict, frames: Frames, generator: torch.Generator, progress: Callable) -> None:
     """Adam over all levels together, in place."""
-    leaves = {key: value.requires_grad_() for key, value in levels.items()}
-    adam = torch.optim.Adam(leaves.values(), lr=PEAK_RATE)
-    used_KC = torch.zeros(leaves["codebook"].shape[:2], dtype=torch.int64, device=leaves["codebook"].device)
+    codebook = leaves["codebook"]
+    adam = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves.values()], lr=PEAK_RATE)
+    used_KC = torch.zeros(codebook.shape[:2], dtype=torch.int64, device=codebook.device)
     every = -(-REVIVE_FRAMES_PER_CODE * recipe.codebook_size // recipe.batch)
     ticker = Ticker("train", recipe.steps, progress)
     for step, x_BD in enumerate(islice(frames.batches(recipe.batch, generator), recipe.steps)):
@@ -127,17 +118,17 @@ def _train(
             used_KC[k] += torch.bincount(code_B, minlength=recipe.codebook_size)
         if (step + 1) % every == 0:
             if left > 0.2:  # a code revived later has no time to settle
-                _revive(leaves["codebook"], adam, used_KC == 0, z_KBE, generator)
+                _revive(codebook, adam, used_KC == 0, z_KBE, generator)
             used_KC.zero_()
         ticker.tick(step + 1, loss.detach())
 
 
-def _loss(levels: dict[str, Tensor], x_BD: Tensor) -> tuple[Tensor, list, list]:
+def _loss(weights: dict[str, Tensor], x_BD: Tensor) -> tuple[Tensor, list, list]:
     """Scalar loss; per level z (B, E) and code (B,). Gradients pass the look-up straight through.
 
     The L1 error counts after every level: after the last alone, each level gets worse (measured)."""
     rest_BD, z_KBE, code_KB, loss = x_BD, [], [], torch.zeros((), device=x_BD.device)
-    for codes_CE, in_w, in_b, out_w, out_b in zip(*(levels[key].unbind(0) for key in LEVEL), strict=True):
+    for codes_CE, in_w, in_b, out_w, out_b in levels(weights):
         z_BE = fn.linear(rest_BD, in_w, in_b)
         with torch.no_grad():
             code_B = best(z_BE @ fn.normalize(codes_CE, dim=1).T)
@@ -152,12 +143,11 @@ def _loss(levels: dict[str, Tensor], x_BD: Tensor) -> tuple[Tensor, list, list]:
 
 def _revive(codebook, adam, dead_KC: Tensor, z_KBE: list[Tensor], generator: torch.Generator) -> None:
     """Dead codes move onto frames of this batch, without their momentum."""
-    state = adam.state[codebook]
     for k, (dead_C, z_BE) in enumerate(zip(dead_KC.cpu(), z_KBE, strict=True)):
         dead = dead_C.nonzero()[:, 0][: len(z_BE)].to(z_BE.device)
         codebook.data[k, dead] = _picked(z_BE, len(dead), generator)
         for moment in ("exp_avg", "exp_avg_sq"):
-            state[moment][k, dead] = 0
+            adam.state[codebook][moment][k, dead] = 0
 
 
 def _nearest(z_TE: Tensor, codes_CE: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,10 +178,9 @@ def _reseeded(codes_CE, counts_C: Tensor, z_TE: Tensor, error_T: Tensor) -> Tens
 @torch.no_grad()
 def _settle(recipe: Any, tensors: dict[str, Tensor], frames: Frames, progress: Callable) -> None:
     """Level by level over every fitting frame: no code stays unused."""
-    rest_TD = frames.stacked(frames.fit_T)
-    ticker = Ticker("settle", recipe.codebooks, progress)
-    for k in range(recipe.codebooks):
-        z_TE, codes_CE = rest_TD @ tensors["in_w"][k].T + tensors["in_b"][k], tensors["codebook"][k]
+    rest_TD, ticker = frames.stacked(frames.fit_T), Ticker("settle", recipe.codebooks, progress)
+    for k, (codes_CE, in_w, in_b, out_w, out_b) in enumerate(levels(tensors)):
+        z_TE = rest_TD @ in_w.T + in_b
         for _ in range(SETTLE_ROUNDS):
             code_T, error_T = _nearest(z_TE, codes_CE)
             counts_C = torch.bincount(code_T, minlength=recipe.codebook_size)
@@ -199,16 +188,16 @@ def _settle(recipe: Any, tensors: dict[str, Tensor], frames: Frames, progress: C
                 break
             codes_CE = _reseeded(codes_CE, counts_C, z_TE, error_T)
         tensors["codebook"][k] = codes_CE
-        rest_TD -= (codes_CE @ tensors["out_w"][k].T + tensors["out_b"][k])[_nearest(z_TE, codes_CE)[0]]
-        ticker.tick(k + 1, float(rest_TD.abs().mean()))
+        rest_TD -= (codes_CE @ out_w.T + out_b)[_nearest(z_TE, codes_CE)[0]]
+        ticker.tick(k + 1, rest_TD.abs().mean())
 
 
 @torch.no_grad()
 def _report(tensors: dict[str, Tensor], frames: Frames) -> dict:
-    levels = []
+    told = []
     rest_TD, held_TD = frames.stacked(frames.fit_T), frames.stacked(frames.heldout_T)
     variance = float((held_TD - rest_TD.mean(0)).square().mean()) or 1.0
-    for codes_CE, in_w, in_b, out_w, out_b in zip(*(tensors[key] for key in LEVEL), strict=True):
+    for codes_CE, in_w, in_b, out_w, out_b in levels(tensors):
         decoded_CD = codes_CE @ out_w.T + out_b
         code_T, _ = _nearest(rest_TD @ in_w.T + in_b, codes_CE)
         rest_TD -= decoded_CD[code_T]
@@ -216,9 +205,9 @@ def _report(tensors: dict[str, Tensor], frames: Frames) -> dict:
         level = usage(torch.bincount(code_T, minlength=len(codes_CE)))
         for name, left_TD in (("heldout", held_TD), ("fit", rest_TD)):
             level[f"{name}_error"] = float(left_TD.square().mean()) / variance  # 1 is a constant frame's
-        levels.append(level | {"heldout_l1_db": float(held_TD.abs().mean() * frames.std_db)})
+        told.append(level | {"heldout_l1_db": float(held_TD.abs().mean() * frames.std_db)})
     counts = {"fit_frames": len(frames.fit_T), "heldout_frames": len(frames.heldout_T)}
-    return counts | {"mean_db": float(frames.mean_db), "std_db": float(frames.std_db), "levels": levels}
+    return counts | {"mean_db": float(frames.mean_db), "std_db": float(frames.std_db), "levels": told}
 
 
 def usage(counts_C: Tensor) -> dict:
@@ -226,6 +215,6 @@ def usage(counts_C: Tensor) -> dict:
 
 
 def perplexity(counts_C: Tensor) -> float:
-    """exp of the entropy of code frequencies: so many equally frequent codes have the same entropy."""
+    """exp of the entropy of code frequencies."""
     share = counts_C[counts_C > 0].double() / counts_C.sum()
     return float((-(share * share.log()).sum()).exp())

@@ -109,11 +109,11 @@ class Ticker:
         self._phase, self._steps, self._progress = phase, steps, progress
         self._began = self._last = time.monotonic()
 
-    def tick(self, step: int, loss: "float | Tensor | None") -> None:
+    def tick(self, step: int, loss: Tensor | None) -> None:
         now = time.monotonic()
         if now - self._last < 1.0 and step < self._steps:
             return
         self._last = now
         eta_s = round((now - self._began) * (self._steps - step) / step, 1)
         event = {"phase": self._phase, "step": step, "steps": self._steps}
-        self._progress(event | {"loss": None if loss is None else float(loss), "eta_s": eta_s})
+        self._progress(event | {"loss": loss if loss is None else float(loss), "eta_s": eta_s})

@@ -8,8 +8,7 @@ from stages.config import Count, Natural, Whole, check, remedy
 from stages.signal.mel import mel_filters
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
-FRAMES_PER_CODE = 4  # the fewest to fit on: with under four, codes would be copies of single frames
-LEVEL = ("codebook", "in_w", "in_b", "out_w", "out_b")  # of Mel-RVQ
+FRAMES_PER_CODE = 4  # the fewest to fit on: with fewer, codes would be copies of single frames
 
 Codebooks = Annotated[Count, Field(le=64)]
 CodebookSize = Annotated[Whole, Field(ge=2, le=65536)]  # codes are uint16
