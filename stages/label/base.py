@@ -128,8 +128,7 @@ def read_checked(wave: Wave, start: int, stop: int) -> np.ndarray:
 def cut(blocks: Iterable[np.ndarray], segments: list[dict]) -> Iterator[tuple[dict, np.ndarray]]:
     """Each segment with its frames (T, C), T = floor(samples / 320), of consecutive blocks (t, C).
 
-    Segments start on multiples of 320, so none share a frame. Holds one segment; RuntimeError when there are
-    too few frames."""
+    Segments start on multiples of 320, so none share a frame. RuntimeError when there are too few frames."""
     source, held, have = iter(blocks), [], 0
     for segment in segments:
         count = segment["samples"] // HOP_SAMPLES
@@ -151,8 +150,7 @@ def outcomes(
 ) -> Iterator[Item]:
     """Each recording's samples and outcome; any ValueError rejects it.
 
-    blocks: a wave's frames (t, C) in consecutive blocks. described: members, statistics and histograms of
-    a segment's frames and its number."""
+    described: members, statistics and histograms of a segment's frames and its number."""
     for wave in waves:
         try:
             for number, (segment, frames_TC) in enumerate(cut(blocks(wave), wave.segments)):

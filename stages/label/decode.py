@@ -96,8 +96,7 @@ class Decoder:
                     seconds += monotonic() - since  # without the time in which the items are written
                     if item is None:
                         break
-                    if isinstance(item, Sample):
-                        samples += item.row["samples"]
+                    samples += item.row["samples"] if isinstance(item, Sample) else 0
                     yield item
             self._times.append((source.recording, seconds, samples / RATE_HZ))
 
@@ -105,11 +104,12 @@ class Decoder:
         """slowest: the last shard's recordings, rejected ones too, that took most seconds beyond what their
         audio takes at the shard's mean speed."""
         pace = sum(timed[1] for timed in self._times) / (sum(timed[2] for timed in self._times) or 1.0)
+        slowest = sorted(self._times, key=lambda timed: (pace * timed[2] - timed[1], timed[0]))[:SLOWEST]
         found = []
-        for name, s, audio_s in sorted(self._times, key=lambda timed: (pace * timed[2] - timed[1], timed[0])):
+        for name, s, audio_s in slowest:
             speed = round(audio_s / s, 3) if s else None
             found.append({"recording": name, "seconds": round(s, 4), "times_real_time": speed})
-        return {"slowest": found[:SLOWEST]}
+        return {"slowest": found}
 
     def close(self) -> None:
         self._process.close()

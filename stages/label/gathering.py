@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,10 +27,10 @@ SHARDS = pa.schema(
     + fields(pa.float64(), "started wall_s busy_s")
     + fields(pa.string(), "facts")  # JSON
     + fields(pa.float64(), "hours times_real_time")  # audio seconds per second of wall_s
-    # in the run that made it, 1 unless a worker died; null when another run gathered it
+    # in the run that made it; null when another run gathered it
     + fields(pa.int64(), "attempts")
     + fields(pa.string(), "rejects")  # JSON: reason → how many
-    # Of audio: the recordings that took longest for their length; null in records of older versions.
+    # of audio: recordings that took longest for their length; null in older records
     + fields(pa.list_(_TIMED), "slowest")
 )
 REJECTED = pa.schema(fields(pa.string(), "stage shard recording path reason"))
@@ -37,7 +38,7 @@ INDEX_ROWS = pa.schema([*fields(pa.string(), "shard column"), *column.INDEX])
 # And each stage's statistics. `columns`: those the row was made of.
 SEGMENTS = pa.schema(fields(pa.string(), "columns shard key recording") + fields(pa.int64(), "samples"))
 TABLES = {"index": INDEX_ROWS, "segments": SEGMENTS, "shards": SHARDS}
-ROW_GROUP = 65_536  # rows collected before they are written: row groups worth reading, not one per shard
+ROW_GROUP = 65_536  # rows collected before they are written
 
 
 def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
@@ -59,27 +60,21 @@ def gather(
     """Add these shards to the tables, replacing the rows they had, without recordings that are not `live`.
 
     attempts: of (column, shard), in this run."""
-    replaced = pa.array(shards, pa.string())
     shard_rows = partial(_shard_rows, attempts=attempts or {})
     with ThreadPoolExecutor(8) as pool:
         for name, rows in {"index": _index_rows, "segments": _segment_rows, "shards": shard_rows}.items():
+            old = pc.field("shard").isin(pa.array(shards, pa.string()))
+            if name != "segments":
+                old &= pc.field("column").isin(columns)
             new = pool.map(partial(rows, storage, columns), shards)
-            _rewrite(storage, name, replaced, columns if name != "segments" else None, new, live)
+            _write(storage, name, chain(_kept(storage, f"{name}.parquet", ~old), _joined(new)), live)
     histograms.gather(storage, columns, shards)
 
 
-def _rewrite(
-    storage: Storage,
-    name: str,
-    replaced: pa.Array,
-    columns: tuple[str, ...] | None,
-    new: Iterator[pa.Table],
-    live: pa.Array,
-) -> None:
-    """The old table without the replaced shards (of these columns), then the new rows; in bounded memory."""
-    writer, file = None, f"{name}.parquet"
-    with storage.attempt(file) as path:
-        for table in _old_and_new(storage, file, replaced, columns, new):
+def _write(storage: Storage, name: str, tables: Iterable[pa.Table], live: pa.Array) -> None:
+    writer = None
+    with storage.attempt(f"{name}.parquet") as path:
+        for table in tables:
             if "recording" in table.column_names:
                 table = table.filter(pc.is_in(table["recording"], live))
             waiting = [table]
@@ -98,18 +93,19 @@ def _rewrite(
             writer.close()
 
 
-def _old_and_new(storage, file, replaced, columns, new) -> Iterator[pa.Table]:
+def _kept(storage: Storage, file: str, wanted: pc.Expression) -> Iterator[pa.Table]:
     if storage.exists(file):
-        old = pc.field("shard").isin(replaced)
-        if columns is not None:
-            old &= pc.field("column").isin(columns)
         with storage.open(file) as source:
             for batch in pq.ParquetFile(source).iter_batches(131_072):
-                kept = pa.Table.from_batches([batch]).filter(~old)
+                kept = pa.Table.from_batches([batch]).filter(wanted)
                 if kept.num_rows:
                     yield kept
+
+
+def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """In row groups worth reading, not one per shard."""
     held = []
-    for table in new:
+    for table in tables:
         held += [table] if table.num_rows else []
         if sum(each.num_rows for each in held) > ROW_GROUP:
             yield pa.concat_tables(held, promote_options="permissive")
@@ -119,7 +115,6 @@ def _old_and_new(storage, file, replaced, columns, new) -> Iterator[pa.Table]:
 
 
 def segments(storage: Storage, columns: tuple[str, ...], names: list[str]) -> pa.Table:
-    """These fields of the segments of these columns, from OUT/segments.parquet."""
     table = storage.read_table("segments.parquet", [*names, "columns"])
     return table.filter(pc.field("columns") == " ".join(columns)).select(names)
 

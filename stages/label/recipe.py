@@ -34,14 +34,12 @@ from stages.label.teachers.kmeans import KMeans
 from stages.label.teachers.mel_rvq import MelRvq
 from stages.signal.rates import HOP_SAMPLES
 
-# chosen by their field `teacher`, their name
 BuiltIn = Encodec | MelRvq | BestRq | KMeans
 Threads = Annotated[Count, Field(le=64)]
 Fraction = remedy("fractions such as 0.5 are allowed")
 
 
 def _teacher(data: Any, built_in: Callable[[Any], Teacher]) -> Teacher:
-    """A built-in teacher by its name, or anybody's own as package.module:Class."""
     if hasattr(data, "open"):
         return data
     if not isinstance(data, dict):

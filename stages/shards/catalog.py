@@ -17,8 +17,7 @@ ROW_GROUP = 65_536  # rows; fixed, so that the same rows are the same bytes
 
 # One row per path found. `status` is kept, rejected, duplicate or excluded (by the user; never read).
 CATALOG = pa.schema(
-    # recording: 16 hex digits, null when excluded; reason: why rejected, from the decoder;
-    # duplicate_of: recording whose bytes are the same
+    # recording: 16 hex digits, null when excluded; reason: why rejected; duplicate_of: of the same bytes
     fields(pa.string(), "recording status reason duplicate_of path")
     + fields(pa.binary(), "path_bytes")  # absolute path, or s3://bucket/key
     + fields(pa.string(), "root")
@@ -34,8 +33,8 @@ CATALOG = pa.schema(
 # One row per recording ever planned, in planning order; the rows of a shard are neighbours.
 PLAN = pa.schema(
     fields(pa.string(), "recording shard")
-    + fields(pa.int64(), "order")  # ascending; never reused, gaps where a recording moved to a new shard
-    + fields(pa.int32(), "attempt")  # 0, then 1 more each time a request planned it again
+    + fields(pa.int64(), "order")  # ascending; gaps where a recording moved to a new shard
+    + fields(pa.int32(), "attempt")  # 1 more each time a request planned it again
     + fields(pa.string(), "path")
     + fields(pa.binary(), "path_bytes")
     + fields(pa.int64(), "size mtime_ns")  # bytes; nanoseconds

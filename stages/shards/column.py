@@ -1,8 +1,7 @@
 """Writing one column of one shard: a plain tar, its index, its statistics and histograms, its record.
 
 A member's bytes, order and header depend only on the samples: keys ascend, time and owner are fixed. `tar`
-and stock `webdataset` read the file; the index gives each member's place, so that a reader takes only the
-bytes it needs."""
+and stock `webdataset` read the file; the index gives each member's place."""
 
 import hashlib
 import io
@@ -22,7 +21,7 @@ from stages.shards.storage import Storage, fields, table_bytes
 
 INDEX = pa.schema(
     fields(pa.string(), "key recording")
-    # start: sample of the recording at 24 kHz; frames: floor(samples / 320), the same in every column
+    # start: sample of the recording; frames: floor(samples / 320), the same in every column
     + fields(pa.int64(), "start samples frames")
     + fields(pa.string(), "member")  # extension of the member that the next three describe
     # in the tar: the member's bytes, and its first sample or frame (-1 when compressed)
@@ -33,14 +32,11 @@ BLOCK = 512  # tar
 
 
 class ColumnWriter:
-    """Writes one shard of a column into `tar_path`; samples of a rejected recording are taken back."""
-
     def __init__(self, tar_path: Path):
         self._file = open(tar_path, "w+b")  # noqa: SIM115 - closed by `finish` or `close`
         self._rows: list[dict] = []
         self._stats: list[dict] = []
-        self._histograms: histograms.Histograms = {}
-        self._open: histograms.Histograms = {}  # of the samples since the last outcome
+        self._histograms, self._open = {}, {}  # of kept recordings; of the samples since the last outcome
         self._mark = (0, 0)  # file position and rows at the end of the last kept recording
         self._last_key = ""
 

@@ -4,7 +4,7 @@ T frames at 75 Hz, F bins. A column's record has, under `facts`:
 
     codes   codebooks, codebook_size, hop_samples (of a stored row: 320), teacher_hop_samples (of a code)
     cqt     bins, hop_samples, magnitude (linear | log), storage (float16 | uint8), and under the storage's
-            name the error of storing: max_abs_error, relative_rms_error; for uint8 its offset and scale
+            name max_abs_error, relative_rms_error; for uint8 its offset and scale
 
 Older records have the same in their recipe, or hold linear float16 frames."""
 
@@ -20,10 +20,10 @@ STEPS = 255  # of uint8
 
 @dataclass(frozen=True)
 class CodesDescribed:
-    codebooks: int  # K
-    size: int  # codes of one codebook: 0 … size - 1
+    codebooks: int
+    size: int  # codes of one codebook
     hop_samples: int  # between stored rows, at 24 kHz
-    teacher_hop_samples: int  # between codes; a slower teacher's code is repeated in several rows
+    teacher_hop_samples: int  # between codes; a slower teacher's are repeated in several rows
 
 
 def describe_codes(facts: dict[str, Any], recipe: dict[str, Any]) -> CodesDescribed:

@@ -15,7 +15,7 @@ from stages.shards import record as records
 from stages.shards.storage import Storage
 
 NAME = "sums.parquet"
-BLOCK = 256  # shards added up into one row; when one of them is made again, so many files are read again
+BLOCK = 256  # shards added up into one row, and read again when one of them is made again
 FIELDS = [("name", pa.string()), ("level", pa.int32()), ("values", pa.list_(pa.float64()))]
 SHARD = pa.schema(FIELDS)
 TABLE = pa.schema([("column", pa.string()), ("shards", pa.list_(pa.string())), *FIELDS])

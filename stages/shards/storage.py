@@ -149,14 +149,9 @@ class Storage:
     @contextlib.contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
         """A local path: the file itself, or a temporary copy."""
-        if self.is_local:
-            yield self.local(name)
-            return
-        with tempfile.NamedTemporaryFile(prefix="overtone-") as copy:
-            with self.fs.open_input_stream(self.path(name)) as source:
-                shutil.copyfileobj(source, copy, fetching.CHUNK)
-            copy.flush()
-            yield Path(copy.name)
+        with self.arriving(name) as (path, arrived):
+            arrived(self.size(name))
+            yield path
 
     @contextlib.contextmanager
     def arriving(self, name: str) -> Iterator[tuple[Path, Callable[[int], None]]]:

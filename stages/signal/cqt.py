@@ -8,7 +8,7 @@ frequency index r·M + m becomes m, so the bin is
 
     ifft_M( Σ_r table[m, bin, r] · spectrum[m, r] ),    with the spectrum as R rows of M,
 
-a matrix product for each m, over many bins and blocks at once. The tables are the spectra of nnAudio's own
+a matrix product for each m, over many bins and blocks at once. The tables are the spectra of nnAudio's
 kernels over every row where a unit sine gives more than `TAIL`. They are real: a kernel of even length is
 Hermitian about its frame's centre; one of odd length is so half a sample earlier, and takes a spectrum
 delayed by that much."""
@@ -28,7 +28,7 @@ LOG_FLOOR = 1e-6  # 140 dB under a full-scale sine of the highest bin (10), the 
 
 
 class ConstantQ:
-    """The tables on a device, and `frames`. `cache_dir` keeps the tables (59 MB) of each spec."""
+    """`cache_dir` keeps the tables (59 MB) of each spec."""
 
     def __init__(
         self, spec: CqtSpec = MERT, cache_dir: Path | None = None, device: str | torch.device = "cpu"

@@ -39,9 +39,9 @@ def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
 
 
 def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarray:
-    """Triangles equally spaced in mel from 0 Hz to rate/2, each of unit area in Hz.
+    """float32 (n_fft // 2 + 1, mels): triangles equally spaced in mel up to rate/2, of unit area in Hz.
 
-    float32 (n_fft // 2 + 1, mels). ValueError where a triangle is too narrow to contain an FFT bin."""
+    ValueError where one is too narrow to contain an FFT bin."""
     bins_hz = np.arange(n_fft // 2 + 1) * (rate_hz / n_fft)
     edges_hz = mel_to_hz(np.linspace(0.0, hz_to_mel(rate_hz / 2), mels + 2))
     low, centre, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
@@ -79,7 +79,7 @@ class LogMel:
         self._window = torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
 
     def span(self, first_sample: int, count: int) -> tuple[int, int]:
-        """[start, stop): the samples that `count` frames from `first_sample` depend on."""
+        """[start, stop) of the samples that `count` frames depend on."""
         start = first_sample + self.hop_samples // 2 - self.n_fft // 2
         return start, start + max(count - 1, 0) * self.hop_samples + self.n_fft
 

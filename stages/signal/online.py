@@ -1,8 +1,8 @@
 """`cqt: online`: the constant-Q frames of a training crop, computed instead of stored.
 
 They are those of the whole recording: the lowest kernels reach 25,230 samples to either side. (MERT uses the
-bare crop: its low bins are wrong for a second at both ends.) B clips, N samples of a clip with its context on
-both sides, L frames, F bins."""
+bare crop: its low bins are wrong for a second at both ends.) B clips, N samples with the context on both
+sides, L frames, F bins."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ BLOCK_STEPS = 4
 
 WINDOW = 2048  # 11.7 Hz a bin
 WINDOW_BETA = 14.0  # Kaiser's: skirts are 100 dB down after 5 bins, Hann's after 15 (D)
-ROUNDING_POWER = (1 / FULL_SCALE) ** 2 / 12  # of rounding to 16 bits, full scale 1, over all bins (D)
+ROUNDING_POWER = (1 / FULL_SCALE) ** 2 / 12  # of rounding to 16 bits, over all bins (D)
 ABOVE_ROUNDING_DB = 12.0  # a bin's mean power so far above the rounding noise is signal (D)
 BELOW_LOUDEST_DB = -90.0  # unless so far below the loudest bin, among the window's skirts (D)
 
@@ -34,8 +34,8 @@ def of_wave(segment_N: np.ndarray) -> dict[str, float | None]:
 
 
 def levels(segment_N: np.ndarray) -> dict[str, float]:
-    """peak_db, rms_db: dBFS, full scale 32768, never below -120. silence: share of whole 10-ms frames below
-    -60 dBFS RMS. clipping: share of samples at either end of the scale. dc: mean, full scale 1.
+    """peak_db, rms_db: dBFS, never below -120. silence: share of whole 10-ms frames below -60 dBFS RMS.
+    clipping: share of samples at either end of the scale. dc: mean, full scale 1.
 
     einsum, not dot: BLAS would wake threads that spin on the child's core."""
     wave = segment_N.astype(np.float64)

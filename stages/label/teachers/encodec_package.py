@@ -16,8 +16,8 @@ from stages.label.teachers.encodec_weights import CODES, DIMENSION, tensors
 def package() -> ModuleType:
     """The imported package; ValueError with the command that installs it.
 
-    It uses torchaudio only to read and resample files: an empty module replaces one that is missing, or made
-    for another torch, during the import."""
+    It needs torchaudio only for files: during the import an empty module replaces one that is missing, or
+    made for another torch."""
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError):

@@ -1,7 +1,7 @@
 """Fitting Mel-RVQ: start each level from the data, train all together, leave no code dead.
 
-T frames, D input width, K levels, C codes, E look-up width, B batch (see `mel_rvq`). All random numbers come
-from one generator on the CPU, seeded by the recipe, a `MelRvq`."""
+T frames, D input width, K levels, C codes, E look-up width, B batch. All random numbers come from one
+generator on the CPU, seeded by the recipe, a `MelRvq`."""
 
 import time
 from collections.abc import Callable, Sequence
