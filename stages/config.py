@@ -222,7 +222,7 @@ _LIMITS = dict(
 )  # fmt: skip
 
 
-def expected(schema: dict[str, Any]) -> str:
+def expected(schema: dict) -> str:
     """What a value may be, in words, by its JSON Schema."""
     if "anyOf" in schema:
         return f"{expected(schema['anyOf'][0])}, or null"

@@ -4,7 +4,6 @@ import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from stages.shards import checking, column
 from stages.shards.storage import Storage
@@ -20,7 +19,7 @@ class AuditWorker:
     out: str
     columns: tuple[str, ...]  # audio first
 
-    def __call__(self, shard: str) -> dict[str, Any]:
+    def __call__(self, shard: str) -> dict:
         started = time.time()
         row = {"shard": shard, "column": "audit", "stage": "audit", "host": platform.node()}
         try:

@@ -32,15 +32,15 @@ class Sample:
 
     key: str
     members: dict[str, bytes]  # by extension
-    row: dict[str, Any]  # identity and shape: recording, start, samples, frames
-    stats: dict[str, Any] = field(default_factory=dict)
+    row: dict  # identity and shape: recording, start, samples, frames
+    stats: dict = field(default_factory=dict)
     histograms: dict[str, np.ndarray] = field(default_factory=dict)  # name → (levels, values), to be added up
 
 
 @dataclass(frozen=True)
 class Kept:
     recording: str
-    note: dict[str, Any] = field(default_factory=dict)  # facts of the recording, for its statistics rows
+    note: dict = field(default_factory=dict)  # facts of the recording, for its statistics rows
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,13 @@ class CodesRun:
         stats, counts_KC = of_codes(codes_TK, self.teacher.codebook_size)
         return {"codes.npy": npy_bytes(codes_TK)}, stats, {"codes": counts_KC}
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict:
         """As in `stages/shards/frames.py`, and what the labeller itself has measured."""
         teacher, own = self.teacher, self.label.facts() if hasattr(self.label, "facts") else {}
         shape = {"codebooks": teacher.codebooks, "codebook_size": teacher.codebook_size}
         return own | shape | {"hop_samples": HOP_SAMPLES, "teacher_hop_samples": hop_samples(teacher)}
 
-    def run_facts(self) -> dict[str, Any]:
+    def run_facts(self) -> dict:
         return self.label.run_facts() if hasattr(self.label, "run_facts") else {}
 
     def _rows(self, codes_TK: np.ndarray) -> np.ndarray:

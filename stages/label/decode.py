@@ -9,7 +9,7 @@ import os
 import wave
 from collections.abc import Iterable, Iterator
 from time import monotonic
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import soundfile
@@ -100,7 +100,7 @@ class Decoder:
                     yield item
             self._times.append((source.recording, seconds, samples / RATE_HZ))
 
-    def run_facts(self) -> dict[str, Any]:
+    def run_facts(self) -> dict:
         """slowest: the last shard's recordings, rejected ones too, that took most seconds beyond what their
         audio takes at the shard's mean speed."""
         pace = sum(timed[1] for timed in self._times) / (sum(timed[2] for timed in self._times) or 1.0)

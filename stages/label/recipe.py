@@ -149,31 +149,31 @@ def load(path: str, overrides: list[str] = ()) -> Config:
     return config.build(Config, config.load(path, overrides))
 
 
-def audio_recipe(recipe: Recipe) -> dict[str, Any]:
+def audio_recipe(recipe: Recipe) -> dict:
     return {"stage": "decode", "version": Decode.version, **asdict(recipe.decode)}
 
 
-def cqt_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
+def cqt_recipe(recipe: Recipe, audio8: str) -> dict:
     own = {"stage": "cqt", "version": CqtStage.version, "audio": audio8, "threads": recipe.threads}
     return own | own_fields(recipe.cqt)
 
 
-def teacher_recipe(recipe: Recipe) -> dict[str, Any]:
+def teacher_recipe(recipe: Recipe) -> dict:
     return {"teacher": recipe.codes.name, "version": recipe.codes.version, **own_fields(recipe.codes)}
 
 
-def own_fields(part: Any) -> dict[str, Any]:
+def own_fields(part: Any) -> dict:
     """Its fields; those that came `later` not at their default: older columns keep their names."""
     later, values = getattr(part, "later", ()), asdict(part)
     defaults = {f.name: f.default for f in fields(part) if f.name in later}
     return {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
 
 
-def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dict[str, Any]:
+def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dict:
     own = {"stage": "codes", "version": 1, "audio": audio8, "threads": recipe.threads}
     return own | {"weights_sha256": weights_sha256, "teacher": teacher_recipe(recipe)}
 
 
-def fit_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
+def fit_recipe(recipe: Recipe, audio8: str) -> dict:
     own = {"audio": audio8, "threads": recipe.fit_threads, "plan": asdict(recipe.plan)}
     return own | teacher_recipe(recipe)

@@ -32,13 +32,13 @@ class Job:
     stage: Stage
     column: str
     audio_column: str
-    recipe: dict[str, Any]
+    recipe: dict
     out: str
     weights: str | None = None  # name below OUT
     weights_sha256: str | None = None
     device: str = "cpu"
     threads: int = 1
-    options: dict[str, Any] = field(default_factory=dict)  # without effect on bytes, e.g. a stall limit
+    options: dict = field(default_factory=dict)  # without effect on bytes, e.g. a stall limit
 
 
 def software() -> dict[str, str]:
@@ -76,7 +76,7 @@ class ShardWorker:
             )
         return data
 
-    def __call__(self, shard: str) -> dict[str, Any]:
+    def __call__(self, shard: str) -> dict:
         """Finish one shard's column; never raises for a problem of one shard.
 
         Returns a row: shard, column, status ('finished' | 'skipped' | 'failed'), error, counts, times."""
@@ -183,7 +183,7 @@ class Stopwatch:
     def __init__(self):
         self.started, self._cpu_s = time.time(), _cpu_s()
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> dict:
         took = {"wall_s": time.time() - self.started, "busy_s": _cpu_s() - self._cpu_s}
         return {"host": platform.node(), "started": self.started, **took}
 

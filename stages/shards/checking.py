@@ -52,7 +52,7 @@ def _must(be: bool, problem: str) -> None:
         raise ValueError(problem)
 
 
-def _check_counts(record: records.Record, index: pa.Table, where: str) -> None:
+def _check_counts(record, index: pa.Table, where: str) -> None:
     """Kept and rejected are all inputs, and the index holds the kept ones and no others."""
     kept, rejects, inputs = record.kept, {reject["recording"] for reject in record.rejects}, record.inputs
     said = f"{kept} kept + {len(record.rejects)} rejected of {inputs} inputs"
@@ -68,7 +68,7 @@ def _check_counts(record: records.Record, index: pa.Table, where: str) -> None:
     _must(len(recordings) == kept, f"{found} {len(recordings)} recordings, its record says {kept} kept")
 
 
-def _check_tar(path: Path, record: records.Record, rows: list[dict], where: str) -> None:
+def _check_tar(path: Path, record, rows: list[dict], where: str) -> None:
     size = path.stat().st_size
     _must(size == record.bytes, f"{where}.tar has {size} bytes, its record says {record.bytes}")
     last = {"key": "", "recording": None}

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,8 +43,8 @@ class ColumnWriter:
         self,
         key: str,
         members: dict[str, bytes],
-        row: dict[str, Any],
-        stats: dict[str, Any],
+        row: dict,
+        stats: dict,
         added: dict[str, np.ndarray] | None = None,
     ) -> None:
         """`added`: (levels, values) for the shard's histograms."""
@@ -69,7 +68,7 @@ class ColumnWriter:
         self._file.write(data + b"\0" * (-len(data) % BLOCK))
         return offset
 
-    def keep(self, note: dict[str, Any]) -> None:
+    def keep(self, note: dict) -> None:
         """The samples since the last outcome are a whole recording; `note` goes to each stats row."""
         for row in self._stats[self._mark[1] :]:
             row |= {name: value for name, value in note.items() if name not in row}
@@ -84,7 +83,7 @@ class ColumnWriter:
         del self._rows[count:], self._stats[count:]
         self._open = {}
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> dict:
         """End the tar; its size, sha256 and totals."""
         self._file.write(b"\0" * (2 * BLOCK))
         self._file.seek(0)

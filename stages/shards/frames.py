@@ -9,7 +9,6 @@ T frames at 75 Hz, F bins. A column's record has, under `facts`:
 Older records have the same in their recipe, or hold linear float16 frames."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class CodesDescribed:
     teacher_hop_samples: int  # between codes; a slower teacher's are repeated in several rows
 
 
-def describe_codes(facts: dict[str, Any], recipe: dict[str, Any]) -> CodesDescribed:
+def describe_codes(facts: dict, recipe: dict) -> CodesDescribed:
     """From a codes record's `facts`, else its `recipe`; ValueError when a field is in neither."""
     teacher = recipe.get("teacher")
     known = (teacher if isinstance(teacher, dict) else {}) | facts
@@ -47,7 +46,7 @@ def encode_uint8(frames_TF: np.ndarray, offset: float, scale: float) -> np.ndarr
     return np.rint(np.clip((frames_TF - np.float32(offset)) / np.float32(scale), 0, STEPS)).astype(np.uint8)
 
 
-def decode_cqt(stored: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+def decode_cqt(stored: np.ndarray, facts: dict) -> np.ndarray:
     """Stored frames (…, F) as float32, in the magnitude (linear or natural log) that `facts` name.
 
     facts: of the frames' own shard, for each uint8 shard has its own scale; float16 needs none. ValueError

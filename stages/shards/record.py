@@ -18,7 +18,7 @@ FORMAT = 1
 class Record:
     shard: str
     column: str
-    recipe: dict[str, Any]
+    recipe: dict
     inputs: int
     kept: int
     rejects: list[dict[str, str]]  # recording, path, reason
@@ -31,8 +31,8 @@ class Record:
     software: dict[str, str]
     device: str
     beside_sha256: dict[str, str] = field(default_factory=dict)  # of the index, statistics and histograms
-    facts: dict[str, Any] = field(default_factory=dict)  # e.g. the storage error of a float16 column
-    run: dict[str, Any] = field(default_factory=dict)
+    facts: dict = field(default_factory=dict)  # e.g. the storage error of a float16 column
+    run: dict = field(default_factory=dict)
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
@@ -40,7 +40,7 @@ class Record:
         return (json.dumps(data | {"record_sha256": _digest(data)}, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _digest(data: dict[str, Any]) -> str:
+def _digest(data: dict) -> str:
     own = {k: v for k, v in data.items() if k != "run"}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
@@ -103,7 +103,7 @@ def canonical(value: Any, where: str = "recipe") -> Any:
     raise ValueError(f"{where} is a {type(value).__name__}: it has no stable hash")
 
 
-def recipe8(recipe: dict[str, Any]) -> str:
+def recipe8(recipe: dict) -> str:
     """The first 8 hex digits of a recipe's sha256, for column names."""
     text = json.dumps(canonical(recipe), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]

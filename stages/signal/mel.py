@@ -3,12 +3,7 @@
 B waves, N samples, T frames, F mel bins, W = n_fft window samples. The 128 bins and the window of 2,048
 samples are those of Mel-RVQ (MuQ, arXiv 2501.01108)."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 MELS = 128
 N_FFT = 2048
@@ -83,7 +78,7 @@ class LogMel:
         start = first_sample + self.hop_samples // 2 - self.n_fft // 2
         return start, start + max(count - 1, 0) * self.hop_samples + self.n_fft
 
-    def __call__(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
+    def __call__(self, wave_BN, first_sample: int, count: int):
         """float32 (B, N) → float32 (B, count, F) in dB, on the device of this object.
 
         Frame i is centred on sample first_sample + hop·i + hop/2, the middle of its label frame; the wave is
@@ -97,7 +92,7 @@ class LogMel:
             tiles.append(self._tile(wave_BN, first, min(_TILE_FRAMES, count - done)))
         return torch.cat(tiles, 1)
 
-    def _tile(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
+    def _tile(self, wave_BN, first_sample: int, count: int):
         import torch
 
         start, stop = self.span(first_sample, count)

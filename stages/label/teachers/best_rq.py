@@ -51,7 +51,7 @@ class BestRq:
         mean_D, std_D = (torch.from_numpy(c).to(device, torch.float32).repeat(self.stack) for c in curves)
         books = [[torch.from_numpy(array).to(device) for array in (p, c.T.copy())] for p, c in self.tables()]
 
-        def tile(x_TD: torch.Tensor) -> torch.Tensor:
+        def tile(x_TD):
             # Codes have length 1: the nearest direction has the largest product.
             z_TD = (x_TD - mean_D) / std_D
             codes = [best(z_TD @ project_DE @ directions_EC) for project_DE, directions_EC in books]

@@ -5,7 +5,7 @@ Each worker checks its codes against the `encodec` package."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,9 +13,6 @@ from pydantic import Field
 from stages.config import NUMBER, Count, remedy, settings
 from stages.label.base import TeacherError, Wave, read_checked
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
-
-if TYPE_CHECKING:
-    from stages.label.teachers.encodec_model import EncodecEncoder
 
 COMPARED_S = 4.0  # of each recording, encoded in fp32 too where half precision was chosen
 PACKAGE_S = 10.0  # of a worker's first recording, compared with the package
@@ -75,12 +72,12 @@ class Labeller:
     of every recording with float32's."""
 
     teacher: Encodec
-    exact: "EncodecEncoder"  # in fp32
-    encoder: "EncodecEncoder"  # in the teacher's dtype: `exact` itself, or in half precision
+    exact: Any  # `EncodecEncoder` in fp32
+    encoder: Any  # in the teacher's dtype: `exact` itself, or in half precision
     weights: bytes  # for the package: its model shares no memory with ours
     frames: int = 0  # compared with fp32
     equal_K: np.ndarray = field(init=False)
-    compared: dict[str, Any] | None = None  # with the package
+    compared: dict | None = None  # with the package
 
     def __post_init__(self) -> None:
         self.restart_facts()
@@ -96,7 +93,7 @@ class Labeller:
                 self.equal_K += (exact_TK == codes_TK[:frames]).sum(0)
             yield codes_TK
 
-    def _blocks(self, encoder: "EncodecEncoder", wave: Wave, stop: int) -> Iterator[tuple]:
+    def _blocks(self, encoder, wave: Wave, stop: int) -> Iterator[tuple]:
         """(start, samples, codes) of each block of a recording that ends at `stop`."""
         encoder.restart()
         samples = round(self.teacher.block_s * RATE_HZ / HOP_SAMPLES) * HOP_SAMPLES
@@ -127,7 +124,7 @@ class Labeller:
     def restart_facts(self) -> None:
         self.frames, self.equal_K = 0, np.zeros(self.teacher.codebooks, np.int64)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict:
         """In half precision: the share of the tokens compared, by codebook, that equal fp32's."""
         if self.exact is self.encoder:
             return {}
@@ -135,6 +132,6 @@ class Labeller:
         agreement = {"frames": self.frames, "by_codebook": shares}
         return {"dtype": self.teacher.dtype, "agreement_with_fp32": agreement}
 
-    def run_facts(self) -> dict[str, Any]:
+    def run_facts(self) -> dict:
         """How this worker's codes compared with the package's: package, share, tokens, recording."""
         return {"agreement_with_package": self.compared} if self.compared else {}

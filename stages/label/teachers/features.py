@@ -5,16 +5,12 @@ of label frame [320 i, 320 (i + 1)); stacked frames are neighbours, centred on i
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.label.base import LabelFunction, Wave, read_checked
 from stages.signal.mel import LogMel
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TILE_FRAMES = 256  # whole tiles in a block keep every frame at the same row of every matrix product
 BLOCK_FRAMES = 18 * TILE_FRAMES  # 61 s
@@ -27,7 +23,7 @@ class Features:
         self._log_mel = LogMel(RATE_HZ, HOP_SAMPLES, mels, n_fft, device, filters)
         self._stack = stack
 
-    def mel(self, wave: Wave, first_frame: int, count: int) -> "Tensor":
+    def mel(self, wave: Wave, first_frame: int, count: int):
         """float32 (count + stack - 1, bands) in dB; with an even stack centred on the frames' borders."""
         import torch
 
@@ -36,7 +32,7 @@ class Features:
         start, stop = self._log_mel.span(first, count)
         return self._log_mel(torch.tensor(read_checked(wave, start, stop))[None], first - start, count)[0]
 
-    def tiles(self, wave: Wave, first_frame: int, count: int) -> "tuple[Tensor, ...]":
+    def tiles(self, wave: Wave, first_frame: int, count: int):
         """The (TILE_FRAMES, D) tiles of a block, oldest frame of a stack first; zeros fill up the last."""
         from torch.nn.functional import pad
 
@@ -44,7 +40,7 @@ class Features:
         return pad(x_TD, (0, 0, 0, -count % TILE_FRAMES)).split(TILE_FRAMES)
 
 
-def labeller(features: Features, tile: "Callable[[Tensor], Tensor]", threads: int) -> LabelFunction:
+def labeller(features: Features, tile: Callable, threads: int) -> LabelFunction:
     """What `Teacher.open` returns, from `tile`: (T, D) → int64 (T, K).
 
     Blocks of about a minute, floor(samples / 320) frames in all."""
@@ -62,7 +58,7 @@ def labeller(features: Features, tile: "Callable[[Tensor], Tensor]", threads: in
     return label
 
 
-def best(score_TC: "Tensor") -> "Tensor":
+def best(score_TC):
     """argmax over codes, (T, C) → int64 (T,), in two steps: torch's own is ten times slower on CPUs."""
     import torch
 

@@ -12,7 +12,7 @@ Shapes = dict[str, tuple[int, ...]]
 LEVEL = ("codebook", "in_w", "in_b", "out_w", "out_b")  # of Mel-RVQ
 
 
-def levels(tensors: dict[str, Any]) -> Iterator[tuple]:
+def levels(tensors: dict) -> Iterator[tuple]:
     """Each level's own, in the order of `LEVEL`."""
     return zip(*(tensors[key] for key in LEVEL), strict=True)
 

@@ -5,7 +5,7 @@ mel and chroma weigh the same, whatever their widths (D)."""
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from stages.label.teachers.fitted_weights import Shapes, identity, pack, unpack
 from stages.signal.chroma import CLASSES, chroma_filters
 from stages.signal.mel import mel_filters
 from stages.signal.rates import RATE_HZ
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _START_FRAMES_PER_CODE = 8  # in the first batch, from which k-means++ starts
 _CHUNK_FRAMES = 8192  # looked up at once in the report
@@ -86,12 +83,12 @@ class KMeans:
         tensors = {key: torch.from_numpy(array.copy()).to(device) for key, array in arrays.items()}
         mean_D, scale_D, nearest = tensors["mean"], tensors["scale"], _nearest(tensors["codes"])
 
-        def tile(bands_TD: "Tensor") -> "Tensor":
+        def tile(bands_TD):
             return nearest((self._seen(bands_TD) - mean_D) / scale_D)[:, None]
 
         return labeller(self.features(device), tile, threads)
 
-    def _seen(self, bands_TD: "Tensor") -> "Tensor":
+    def _seen(self, bands_TD):
         """The chroma bands relative to their frame's mean: mel has the loudness already."""
         import torch
 
@@ -124,7 +121,7 @@ class KMeans:
         return identity(self, ("codebook_size", "mels", "n_fft"))
 
 
-def _nearest(codes_CD: "Tensor") -> "Callable[[Tensor], Tensor]":
+def _nearest(codes_CD) -> Callable:
     """(T, D) → int64 (T,): the nearest code, of largest x·c − |c|²/2, since |x|² is the same for all."""
     half_squares_C, codes_DC = -0.5 * codes_CD.square().sum(1), codes_CD.T.contiguous()
     return lambda x_TD: best(half_squares_C.addmm(x_TD, codes_DC))

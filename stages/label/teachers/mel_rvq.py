@@ -5,7 +5,7 @@ T frames, D = stack · mels input width, K codebooks, C codes each, E = dim. Lev
     z = in_w r + in_b;  code = argmax cosine(z, codebook);  r ← r - (out_w codebook[code] + out_b)"""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,9 +15,6 @@ from stages.label.base import LabelFunction, Wave
 from stages.label.teachers import recipes
 from stages.label.teachers.features import Features, best, labeller, threads_set
 from stages.label.teachers.fitted_weights import LEVEL, identity, levels, pack, unpack
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @settings
@@ -77,7 +74,7 @@ class MelRvq:
         return identity(self, ("codebooks", "codebook_size", "dim", "mels", "n_fft", "stack"))
 
 
-def _coder(tensors: dict[str, np.ndarray], device: str) -> "Callable[[Tensor], Tensor]":
+def _coder(tensors: dict[str, np.ndarray], device: str) -> Callable:
     """(T, D) → int64 (T, K)."""
     import torch
 
@@ -88,7 +85,7 @@ def _coder(tensors: dict[str, np.ndarray], device: str) -> "Callable[[Tensor], T
         directions_EC = torch.nn.functional.normalize(codes, dim=1).T.contiguous()
         ready.append((in_w, in_b, directions_EC, codes @ out_w.T + out_b))
 
-    def tile(x_TD: torch.Tensor) -> torch.Tensor:
+    def tile(x_TD):
         rest_TD, found = (x_TD - weights["mean_db"]) / weights["std_db"], []
         for in_w, in_b, directions_EC, decoded_CD in ready:
             found.append(best(torch.addmm(in_b, rest_TD, in_w.T) @ directions_EC))

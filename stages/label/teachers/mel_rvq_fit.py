@@ -30,7 +30,7 @@ CHUNK = 2048  # frames looked up at once
 
 def fit_levels(
     recipe: Any, waves: Sequence[Wave], device: str, progress: Callable[[dict], None]
-) -> tuple[dict[str, Tensor], dict]:
+) -> tuple[dict, dict]:
     """The tensors of `MelRvq`, and the report of `MelRvq.fit`."""
     began = time.monotonic()
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -44,7 +44,7 @@ def fit_levels(
     return tensors | {name: getattr(frames, name).reshape(1) for name in ("mean_db", "std_db")}, report
 
 
-def _start(recipe: Any, frames: Frames, generator: torch.Generator, progress: Callable) -> dict[str, Tensor]:
+def _start(recipe: Any, frames: Frames, generator, progress: Callable) -> dict:
     """Trainable levels, each started from the residual of the levels before it."""
     rest_TD = frames.stacked(_picked(frames.fit_T, INIT_FRAMES_PER_CODE * recipe.codebook_size, generator))
     started, ticker = [], Ticker("init", recipe.codebooks, progress)
@@ -67,7 +67,7 @@ def _picked(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
 
 
-def _first_level(rest_TD: Tensor, dim: int) -> dict[str, Tensor]:
+def _first_level(rest_TD: Tensor, dim: int) -> dict:
     """Projections onto the residual's principal axes but one; the last coordinate is constant.
 
     Look-up is by direction alone: with a constant coordinate, points of different size differ in direction
@@ -94,13 +94,13 @@ def _normed(v: Tensor, g: Tensor) -> Tensor:
     return v * (g / v.norm(dim=-1).clamp_min(1e-12)).unsqueeze(-1)
 
 
-def _folded(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+def _folded(leaves: dict) -> dict:
     """Plain weights instead of normalised ones."""
     weights = {f"{side}_w": _normed(leaves[f"{side}_v"], leaves[f"{side}_g"]) for side in ("in", "out")}
     return {key: (leaves | weights)[key] for key in LEVEL}
 
 
-def _train(recipe: Any, leaves: dict, frames: Frames, generator: torch.Generator, progress: Callable) -> None:
+def _train(recipe: Any, leaves: dict, frames: Frames, generator, progress: Callable) -> None:
     """Adam over all levels together, in place."""
     codebook = leaves["codebook"]
     adam = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves.values()], lr=PEAK_RATE)
@@ -123,7 +123,7 @@ def _train(recipe: Any, leaves: dict, frames: Frames, generator: torch.Generator
         ticker.tick(step + 1, loss.detach())
 
 
-def _loss(weights: dict[str, Tensor], x_BD: Tensor) -> tuple[Tensor, list, list]:
+def _loss(weights: dict, x_BD: Tensor) -> tuple[Tensor, list, list]:
     """Scalar loss; per level z (B, E) and code (B,). Gradients pass the look-up straight through.
 
     The L1 error counts after every level: after the last alone, each level gets worse (measured)."""
@@ -141,7 +141,7 @@ def _loss(weights: dict[str, Tensor], x_BD: Tensor) -> tuple[Tensor, list, list]
     return loss, z_KBE, code_KB
 
 
-def _revive(codebook, adam, dead_KC: Tensor, z_KBE: list[Tensor], generator: torch.Generator) -> None:
+def _revive(codebook, adam, dead_KC: Tensor, z_KBE: list[Tensor], generator) -> None:
     """Dead codes move onto frames of this batch, without their momentum."""
     for k, (dead_C, z_BE) in enumerate(zip(dead_KC.cpu(), z_KBE, strict=True)):
         dead = dead_C.nonzero()[:, 0][: len(z_BE)].to(z_BE.device)
@@ -176,7 +176,7 @@ def _reseeded(codes_CE, counts_C: Tensor, z_TE: Tensor, error_T: Tensor) -> Tens
 
 
 @torch.no_grad()
-def _settle(recipe: Any, tensors: dict[str, Tensor], frames: Frames, progress: Callable) -> None:
+def _settle(recipe: Any, tensors: dict, frames: Frames, progress: Callable) -> None:
     """Level by level over every fitting frame: no code stays unused."""
     rest_TD, ticker = frames.stacked(frames.fit_T), Ticker("settle", recipe.codebooks, progress)
     for k, (codes_CE, in_w, in_b, out_w, out_b) in enumerate(levels(tensors)):
@@ -193,7 +193,7 @@ def _settle(recipe: Any, tensors: dict[str, Tensor], frames: Frames, progress: C
 
 
 @torch.no_grad()
-def _report(tensors: dict[str, Tensor], frames: Frames) -> dict:
+def _report(tensors: dict, frames: Frames) -> dict:
     told = []
     rest_TD, held_TD = frames.stacked(frames.fit_T), frames.stacked(frames.heldout_T)
     variance = float((held_TD - rest_TD.mean(0)).square().mean()) or 1.0
