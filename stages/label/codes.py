@@ -4,7 +4,7 @@ Writes uint16 (T, K) at 75 Hz. The teacher reads the audio as stored, so labels 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,9 @@ from stages.signal.rates import HOP_SAMPLES
 class Codes:
     teacher: Teacher
 
-    name: ClassVar[str] = "codes"
-    version: ClassVar[int] = 1
-    writes: ClassVar[str] = "codes"
+    name = "codes"
+    version = 1
+    writes = "codes"
 
     @property
     def cpu_s(self) -> float:

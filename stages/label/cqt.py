@@ -3,9 +3,10 @@
 Writes (T, 336); frame i is centred on sample 320 i of the segment. Each shard's record states how much
 precision storing lost."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,31 +22,6 @@ FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-14  # smallest normal float16
 
 
-@dataclass
-class StorageError:
-    """What storing one shard's float32 frames lost, in the magnitude's unit (log: nats)."""
-
-    values: int = 0
-    overflow: int = 0  # this and the next: of float16
-    subnormal: int = 0
-    max_abs_error: float = 0.0
-    squares_2: np.ndarray = field(default_factory=lambda: np.zeros(2))  # summed: of the error, of the frames
-
-    def add(self, exact_TF: np.ndarray, read_back_TF: np.ndarray) -> None:
-        error, size = read_back_TF - exact_TF, np.abs(exact_TF)
-        self.values += exact_TF.size
-        self.overflow += int((size > FLOAT16_MAX).sum())
-        self.subnormal += int(((size > 0) & (size < FLOAT16_TINY)).sum())
-        self.max_abs_error = max(self.max_abs_error, float(np.abs(error).max(initial=0.0)))
-        self.squares_2 += np.array([np.square(x, dtype=np.float64).sum() for x in (error, exact_TF)])
-
-    def facts(self) -> dict:
-        lost, total = self.squares_2.tolist()
-        relative = (lost / total) ** 0.5 if total else 0.0
-        errors = {"max_abs_error": round(self.max_abs_error, 9), "relative_rms_error": round(relative, 9)}
-        return {"values": self.values, **errors}
-
-
 @settings
 class CqtStage:
     """The constant-Q transform; null: none."""
@@ -59,11 +35,11 @@ class CqtStage:
     # uint8 halves the bytes; its 256 steps suit log, not linear (see docs/benchmarks.md)
     storage: Literal["float16", "uint8"] = "float16"
 
-    name: ClassVar[str] = "cqt"
-    version: ClassVar[int] = 1
-    writes: ClassVar[str] = "cqt"
-    cpu_s: ClassVar[float] = 0.002
-    later: ClassVar[tuple[str, ...]] = ("magnitude", "storage")
+    name = "cqt"
+    version = 1
+    writes = "cqt"
+    cpu_s = 0.002
+    later = ("magnitude", "storage")
 
     def __post_init__(self):
         top_hz = self.fmin_hz * 2 ** ((self.bins - 1) / self.bins_per_octave)
@@ -88,27 +64,39 @@ class CqtRun:
 
     stage: CqtStage
     transform: Any
-    error: StorageError = field(default_factory=StorageError)
     scaling: dict[str, float] = field(default_factory=dict)  # offset and scale, of uint8
+    totals: Counter = field(default_factory=Counter)
+    max_abs_error: float = 0.0  # as relative_rms_error in the magnitude's unit (log: nats)
 
     def __call__(self, waves: Iterable[Any]) -> Iterator[Item]:
-        self.error, self.scaling = StorageError(), {}
+        self.scaling, self.totals, self.max_abs_error = {}, Counter(), 0.0
         if self.stage.storage == "uint8":
             waves = list(waves)
             self.scaling = self._scaling(waves)
         yield from outcomes(waves, self._blocks, self._described)
 
     def facts(self) -> dict:
-        stage = self.stage
-        own = self.scaling or {"overflow": self.error.overflow, "subnormal": self.error.subnormal}
+        stage, totals = self.stage, self.totals
+        relative = (totals["lost"] / totals["power"]) ** 0.5 if totals["power"] else 0.0
+        errors = {"max_abs_error": round(self.max_abs_error, 9), "relative_rms_error": round(relative, 9)}
+        own = self.scaling or {name: totals[name] for name in ("overflow", "subnormal")}  # of float16
         frames = {"bins": stage.bins, "hop_samples": HOP_SAMPLES, "magnitude": stage.magnitude}
-        return frames | {"storage": stage.storage, stage.storage: self.error.facts() | own}
+        lost = {"values": totals["values"]} | errors | own
+        return frames | {"storage": stage.storage, stage.storage: lost}
 
     def _described(self, exact_TF: np.ndarray, number: int) -> tuple:
         stage = self.stage
         half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
         stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
-        self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
+        error_TF, size_TF = decode_cqt(stored_TF, {"uint8": self.scaling}) - exact_TF, np.abs(exact_TF)
+        self.max_abs_error = max(self.max_abs_error, float(np.abs(error_TF).max(initial=0.0)))
+        self.totals.update(
+            values=exact_TF.size,
+            overflow=int((size_TF > FLOAT16_MAX).sum()),
+            subnormal=int(((size_TF > 0) & (size_TF < FLOAT16_TINY)).sum()),
+            lost=float(np.square(error_TF, dtype=np.float64).sum()),
+            power=float(np.square(exact_TF, dtype=np.float64).sum()),
+        )
         linear_TF = np.exp(exact_TF) if stage.magnitude == "log" else exact_TF
         stats, sums_2F = of_cqt(exact_TF, linear_TF, stage.fmin_hz, stage.bins_per_octave, number)
         return {"cqt.npy": npy_bytes(stored_TF)}, stats, {"cqt": sums_2F}

@@ -9,7 +9,7 @@ import os
 import wave
 from collections.abc import Iterable, Iterator
 from time import monotonic
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import soundfile
@@ -30,10 +30,10 @@ SLOWEST = 5  # recordings of a shard whose decoding times are recorded
 class Decode:
     """Recordings to 16-bit segments."""
 
-    name: ClassVar[str] = "decode"
-    version: ClassVar[int] = 1
-    writes: ClassVar[str] = "audio"
-    cpu_s: ClassVar[float] = 0.003
+    name = "decode"
+    version = 1
+    writes = "audio"
+    cpu_s = 0.003
 
     # the stored rate
     rate_hz: Annotated[Literal[RATE_HZ], remedy("every label is defined at it")] = RATE_HZ

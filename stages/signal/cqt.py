@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.signal.cqt_tables import MERT, CqtSpec, half_sample, load_or_build
+from stages.signal.mel import padded
 
 _BLOCKS_AT_ONCE = 8  # columns enough for the matrix product, few enough for memory
 LOG_FLOOR = 1e-6  # 140 dB under a full-scale sine of the highest bin (10), the lowest of the peaks
@@ -71,11 +71,7 @@ class ConstantQ:
         """(B, blocks, L): overlapping views of the wave from position `first` on."""
         spec = self.spec
         length, step = spec.block_frames * spec.hop_samples, spec.payload_frames * spec.hop_samples
-        last = first + (blocks - 1) * step + length
-        start, stop = (min(max(at, 0), wave_BN.shape[1]) for at in (first, last))
-        before = min(max(start - first, 0), last - first)
-        padded = F.pad(wave_BN[:, start:stop], (before, last - first - before - (stop - start)))
-        return padded.unfold(1, length, step)
+        return padded(wave_BN, first, first + (blocks - 1) * step + length).unfold(1, length, step)
 
     def _transform(self, blocks_BJL: Tensor, out_BFK: Tensor) -> None:
         """Fill out_BFK from its J blocks; of the last block's frames, as many as it has room for."""

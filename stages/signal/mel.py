@@ -50,6 +50,15 @@ def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarra
     return filters.astype(np.float32)
 
 
+def padded(wave_BN, first: int, last: int):
+    """Samples first to last of a wave that is zero outside of (B, N)."""
+    from torch.nn.functional import pad
+
+    start, stop = (min(max(at, 0), wave_BN.shape[1]) for at in (first, last))
+    before = min(max(start - first, 0), last - first)
+    return pad(wave_BN[:, start:stop], (before, last - first - before - (stop - start)))
+
+
 class LogMel:
     """10 log10 of mel power, floored at -100 dB; full scale is ±1. Hann window, and no floor relative to the
     loudest frame (librosa's top_db), by which a frame would depend on its block."""
@@ -95,12 +104,7 @@ class LogMel:
     def _tile(self, wave_BN, first_sample: int, count: int):
         import torch
 
-        start, stop = self.span(first_sample, count)
-        _, full_stop = self.span(first_sample, _TILE_FRAMES)
-        inside_BN = wave_BN[:, max(start, 0) : max(stop, 0)]
-        before = min(max(-start, 0), full_stop - start)
-        piece_BN = wave_BN.new_zeros(len(wave_BN), full_stop - start)
-        piece_BN[:, before : before + inside_BN.shape[1]] = inside_BN
+        piece_BN = padded(wave_BN, *self.span(first_sample, _TILE_FRAMES))
         frames_BTW = piece_BN.unfold(1, self.n_fft, self.hop_samples) * self._window
         power_BTF = torch.view_as_real(torch.fft.rfft(frames_BTW)).square().sum(-1) @ self._filters
         return power_BTF[:, :count].clamp_min(FLOOR_POWER).log10() * 10

@@ -5,7 +5,7 @@ directions. 75 frames a second, not MusicFM's 25; of four stacked frames each, a
 
 T frames, D = stack · mels input width, E = dim, K codebooks (each with a projection of its own), C codes."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -26,9 +26,9 @@ STD_DB = (15.4, -7.6, 9.2)
 class BestRq:
     """Codes of a random projection: nothing is fitted, nothing downloaded."""
 
-    name: ClassVar[str] = "best_rq"
-    version: ClassVar[int] = 1
-    cpu_s: ClassVar[float] = 0.004
+    name = "best_rq"
+    version = 1
+    cpu_s = 0.004
 
     codebooks: recipes.Codebooks = 1  # MusicFM: 1
     codebook_size: recipes.CodebookSize = 8192  # codes; MusicFM: 8192, 4096 is usual too

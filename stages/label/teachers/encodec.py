@@ -5,7 +5,7 @@ Each worker checks its codes against the `encodec` package."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,9 +26,9 @@ class Encodec:
     All state is carried from block to block: `block_s` bounds memory (about 40 MB at 60 s), and changes codes
     only in ties within float32 rounding."""
 
-    name: ClassVar[str] = "encodec"
-    version: ClassVar[int] = 1
-    cpu_s: ClassVar[float] = 0.045
+    name = "encodec"
+    version = 1
+    cpu_s = 0.045
 
     # of 32: 0.75 kbps each, MERT uses 6 kbps
     codebooks: Annotated[Count, Field(le=32), remedy("the model has 32")] = 8
@@ -40,7 +40,7 @@ class Encodec:
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     teacher: Literal["encodec"] = "encodec"
 
-    later: ClassVar[tuple[str, ...]] = ("dtype",)
+    later = ("dtype",)
 
     def locate(self, path: str | None) -> bytes:
         """As `encodec_weights.locate`; ValueError also where the `encodec` package is missing."""

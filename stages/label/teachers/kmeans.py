@@ -5,7 +5,7 @@ mel and chroma weigh the same, whatever their widths (D)."""
 
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -26,10 +26,10 @@ _CHUNK_FRAMES = 8192  # looked up at once in the report
 class KMeans:
     """k-means on log-mel and chroma, fitted on the corpus."""
 
-    name: ClassVar[str] = "kmeans"
-    version: ClassVar[int] = 1
-    cpu_s: ClassVar[float] = 0.004
-    codebooks: ClassVar[int] = 1
+    name = "kmeans"
+    version = 1
+    cpu_s = 0.004
+    codebooks = 1
 
     codebook_size: recipes.CodebookSize = 1024  # codes of a codebook
     mels: recipes.Mels = 128  # bands

@@ -5,7 +5,7 @@ T frames, D = stack · mels input width, K codebooks, C codes each, E = dim. Lev
     z = in_w r + in_b;  code = argmax cosine(z, codebook);  r ← r - (out_w codebook[code] + out_b)"""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,9 +21,9 @@ from stages.label.teachers.fitted_weights import LEVEL, identity, levels, pack, 
 class MelRvq:
     """Residual vector quantisation of the log-mel spectrogram, fitted on the corpus."""
 
-    name: ClassVar[str] = "mel_rvq"
-    version: ClassVar[int] = 1
-    cpu_s: ClassVar[float] = 0.003
+    name = "mel_rvq"
+    version = 1
+    cpu_s = 0.003
 
     codebooks: recipes.Codebooks = 8  # this and the next four: MuQ
     codebook_size: recipes.CodebookSize = 1024  # codes of a codebook
