@@ -132,33 +132,26 @@ def _build(spec: CqtSpec) -> dict[str, np.ndarray]:
         spec.quality, spec.rate_hz, spec.fmin_hz, spec.bins, spec.bins_per_octave, norm=1, window="hann"
     )
     assert np.array_equal(lengths.numpy(), spec.lengths), "nnAudio's kernel lengths"
-    arrays, first_rows = {}, []
+    M, hop, half, arrays, first_rows = spec.block_frames, spec.hop_samples, width // 2, {}, []
     for index, (parity, bins) in enumerate(_groups(spec)):
-        weights_MKR, first_row = _weights(spec, kernels[bins], width, bins, parity)
-        arrays[f"weights{index}"] = weights_MKR
-        first_rows.append(first_row)
+        own = torch.from_numpy(kernels[bins])
+        centred = torch.zeros(len(bins), hop * M, dtype=torch.complex128)
+        centred[:, :half], centred[:, -half:] = own[:, half:], own[:, :half]
+        gain = torch.from_numpy(np.sqrt(spec.lengths[bins]))[:, None]
+        spectrum = torch.fft.fft(centred)
+        if parity:  # an odd kernel is h(n + ½), h Hermitian, but for the constant phase of its carrier
+            carrier = torch.from_numpy(np.pi * spec.frequencies_hz[bins] / spec.rate_hz)[:, None]
+            spectrum *= torch.polar(torch.ones_like(gain), carrier)
+            spectrum *= half_sample(torch.fft.fftfreq(hop * M, dtype=torch.float64))
+        rows_KRM = (spectrum.real * gain).view(len(bins), hop, M).roll(hop // 2, dims=1)
+        used = torch.nonzero(
+            rows_KRM.abs().amax(dim=(0, 2)) / 2 > TAIL
+        ).flatten()  # a unit sine: half the gain
+        first, last = int(used[0]), int(used[-1])
+        weights_KRM = (rows_KRM[:, first : last + 1] / hop).float()
+        arrays[f"weights{index}"] = weights_KRM.permute(2, 0, 1).contiguous().numpy()
+        first_rows.append(first - hop // 2)
     return arrays | {"first_rows": np.asarray(first_rows)}
-
-
-def _weights(
-    spec: CqtSpec, kernels: np.ndarray, width: int, bins: np.ndarray, parity: int
-) -> tuple[np.ndarray, int]:
-    """float32 (M, bins, rows) of one group, and its first row."""
-    M, hop = spec.block_frames, spec.hop_samples
-    centred = torch.zeros(len(bins), hop * M, dtype=torch.complex128)
-    centred[:, : width // 2] = torch.from_numpy(kernels[:, width // 2 :])
-    centred[:, -(width // 2) :] = torch.from_numpy(kernels[:, : width // 2])
-    gain = torch.from_numpy(np.sqrt(spec.lengths[bins]))[:, None]
-    spectrum = torch.fft.fft(centred)
-    if parity:  # an odd kernel is h(n + ½), h Hermitian, but for the constant phase of its carrier
-        carrier = torch.from_numpy(np.pi * spec.frequencies_hz[bins] / spec.rate_hz)[:, None]
-        spectrum *= torch.polar(torch.ones_like(gain), carrier)
-        spectrum *= half_sample(torch.fft.fftfreq(hop * M, dtype=torch.float64))
-    rows_KRM = (spectrum.real * gain).view(len(bins), hop, M).roll(hop // 2, dims=1)
-    used = torch.nonzero(rows_KRM.abs().amax(dim=(0, 2)) / 2 > TAIL).flatten()  # a unit sine: half the gain
-    first, last = int(used[0]), int(used[-1])
-    weights_KRM = (rows_KRM[:, first : last + 1] / hop).float()
-    return weights_KRM.permute(2, 0, 1).contiguous().numpy(), first - hop // 2
 
 
 def half_sample(cycles_per_sample: Tensor) -> Tensor:

@@ -123,40 +123,39 @@ class Lstm:
         chunks = -(-frames // CHUNK_FRAMES)
         x_SGC = F.pad(x_TC, (0, 0, 0, chunks * steps - frames)).view(chunks, steps, WIDTH).transpose(0, 1)
         gates_SGC = torch.addmm(self.bias, x_SGC.reshape(-1, WIDTH), self.inputs).view(steps, chunks, -1)
-        h_SGC, c_SGC = x_TC.new_empty(2, steps, chunks, WIDTH)
+        states = x_TC.new_empty(2, steps, chunks, WIDTH)  # h, c
         start = x_TC.new_zeros(2, chunks, WIDTH)
         start[:, 0] = self.state
-        self._steps(gates_SGC, start, h_SGC, c_SGC)
+        self._steps(gates_SGC, start, states)
         again = list(range(1, chunks))
         while again:
-            apart = self._rerun(gates_SGC, h_SGC, c_SGC, again)
+            apart = self._rerun(gates_SGC, states, again)
             again = [chunk + 1 for chunk in apart if chunk + 1 < chunks]
-        h_TC, c_TC = (state.transpose(0, 1).reshape(-1, WIDTH)[:frames] for state in (h_SGC, c_SGC))
+        h_TC, c_TC = states.transpose(1, 2).reshape(2, -1, WIDTH)[:, :frames]
         self.state = torch.stack([h_TC[-1], c_TC[-1]])
         return h_TC
 
-    def _rerun(self, gates: Tensor, h: Tensor, c: Tensor, chunks: list[int]) -> list[int]:
+    def _rerun(self, gates_SGC: Tensor, states: Tensor, chunks: list[int]) -> list[int]:
         """Run `chunks` again until all equal what is stored; returns those that never do."""
-        apart = torch.ones(len(chunks), dtype=torch.bool, device=h.device)
-        before = [chunk - 1 for chunk in chunks]
-        start = torch.stack([h[-1, before], c[-1, before]])
-        for first in range(0, len(gates), MERGE_EVERY):
+        apart = torch.ones(len(chunks), dtype=torch.bool, device=states.device)
+        start = states[:, -1, [chunk - 1 for chunk in chunks]]
+        for first in range(0, len(gates_SGC), MERGE_EVERY):
             span = slice(first, first + MERGE_EVERY)
-            new_h, new_c = (torch.empty_like(kept[span, chunks]) for kept in (h, c))
-            self._steps(gates[span, chunks], start, new_h, new_c)
-            start = torch.stack([new_h[-1], new_c[-1]])
-            was = torch.stack([h[span, chunks][-1], c[span, chunks][-1]])
+            stored = states[:, span, chunks]
+            new = torch.empty_like(stored)
+            self._steps(gates_SGC[span, chunks], start, new)
+            start, was = new[:, -1], stored[:, -1]
             apart &= ((start - was).abs() > MERGE_WITHIN * (1 + was.abs())).any(-1).any(0)
-            h[span, chunks], c[span, chunks] = new_h, new_c
+            states[:, span, chunks] = new
             if not apart.any():
                 break
         return list(compress(chunks, apart.tolist()))
 
-    def _steps(self, gates_SGC: Tensor, start: Tensor, h_SGC: Tensor, c_SGC: Tensor) -> None:
-        """Step through input gates (S, G, 4 WIDTH) from `start` (2, G, WIDTH) into h, c (S, G, WIDTH)."""
+    def _steps(self, gates_SGC: Tensor, start: Tensor, states: Tensor) -> None:
+        """Step through gates (S, G, 4 WIDTH) from `start` (2, G, WIDTH) into `states` (2, S, G, WIDTH)."""
         h, c = start
         squashed = torch.empty_like(h)
-        for gates, h_out, c_out in zip(gates_SGC, h_SGC, c_SGC, strict=True):
+        for gates, h_out, c_out in zip(gates_SGC, *states, strict=True):
             gates = torch.addmm(gates, h, self.recurrent)
             i, f, o = gates[:, : 3 * WIDTH].sigmoid_().chunk(3, 1)
             g = gates[:, 3 * WIDTH :].tanh_()
