@@ -61,7 +61,7 @@ class _Told(ValueError):
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """A frozen dataclass with checked values, also in Python."""
+    """A frozen dataclass with checked values."""
 
     def checked(cls, data, handler):
         data = {} if data is None else data  # a section without keys
@@ -104,9 +104,8 @@ def load(path: str | Path, overrides: list[str] = (), old_names: dict[str, str] 
     try:
         text = Path(path).read_text()
     except OSError as error:
-        raise ValueError(
-            f"config {path} cannot be read: {error.strerror}; give a YAML file, for example one of configs/"
-        ) from None
+        give = "give a YAML file, for example one of configs/"
+        raise ValueError(f"config {path} cannot be read: {error.strerror}; {give}") from None
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
@@ -191,8 +190,7 @@ def _sentence(error: ValidationError, cls: type) -> str:
         return f"{key} is no known key: {hint}"
     where = names[key] if isinstance(key, int) else key  # Python may give values by position
     if kind == "value_error":
-        cause = first["ctx"]["error"]
-        text = str(cause)
+        cause, text = first["ctx"]["error"], str(first["ctx"]["error"])
         own = key or isinstance(cause, _Told) or re.match(r"\w*", text)[0] in names
         return _below(where, text if own else f": {text}")  # of somebody's teacher
     schema = TypeAdapter(cls).json_schema()["properties"][where]

@@ -78,7 +78,7 @@ class Decode:
 
 class Decoder:
     """`ReadError`, which fails the shard: bytes that cannot be read, or are not those that were scanned. The
-    decoder stays usable. Holds about two segments in memory."""
+    decoder stays usable."""
 
     def __init__(self, stage: Decode, decoder: DecoderProcess, fetch: Fetch | None):
         self._stage, self._process, self._fetch = stage, decoder, fetch

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import importlib.metadata
 import platform
 import resource
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import psutil
@@ -46,8 +46,8 @@ def software() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in SOFTWARE:
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             found[name] = "missing"
     return found
 
@@ -144,8 +144,7 @@ class ShardWorker:
 def write(
     writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, str]
 ) -> tuple[int, list[dict]]:
-    """(kept, rejects) of a stage's items, written while it computes the next. AssertionError unless each
-    input has one outcome."""
+    """(kept, rejects) of a stage's items, written while it computes the next."""
     kept, rejects, seen = 0, [], set()
     for item in ahead(items):
         if isinstance(item, Sample):

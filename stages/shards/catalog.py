@@ -89,9 +89,7 @@ def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write a local file that appears whole or not at all; equal rows give equal bytes.
-
-    Holds one row group in memory."""
+    """A local file that appears whole or not at all; equal rows give equal bytes."""
     place = Storage(Path(path).parent, standing=True).attempt(Path(path).name)
     with place as attempt, pq.ParquetWriter(attempt, schema, compression="zstd") as writer:
         for table in _row_groups(schema, batches):

@@ -74,7 +74,7 @@ def arriving(name: str, source: Any) -> Iterator[Arrival]:
 
 
 class OneAhead:
-    """`fetch`, one address ahead: while one local copy is in use, the next one is fetched."""
+    """While one local copy is in use, the next one is fetched."""
 
     def __init__(self, fetch: Fetch):
         self._fetch, self._pool = fetch, None

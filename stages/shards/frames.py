@@ -1,4 +1,4 @@
-"""What the frames of a label column mean, and how stored constant-Q frames become float32 again.
+"""What the frames of a label column mean.
 
 T frames at 75 Hz, F bins. A column's record has, under `facts`:
 
@@ -40,7 +40,7 @@ def describe_codes(facts: dict, recipe: dict) -> CodesDescribed:
 
 
 def encode_uint8(frames_TF: np.ndarray, offset: float, scale: float) -> np.ndarray:
-    """uint8 (T, F): the nearest of 256 values offset + scale·n; scale 0 is a shard of one value."""
+    """The nearest of 256 values offset + scale·n; scale 0 is a shard of one value."""
     if not scale:
         return np.zeros(frames_TF.shape, np.uint8)
     return np.rint(np.clip((frames_TF - np.float32(offset)) / np.float32(scale), 0, STEPS)).astype(np.uint8)

@@ -31,7 +31,7 @@ class Record:
     software: dict[str, str]
     device: str
     beside_sha256: dict[str, str] = field(default_factory=dict)  # of the index, statistics and histograms
-    facts: dict = field(default_factory=dict)  # e.g. the storage error of a float16 column
+    facts: dict = field(default_factory=dict)
     run: dict = field(default_factory=dict)
     format: int = FORMAT
 

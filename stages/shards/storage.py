@@ -72,7 +72,7 @@ class Storage:
             return []
 
     def names(self, folder: str) -> set[str]:
-        """File names in one folder, by one listing; a missing folder is empty."""
+        """File names in one folder; none where it is missing."""
         if self.is_local:
             return {name for name in self._listed(folder) if not name.startswith(ATTEMPT)}
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
@@ -171,13 +171,11 @@ class Storage:
         return len(left)
 
     def free_bytes(self) -> int | None:
-        """Free bytes where this root is (or will be); None on an object store."""
+        """Where this root is (or will be); None on an object store."""
         if not self.is_local:
             return None
-        path = Path(self.base)
-        while not path.exists():
-            path = path.parent
-        return shutil.disk_usage(path).free
+        base = Path(self.base)
+        return shutil.disk_usage(next(p for p in (base, *base.parents) if p.exists())).free
 
 
 def fsync(path: Path) -> None:

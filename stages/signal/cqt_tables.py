@@ -115,7 +115,7 @@ def load_or_build(spec: CqtSpec, cache_dir: Path | None, device: torch.device) -
 
 
 def _groups(spec: CqtSpec) -> list[tuple[int, np.ndarray]]:
-    """(parity of the kernels' lengths, bins) of each table; every bin is in one of them."""
+    """(parity of the kernels' lengths, bins) of each table."""
     groups = []
     for first in range(0, spec.bins, _GROUP_BINS):
         bins = np.arange(first, min(first + _GROUP_BINS, spec.bins))

@@ -26,9 +26,8 @@ class Stereo:
         self.blocks[begin_s] = (end_s, *sums)
 
     def correlation(self, begin_s: float, end_s: float) -> float | None:
-        """-1 … 1 over this stretch, to three digits: 1 is mono, 0 unrelated, below 0 the downmix cancels.
-
-        None for a mono source or a silent channel. Forgets blocks that end before the stretch does."""
+        """-1 … 1 over this stretch: 1 is mono, 0 unrelated, below 0 the downmix cancels; None for a mono
+        source or a silent channel. Forgets blocks that end before the stretch does."""
         total = np.zeros(3)
         for first, (last, *sums) in list(self.blocks.items()):
             shared = min(last, end_s) - max(first, begin_s)

@@ -68,8 +68,7 @@ class Encodec:
 
 @dataclass
 class Labeller:
-    """Compares some codes: float32 ones of the worker's first recording with the package's, half precision's
-    of every recording with float32's."""
+    """Compares codes: of the worker's first recording with the package's, half precision's with float32's."""
 
     teacher: Encodec
     exact: Any  # `EncodecEncoder` in fp32
@@ -102,7 +101,7 @@ class Labeller:
             yield start, sound_N, encoder.encode(sound_N)
 
     def _check_against_package(self, wave: Wave) -> None:
-        """Raise TeacherError, on this recording and every later one, where too many tokens differ."""
+        """TeacherError, on this recording and every later one, where too many tokens differ."""
         from stages.label.teachers import encodec_package
 
         if self.compared is None and wave.samples:
@@ -133,5 +132,4 @@ class Labeller:
         return {"dtype": self.teacher.dtype, "agreement_with_fp32": agreement}
 
     def run_facts(self) -> dict:
-        """How this worker's codes compared with the package's: package, share, tokens, recording."""
         return {"agreement_with_package": self.compared} if self.compared else {}

@@ -1,7 +1,7 @@
 """EnCodec's 24 kHz encoder and quantiser (arXiv 2210.13438), piece by piece over one recording.
 
-Gives the codes of the `encodec` package for the whole recording, in bounded memory: every layer is causal and
-carries the tail of its input, or its state.
+Gives the `encodec` package's codes of the whole recording: every layer is causal and carries the tail of its
+input, or its state.
 
 L positions (samples, or fewer after strides), C channels, T frames at 75 Hz, K codebooks, G chunks of frames.
 Tensors are position-major (L, C): a convolution is one matrix product per tap on plain views."""
@@ -41,7 +41,7 @@ class EncodecConvolution:
         self.tail = None
 
     def buffer(self, length: int) -> tuple[Tensor, Tensor]:
-        """A padded input (left + length + right, C) to fill, and its part for this piece (length, C)."""
+        """A padded input (left + length + right, C) to fill, and this piece's part (length, C)."""
         right = -length % self.stride
         whole = self.bias.new_empty(self.left + length + right, self.channels)
         return whole, whole[self.left : self.left + length]
@@ -72,7 +72,7 @@ class EncodecConvolution:
 
 
 class Level:
-    """A residual block and the strided convolution after it, with ELU before each convolution."""
+    """A residual block and the strided convolution after it, ELU before each convolution."""
 
     def __init__(self, weights: dict[str, Tensor], name: str, stride: int):
         def layer(part: str) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,6 @@ class Lstm:
         self.state = self.bias.new_zeros(2, WIDTH)  # h, c
 
     def run(self, x_TC: Tensor) -> Tensor:
-        """(T, WIDTH) → (T, WIDTH)."""
         frames, steps = len(x_TC), min(len(x_TC), CHUNK_FRAMES)
         chunks = -(-frames // CHUNK_FRAMES)
         x_SGC = F.pad(x_TC, (0, 0, 0, chunks * steps - frames)).view(chunks, steps, WIDTH).transpose(0, 1)
@@ -164,11 +163,11 @@ class Lstm:
 
 
 class EncodecEncoder:
-    """The whole encoder with its carried state, for one recording's blocks in order."""
+    """For one recording's blocks in order."""
 
     def __init__(self, weights: dict[str, Tensor], codebooks: int, dtype: torch.dtype = torch.float32):
-        """weights: as `encodec_weights.tensors` names them, float32, all on one device. dtype: of the
-        convolutions that reduce the rate, most of the work; the rest stays in float32."""
+        """weights: as `encodec_weights.tensors` names them, float32. dtype: of the convolutions that reduce
+        the rate, most of the work."""
         down = {name: w.to(dtype) for name, w in weights.items() if name.startswith(("first", "level"))}
         self.first = EncodecConvolution(down["first.weight"], down["first.bias"])
         self.levels = [Level(down, f"level{n}", stride) for n, (_, stride) in enumerate(LEVELS)]

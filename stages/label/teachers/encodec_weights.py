@@ -26,7 +26,7 @@ FILE = "encodec_24khz-d7cc33bc.th"  # encodec 0.1.1, model.py: the name has the 
 URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{FILE}"  # encodec 0.1.1, model.py ROOT_URL
 TIMEOUT_S = 5  # to reach the server, name look-up included
 DIMENSION, CODES = 128, 1024  # encodec 0.1.1: SEANetEncoder, ResidualVectorQuantizer
-# Parts of the package's names, and what transformers calls them.
+# Of the package's names: what transformers calls them.
 _RENAMED = {
     "encoder.model": "encoder.layers", ".conv.conv": ".conv", "quantizer.vq": "quantizer",
     "._codebook": ".codebook",
@@ -46,7 +46,7 @@ def layers() -> dict[str, tuple[str, tuple[int, int, int]]]:
 
 
 def tensors(codebooks: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Each tensor's name in the canonical form → its name in the package's state dict, and its shape."""
+    """Canonical name of each tensor → its name in the package's state dict, and its shape."""
     found = {}
     for name, (place, shape) in layers().items():
         for part, own in ("weight", shape), ("bias", shape[:1]):

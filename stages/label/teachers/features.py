@@ -41,9 +41,7 @@ class Features:
 
 
 def labeller(features: Features, tile: Callable, threads: int) -> LabelFunction:
-    """What `Teacher.open` returns, from `tile`: (T, D) → int64 (T, K).
-
-    Blocks of about a minute, floor(samples / 320) frames in all."""
+    """What `Teacher.open` returns, from `tile`: (T, D) → int64 (T, K)."""
     import torch
 
     def label(wave: Wave, block_frames: int = BLOCK_FRAMES) -> Iterator[np.ndarray]:
@@ -72,7 +70,7 @@ def best(score_TC):
 
 @contextlib.contextmanager
 def threads_set(threads: int) -> Iterator[None]:
-    """torch's own count of CPU threads, for the time of a block."""
+    """torch's own CPU threads, for the time of a block."""
     import torch
 
     if threads < 1:

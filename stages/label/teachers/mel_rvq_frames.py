@@ -51,9 +51,7 @@ class Frames:
 def read_stretches(
     recipe: Any, features: Features, waves: Sequence[Wave], generator: torch.Generator, progress: Callable
 ) -> tuple[list[Tensor], list[bool]]:
-    """Log bands (t, F) of seeded stretches of the waves, and which are held out.
-
-    ValueError: too little audio for the codebooks, or unreadable samples."""
+    """Log bands (t, F) of seeded stretches of the waves, and which are held out."""
     lengths = np.array([wave.samples // HOP_SAMPLES for wave in waves], np.int64)
     budget, total = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES), lengths.sum()
     needed = FRAMES_PER_CODE * recipe.codebook_size
