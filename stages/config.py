@@ -1,9 +1,8 @@
-"""Strict YAML into frozen dataclasses that pydantic checks before anything starts: unknown keys, wrong types
-and impossible values are refused in one sentence, with the field's path, the value seen and what is expected.
+"""Strict YAML into frozen dataclasses that pydantic checks: what is wrong is refused in one sentence, with
+the field's path, the value seen and what is expected.
 
 A field's annotation is its range or its choices; its comment is its description in the JSON Schema and in
-docs/configuration.md. What depends on several fields is checked in `__post_init__`, by `require`.
-"""
+docs/configuration.md. What depends on several fields is checked in `__post_init__`, by `check`."""
 
 import re
 import sys
@@ -40,7 +39,7 @@ def _number(value: Any) -> Any:
 
 
 def remedy(text: str) -> Any:
-    """In an annotation: what a message adds to a range of numbers, or states instead of "expected text"."""
+    """In an annotation: what a message adds to a range of numbers, or says instead of "expected text"."""
     return Field(json_schema_extra={"errorMessage": text})
 
 
@@ -86,7 +85,7 @@ class _Told(ValueError):
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """A frozen dataclass with checked values; Python, too, gets a ValueError in one sentence."""
+    """A frozen dataclass with checked values."""
 
     def checked(cls, data, handler):
         data = {} if data is None else data  # a section without keys
@@ -110,7 +109,7 @@ def settings(cls: type[T]) -> type[T]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice."""
+    """Refuses a key written twice."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -123,15 +122,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(path: str | Path, overrides: list[str] = (), old_names: dict[str, str] | None = None) -> dict:
-    """A YAML file with dotted overrides (`run.out=data/mine`) applied; raises ValueError naming the file.
+    """A YAML file with dotted overrides (`run.out=data/mine`); ValueError naming the file.
 
-    old_names: as for `renamed`; a line on stderr names each that is used."""
+    old_names: as for `renamed`; stderr names each that is used."""
     try:
         text = Path(path).read_text()
     except OSError as error:
-        raise ValueError(
-            f"config {path} cannot be read: {error.strerror}; give a YAML file, for example one of configs/"
-        ) from None
+        give = "give a YAML file, for example one of configs/"
+        raise ValueError(f"config {path} cannot be read: {error.strerror}; {give}") from None
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
@@ -184,7 +182,7 @@ def _override(data: dict, text: str) -> None:
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
-    """A settings class, or anybody's own dataclass, made of plain data; ValueError names the field's path."""
+    """A settings class, or anybody's own dataclass, of plain data; ValueError names the field's path."""
     own = not hasattr(cls, "_checked")
     if own:
         cls.__pydantic_config__ = _STRICT
@@ -200,7 +198,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def _below(path: str, text: str) -> str:
-    """A message about a field, or about the whole ("is 3: expected a mapping"), with the path before it."""
+    """A message about a field, or the whole ("is 3: expected a mapping"), with the path before it."""
     return f"{path}{'' if text[0] == ':' else ' ' if text.startswith('is ') else '.'}{text}" if path else text
 
 
@@ -216,8 +214,7 @@ def _sentence(error: ValidationError, cls: type) -> str:
         return f"{key} is no known key: {hint}"
     where = names[key] if isinstance(key, int) else key  # Python may give values by position
     if kind == "value_error":
-        cause = first["ctx"]["error"]
-        text = str(cause)
+        cause, text = first["ctx"]["error"], str(first["ctx"]["error"])
         own = key or isinstance(cause, _Told) or re.match(r"\w*", text)[0] in names
         return _below(where, text if own else f": {text}")  # of somebody's teacher
     schema = TypeAdapter(cls).json_schema()["properties"][where]
@@ -242,12 +239,12 @@ _KINDS = dict(
     integer="a whole number", number="a number", boolean="true or false", string="text", array="a list"
 )
 _LIMITS = dict(
-    minimum="{} or more", exclusiveMinimum="above {}", maximum="at most {}", exclusiveMaximum="below {}"
-)
-_LIMITS |= dict(multipleOf="a multiple of {}")
+    minimum="{} or more", exclusiveMinimum="above {}", maximum="at most {}", exclusiveMaximum="below {}",
+    multipleOf="a multiple of {}",
+)  # fmt: skip
 
 
-def expected(schema: dict[str, Any]) -> str:
+def expected(schema: dict) -> str:
     """What a value may be, in words, by its JSON Schema."""
     if "anyOf" in schema:
         return f"{expected(schema['anyOf'][0])}, or null"
@@ -261,7 +258,7 @@ def expected(schema: dict[str, Any]) -> str:
 
 
 def require(condition: bool, where: str, value: Any, remedy: str) -> None:
-    """Raise the ValueError of an impossible value: field, value seen, remedy."""
+    """ValueError of an impossible value: field, value seen, remedy."""
     if not condition:
         raise ValueError(f"{where} is {value!r}: {remedy}")
 

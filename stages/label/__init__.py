@@ -1,3 +1,2 @@
 """From audio to labels. `base` is the contract; `recipe` the configuration; `scan/` finds recordings, `plan`
-makes shards of them; `decode`, `codes` and `cqt` are the stages, `shard` runs them, `audit` reads back.
-`decoding/`, `teachers/` and `statistics/` are what the stages use."""
+makes shards of them; `decode`, `codes` and `cqt` are the stages, `shard` runs them, `audit` reads back."""

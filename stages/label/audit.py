@@ -1,10 +1,9 @@
-"""The audit: a finished shard read back in every column, and its labels compared with its audio."""
+"""A finished shard read back in every column, its labels compared with its audio."""
 
 import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from stages.shards import checking, column
 from stages.shards.storage import Storage
@@ -15,12 +14,12 @@ SPAN = ["key", "recording", "start", "samples", "frames"]  # of an index row: th
 
 @dataclass(frozen=True)
 class AuditWorker:
-    """Reads one shard back in every column; the last stage of the chain."""
+    """The last stage of the chain."""
 
     out: str
     columns: tuple[str, ...]  # audio first
 
-    def __call__(self, shard: str) -> dict[str, Any]:
+    def __call__(self, shard: str) -> dict:
         started = time.time()
         row = {"shard": shard, "column": "audit", "stage": "audit", "host": platform.node()}
         try:
@@ -32,13 +31,12 @@ class AuditWorker:
 
 
 def damaged(storage: Storage, shard: str, columns: Iterable[str]) -> dict[str, str]:
-    """Damaged columns of a shard and what is wrong with each; empty when all is well.
+    """Damaged columns of a shard and what is wrong with each.
 
     Besides each column's own bytes: every key has the same samples and frames in all columns, but for
-    recordings that the labels reject, and labels were made from the present audio. Raises OSError when bytes
-    could not be read, which is no damage."""
-    found = {}
-    audio_sha256, audio = None, {}
+    recordings that the labels reject, and labels were made from the present audio. OSError when bytes could
+    not be read, which is no damage."""
+    found, audio_sha256, audio = {}, None, {}
     for name in columns:
         try:
             record = checking.check(storage, name, shard)

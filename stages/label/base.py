@@ -1,8 +1,8 @@
-"""The contract of a labelling stage and of a teacher, on one screen.
+"""The contract of a labelling stage and of a teacher.
 
 A stage is a frozen dataclass: its fields are its recipe. For each recording it yields samples, then exactly
-one outcome: `Kept`, or `Rejected` with a reason, which removes the samples before it. So kept + rejected =
-inputs, always. N samples at 24 kHz, T frames at 75 Hz (hop 320), K codebooks."""
+one outcome: `Kept`, or `Rejected` with a reason, which removes the samples before it. N samples at 24 kHz, T
+frames at 75 Hz (hop 320), K codebooks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,34 +15,32 @@ from stages.signal.rates import RATE_HZ as RATE_HZ
 
 
 class RejectRecording(ValueError):
-    """This recording cannot be labelled: the decoder's or a teacher's reason, for people to read."""
+    """The decoder's or a teacher's reason why this recording cannot be labelled, for people to read."""
 
 
 class ReadError(Exception):
-    """Bytes could not be read (disk, NFS, S3, memory): fails the shard, which is run again.
-
-    Only errors in bytes that were read reject a recording."""
+    """Bytes could not be read (disk, NFS, S3, memory): fails the shard, which is run again."""
 
 
 class TeacherError(RuntimeError):
-    """The teacher's codes are wrong for any recording: every shard would fail, so the run ends."""
+    """The teacher's codes are wrong for any recording: the run ends."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One segment's members of one column: `members` maps an extension to bytes."""
+    """One segment of one column."""
 
     key: str
-    members: dict[str, bytes]
-    row: dict[str, Any]  # identity and shape: recording, start, samples, frames
-    stats: dict[str, Any] = field(default_factory=dict)
+    members: dict[str, bytes]  # by extension
+    row: dict  # identity and shape: recording, start, samples, frames
+    stats: dict = field(default_factory=dict)
     histograms: dict[str, np.ndarray] = field(default_factory=dict)  # name → (levels, values), to be added up
 
 
 @dataclass(frozen=True)
 class Kept:
     recording: str
-    note: dict[str, Any] = field(default_factory=dict)  # facts of the recording, for its statistics rows
+    note: dict = field(default_factory=dict)  # facts of the recording, for its statistics rows
 
 
 @dataclass(frozen=True)
@@ -66,19 +64,18 @@ class Needs:
 class Stage(Protocol):
     name: ClassVar[str]
     version: ClassVar[int]
-    reads: ClassVar[tuple[str, ...]]  # kinds of columns
     writes: ClassVar[str]  # kind of column
     cpu_s: float  # CPU seconds for a second of audio, about (D make bench-labels); only divides the CPUs
 
     def open(self, weights: bytes | None, device: str, threads: int) -> Callable[[Any], Iterator[Item]]:
-        """Load models once per worker; the returned callable takes one shard's inputs.
+        """Once per worker; the returned callable takes one shard's inputs.
 
         It may have `facts()` for the shard's record, and `run_facts()` for that record's `run`."""
         ...
 
 
 class Wave(Protocol):
-    """One uninterrupted recording, read by positions. Outside [0, samples) it is zero."""
+    """One uninterrupted recording. Outside [0, samples) it is zero."""
 
     samples: int
 
@@ -95,8 +92,7 @@ LabelFunction = Callable[[Wave], Iterator[np.ndarray]]
 class Teacher(Protocol):
     """Gives codes for a recording. Weights are canonical safetensors bytes, identified by their sha256.
 
-    A teacher has `fit` (codebooks from the user's corpus), or `locate` (published weights), or neither. The
-    trainer knows the codes by each record's facts (`stages/shards/frames.py`)."""
+    A teacher has `fit` (codebooks from the user's corpus), or `locate` (published weights), or neither."""
 
     name: ClassVar[str]
     version: ClassVar[int]
@@ -106,15 +102,13 @@ class Teacher(Protocol):
     # the codes stage repeats a slower teacher's code in each row that it covers.
 
     def open(self, weights: bytes | None, device: str, threads: int) -> LabelFunction:
-        """Load once per worker. ValueError: weights that are missing, damaged or of another recipe."""
+        """Once per worker. ValueError: weights that are missing, damaged or of another recipe."""
         ...
 
 
 def read_checked(wave: Wave, start: int, stop: int) -> np.ndarray:
-    """`wave.read(start, stop)`, checked: float32 (stop - start,) of finite samples at 24 kHz mono.
-
-    Raises `RejectRecording` naming the rate, the channels, the dtype or the first sample that is NaN or
-    infinite. `ReadError` passes."""
+    """`wave.read(start, stop)`, float32 (stop - start,) of finite samples; else `RejectRecording` names the
+    rate, the channels, the dtype or the first sample that is NaN or infinite."""
     rate_hz, problem = getattr(wave, "rate_hz", RATE_HZ), None
     if rate_hz != RATE_HZ:
         problem = f"sample rate {rate_hz} Hz: teachers take {RATE_HZ}; resample it (the decode stage does)"
@@ -132,10 +126,9 @@ def read_checked(wave: Wave, start: int, stop: int) -> np.ndarray:
 
 
 def cut(blocks: Iterable[np.ndarray], segments: list[dict]) -> Iterator[tuple[dict, np.ndarray]]:
-    """Cut consecutive blocks (t, C) of a recording's frames at its segments' borders.
+    """Each segment with its frames (T, C), T = floor(samples / 320), of consecutive blocks (t, C).
 
-    Yields (segment, frames (T, C)), T = floor(samples / 320): segments start on multiples of 320, so none
-    share a frame. Holds one segment; RuntimeError when there are too few frames."""
+    Segments start on multiples of 320, so none share a frame. RuntimeError when there are too few frames."""
     source, held, have = iter(blocks), [], 0
     for segment in segments:
         count = segment["samples"] // HOP_SAMPLES
@@ -150,17 +143,21 @@ def cut(blocks: Iterable[np.ndarray], segments: list[dict]) -> Iterator[tuple[di
         held, have = [joined[count:]], have - count
 
 
-def outcomes(waves: Iterable[Any], samples: Callable[[Any], Iterator[Sample]]) -> Iterator[Item]:
-    """Each recording's samples and outcome; any ValueError rejects it."""
+def outcomes(
+    waves: Iterable[Any],
+    blocks: Callable[[Any], Iterable[np.ndarray]],
+    described: Callable[[np.ndarray, int], tuple],
+) -> Iterator[Item]:
+    """Each recording's samples and outcome; any ValueError rejects it.
+
+    described: members, statistics and histograms of a segment's frames and its number."""
     for wave in waves:
         try:
-            yield from samples(wave)
+            for number, (segment, frames_TC) in enumerate(cut(blocks(wave), wave.segments)):
+                row = {name: segment[name] for name in ("recording", "start", "samples", "frames")}
+                members, stats, histograms = described(frames_TC, number)
+                yield Sample(segment["key"], members, row, stats, histograms)
         except ValueError as error:
             yield Rejected(wave.recording, str(error))
         else:
             yield Kept(wave.recording)
-
-
-def segment_row(segment: dict) -> dict:
-    """The fields of a segment's row that all columns of the shard share."""
-    return {name: segment[name] for name in ("recording", "start", "samples", "frames")}

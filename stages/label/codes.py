@@ -1,15 +1,14 @@
 """The codes stage: a teacher's codes over each uninterrupted recording, cut to its segments.
 
-Writes uint16 (T, K) at 75 Hz. The teacher reads the audio as stored, so labels are of what is trained on. The
-record's facts describe the codes for the trainer (see `stages/shards/frames.py`)."""
+Writes uint16 (T, K) at 75 Hz. The teacher reads the audio as stored, so labels are of what is trained on."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from stages.label.base import Item, Sample, Teacher, cut, outcomes, segment_row
+from stages.label.base import Item, Teacher, outcomes
 from stages.label.statistics.codes import of_codes
 from stages.shards.column import npy_bytes
 from stages.signal.rates import HOP_SAMPLES
@@ -19,10 +18,9 @@ from stages.signal.rates import HOP_SAMPLES
 class Codes:
     teacher: Teacher
 
-    name: ClassVar[str] = "codes"
-    version: ClassVar[int] = 1
-    reads: ClassVar[tuple[str, ...]] = ("audio",)
-    writes: ClassVar[str] = "codes"
+    name = "codes"
+    version = 1
+    writes = "codes"
 
     @property
     def cpu_s(self) -> float:
@@ -34,7 +32,7 @@ class Codes:
 
 @dataclass
 class CodesRun:
-    """One worker's labeller; after a shard `facts` and `run_facts` describe its codes."""
+    """One worker's labeller."""
 
     teacher: Teacher
     label: Callable[[Any], Iterator[np.ndarray]]
@@ -42,28 +40,24 @@ class CodesRun:
     def __call__(self, waves: Iterable[Any]) -> Iterator[Item]:
         if hasattr(self.label, "restart_facts"):
             self.label.restart_facts()
-        yield from outcomes(waves, self._samples)
+        yield from outcomes(waves, lambda wave: map(self._rows, self.label(wave)), self._described)
 
-    def _samples(self, wave: Any) -> Iterator[Sample]:
-        for segment, codes_TK in cut(map(self._rows, self.label(wave)), wave.segments):
-            stats, counts_KC = of_codes(codes_TK, self.teacher.codebook_size)
-            members = {"codes.npy": npy_bytes(codes_TK)}
-            yield Sample(segment["key"], members, segment_row(segment), stats, {"codes": counts_KC})
+    def _described(self, codes_TK: np.ndarray, number: int) -> tuple:
+        stats, counts_KC = of_codes(codes_TK, self.teacher.codebook_size)
+        return {"codes.npy": npy_bytes(codes_TK)}, stats, {"codes": counts_KC}
 
-    def facts(self) -> dict[str, Any]:
-        """What the trainer must know of this column, and what the labeller itself has measured."""
+    def facts(self) -> dict:
+        """As in `stages/shards/frames.py`, and what the labeller itself has measured."""
         teacher, own = self.teacher, self.label.facts() if hasattr(self.label, "facts") else {}
         shape = {"codebooks": teacher.codebooks, "codebook_size": teacher.codebook_size}
         return own | shape | {"hop_samples": HOP_SAMPLES, "teacher_hop_samples": hop_samples(teacher)}
 
-    def run_facts(self) -> dict[str, Any]:
-        """What the labeller has measured of this worker."""
+    def run_facts(self) -> dict:
         return self.label.run_facts() if hasattr(self.label, "run_facts") else {}
 
     def _rows(self, codes_TK: np.ndarray) -> np.ndarray:
-        """A block of the teacher's codes as stored rows: a slower teacher's code in each row it covers.
-
-        RuntimeError, which fails the shard, where a teacher breaks its contract."""
+        """A slower teacher's code in each row it covers; RuntimeError, which fails the shard, where a teacher
+        breaks its contract."""
         name, books, size = self.teacher.name, self.teacher.codebooks, self.teacher.codebook_size
         if codes_TK.dtype != np.uint16 or codes_TK.ndim != 2 or codes_TK.shape[1] != books:
             seen = f"{codes_TK.dtype} {codes_TK.shape}"

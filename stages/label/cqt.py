@@ -1,52 +1,25 @@
 """The cqt stage: constant-Q magnitudes over each uninterrupted recording, cut to its segments.
 
-Writes (T, 336); frame i is centred on sample 320 i of the segment. Linear magnitude as float16 unless the
-recipe sets log or uint8. Each shard's record states how much precision storing lost."""
+Writes (T, 336); frame i is centred on sample 320 i of the segment. Each shard's record states how much
+precision storing lost."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from stages.config import NUMBER, Count, Positive, check, settings
-from stages.label.base import Item, Sample, cut, outcomes, read_checked, segment_row
+from stages.label.base import Item, outcomes, read_checked
 from stages.label.statistics.pitch import of_cqt
 from stages.shards.column import npy_bytes
 from stages.shards.frames import STEPS, decode_cqt, encode_uint8
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
-if TYPE_CHECKING:
-    from stages.signal.cqt import CqtSpec
-
 FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-14  # smallest normal float16
-
-
-@dataclass
-class StorageError:
-    """What storing one shard's float32 frames lost, in the magnitude's own unit (log: nats)."""
-
-    values: int = 0
-    overflow: int = 0  # this and the next: of float16
-    subnormal: int = 0
-    max_abs_error: float = 0.0
-    squares_2: np.ndarray = field(default_factory=lambda: np.zeros(2))  # summed: of the error, of the frames
-
-    def add(self, exact_TF: np.ndarray, read_back_TF: np.ndarray) -> None:
-        error, size = read_back_TF - exact_TF, np.abs(exact_TF)
-        self.values += exact_TF.size
-        self.overflow += int((size > FLOAT16_MAX).sum())
-        self.subnormal += int(((size > 0) & (size < FLOAT16_TINY)).sum())
-        self.max_abs_error = max(self.max_abs_error, float(np.abs(error).max(initial=0.0)))
-        self.squares_2 += np.array([np.square(x, dtype=np.float64).sum() for x in (error, exact_TF)])
-
-    def facts(self) -> dict:
-        lost, total = self.squares_2.tolist()
-        relative = (lost / total) ** 0.5 if total else 0.0
-        errors = {"max_abs_error": round(self.max_abs_error, 9), "relative_rms_error": round(relative, 9)}
-        return {"values": self.values, **errors}
 
 
 @settings
@@ -62,68 +35,71 @@ class CqtStage:
     # uint8 halves the bytes; its 256 steps suit log, not linear (see docs/benchmarks.md)
     storage: Literal["float16", "uint8"] = "float16"
 
-    name: ClassVar[str] = "cqt"
-    version: ClassVar[int] = 1
-    reads: ClassVar[tuple[str, ...]] = ("audio",)
-    writes: ClassVar[str] = "cqt"
-    cpu_s: ClassVar[float] = 0.002
-    later: ClassVar[tuple[str, ...]] = ("magnitude", "storage")
+    name = "cqt"
+    version = 1
+    writes = "cqt"
+    cpu_s = 0.002
+    later = ("magnitude", "storage")
 
     def __post_init__(self):
         top_hz = self.fmin_hz * 2 ** ((self.bins - 1) / self.bins_per_octave)
         lower = f"the top bin is at {top_hz:.0f} Hz, expected below 12,000 Hz; lower bins or fmin_hz"
         check(top_hz < 12_000, self, "bins", lower)
 
-    @property
-    def spec(self) -> "CqtSpec":
-        from stages.signal.cqt import CqtSpec
-
-        return CqtSpec(fmin_hz=self.fmin_hz, bins=self.bins, bins_per_octave=self.bins_per_octave)
-
     def open(self, weights: bytes | None, device: str, threads: int) -> "CqtRun":
-        from stages.signal.cqt import ConstantQ
+        from stages.signal.cqt import ConstantQ, CqtSpec
         from stages.signal.tables import table_cache
 
-        return CqtRun(self, ConstantQ(self.spec, cache_dir=table_cache(), device=device))
+        spec = CqtSpec(fmin_hz=self.fmin_hz, bins=self.bins, bins_per_octave=self.bins_per_octave)
+        return CqtRun(self, ConstantQ(spec, table_cache(), device))
 
 
 @dataclass
 class CqtRun:
     """One worker's transform; after a shard `facts` describe its frames and what storing them lost.
 
-    A uint8 shard is computed twice, a small part of labelling: first for its least and greatest value, which
-    give its scale, then to be written. A bound known beforehand (a full-scale sine's magnitude) would need
-    one pass but leave a quiet shard a few of the 256 steps; and a shard's float32 frames (360 MB an hour)
-    would not fit in a worker's memory."""
+    A uint8 shard is computed twice: first for its least and greatest value, which give its scale. A bound
+    known beforehand would leave a quiet shard a few of the 256 steps, and a shard's float32 frames (360 MB an
+    hour) do not fit in a worker's memory."""
 
     stage: CqtStage
     transform: Any
-    error: StorageError = field(default_factory=StorageError)
     scaling: dict[str, float] = field(default_factory=dict)  # offset and scale, of uint8
+    totals: Counter = field(default_factory=Counter)
+    max_abs_error: float = 0.0  # as relative_rms_error in the magnitude's unit (log: nats)
 
     def __call__(self, waves: Iterable[Any]) -> Iterator[Item]:
-        self.error, self.scaling = StorageError(), {}
+        self.scaling, self.totals, self.max_abs_error = {}, Counter(), 0.0
         if self.stage.storage == "uint8":
             waves = list(waves)
             self.scaling = self._scaling(waves)
-        yield from outcomes(waves, self._samples)
+        yield from outcomes(waves, self._blocks, self._described)
 
     def facts(self) -> dict:
-        stage = self.stage
-        own = self.scaling or {"overflow": self.error.overflow, "subnormal": self.error.subnormal}
+        stage, totals = self.stage, self.totals
+        relative = (totals["lost"] / totals["power"]) ** 0.5 if totals["power"] else 0.0
+        errors = {"max_abs_error": round(self.max_abs_error, 9), "relative_rms_error": round(relative, 9)}
+        own = self.scaling or {name: totals[name] for name in ("overflow", "subnormal")}  # of float16
         frames = {"bins": stage.bins, "hop_samples": HOP_SAMPLES, "magnitude": stage.magnitude}
-        return frames | {"storage": stage.storage, stage.storage: self.error.facts() | own}
+        lost = {"values": totals["values"]} | errors | own
+        return frames | {"storage": stage.storage, stage.storage: lost}
 
-    def _samples(self, wave: Any) -> Iterator[Sample]:
+    def _described(self, exact_TF: np.ndarray, number: int) -> tuple:
         stage = self.stage
-        for number, (segment, exact_TF) in enumerate(cut(self._blocks(wave), wave.segments)):
-            half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
-            stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
-            self.error.add(exact_TF, decode_cqt(stored_TF, {"uint8": self.scaling}))
-            linear_TF = np.exp(exact_TF) if stage.magnitude == "log" else exact_TF
-            stats, sums_2F = of_cqt(exact_TF, linear_TF, stage.fmin_hz, stage.bins_per_octave, number)
-            members = {"cqt.npy": npy_bytes(stored_TF)}
-            yield Sample(segment["key"], members, segment_row(segment), stats, {"cqt": sums_2F})
+        half_TF = np.minimum(exact_TF, FLOAT16_MAX).astype(np.float16)
+        stored_TF = encode_uint8(exact_TF, **self.scaling) if self.scaling else half_TF
+        error_TF, size_TF = decode_cqt(stored_TF, {"uint8": self.scaling}) - exact_TF, np.abs(exact_TF)
+        self.max_abs_error = max(self.max_abs_error, float(np.abs(error_TF).max(initial=0.0)))
+        self.totals.update(
+            values=exact_TF.size,
+            overflow=int((size_TF > FLOAT16_MAX).sum()),
+            subnormal=int(((size_TF > 0) & (size_TF < FLOAT16_TINY)).sum()),
+            lost=float(np.square(error_TF, dtype=np.float64).sum()),
+            power=float(np.square(exact_TF, dtype=np.float64).sum()),
+        )
+        linear_TF = np.exp(exact_TF) if stage.magnitude == "log" else exact_TF
+        stats, sums_2F = of_cqt(exact_TF, linear_TF, stage.fmin_hz, stage.bins_per_octave, number)
+        return {"cqt.npy": npy_bytes(stored_TF)}, stats, {"cqt": sums_2F}
 
     def _scaling(self, waves: list[Any]) -> dict[str, float]:
         """256 even steps from the shard's least value to its greatest, rounded to float32 as when used."""

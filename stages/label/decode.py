@@ -1,15 +1,15 @@
 """The decode stage: any audio file to 24 kHz mono, cut into segments. Column `audio`.
 
-A child process decodes (`decoding/`), so that a bad file costs one file. N samples at 24 kHz."""
+A child process decodes (`decoding/`), so that a bad file costs one file."""
 
 import contextlib
 import io
 import json
 import os
-import struct
+import wave
 from collections.abc import Iterable, Iterator
 from time import monotonic
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import soundfile
@@ -30,11 +30,10 @@ SLOWEST = 5  # recordings of a shard whose decoding times are recorded
 class Decode:
     """Recordings to 16-bit segments."""
 
-    name: ClassVar[str] = "decode"
-    version: ClassVar[int] = 1
-    reads: ClassVar[tuple[str, ...]] = ()
-    writes: ClassVar[str] = "audio"
-    cpu_s: ClassVar[float] = 0.003
+    name = "decode"
+    version = 1
+    writes = "audio"
+    cpu_s = 0.003
 
     # the stored rate
     rate_hz: Annotated[Literal[RATE_HZ], remedy("every label is defined at it")] = RATE_HZ
@@ -58,7 +57,7 @@ class Decode:
 
     @property
     def tail_samples(self) -> int:
-        """Shortest last segment: at least one label frame, so that every segment has labels."""
+        """Of the shortest last segment: at least one label frame."""
         return max(HOP_SAMPLES, round(self.min_tail_s * RATE_HZ))
 
     def open(
@@ -71,18 +70,15 @@ class Decode:
         memory_gb: float = 4.0,
         fetch: Fetch | None = None,
     ) -> "Decoder":
-        """A worker's decoder. `weights`, `device` and `threads` have no effect: one core decodes.
+        """`weights`, `device` and `threads` have no effect: one core decodes.
 
-        stall_s: longest wait for the next seconds of audio. memory_gb: limit of the child process. fetch:
-        makes the local copy of an s3:// source."""
+        stall_s: longest wait for audio. memory_gb: of the child process. fetch: copies an s3:// source."""
         return Decoder(self, DecoderProcess(stall_s, memory_gb), fetch)
 
 
 class Decoder:
-    """Called with a shard's sources; yields each one's samples, then its `Kept` or `Rejected`.
-
-    `ReadError`, which fails the shard: bytes that cannot be read, or are not those that were scanned. The
-    decoder stays usable. Holds about two segments in memory."""
+    """`ReadError`, which fails the shard: bytes that cannot be read, or are not those that were scanned. The
+    decoder stays usable."""
 
     def __init__(self, stage: Decode, decoder: DecoderProcess, fetch: Fetch | None):
         self._stage, self._process, self._fetch = stage, decoder, fetch
@@ -100,46 +96,40 @@ class Decoder:
                     seconds += monotonic() - since  # without the time in which the items are written
                     if item is None:
                         break
-                    if isinstance(item, Sample):
-                        samples += item.row["samples"]
+                    samples += item.row["samples"] if isinstance(item, Sample) else 0
                     yield item
             self._times.append((source.recording, seconds, samples / RATE_HZ))
 
-    def slowest(self) -> list[dict[str, Any]]:
-        """The last shard's recordings, rejected ones too, that took most seconds beyond what their audio
-        takes at the shard's mean speed: recording, seconds, times_real_time."""
+    def run_facts(self) -> dict:
+        """slowest: the last shard's recordings, rejected ones too, that took most seconds beyond what their
+        audio takes at the shard's mean speed."""
         pace = sum(timed[1] for timed in self._times) / (sum(timed[2] for timed in self._times) or 1.0)
+        slowest = sorted(self._times, key=lambda timed: (pace * timed[2] - timed[1], timed[0]))[:SLOWEST]
         found = []
-        for name, s, audio_s in sorted(self._times, key=lambda timed: (pace * timed[2] - timed[1], timed[0])):
+        for name, s, audio_s in slowest:
             speed = round(audio_s / s, 3) if s else None
             found.append({"recording": name, "seconds": round(s, 4), "times_real_time": speed})
-        return found[:SLOWEST]
-
-    def run_facts(self) -> dict[str, Any]:
-        return {"slowest": self.slowest()}
+        return {"slowest": found}
 
     def close(self) -> None:
-        """End the child process; a later call starts another."""
         self._process.close()
 
     def _outcome(self, source: Source) -> Iterator[Item]:
+        stage, facts, stereo, start = self._stage, {}, Stereo(), 0
+        request = {"rate_hz": stage.rate_hz, "resampler": stage.resampler}
+        request["max_s"] = stage.max_recording_h * 3600
         try:
-            yield from self._recording(source)
+            with self._local(source) as path:
+                blocks = self._process.decode(source, path, request, facts, stereo.add)
+                with contextlib.closing(blocks):  # left early, the child must not continue
+                    segments = cut_segments(blocks, stage.segment_samples, stage.tail_samples)
+                    for index, segment in enumerate(segments):
+                        correlation = stereo.correlation(start / RATE_HZ, (start + len(segment)) / RATE_HZ)
+                        yield self._sample(source.recording, index, start, segment, facts, correlation)
+                        start += len(segment)
+            yield Kept(source.recording, {**facts, "samples": start, "segments": index + 1})
         except RejectRecording as refused:
             yield Rejected(source.recording, str(refused))
-
-    def _recording(self, source: Source) -> Iterator[Item]:
-        stage, facts, stereo, start, max_s = self._stage, {}, Stereo(), 0, self._stage.max_recording_h * 3600
-        request = {"rate_hz": stage.rate_hz, "resampler": stage.resampler, "max_s": max_s}
-        with self._local(source) as path:
-            blocks = self._process.decode(source, path, request, facts, stereo.add)
-            with contextlib.closing(blocks):  # left early, the child must not continue
-                segments = cut_segments(blocks, stage.segment_samples, stage.tail_samples)
-                for index, segment in enumerate(segments):
-                    correlation = stereo.correlation(start / RATE_HZ, (start + len(segment)) / RATE_HZ)
-                    yield self._sample(source.recording, index, start, segment, facts, correlation)
-                    start += len(segment)
-        yield Kept(source.recording, {**facts, "samples": start, "segments": index + 1})
 
     @contextlib.contextmanager
     def _local(self, source: Source) -> Iterator[bytes]:
@@ -160,9 +150,8 @@ class Decoder:
     ) -> Sample:
         place = {"recording": recording, "start": start, "samples": len(segment)}
         source = {name: facts[name] for name in ("source_rate_hz", "source_channels", "source_codec")}
-        identity = place | source | {"rate_hz": RATE_HZ}
+        text = json.dumps(place | source | {"rate_hz": RATE_HZ}, sort_keys=True, separators=(",", ":"))
         encode = wav_bytes if self._stage.format == "wav" else flac_bytes
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         members = {"json": text.encode(), self._stage.format: encode(segment)}
         row = {"recording": recording, "index": index} | place | {"frames": len(segment) // HOP_SAMPLES}
         return Sample(f"{recording}-{index:05d}", members, row, of_wave(segment) | {"stereo": stereo})
@@ -172,7 +161,7 @@ def cut_segments(blocks: Iterable[np.ndarray], segment: int, tail: int) -> Itera
     """Blocks (N,) of any length to segments of `segment` samples.
 
     Only the last may differ: it has at least `tail` samples (0 < tail <= segment), for a shorter tail joins
-    the segment before it, or is the only one. Holds segment + tail + one block."""
+    the segment before it, or is the only one."""
     held, samples = [], 0
     for block in blocks:
         held.append(block)
@@ -188,15 +177,15 @@ def cut_segments(blocks: Iterable[np.ndarray], segment: int, tail: int) -> Itera
 
 def wav_bytes(segment: np.ndarray) -> bytes:
     """int16 (N,) to a RIFF file: a 44-byte header, so that sample i is at byte 44 + 2 i."""
-    data = np.ascontiguousarray(segment, "<i2").tobytes()
-    form = struct.pack("<HHIIHH", 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
-    return b"RIFF%sWAVEfmt %s%sdata%s%s" % (
-        struct.pack("<I", 36 + len(data)), struct.pack("<I", 16), form, struct.pack("<I", len(data)), data,
-    )  # fmt: skip
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setparams((1, 2, RATE_HZ, len(segment), "NONE", ""))
+        file.writeframes(np.ascontiguousarray(segment, "<i2").tobytes())
+    return out.getvalue()
 
 
 def flac_bytes(segment: np.ndarray) -> bytes:
-    """int16 (N,) to a FLAC file; the same samples give the same bytes with the same libsndfile."""
+    """int16 (N,); the same samples give the same bytes with the same libsndfile."""
     out = io.BytesIO()
     soundfile.write(out, segment, RATE_HZ, format="FLAC", subtype="PCM_16")
     return out.getvalue()

@@ -1,14 +1,14 @@
 """Indexes and statistics of finished shards, gathered into one parquet each.
 
 `OUT/index.parquet` has one row per segment and column, `OUT/segments.parquet` one per segment,
-`OUT/shards.parquet` one per shard and column, `OUT/sums.parquet` a few per column. Only shards not yet
-gathered are read."""
+`OUT/shards.parquet` one per shard and column, `OUT/sums.parquet` a few per column."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,19 +27,18 @@ SHARDS = pa.schema(
     + fields(pa.float64(), "started wall_s busy_s")
     + fields(pa.string(), "facts")  # JSON
     + fields(pa.float64(), "hours times_real_time")  # audio seconds per second of wall_s
-    # in the run that made it, 1 unless a worker died; null when another run gathered it
+    # in the run that made it; null when another run gathered it
     + fields(pa.int64(), "attempts")
     + fields(pa.string(), "rejects")  # JSON: reason → how many
-    # Of audio: the recordings that took longest for their length; null in records of older versions.
+    # of audio: recordings that took longest for their length; null in older records
     + fields(pa.list_(_TIMED), "slowest")
 )
 REJECTED = pa.schema(fields(pa.string(), "stage shard recording path reason"))
 INDEX_ROWS = pa.schema([*fields(pa.string(), "shard column"), *column.INDEX])
-# And each stage's statistics. `columns`: those the row was made of; one recipe's rows, while another is
-# unfinished.
+# And each stage's statistics. `columns`: those the row was made of.
 SEGMENTS = pa.schema(fields(pa.string(), "columns shard key recording") + fields(pa.int64(), "samples"))
 TABLES = {"index": INDEX_ROWS, "segments": SEGMENTS, "shards": SHARDS}
-ROW_GROUP = 65_536  # rows collected before they are written: row groups worth reading, not one per shard
+ROW_GROUP = 65_536  # rows collected before they are written
 
 
 def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
@@ -47,7 +46,7 @@ def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
     if not storage.exists("shards.parquet"):
         return set()
     table = storage.read_table("shards.parquet", ["shard", "column"])
-    sets = [set(table.filter(pc.equal(table["column"], c)).column("shard").to_pylist()) for c in columns]
+    sets = [set(table.filter(pc.field("column") == name)["shard"].to_pylist()) for name in columns]
     return set.intersection(*sets) if sets else set()
 
 
@@ -58,76 +57,66 @@ def gather(
     live: pa.Array,
     attempts: dict[tuple[str, str], int] | None = None,
 ) -> None:
-    """Add these shards to the three tables and the histograms, replacing the rows they had.
+    """Add these shards to the tables, replacing the rows they had, without recordings that are not `live`.
 
-    Removes segments of recordings that are not `live`. `attempts`: of (column, shard), in this run."""
-    replaced = pa.array(shards, pa.string())
+    attempts: of (column, shard), in this run."""
     shard_rows = partial(_shard_rows, attempts=attempts or {})
     with ThreadPoolExecutor(8) as pool:
         for name, rows in {"index": _index_rows, "segments": _segment_rows, "shards": shard_rows}.items():
+            old = pc.field("shard").isin(pa.array(shards, pa.string()))
+            if name != "segments":
+                old &= pc.field("column").isin(columns)
             new = pool.map(partial(rows, storage, columns), shards)
-            _rewrite(storage, name, replaced, columns if name != "segments" else None, new, live)
+            _write(storage, name, chain(_kept(storage, f"{name}.parquet", ~old), _joined(new)), live)
     histograms.gather(storage, columns, shards)
 
 
-def _rewrite(
-    storage: Storage,
-    name: str,
-    replaced: pa.Array,
-    columns: tuple[str, ...] | None,
-    new: Iterator[pa.Table],
-    live: pa.Array,
-) -> None:
-    """The old table without the replaced shards (of these columns), then the new rows; in bounded memory."""
-    writer, schema, file = None, None, f"{name}.parquet"
-    with storage.attempt(file) as path:
-        for table in _old_and_new(storage, file, replaced, columns, new):
+def _write(storage: Storage, name: str, tables: Iterable[pa.Table], live: pa.Array) -> None:
+    writer = None
+    with storage.attempt(f"{name}.parquet") as path:
+        for table in tables:
             if "recording" in table.column_names:
                 table = table.filter(pc.is_in(table["recording"], live))
-            both = [schema, table.schema] if schema else [table.schema]
-            wider = pa.unify_schemas(both, promote_options="permissive")
-            if wider != schema:
-                held = None
+            waiting = [table]
+            schemas = [table.schema] if writer is None else [writer.schema, table.schema]
+            wider = pa.unify_schemas(schemas, promote_options="permissive")
+            if writer is None or wider != writer.schema:
                 if writer is not None:  # a later recipe brought new statistics: start again, widened
                     writer.close()
-                    held = pq.read_table(path)
-                schema, writer = wider, pq.ParquetWriter(path, wider, compression="zstd")
-                if held is not None:
-                    writer.write_table(_fit(held, schema))
-            writer.write_table(_fit(table, schema))
+                    waiting.insert(0, pq.read_table(path))
+                writer = pq.ParquetWriter(path, wider, compression="zstd")
+            for each in waiting:
+                writer.write_table(_fit(each, wider))
         if writer is None:
             pq.write_table(TABLES[name].empty_table(), path)
         else:
             writer.close()
 
 
-def _old_and_new(storage, file, replaced, columns, new) -> Iterator[pa.Table]:
+def _kept(storage: Storage, file: str, wanted: pc.Expression) -> Iterator[pa.Table]:
     if storage.exists(file):
         with storage.open(file) as source:
             for batch in pq.ParquetFile(source).iter_batches(131_072):
-                table = pa.Table.from_batches([batch])
-                old = pc.is_in(table["shard"], replaced)
-                if columns is not None and table.num_rows:
-                    old = pc.and_(old, pc.is_in(table["column"], pa.array(columns)))
-                kept = table.filter(pc.invert(old))
+                kept = pa.Table.from_batches([batch]).filter(wanted)
                 if kept.num_rows:
                     yield kept
-    held, rows = [], 0
-    for table in new:
-        if table.num_rows:
-            held.append(table)
-            rows += table.num_rows
-        if rows > ROW_GROUP:
+
+
+def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """In row groups worth reading, not one per shard."""
+    held = []
+    for table in tables:
+        held += [table] if table.num_rows else []
+        if sum(each.num_rows for each in held) > ROW_GROUP:
             yield pa.concat_tables(held, promote_options="permissive")
-            held, rows = [], 0
+            held = []
     if held:
         yield pa.concat_tables(held, promote_options="permissive")
 
 
 def segments(storage: Storage, columns: tuple[str, ...], names: list[str]) -> pa.Table:
-    """These fields of the segments of these columns, from OUT/segments.parquet."""
     table = storage.read_table("segments.parquet", [*names, "columns"])
-    return table.filter(pc.equal(table["columns"], " ".join(columns))).select(names)
+    return table.filter(pc.field("columns") == " ".join(columns)).select(names)
 
 
 def ungathered(
@@ -135,7 +124,7 @@ def ungathered(
 ) -> tuple[set[str], bool]:
     """(shards with a live recording that segments.parquet lacks, whether it holds one no longer live).
 
-    `plan`: its live rows; `refused`: recordings a stage rejected, which have no segments."""
+    plan: its live rows; refused: recordings a stage rejected, which have no segments."""
     if not storage.exists("segments.parquet"):
         return set(), False
     present = pc.unique(segments(storage, columns, ["recording"])["recording"])
@@ -153,15 +142,14 @@ def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _index_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
-    tables = {name: column.read_index(storage, name, shard) for name in columns}
-    return pa.concat_tables([_prefixed(table, shard=shard, column=name) for name, table in tables.items()])
+    indexes = ((name, column.read_index(storage, name, shard)) for name in columns)
+    return pa.concat_tables([_prefixed(index, shard=shard, column=name) for name, index in indexes])
 
 
 def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
     first, *others = (storage.read_table(records.file(name, shard, "stats.parquet")) for name in columns)
     for table in others:
-        # null rows where a column lacks the segment
-        aligned = table.take(pc.index_in(first["key"], table["key"]))
+        aligned = table.take(pc.index_in(first["key"], table["key"]))  # null where a column lacks the segment
         for name in table.column_names:
             if name not in first.column_names:
                 first = first.append_column(name, aligned[name])
@@ -170,7 +158,7 @@ def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.
 
 def _prefixed(table: pa.Table, **values: str) -> pa.Table:
     """The table with columns of one value each in front."""
-    own = [pa.array([value] * table.num_rows, pa.string()) for value in values.values()]
+    own = [pa.repeat(value, table.num_rows) for value in values.values()]
     return pa.table([*own, *table.columns], [*values, *table.column_names])
 
 
@@ -196,15 +184,14 @@ def rejected_rows(
     storage: Storage, columns: Iterable[str], done: set[str], wanted: Callable[[str, str], bool]
 ) -> pa.Table:
     """Rejections of finished shards (`done`) for OUT/rejected.parquet; reads only records with some."""
-    rows, shards = [], []
+    rows, shards = [], SHARDS.empty_table()
     if storage.exists("shards.parquet"):
-        table = storage.read_table("shards.parquet", ["shard", "column", "rejected"])
-        shards = table.filter(pc.greater(table["rejected"], 0)).to_pylist() if table.num_rows else []
-    for row in shards:
+        shards = storage.read_table("shards.parquet", ["shard", "column", "rejected"])
+    for row in shards.filter(pc.field("rejected") > 0).to_pylist():
         name, shard = row["column"], row["shard"]
         if name in columns and shard in done:
             stage = "decode" if name.startswith("audio") else name.split("-")[0]
-            for reject in records.read(storage, name, shard).rejects:
-                if wanted(shard, reject["recording"]):
-                    rows.append({"stage": stage, "shard": shard, **reject})
+            rejects = records.read(storage, name, shard).rejects
+            own = {"stage": stage, "shard": shard}
+            rows += [own | reject for reject in rejects if wanted(shard, reject["recording"])]
     return pa.Table.from_pylist(rows, schema=REJECTED)

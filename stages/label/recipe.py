@@ -35,14 +35,12 @@ from stages.label.teachers.kmeans import KMeans
 from stages.label.teachers.mel_rvq import MelRvq
 from stages.signal.rates import HOP_SAMPLES
 
-# chosen by their field `teacher`, their name
 BuiltIn = Encodec | MelRvq | BestRq | KMeans
 Threads = Annotated[Count, Field(le=64)]
 Fraction = remedy("fractions such as 0.5 are allowed")
 
 
 def _teacher(data: Any, built_in: Callable[[Any], Teacher]) -> Teacher:
-    """A built-in teacher by its name, or anybody's own as package.module:Class."""
     if hasattr(data, "open"):
         return data
     if not isinstance(data, dict):
@@ -117,7 +115,7 @@ class Pools:
 
     def used(self, recipe: Recipe) -> list[Pool]:
         """Of the stages that this recipe has."""
-        labels = [p for p, stage in ((self.codes, recipe.codes), (self.cqt, recipe.cqt)) if stage]
+        labels = [getattr(self, name) for name in ("codes", "cqt") if getattr(recipe, name)]
         return [self.decode, *labels, self.audit]
 
 
@@ -149,38 +147,35 @@ class Config:
 
 
 def load(path: str, overrides: list[str] = ()) -> Config:
-    """A checked configuration; raises ValueError naming the field, the value and the remedy."""
+    """ValueError names the field, the value and the remedy."""
     return config.build(Config, config.load(path, overrides))
 
 
-def audio_recipe(recipe: Recipe) -> dict[str, Any]:
+def audio_recipe(recipe: Recipe) -> dict:
     return {"stage": "decode", "version": Decode.version, **asdict(recipe.decode)}
 
 
-def cqt_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
+def cqt_recipe(recipe: Recipe, audio8: str) -> dict:
     own = {"stage": "cqt", "version": CqtStage.version, "audio": audio8, "threads": recipe.threads}
     return own | own_fields(recipe.cqt)
 
 
-def teacher_recipe(recipe: Recipe) -> dict[str, Any]:
+def teacher_recipe(recipe: Recipe) -> dict:
     return {"teacher": recipe.codes.name, "version": recipe.codes.version, **own_fields(recipe.codes)}
 
 
-def own_fields(part: Any) -> dict[str, Any]:
-    """A stage's or teacher's fields. Those that came `later` are left out at their default: columns made
-    before they existed keep their names."""
+def own_fields(part: Any) -> dict:
+    """Its fields; those that came `later` not at their default: older columns keep their names."""
     later, values = getattr(part, "later", ()), asdict(part)
-    return {
-        f.name: values[f.name] for f in fields(part) if f.name not in later or values[f.name] != f.default
-    }
+    defaults = {f.name: f.default for f in fields(part) if f.name in later}
+    return {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
 
 
-def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dict[str, Any]:
+def codes_recipe(recipe: Recipe, audio8: str, weights_sha256: str | None) -> dict:
     own = {"stage": "codes", "version": 1, "audio": audio8, "threads": recipe.threads}
     return own | {"weights_sha256": weights_sha256, "teacher": teacher_recipe(recipe)}
 
 
-def fit_recipe(recipe: Recipe, audio8: str) -> dict[str, Any]:
-    """What a fitted teacher depends on besides the audio itself."""
+def fit_recipe(recipe: Recipe, audio8: str) -> dict:
     own = {"audio": audio8, "threads": recipe.fit_threads, "plan": asdict(recipe.plan)}
     return own | teacher_recipe(recipe)

@@ -1,8 +1,7 @@
-"""One stage over one shard: inputs in, a finished column out. Plain functions; no cluster here."""
+"""One stage over one shard: inputs in, a finished column out."""
 
 import errno
 import hashlib
-import importlib.metadata
 import platform
 import resource
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import psutil
@@ -27,27 +27,27 @@ SOFTWARE = ("overtone", "numpy", "torch", "soxr", "av", "soundfile", "safetensor
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker of one stage needs, for any shard."""
+    """What a worker of one stage needs."""
 
     stage: Stage
     column: str
     audio_column: str
-    recipe: dict[str, Any]
+    recipe: dict
     out: str
     weights: str | None = None  # name below OUT
     weights_sha256: str | None = None
     device: str = "cpu"
     threads: int = 1
-    options: dict[str, Any] = field(default_factory=dict)  # without effect on bytes, e.g. a stall limit
+    options: dict = field(default_factory=dict)  # without effect on bytes, e.g. a stall limit
 
 
 def software() -> dict[str, str]:
-    """Versions that bytes depend on, for records and to compare nodes."""
+    """Versions that bytes depend on."""
     found = {"python": platform.python_version()}
     for name in SOFTWARE:
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             found[name] = "missing"
     return found
 
@@ -76,8 +76,8 @@ class ShardWorker:
             )
         return data
 
-    def __call__(self, shard: str) -> dict[str, Any]:
-        """Finish one shard's column, or state the error; never raises for a problem of one shard.
+    def __call__(self, shard: str) -> dict:
+        """Finish one shard's column; never raises for a problem of one shard.
 
         Returns a row: shard, column, status ('finished' | 'skipped' | 'failed'), error, counts, times."""
         stopwatch = Stopwatch()
@@ -94,15 +94,15 @@ class ShardWorker:
         return row | stopwatch.read()
 
     def _finished(self, shard: str) -> records.Record | None:
-        """The record, when this column of the shard is finished and belongs to the present audio."""
+        """The record, when this column is finished and belongs to the present audio."""
         try:
             record = records.read(self.storage, self.job.column, shard)
-            if record.source_sha256 is None:
+            source = record.source_sha256
+            if source is None or source == records.read(self.storage, self.job.audio_column, shard).sha256:
                 return record
-            audio = records.read(self.storage, self.job.audio_column, shard)
         except (FileNotFoundError, ValueError):
-            return None
-        return record if record.source_sha256 == audio.sha256 else None
+            pass
+        return None
 
     def _make(self, shard: str) -> records.Record:
         job, stopwatch = self.job, Stopwatch()
@@ -121,7 +121,7 @@ class ShardWorker:
 
     @contextmanager
     def _inputs(self, shard: str) -> Iterator[tuple[Any, dict[str, str], str | None]]:
-        """(inputs for the stage, display path of each recording, sha256 of the audio tar)."""
+        """(inputs, path of each recording for people, sha256 of the audio tar)."""
         if isinstance(self.job.stage, Decode):
             planned = catalog.read_shard(self.storage, shard)
             sources = [Source(p.recording, p.path_bytes, p.size, p.mtime_ns, p.quick) for p in planned]
@@ -144,8 +144,7 @@ class ShardWorker:
 def write(
     writer: column.ColumnWriter, items: Iterator[Item], paths: dict[str, str]
 ) -> tuple[int, list[dict]]:
-    """Write a stage's items while it computes the next: (kept, rejects). AssertionError unless each input has
-    one outcome."""
+    """(kept, rejects) of a stage's items, written while it computes the next."""
     kept, rejects, seen = 0, [], set()
     for item in ahead(items):
         if isinstance(item, Sample):
@@ -166,7 +165,7 @@ def write(
 
 
 def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
-    """Run an iterator in a thread, `depth` items ahead and one begun: computing and writing overlap."""
+    """Run an iterator in a thread, `depth` items ahead and one begun."""
     end, pool = object(), ThreadPoolExecutor(1, "ahead")
     try:
         coming = deque(pool.submit(next, items, end) for _ in range(depth + 1))
@@ -178,20 +177,20 @@ def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
 
 
 class Stopwatch:
-    """Wall and CPU seconds since it was made, and where."""
+    """Wall and CPU seconds since it was made."""
 
     def __init__(self):
         self.started, self._cpu_s = time.time(), _cpu_s()
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> dict:
         took = {"wall_s": time.time() - self.started, "busy_s": _cpu_s() - self._cpu_s}
         return {"host": platform.node(), "started": self.started, **took}
 
 
 def _cpu_s() -> float:
     """CPU seconds of this process and of its children, also of the decoder that is still running."""
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    total = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    total = sum(each.ru_utime + each.ru_stime for each in used)
     for child in psutil.Process().children():
         with suppress(psutil.Error):  # it has just ended
             times = child.cpu_times()

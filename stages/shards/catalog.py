@@ -1,7 +1,6 @@
 """Tables of recordings: `catalog.parquet` (what was found) and `plan.parquet` (which shard it is in).
 
-Schemas, readers and an atomic writer. `path_bytes` is exact (file names need not be UTF-8); `path` is for
-people."""
+`path_bytes` is exact (file names need not be UTF-8); `path` is for people."""
 
 import math
 from collections import namedtuple
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from stages.shards.storage import Storage, fields
@@ -20,8 +18,7 @@ ROW_GROUP = 65_536  # rows; fixed, so that the same rows are the same bytes
 
 # One row per path found. `status` is kept, rejected, duplicate or excluded (by the user; never read).
 CATALOG = pa.schema(
-    # recording: 16 hex digits, null when excluded; reason: why rejected, from the decoder;
-    # duplicate_of: recording whose bytes are the same
+    # recording: 16 hex digits, null when excluded; reason: why rejected; duplicate_of: of the same bytes
     fields(pa.string(), "recording status reason duplicate_of path")
     + fields(pa.binary(), "path_bytes")  # absolute path, or s3://bucket/key
     + fields(pa.string(), "root")
@@ -39,8 +36,8 @@ CATALOG = pa.schema(
 # One row per recording ever planned, in planning order; the rows of a shard are neighbours.
 PLAN = pa.schema(
     fields(pa.string(), "recording shard")
-    + fields(pa.int64(), "order")  # ascending; never reused, gaps where a recording moved to a new shard
-    + fields(pa.int32(), "attempt")  # 0, then 1 more each time a request planned it again
+    + fields(pa.int64(), "order")  # ascending; gaps where a recording moved to a new shard
+    + fields(pa.int32(), "attempt")  # 1 more each time a request planned it again
     + fields(pa.string(), "path")
     + fields(pa.binary(), "path_bytes")
     + fields(pa.int64(), "size mtime_ns")  # bytes; nanoseconds
@@ -59,8 +56,7 @@ Planned = namedtuple("Planned", PLAN.names)
 
 
 def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
-    """Raises ValueError, with the remedy, unless `path` is a parquet file of this schema, or of an older
-    version of it."""
+    """ValueError, with the remedy, unless `path` is a parquet file of this schema, or its first version."""
     older = [pa.schema([field for field in schema if field.name not in LATER])]
     try:
         known = any(pq.read_schema(path).equals(one) for one in (schema, *older))
@@ -72,13 +68,13 @@ def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
 
 
 def read_catalog(path: Path | str, columns: list[str] | None = None) -> pa.Table:
-    """Rows in the order of `path_bytes`. Raises ValueError when the file is not a catalog."""
+    """Rows in the order of `path_bytes`. ValueError when the file is not a catalog."""
     check_schema(Path(path), CATALOG, "catalog")
     return ds.dataset(path, CATALOG, format="parquet").to_table(columns)
 
 
 def read_plan(path: Path | str, columns: list[str] | None = None) -> pa.Table:
-    """Rows in planning order. Raises ValueError when the file is not a plan."""
+    """Rows in planning order. ValueError when the file is not a plan."""
     check_schema(Path(path), PLAN, "plan")
     return pq.read_table(path, columns=columns, partitioning=None)
 
@@ -94,13 +90,8 @@ def likely_seconds(plan: pa.Table, most_h: float = math.inf) -> np.ndarray:
 
 
 def live(plan: pa.Table) -> pa.Table:
-    """The rows without a tombstone, in planning order."""
+    """The rows without a tombstone."""
     return plan.filter(pc.is_null(plan["tombstone"]))
-
-
-def tombstoned(plan: pa.Table) -> set[str]:
-    """Recordings whose samples must no longer be used."""
-    return set(plan.filter(pc.is_valid(plan["tombstone"]))["recording"].to_pylist())
 
 
 def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
@@ -117,9 +108,7 @@ def shard_slices(plan: pa.Table) -> dict[str, tuple[int, int]]:
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write a local file that appears whole or not at all; equal rows give equal bytes.
-
-    Holds one row group in memory. Raises OSError (disk full, not writable)."""
+    """A local file that appears whole or not at all; equal rows give equal bytes."""
     place = Storage(Path(path).parent, standing=True).attempt(Path(path).name)
     with place as attempt, pq.ParquetWriter(attempt, schema, compression="zstd") as writer:
         for table in _row_groups(schema, batches):
@@ -130,8 +119,7 @@ def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterato
     """Row groups that do not depend on the size of the batches."""
     held = schema.empty_table()
     for batch in batches:
-        table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-        held = pa.concat_tables([held, table])
+        held = pa.concat_tables([held, pa.Table.from_batches([batch]).select(schema.names).cast(schema)])
         while held.num_rows >= ROW_GROUP:
             yield held.slice(0, ROW_GROUP).combine_chunks()
             held = held.slice(ROW_GROUP)
@@ -141,7 +129,7 @@ def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterato
 
 def read_shard(storage: Storage, shard: str) -> list[Planned]:
     """The live recordings of one shard, by id, from OUT/plan.parquet; reads only the rows it needs."""
-    wanted = (ds.field("shard") == shard) & ds.field("tombstone").is_null()
+    wanted = (pc.field("shard") == shard) & pc.field("tombstone").is_null()
     path = storage.path("plan.parquet")
     table = pq.read_table(path, filesystem=storage.fs, filters=wanted, partitioning=None)
-    return sorted((Planned(**row) for row in table.to_pylist()), key=lambda p: p.recording)
+    return [Planned(**row) for row in table.sort_by("recording").to_pylist()]

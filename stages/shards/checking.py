@@ -1,4 +1,4 @@
-"""A finished column of one shard, read back whole: every byte, place and count against its record."""
+"""A finished column of one shard, read back whole."""
 
 import hashlib
 import io
@@ -16,11 +16,11 @@ from stages.shards.column import WAV_HEADER_BYTES, npy_header
 from stages.shards.storage import Storage
 from stages.signal.rates import HOP_SAMPLES
 
-AUDIO = ("wav", "flac")  # members whose segment also has a `json` that states which samples they are
+AUDIO = ("wav", "flac")  # members that a `json` goes with, which states which samples they are
 
 
 def check(storage: Storage, column: str, shard: str) -> records.Record:
-    """Read a finished shard back whole; raises ValueError naming what is damaged.
+    """Its record; ValueError naming what is damaged.
 
     Checks the tar's bytes and sha256 against the record; that record, index and statistics hold the same
     recordings and segments; and every member's place, header and identity against its index row."""
@@ -32,15 +32,13 @@ def check(storage: Storage, column: str, shard: str) -> records.Record:
             data[kind] = storage.read(records.file(column, shard, kind))
             seen = hashlib.sha256(data[kind]).hexdigest()
             noted = record.beside_sha256.get(kind, "none")
-            if seen != noted:
-                raise ValueError(
-                    f"{where}.{kind} is damaged: its sha256 is {seen[:12]}…, its record says {noted[:12]}…"
-                )
+            said = f"its sha256 is {seen[:12]}…, its record says {noted[:12]}…"
+            _must(seen == noted, f"{where}.{kind} is damaged: {said}")
         index = pq.read_table(io.BytesIO(data["index.parquet"]))
         stats = pq.read_table(io.BytesIO(data["stats.parquet"]), columns=["key"])
         _check_counts(record, index, where)
-        if not stats["key"].equals(index["key"]):
-            raise ValueError(f"{where}: its statistics are of other segments than its index")
+        same = stats["key"].equals(index["key"])
+        _must(same, f"{where}: its statistics are of other segments than its index")
         kind = "tar"
         with storage.fetched(records.file(column, shard, kind)) as path:
             _check_tar(path, record, index.to_pylist(), where)
@@ -49,82 +47,77 @@ def check(storage: Storage, column: str, shard: str) -> records.Record:
     return record
 
 
-def _check_counts(record: records.Record, index: pa.Table, where: str) -> None:
+def _must(be: bool, problem: str) -> None:
+    if not be:
+        raise ValueError(problem)
+
+
+def _check_counts(record, index: pa.Table, where: str) -> None:
     """Kept and rejected are all inputs, and the index holds the kept ones and no others."""
-    kept, rejects = record.kept, {reject["recording"] for reject in record.rejects}
-    if kept + len(record.rejects) != record.inputs:
-        raise ValueError(
-            f"{where}: its record says {kept} kept + {len(record.rejects)} rejected of {record.inputs} inputs"
-        )
+    kept, rejects, inputs = record.kept, {reject["recording"] for reject in record.rejects}, record.inputs
+    said = f"{kept} kept + {len(record.rejects)} rejected of {inputs} inputs"
+    _must(kept + len(record.rejects) == inputs, f"{where}: its record says {said}")
     totals = {name: pc.sum(index[name], min_count=0).as_py() for name in ("samples", "frames")}
     for name, count in {"segments": index.num_rows, **totals}.items():
         noted = getattr(record, name)
-        if count != noted:
-            raise ValueError(f"{where}: its index has {count} {name}, its record says {noted}")
+        _must(count == noted, f"{where}: its index has {count} {name}, its record says {noted}")
     recordings = set(index["recording"].to_pylist())
     rejected = sorted(recordings & rejects)
     found = f"{where}: its index holds segments of"
-    if rejected:
-        raise ValueError(f"{found} {len(rejected)} rejected recordings, first {rejected[0]}")
-    if len(recordings) != kept:
-        raise ValueError(f"{found} {len(recordings)} recordings, its record says {kept} kept")
+    _must(not rejected, f"{found} {len(rejected)} rejected recordings, first {''.join(rejected[:1])}")
+    _must(len(recordings) == kept, f"{found} {len(recordings)} recordings, its record says {kept} kept")
 
 
-def _check_tar(path: Path, record: records.Record, rows: list[dict], where: str) -> None:
+def _check_tar(path: Path, record, rows: list[dict], where: str) -> None:
     size = path.stat().st_size
-    if size != record.bytes:
-        raise ValueError(f"{where}.tar has {size} bytes, its record says {record.bytes}")
+    _must(size == record.bytes, f"{where}.tar has {size} bytes, its record says {record.bytes}")
+    last = {"key": "", "recording": None}
     with open(path, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
-    if digest != record.sha256:
-        raise ValueError(f"{where}.tar has sha256 {digest[:12]}…, its record says {record.sha256[:12]}…")
-    last = {"key": "", "recording": None}
-    with open(path, "rb") as f, tarfile.open(fileobj=f) as tar:
-        members = {m.name: m for m in tar}
+        said = f"{where}.tar has sha256 {digest[:12]}…, its record says {record.sha256[:12]}…"
+        _must(digest == record.sha256, said)
+        f.seek(0)
+        with tarfile.open(fileobj=f) as tar:
+            members = {m.name: m for m in tar}
         for row in rows:
             _check_place(row, last, where)
             last = row
             name = f"{row['key']}.{row['member']}"
             member, identity = members.pop(name, None), members.pop(f"{row['key']}.json", None)
-            if member is None or member.offset_data != row["offset"] or member.size != row["size"]:
-                raise ValueError(f"{where}.tar: member {name} is not where the index says")
+            there = member and (member.offset_data, member.size) == (row["offset"], row["size"])
+            _must(there, f"{where}.tar: member {name} is not where the index says")
             f.seek(row["offset"])
             _check_member(f.read(128), row, where)
-            if identity is not None:
+            _must(identity or row["member"] not in AUDIO, f"{where}.tar: {row['key']}.json is missing")
+            if identity:
                 f.seek(identity.offset_data)
                 _check_identity(f.read(identity.size), row, where)
-            elif row["member"] in AUDIO:
-                raise ValueError(f"{where}.tar: {row['key']}.json is missing")
-    if members:
-        raise ValueError(f"{where}.tar holds {sorted(members)[0]}, which the index does not name")
+    for name in sorted(members):
+        raise ValueError(f"{where}.tar holds {name}, which the index does not name")
 
 
 def _check_place(row: dict, last: dict, where: str) -> None:
     """Keys ascend; each segment of a recording starts where the one before it ends, the first at sample 0."""
-    key, recording = row["key"], row["recording"]
-    if not last["key"] < key or key.rpartition("-")[0] != recording:
-        before = last["key"] or "nothing"
-        raise ValueError(f"{where}: its index has {key} of recording {recording} after {before}")
+    key, recording, before = row["key"], row["recording"], last["key"] or "nothing"
+    ascends = last["key"] < key and key.rpartition("-")[0] == recording
+    _must(ascends, f"{where}: its index has {key} of recording {recording} after {before}")
     start = last["start"] + last["samples"] if recording == last["recording"] else 0
-    if row["start"] != start:
-        raise ValueError(f"{where}: {key} starts at sample {row['start']}, expected {start}")
+    _must(row["start"] == start, f"{where}: {key} starts at sample {row['start']}, expected {start}")
 
 
 def _check_member(head: bytes, row: dict, where: str) -> None:
     name, frames, samples, header = f"{row['key']}.{row['member']}", row["frames"], row["samples"], None
-    if frames != samples // HOP_SAMPLES:
-        raise ValueError(f"{where}: {row['key']} has {frames} frames for {samples} samples")
+    whole = frames == samples // HOP_SAMPLES
+    _must(whole, f"{where}: {row['key']} has {frames} frames for {samples} samples")
     if row["member"] == "wav":
-        header = WAV_HEADER_BYTES
-        if row["size"] != header + 2 * samples:
-            raise ValueError(f"{where}: {name} has {row['size']} bytes for {samples} samples")
+        header, size = WAV_HEADER_BYTES, row["size"]
+        _must(size == header + 2 * samples, f"{where}: {name} has {size} bytes for {samples} samples")
     if row["member"].endswith("npy"):
         header, shape, dtype = npy_header(head)
-        if shape[0] != frames or row["size"] != header + int(np.prod(shape)) * dtype.itemsize:
-            raise ValueError(f"{where}: {name} has shape {shape}, expected {frames} frames")
+        fits = shape[0] == frames and row["size"] == header + int(np.prod(shape)) * dtype.itemsize
+        _must(fits, f"{where}: {name} has shape {shape}, expected {frames} frames")
     begin, noted = -1 if header is None else row["offset"] + header, row["data_offset"]
-    if noted != begin:
-        raise ValueError(f"{where}: the data of {name} begin at byte {begin}, its index says {noted}")
+    _must(noted == begin, f"{where}: the data of {name} begin at byte {begin}, its index says {noted}")
 
 
 def _check_identity(data: bytes, row: dict, where: str) -> None:
@@ -132,5 +125,4 @@ def _check_identity(data: bytes, row: dict, where: str) -> None:
     identity = json.loads(data)
     for name in ("recording", "start", "samples"):
         seen = identity.get(name)
-        if seen != row[name]:
-            raise ValueError(f"{where}: {row['key']}.json says {name} {seen}, its index {row[name]}")
+        _must(seen == row[name], f"{where}: {row['key']}.json says {name} {seen}, its index {row[name]}")

@@ -1,8 +1,7 @@
 """Writing one column of one shard: a plain tar, its index, its statistics and histograms, its record.
 
 A member's bytes, order and header depend only on the samples: keys ascend, time and owner are fixed. `tar`
-and stock `webdataset` read the file; the index gives each member's place, so that a reader takes only the
-bytes it needs. `checking` reads all of it back."""
+and stock `webdataset` read the file; the index gives each member's place."""
 
 import hashlib
 import io
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +20,7 @@ from stages.shards.storage import Storage, fields, table_bytes
 
 INDEX = pa.schema(
     fields(pa.string(), "key recording")
-    # start: sample of the recording at 24 kHz; frames: floor(samples / 320), the same in every column
+    # start: sample of the recording; frames: floor(samples / 320), the same in every column
     + fields(pa.int64(), "start samples frames")
     + fields(pa.string(), "member")  # extension of the member that the next three describe
     # in the tar: the member's bytes, and its first sample or frame (-1 when compressed)
@@ -33,14 +31,11 @@ BLOCK = 512  # tar
 
 
 class ColumnWriter:
-    """Writes one shard of a column into `tar_path`; samples of a rejected recording are taken back."""
-
     def __init__(self, tar_path: Path):
         self._file = open(tar_path, "w+b")  # noqa: SIM115 - closed by `finish` or `close`
         self._rows: list[dict] = []
         self._stats: list[dict] = []
-        self._histograms: histograms.Histograms = {}
-        self._open: histograms.Histograms = {}  # of the samples since the last outcome
+        self._histograms, self._open = {}, {}  # of kept recordings; of the samples since the last outcome
         self._mark = (0, 0)  # file position and rows at the end of the last kept recording
         self._last_key = ""
 
@@ -48,11 +43,11 @@ class ColumnWriter:
         self,
         key: str,
         members: dict[str, bytes],
-        row: dict[str, Any],
-        stats: dict[str, Any],
+        row: dict,
+        stats: dict,
         added: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """`stats`: for the segment's row. `added`: (levels, values) to add to the shard's histograms."""
+        """`added`: (levels, values) for the shard's histograms."""
         assert key > self._last_key, f"keys must ascend: {key} after {self._last_key}"
         self._last_key = key
         for extension in sorted(members):
@@ -73,11 +68,10 @@ class ColumnWriter:
         self._file.write(data + b"\0" * (-len(data) % BLOCK))
         return offset
 
-    def keep(self, note: dict[str, Any]) -> None:
+    def keep(self, note: dict) -> None:
         """The samples since the last outcome are a whole recording; `note` goes to each stats row."""
         for row in self._stats[self._mark[1] :]:
-            for name, value in note.items():
-                row.setdefault(name, value)
+            row |= {name: value for name, value in note.items() if name not in row}
         self._mark = (self._file.tell(), len(self._rows))
         histograms.add(self._histograms, self._open)
         self._open = {}
@@ -89,8 +83,8 @@ class ColumnWriter:
         del self._rows[count:], self._stats[count:]
         self._open = {}
 
-    def finish(self) -> dict[str, Any]:
-        """End the tar; returns its size, sha256 and totals."""
+    def finish(self) -> dict:
+        """End the tar; its size, sha256 and totals."""
         self._file.write(b"\0" * (2 * BLOCK))
         self._file.seek(0)
         digest = hashlib.file_digest(self._file, "sha256").hexdigest()
@@ -112,19 +106,18 @@ class ColumnWriter:
 
     @property
     def stats(self) -> pa.Table:
-        no_rows = pa.table({"key": pa.array([], pa.string())})
-        return pa.Table.from_pylist(self._stats) if self._stats else no_rows
+        return pa.Table.from_pylist(self._stats, None if self._stats else pa.schema({"key": pa.string()}))
 
 
 def data_offset(extension: str, data: bytes) -> int | None:
-    """Bytes before the first sample of a wav or the first value of an npy; None for others."""
+    """Bytes before a wav's first sample or an npy's first value; None for others."""
     if extension == "wav":
         return WAV_HEADER_BYTES
     return npy_header(data)[0] if extension.endswith("npy") else None
 
 
 def npy_header(data: bytes) -> tuple[int, tuple[int, ...], np.dtype]:
-    """Header bytes, shape and dtype from the beginning of an npy file; raises ValueError when it is none."""
+    """Header bytes, shape and dtype from the beginning of an npy file; ValueError when it is none."""
     stream = io.BytesIO(data)
     np.lib.format.read_magic(stream)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -143,7 +136,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def publishing(storage: Storage, column: str, shard: str) -> Iterator["Publication"]:
     """Write a shard of a column; when the block ends well and `record` was set, its files get their names.
 
-    Order: index, statistics and histograms, the tar, then the record, last. An exception changes no file."""
+    Order: index, statistics and histograms, the tar, the record. An exception changes no file."""
     with storage.attempt(records.file(column, shard, "tar")) as path:
         publication = Publication(writer := ColumnWriter(path))
         try:

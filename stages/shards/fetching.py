@@ -17,7 +17,7 @@ Fetch = Callable[[str], contextlib.AbstractContextManager[str | os.PathLike]]
 
 
 class Arrival:
-    """One file being copied, front to back: `wait(end)` returns once `path` has its first `end` bytes."""
+    """One file being copied, front to back."""
 
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, path
@@ -33,7 +33,7 @@ class Arrival:
         self._stopped = True
 
     def wait(self, end: int) -> None:
-        """Raises OSError when they do not arrive: the copy's error, or that the file is shorter."""
+        """Returns once `path` has its first `end` bytes. OSError: the copy's error, or it is shorter."""
         with self._changed:
             self._changed.wait_for(lambda: self._copied >= end or self._ended)
             if self._copied >= end:
@@ -63,7 +63,7 @@ class Arrival:
 
 @contextlib.contextmanager
 def arriving(name: str, source: Any) -> Iterator[Arrival]:
-    """Copy the stream `source` to a temporary file, in a thread; the copy is deleted when the block ends."""
+    """Copy the stream `source` to a temporary file, in a thread."""
     with tempfile.NamedTemporaryFile(prefix="overtone-") as copy, ThreadPoolExecutor(1, "arriving") as pool:
         arrival = Arrival(name, Path(copy.name))
         arrival.start(pool, source, copy)
@@ -74,13 +74,12 @@ def arriving(name: str, source: Any) -> Iterator[Arrival]:
 
 
 class OneAhead:
-    """`fetch`, one address ahead: while one local copy is in use, the next one is fetched."""
+    """While one local copy is in use, the next one is fetched."""
 
     def __init__(self, fetch: Fetch):
-        self._fetch = fetch
+        self._fetch, self._pool = fetch, None
         self._next: dict[str, str] = {}
         self._coming: dict[str, tuple[contextlib.ExitStack, Future]] = {}  # at most the present and the next
-        self._pool: ThreadPoolExecutor | None = None
 
     def __reduce__(self):
         return OneAhead, (self._fetch,)
@@ -100,7 +99,6 @@ class OneAhead:
 
     @contextlib.contextmanager
     def __call__(self, address: str) -> Iterator[str | os.PathLike]:
-        """The address's local copy; raises what `fetch` raises."""
         if self._pool is None:
             with self._fetch(address) as path:
                 yield path

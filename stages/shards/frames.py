@@ -1,15 +1,14 @@
-"""What the frames of a label column mean, and how stored constant-Q frames become float32 again. Numpy only.
+"""What the frames of a label column mean.
 
-T frames at 75 Hz, K codebooks, F bins. A column's record has, under `facts`:
+T frames at 75 Hz, F bins. A column's record has, under `facts`:
 
     codes   codebooks, codebook_size, hop_samples (of a stored row: 320), teacher_hop_samples (of a code)
     cqt     bins, hop_samples, magnitude (linear | log), storage (float16 | uint8), and under the storage's
-            name the error of storing: max_abs_error, relative_rms_error; for uint8 its offset and scale
+            name max_abs_error, relative_rms_error; for uint8 its offset and scale
 
 Older records have the same in their recipe, or hold linear float16 frames."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,14 +19,14 @@ STEPS = 255  # of uint8
 
 @dataclass(frozen=True)
 class CodesDescribed:
-    codebooks: int  # K
-    size: int  # codes of one codebook: 0 … size - 1
+    codebooks: int
+    size: int  # codes of one codebook
     hop_samples: int  # between stored rows, at 24 kHz
-    teacher_hop_samples: int  # between codes; a slower teacher's code is repeated in several rows
+    teacher_hop_samples: int  # between codes; a slower teacher's are repeated in several rows
 
 
-def describe_codes(facts: dict[str, Any], recipe: dict[str, Any]) -> CodesDescribed:
-    """From a codes record's `facts`, else from its `recipe`; ValueError when a field is in neither."""
+def describe_codes(facts: dict, recipe: dict) -> CodesDescribed:
+    """From a codes record's `facts`, else its `recipe`; ValueError when a field is in neither."""
     teacher = recipe.get("teacher")
     known = (teacher if isinstance(teacher, dict) else {}) | facts
     hop = known.get("hop_samples", HOP_SAMPLES)
@@ -41,17 +40,17 @@ def describe_codes(facts: dict[str, Any], recipe: dict[str, Any]) -> CodesDescri
 
 
 def encode_uint8(frames_TF: np.ndarray, offset: float, scale: float) -> np.ndarray:
-    """uint8 (T, F): the nearest of 256 values offset + scale·n; scale 0 is a shard of one value."""
+    """The nearest of 256 values offset + scale·n; scale 0 is a shard of one value."""
     if not scale:
         return np.zeros(frames_TF.shape, np.uint8)
     return np.rint(np.clip((frames_TF - np.float32(offset)) / np.float32(scale), 0, STEPS)).astype(np.uint8)
 
 
-def decode_cqt(stored: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+def decode_cqt(stored: np.ndarray, facts: dict) -> np.ndarray:
     """Stored frames (…, F) as float32, in the magnitude (linear or natural log) that `facts` name.
 
-    facts: from the record of the frames' own shard, for each uint8 shard has its own scale; float16 needs
-    none. ValueError for another dtype, or uint8 without its scale."""
+    facts: of the frames' own shard, for each uint8 shard has its own scale; float16 needs none. ValueError
+    for another dtype, or uint8 without its scale."""
     if stored.dtype in (np.float16, np.float32):
         return stored.astype(np.float32)
     if stored.dtype != np.uint8:

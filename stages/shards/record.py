@@ -1,11 +1,11 @@
 """A record: the JSON next to a tar that states that the shard is finished, its contents and origin.
 
 It is written last. All of it but `run` depends only on the inputs, the recipe, the kind of device and the
-software versions; `run` holds what may differ between two runs (host, times, the recordings slowest to
-decode, how a teacher compared with another implementation)."""
+software versions; `run` (host, times, slowest recordings, how a teacher compared) may differ between runs."""
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ FORMAT = 1
 class Record:
     shard: str
     column: str
-    recipe: dict[str, Any]
+    recipe: dict
     inputs: int
     kept: int
     rejects: list[dict[str, str]]  # recording, path, reason
@@ -31,8 +31,8 @@ class Record:
     software: dict[str, str]
     device: str
     beside_sha256: dict[str, str] = field(default_factory=dict)  # of the index, statistics and histograms
-    facts: dict[str, Any] = field(default_factory=dict)  # e.g. the storage error of a float16 column
-    run: dict[str, Any] = field(default_factory=dict)
+    facts: dict = field(default_factory=dict)
+    run: dict = field(default_factory=dict)
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
@@ -40,13 +40,13 @@ class Record:
         return (json.dumps(data | {"record_sha256": _digest(data)}, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _digest(data: dict[str, Any]) -> str:
+def _digest(data: dict) -> str:
     own = {k: v for k, v in data.items() if k != "run"}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def parse(data: bytes, name: str) -> Record:
-    """Raises ValueError naming the file when it is not a record, or not as it was written."""
+    """ValueError when it is not a record, or not as it was written."""
     try:
         fields = json.loads(data)
         noted = fields.pop("record_sha256", None)
@@ -68,7 +68,7 @@ def folder(column: str) -> str:
 
 def file(column: str, shard: str, kind: str) -> str:
     """kind: tar | json | index.parquet | stats.parquet | sums.parquet"""
-    return f"columns/{column}/{shard}.{kind}"
+    return f"{folder(column)}/{shard}.{kind}"
 
 
 def read(storage: Storage, column: str, shard: str) -> Record:
@@ -77,13 +77,13 @@ def read(storage: Storage, column: str, shard: str) -> Record:
 
 
 def finished(storage: Storage, column: str) -> set[str]:
-    """Names of the finished shards of a column, from one listing: those with a record and a tar."""
+    """A column's shards with a record and a tar, from one listing."""
     names = storage.names(folder(column))
     return {n[:-5] for n in names if n.endswith(".json") and f"{n[:-5]}.tar" in names}
 
 
 def discard(storage: Storage, column: str, shard: str) -> None:
-    """Delete a shard of a column, to be made again. The record goes first: it marks the shard as finished."""
+    """Delete a shard of a column. The record goes first: it marks the shard as finished."""
     for kind in ("json", "tar", "index.parquet", "stats.parquet", "sums.parquet"):
         storage.delete(file(column, shard, kind))
 
@@ -93,7 +93,7 @@ def canonical(value: Any, where: str = "recipe") -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             raise ValueError(f"{where} is {value}: it has no stable hash")
         return int(value) if value.is_integer() else value
     if isinstance(value, list | tuple):
@@ -103,7 +103,7 @@ def canonical(value: Any, where: str = "recipe") -> Any:
     raise ValueError(f"{where} is a {type(value).__name__}: it has no stable hash")
 
 
-def recipe8(recipe: dict[str, Any]) -> str:
+def recipe8(recipe: dict) -> str:
     """The first 8 hex digits of a recipe's sha256, for column names."""
     text = json.dumps(canonical(recipe), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]

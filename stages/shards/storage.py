@@ -1,7 +1,7 @@
 """One folder of files, local or on an object store, in which no half-written file has a real name.
 
-Locally a file is written under an attempt's name, flushed, and renamed. For S3 it is finished in a local
-temporary file, then put in one upload: an object appears whole or not at all."""
+Locally a file is written under an attempt's name, flushed, and renamed. For S3 it is finished in a temporary
+file, then put in one upload: an object appears whole or not at all."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ def s3_filesystem() -> pafs.FileSystem:
 class Storage:
     """Files below one root: a local path or `s3://bucket/prefix`. Names are relative, with `/`.
 
-    `standing`: the root exists already; if it is deleted, a write fails and does not create it again."""
+    `standing`: the root exists; if it is deleted, a write fails and does not create it again."""
 
     def __init__(self, root: str | os.PathLike, standing: bool = False):
         self.root, self.standing = os.fspath(root).rstrip("/") or "/", standing
@@ -64,7 +64,6 @@ class Storage:
         return f"{self.base}/{name}" if name else self.base
 
     def local(self, name: str) -> Path:
-        assert self.is_local
         return Path(self.path(name))
 
     def _listed(self, folder: str) -> list[str]:
@@ -74,7 +73,7 @@ class Storage:
             return []
 
     def names(self, folder: str) -> set[str]:
-        """File names in one folder, by one listing; a missing folder is empty."""
+        """File names in one folder; none where it is missing."""
         if self.is_local:
             return {name for name in self._listed(folder) if not name.startswith(ATTEMPT)}
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
@@ -88,7 +87,6 @@ class Storage:
         return self.fs.get_file_info(self.path(name)).type == pafs.FileType.File
 
     def size(self, name: str) -> int:
-        """Bytes of one file; raises FileNotFoundError."""
         info = self.fs.get_file_info(self.path(name))
         if info.type != pafs.FileType.File:
             raise FileNotFoundError(self.path(name))
@@ -118,11 +116,15 @@ class Storage:
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[Path]:
-        """A local path to write to; it gets its real name when the block ends without an exception."""
+        """A local path to write to; its bytes get their name when the block ends without an exception."""
         unique = f"{ATTEMPT}{uuid.uuid4().hex}"
         if self.is_local:
             place = self.local(name)
-            self._make_folder(place.parent)
+            if not self.standing:
+                os.makedirs(self.place, exist_ok=True)  # `base` may be a link to it
+                place.parent.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(place.relative_to(self.base).parents[:-1]) if self.standing else ():
+                Path(self.base, folder).mkdir(exist_ok=True)
             path = place.with_name(f"{unique}-{place.name}")
         else:
             path = Path(tempfile.gettempdir()) / f"overtone{unique}"
@@ -131,15 +133,6 @@ class Storage:
             self._publish(path, name)
         finally:
             path.unlink(missing_ok=True)
-
-    def _make_folder(self, folder: Path) -> None:
-        if not self.standing:
-            os.makedirs(self.place, exist_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            return
-        below = [folder, *folder.parents][: len(folder.relative_to(self.base).parts)]
-        for part in reversed(below):
-            part.mkdir(exist_ok=True)
 
     def _publish(self, path: Path, name: str) -> None:
         if self.is_local:
@@ -157,20 +150,14 @@ class Storage:
 
     @contextlib.contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
-        """A local path of the file's bytes: the file itself, or a temporary copy."""
-        if self.is_local:
-            yield self.local(name)
-            return
-        with tempfile.NamedTemporaryFile(prefix="overtone-") as copy:
-            with self.fs.open_input_stream(self.path(name)) as source:
-                shutil.copyfileobj(source, copy, fetching.CHUNK)
-            copy.flush()
-            yield Path(copy.name)
+        """A local path: the file itself, or a temporary copy."""
+        with self.arriving(name) as (path, arrived):
+            arrived(self.size(name))
+            yield path
 
     @contextlib.contextmanager
     def arriving(self, name: str) -> Iterator[tuple[Path, Callable[[int], None]]]:
-        """As `fetched`, without waiting: before reading, call the second value with the end of the bytes to
-        read."""
+        """As `fetched`, without waiting: call the second value with the end of the bytes about to be read."""
         if self.is_local:
             yield self.local(name), lambda end: None
             return
@@ -182,18 +169,15 @@ class Storage:
         """Remove the attempts of dead runs from one folder; returns how many."""
         left = [n for n in self._listed(folder) if n.startswith(ATTEMPT)] if self.is_local else []
         for name in left:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self.path(folder)}/{name}")
+            Path(self.path(folder), name).unlink(missing_ok=True)
         return len(left)
 
     def free_bytes(self) -> int | None:
-        """Free bytes where this root is (or will be); None on an object store."""
+        """Where this root is (or will be); None on an object store."""
         if not self.is_local:
             return None
-        path = Path(self.base)
-        while not path.exists():
-            path = path.parent
-        return shutil.disk_usage(path).free
+        base = Path(self.base)
+        return shutil.disk_usage(next(p for p in (base, *base.parents) if p.exists())).free
 
 
 def fsync(path: Path) -> None:
@@ -215,9 +199,7 @@ def fields(kind: pa.DataType, names: str) -> list[pa.Field]:
     return [pa.field(name, kind) for name in names.split()]
 
 
-@contextlib.contextmanager
-def fetch_url(url: str) -> Iterator[Path]:
+def fetch_url(url: str) -> contextlib.AbstractContextManager[Path]:
     """A local path of one object's bytes, by its s3:// address."""
     folder, _, name = url.rpartition("/")
-    with Storage(folder).fetched(name) as path:
-        yield path
+    return Storage(folder).fetched(name)

@@ -6,6 +6,6 @@ import duckdb
 
 
 def connect(scratch: Path, memory_gb: float) -> duckdb.DuckDBPyConnection:
-    """A database in memory, which spills to the folder `scratch` beyond `memory_gb`."""
+    """A database that spills to the folder `scratch` beyond `memory_gb`."""
     settings = {"memory_limit": f"{memory_gb}GB", "temp_directory": str(scratch), "threads": 2}
     return duckdb.connect(":memory:", config={**settings, "preserve_insertion_order": False})

@@ -8,56 +8,47 @@ frequency index r·M + m becomes m, so the bin is
 
     ifft_M( Σ_r table[m, bin, r] · spectrum[m, r] ),    with the spectrum as R rows of M,
 
-a matrix product for each m, over many bins and blocks at once. The tables are the spectra of nnAudio's own
-kernels over every row where a unit sine gives more than `TAIL`, so quiet bins next to a loud tone hold its
-leakage as nnAudio's do. They are real: a kernel of even length is Hermitian about its frame's centre; one of
-odd length is so half a sample earlier, and takes a spectrum delayed by that much."""
+a matrix product for each m, over many bins and blocks at once. The tables are the spectra of nnAudio's
+kernels over every row where a unit sine gives more than `TAIL`. They are real: a kernel of even length is
+Hermitian about its frame's centre; one of odd length is so half a sample earlier, and takes a spectrum
+delayed by that much."""
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.signal.cqt_tables import MERT, CqtSpec, half_sample, load_or_build
+from stages.signal.mel import padded
 
 _BLOCKS_AT_ONCE = 8  # columns enough for the matrix product, few enough for memory
 LOG_FLOOR = 1e-6  # 140 dB under a full-scale sine of the highest bin (10), the lowest of the peaks
 
 
 class ConstantQ:
-    """The tables on a device, and `frames`. `cache_dir` keeps the tables (59 MB) of each spec."""
+    """`cache_dir` keeps the tables (59 MB) of each spec."""
 
     def __init__(
         self, spec: CqtSpec = MERT, cache_dir: Path | None = None, device: str | torch.device = "cpu"
     ):
-        self.spec, M = spec, spec.block_frames
-        self._tables = load_or_build(spec, cache_dir)
+        self.spec, self.device, M = spec, torch.device(device), spec.block_frames
+        self._tables = load_or_build(spec, cache_dir, self.device)
         self._low = -min(0, min(t.rows.start for t in self._tables))  # rows of negative frequencies
         self._high = max(t.rows.stop for t in self._tables)
         index = torch.arange(-self._low * M, self._high * M, dtype=torch.float64)
         phase = half_sample(index / (spec.hop_samples * M)).to(torch.complex64)
-        self._delay = phase.view(-1, M).T.contiguous()[..., None]  # (M, R, 1)
-        self.to(device)
-
-    def to(self, device: str | torch.device) -> "ConstantQ":
-        self.device = torch.device(device)
-        self._delay = self._delay.to(self.device)
-        tables = [replace(t, bins=t.bins.to(device), weights=t.weights.to(device)) for t in self._tables]
-        self._tables = tables
-        return self
+        self._delay = phase.view(-1, M).T.contiguous()[..., None].to(device)  # (M, R, 1)
 
     @torch.no_grad()
     def frames(self, wave_BN: Tensor, first_sample: int, count: int) -> Tensor:
         """float32 (B, count, bins), linear magnitude: a unit sine reads 112 in bin 0 and 10 in bin 335.
 
         Frame i is centred on wave position first_sample + hop·i; the wave is zero outside. Exact where
-        `spec.context_samples` of the recording (or its end) surround the frame's centre. Error against
-        nnAudio in float64: 1e-6 for a full-scale wave, plus float32 rounding of the frame, in any autocast
-        state. ValueError unless wave_BN is float32 (B, N); NaN is not checked."""
+        `spec.context_samples` surround the frame's centre. Error against nnAudio in float64: 1e-6 for a
+        full-scale wave, plus float32 rounding, in any autocast state. ValueError unless wave_BN is float32
+        (B, N); NaN is not checked."""
         if wave_BN.dtype != torch.float32:
             raise ValueError(f"wave_BN: dtype {wave_BN.dtype}, need torch.float32; convert it with .float()")
         if wave_BN.dim() != 2:
@@ -77,14 +68,10 @@ class ConstantQ:
         return out_BFK
 
     def _blocks(self, wave_BN: Tensor, first: int, blocks: int) -> Tensor:
-        """(B, blocks, L) overlapping views of the wave from position `first` on, zero outside it."""
+        """(B, blocks, L): overlapping views of the wave from position `first` on."""
         spec = self.spec
         length, step = spec.block_frames * spec.hop_samples, spec.payload_frames * spec.hop_samples
-        last = first + (blocks - 1) * step + length
-        start, stop = (min(max(at, 0), wave_BN.shape[1]) for at in (first, last))
-        before = min(max(start - first, 0), last - first)
-        padded = F.pad(wave_BN[:, start:stop], (before, last - first - before - (stop - start)))
-        return padded.unfold(1, length, step)
+        return padded(wave_BN, first, first + (blocks - 1) * step + length).unfold(1, length, step)
 
     def _transform(self, blocks_BJL: Tensor, out_BFK: Tensor) -> None:
         """Fill out_BFK from its J blocks; of the last block's frames, as many as it has room for."""
@@ -117,13 +104,13 @@ class ConstantQ:
 
 
 def log_magnitude(magnitude: Tensor) -> Tensor:
-    """ln(max(magnitude, 1e-6)): natural logarithm, any shape; silence reads -13.8."""
+    """ln(max(magnitude, 1e-6)), any shape; silence reads -13.8."""
     return magnitude.clamp_min(LOG_FLOOR).log()
 
 
 @contextlib.contextmanager
 def _plain_float32(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor reduced-precision (TF32, bf16) matrix products."""
+    """Neither autocast nor TF32 or bf16 matrix products."""
     before = torch.get_float32_matmul_precision()
     with torch.autocast(device.type, enabled=False):
         try:

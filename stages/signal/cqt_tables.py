@@ -1,7 +1,6 @@
 """What a constant-Q transform computes, and the tables it computes with: spectra of nnAudio's kernels.
 
-K bins, M frames of one FFT block, R rows of its spectrum (see `cqt`). A leaf: torch, numpy, and nnAudio's
-kernel maker while tables are built."""
+K bins, M frames of one FFT block, R rows of its spectrum (see `cqt`)."""
 
 import contextlib
 import hashlib
@@ -41,9 +40,8 @@ class CqtSpec:
             raise ValueError(f"hop_samples: {self.hop_samples} is odd; choose an even hop")
         top_hz = self.frequencies_hz[-1]
         if top_hz >= self.rate_hz / 2:
-            raise ValueError(
-                f"bins: {self.bins} reach {top_hz:.0f} Hz, rate_hz / 2 or more; lower bins or fmin_hz"
-            )
+            reach = f"{self.bins} reach {top_hz:.0f} Hz, rate_hz / 2 or more"
+            raise ValueError(f"bins: {reach}; lower bins or fmin_hz")
 
     @cached_property
     def frequencies_hz(self) -> np.ndarray:
@@ -70,12 +68,12 @@ class CqtSpec:
 
     @property
     def block_frames(self) -> int:
-        """M: a power of two of which the context takes at most a third (default 512 frames, 6.8 s)."""
+        """M: a power of two of which the context takes at most a third (default 512)."""
         return 1 << (6 * self.context_frames - 1).bit_length()
 
     @property
     def payload_frames(self) -> int:
-        """Frames of a block that no kernel wrapping round its ends can reach."""
+        """Frames of a block that no kernel wrapping round its ends reaches."""
         return self.block_frames - 2 * self.context_frames
 
 
@@ -84,7 +82,7 @@ MERT = CqtSpec()
 
 @dataclass(frozen=True)
 class FftTable:
-    """One group's weights, float32 (M, bins, rows), for rows first_row … of the spectrum (0 Hz is row 0)."""
+    """float32 weights (M, bins, rows) of one group, for rows first_row … of the spectrum (0 Hz is row 0)."""
 
     bins: Tensor
     parity: int  # of the kernels' lengths
@@ -96,29 +94,28 @@ class FftTable:
         return range(self.first_row, self.first_row + self.weights.shape[2])
 
 
-def load_or_build(spec: CqtSpec, cache_dir: Path | None) -> list[FftTable]:
+def load_or_build(spec: CqtSpec, cache_dir: Path | None, device: torch.device) -> list[FftTable]:
     """All groups' tables, from `cache_dir` where it has them, else built in seconds and kept there."""
+    identity = {"layout": _LAYOUT, "tail": TAIL, "group": _GROUP_BINS, "nnAudio": version("nnAudio")}
+    text = json.dumps(identity | asdict(spec), sort_keys=True)
+    path = Path(cache_dir or "") / f"cqt-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     arrays = None
-    if cache_dir is not None:
-        identity = {"layout": _LAYOUT, "tail": TAIL, "group": _GROUP_BINS, "nnAudio": version("nnAudio")}
-        text = json.dumps(identity | asdict(spec), sort_keys=True)
-        path = Path(cache_dir) / f"cqt-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        with contextlib.suppress(OSError):  # a home that cannot be read or written costs seconds, not the run
-            arrays = tables.read(path)
+    with contextlib.suppress(OSError):  # a home that cannot be read or written costs seconds, not the run
+        arrays = tables.read(path) if cache_dir else None
     if arrays is None:
         arrays = _build(spec)
-        if cache_dir is not None:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if cache_dir:
                 tables.write(path, arrays)
     found = []
     for index, (parity, bins) in enumerate(_groups(spec)):
-        weights = torch.from_numpy(arrays[f"weights{index}"])
-        found.append(FftTable(torch.from_numpy(bins), parity, int(arrays["first_rows"][index]), weights))
+        bins, weights = (torch.from_numpy(each).to(device) for each in (bins, arrays[f"weights{index}"]))
+        found.append(FftTable(bins, parity, int(arrays["first_rows"][index]), weights))
     return found
 
 
 def _groups(spec: CqtSpec) -> list[tuple[int, np.ndarray]]:
-    """(parity of the kernels' lengths, bins) of each table; every bin is in one of them."""
+    """(parity of the kernels' lengths, bins) of each table."""
     groups = []
     for first in range(0, spec.bins, _GROUP_BINS):
         bins = np.arange(first, min(first + _GROUP_BINS, spec.bins))
@@ -135,34 +132,28 @@ def _build(spec: CqtSpec) -> dict[str, np.ndarray]:
         spec.quality, spec.rate_hz, spec.fmin_hz, spec.bins, spec.bins_per_octave, norm=1, window="hann"
     )
     assert np.array_equal(lengths.numpy(), spec.lengths), "nnAudio's kernel lengths"
-    arrays, first_rows = {}, []
+    M, hop, half, arrays, first_rows = spec.block_frames, spec.hop_samples, width // 2, {}, []
     for index, (parity, bins) in enumerate(_groups(spec)):
-        weights_KRM, first_row = _weights(spec, kernels[bins], width, bins, parity)
-        arrays[f"weights{index}"] = np.ascontiguousarray(weights_KRM.transpose(2, 0, 1))
-        first_rows.append(first_row)
+        own = torch.from_numpy(kernels[bins])
+        centred = torch.zeros(len(bins), hop * M, dtype=torch.complex128)
+        centred[:, :half], centred[:, -half:] = own[:, half:], own[:, :half]
+        gain = torch.from_numpy(np.sqrt(spec.lengths[bins]))[:, None]
+        spectrum = torch.fft.fft(centred)
+        if parity:  # an odd kernel is h(n + ½), h Hermitian, but for the constant phase of its carrier
+            carrier = torch.from_numpy(np.pi * spec.frequencies_hz[bins] / spec.rate_hz)[:, None]
+            spectrum *= torch.polar(torch.ones_like(gain), carrier)
+            spectrum *= half_sample(torch.fft.fftfreq(hop * M, dtype=torch.float64))
+        rows_KRM = (spectrum.real * gain).view(len(bins), hop, M).roll(hop // 2, dims=1)
+        used = torch.nonzero(
+            rows_KRM.abs().amax(dim=(0, 2)) / 2 > TAIL
+        ).flatten()  # a unit sine: half the gain
+        first, last = int(used[0]), int(used[-1])
+        weights_KRM = (rows_KRM[:, first : last + 1] / hop).float()
+        arrays[f"weights{index}"] = weights_KRM.permute(2, 0, 1).contiguous().numpy()
+        first_rows.append(first - hop // 2)
     return arrays | {"first_rows": np.asarray(first_rows)}
 
 
-def _weights(
-    spec: CqtSpec, kernels: np.ndarray, width: int, bins: np.ndarray, parity: int
-) -> tuple[np.ndarray, int]:
-    """float32 (bins, rows, M) of one group, and its first row."""
-    M, hop = spec.block_frames, spec.hop_samples
-    centred = torch.zeros(len(bins), hop * M, dtype=torch.complex128)
-    centred[:, : width // 2] = torch.from_numpy(kernels[:, width // 2 :])
-    centred[:, -(width // 2) :] = torch.from_numpy(kernels[:, : width // 2])
-    gain = torch.from_numpy(np.sqrt(spec.lengths[bins]))[:, None]
-    spectrum = torch.fft.fft(centred)
-    if parity:  # an odd kernel is h(n + ½), h Hermitian, but for the constant phase of its carrier
-        carrier = torch.from_numpy(np.pi * spec.frequencies_hz[bins] / spec.rate_hz)[:, None]
-        spectrum *= torch.polar(torch.ones_like(gain), carrier)
-        spectrum *= half_sample(torch.fft.fftfreq(hop * M, dtype=torch.float64))
-    rows_KRM = (spectrum.real * gain).view(len(bins), hop, M).roll(hop // 2, dims=1)
-    used = torch.nonzero(rows_KRM.abs().amax(dim=(0, 2)) / 2 > TAIL).flatten()  # a unit sine: half the gain
-    first, last = int(used[0]), int(used[-1])
-    return (rows_KRM[:, first : last + 1] / hop).to(torch.float32).numpy(), first - hop // 2
-
-
 def half_sample(cycles_per_sample: Tensor) -> Tensor:
-    """complex128: phases that delay a spectrum by half a sample."""
+    """complex128 phases that delay a spectrum by half a sample."""
     return torch.polar(torch.ones_like(cycles_per_sample), -torch.pi * cycles_per_sample)

@@ -1,14 +1,9 @@
 """Log-mel spectrogram in decibels, frame by frame: no frame depends on another.
 
 B waves, N samples, T frames, F mel bins, W = n_fft window samples. The 128 bins and the window of 2,048
-samples are those of Mel-RVQ (MuQ, arXiv 2501.01108). A leaf: numpy and torch only."""
-
-from typing import TYPE_CHECKING
+samples are those of Mel-RVQ (MuQ, arXiv 2501.01108)."""
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 MELS = 128
 N_FFT = 2048
@@ -20,29 +15,28 @@ _KNEE_HZ = 1000.0
 _KNEE_MEL = _KNEE_HZ / _LINEAR_HZ_PER_MEL
 _LOG_STEP = np.log(6.4) / 27
 
-# Frames of every matrix product (the last tile is padded): its rounding may vary with the number of rows, and
-# a frame must be the same in a long block and in a short one.
+# Of every matrix product, whose rounding may vary with its rows: a frame must not depend on its block.
 _TILE_FRAMES = 256
 
 
 def hz_to_mel(hz: np.ndarray | float) -> np.ndarray:
-    """Slaney mel of a frequency in Hz; float64, any shape."""
+    """Slaney mel; float64, any shape."""
     hz = np.asarray(hz, np.float64)
     above = _KNEE_MEL + np.log(np.maximum(hz, _KNEE_HZ) / _KNEE_HZ) / _LOG_STEP
     return np.where(hz < _KNEE_HZ, hz / _LINEAR_HZ_PER_MEL, above)
 
 
 def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
-    """Inverse of `hz_to_mel`; float64, any shape."""
+    """Inverse of `hz_to_mel`."""
     mel = np.asarray(mel, np.float64)
     above = _KNEE_HZ * np.exp(_LOG_STEP * (np.maximum(mel, _KNEE_MEL) - _KNEE_MEL))
     return np.where(mel < _KNEE_MEL, mel * _LINEAR_HZ_PER_MEL, above)
 
 
 def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarray:
-    """Triangles equally spaced in mel from 0 Hz to rate/2, each of unit area in Hz.
+    """float32 (n_fft // 2 + 1, mels): triangles equally spaced in mel up to rate/2, of unit area in Hz.
 
-    float32 (n_fft // 2 + 1, mels). ValueError where a triangle is too narrow to contain an FFT bin."""
+    ValueError where one is too narrow to contain an FFT bin."""
     bins_hz = np.arange(n_fft // 2 + 1) * (rate_hz / n_fft)
     edges_hz = mel_to_hz(np.linspace(0.0, hz_to_mel(rate_hz / 2), mels + 2))
     low, centre, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
@@ -51,16 +45,23 @@ def mel_filters(rate_hz: int, n_fft: int = N_FFT, mels: int = MELS) -> np.ndarra
     filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (high - low))
     empty = np.flatnonzero(filters.sum(axis=0) == 0)
     if empty.size:
-        raise ValueError(
-            f"mels: {mels} leaves {empty.size} of them without any FFT bin at n_fft {n_fft}; lower mels or "
-            f"raise n_fft"
-        )
+        without = f"{mels} leaves {empty.size} of them without any FFT bin at n_fft {n_fft}"
+        raise ValueError(f"mels: {without}; lower mels or raise n_fft")
     return filters.astype(np.float32)
 
 
+def padded(wave_BN, first: int, last: int):
+    """Samples first to last of a wave that is zero outside of (B, N)."""
+    from torch.nn.functional import pad
+
+    start, stop = (min(max(at, 0), wave_BN.shape[1]) for at in (first, last))
+    before = min(max(start - first, 0), last - first)
+    return pad(wave_BN[:, start:stop], (before, last - first - before - (stop - start)))
+
+
 class LogMel:
-    """10 log10 of mel power, floored at -100 dB; full scale is ±1. Hann window, no ceiling, and no floor
-    relative to the loudest frame (librosa's top_db), by which a frame would depend on its block."""
+    """10 log10 of mel power, floored at -100 dB; full scale is ±1. Hann window, and no floor relative to the
+    loudest frame (librosa's top_db), by which a frame would depend on its block."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class LogMel:
         device: str = "cpu",
         filters: np.ndarray | None = None,
     ):
-        """filters: float32 (n_fft // 2 + 1, F), other bands of power than the mel filters."""
+        """filters: float32 (n_fft // 2 + 1, F), other bands than mel."""
         import torch
 
         if n_fft < 2 or n_fft % 2:
@@ -82,33 +83,28 @@ class LogMel:
         self._window = torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
 
     def span(self, first_sample: int, count: int) -> tuple[int, int]:
-        """[start, stop): the samples that `count` frames from `first_sample` depend on."""
+        """[start, stop) of the samples that `count` frames depend on."""
         start = first_sample + self.hop_samples // 2 - self.n_fft // 2
         return start, start + max(count - 1, 0) * self.hop_samples + self.n_fft
 
-    def __call__(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
+    def __call__(self, wave_BN, first_sample: int, count: int):
         """float32 (B, N) → float32 (B, count, F) in dB, on the device of this object.
 
-        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of its label frame. Indices are
-        those of `wave_BN` and may be negative; outside [0, N) the wave is zero. One call or several give the
-        same frames."""
+        Frame i is centred on sample first_sample + hop·i + hop/2, the middle of its label frame; the wave is
+        zero outside. One call or several give the same frames."""
         import torch
 
-        wave_BN, tiles = wave_BN.to(self._window.device, torch.float32), []
+        wave_BN = wave_BN.to(self._window.device, torch.float32)
+        tiles = [wave_BN.new_zeros(len(wave_BN), 0, self.mels)]
         for done in range(0, count, _TILE_FRAMES):
             first = first_sample + self.hop_samples * done
             tiles.append(self._tile(wave_BN, first, min(_TILE_FRAMES, count - done)))
-        return torch.cat(tiles, 1) if tiles else wave_BN.new_zeros(len(wave_BN), 0, self.mels)
+        return torch.cat(tiles, 1)
 
-    def _tile(self, wave_BN: "torch.Tensor", first_sample: int, count: int) -> "torch.Tensor":
+    def _tile(self, wave_BN, first_sample: int, count: int):
         import torch
 
-        start, stop = self.span(first_sample, count)
-        _, full_stop = self.span(first_sample, _TILE_FRAMES)
-        inside_BN = wave_BN[:, max(start, 0) : max(stop, 0)]
-        before = min(max(-start, 0), full_stop - start)
-        piece_BN = wave_BN.new_zeros(len(wave_BN), full_stop - start)
-        piece_BN[:, before : before + inside_BN.shape[1]] = inside_BN
+        piece_BN = padded(wave_BN, *self.span(first_sample, _TILE_FRAMES))
         frames_BTW = piece_BN.unfold(1, self.n_fft, self.hop_samples) * self._window
         power_BTF = torch.view_as_real(torch.fft.rfft(frames_BTW)).square().sum(-1) @ self._filters
         return power_BTF[:, :count].clamp_min(FLOOR_POWER).log10() * 10

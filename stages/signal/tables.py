@@ -1,13 +1,14 @@
-"""Computed tables kept on disk: a file of arrays that is whole or not used. A leaf: numpy only."""
+"""Computed tables kept on disk: a file of arrays that is whole or not used."""
 
 import hashlib
 import io
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from stages.shards.storage import Storage
 
 _SHA_BYTES = 32
 
@@ -29,13 +30,4 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """sha256, then an npz; whole or not at all, with any number of workers. Raises OSError."""
     content = io.BytesIO()
     np.savez(content, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        with attempt.open("xb") as file:
-            file.write(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        attempt.replace(path)
-    finally:
-        attempt.unlink(missing_ok=True)
+    Storage(path.parent).write(path.name, hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())

@@ -4,9 +4,7 @@ import numpy as np
 
 
 def of_codes(codes_TK: np.ndarray, size: int) -> tuple[dict[str, list], np.ndarray]:
-    """(statistics per level, counts (K, C) float64) of codes 0 … C - 1.
-
-    code_entropy_bits: of the segment's own frequencies, at most log2 C. codes_used: distinct ones."""
+    """(statistics per level, counts (K, C)) of codes 0 … C - 1."""
     counts_KC = np.stack([np.bincount(codes_T, minlength=size) for codes_T in codes_TK.T])
     return {
         "code_entropy_bits": entropy_bits(counts_KC).tolist(),
@@ -15,6 +13,6 @@ def of_codes(codes_TK: np.ndarray, size: int) -> tuple[dict[str, list], np.ndarr
 
 
 def entropy_bits(counts_KC: np.ndarray) -> np.ndarray:
-    """Entropy of each row's frequencies in bits, (K,); 0 for an empty row. Perplexity is 2 to its power."""
+    """Of each row's frequencies, (K,); 0 for an empty row. Perplexity is 2 to its power."""
     share = counts_KC / np.maximum(counts_KC.sum(-1, keepdims=True), 1)
     return -(share * np.log2(np.where(share > 0, share, 1))).sum(-1) + 0.0

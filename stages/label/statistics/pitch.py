@@ -1,6 +1,4 @@
-"""Of a segment's constant-Q magnitudes: energy by octave, tuning, and a fingerprint.
-
-T frames at 75 Hz, F bins, O octaves. Magnitudes are linear, from the transform."""
+"""Of a segment's constant-Q magnitudes (T frames at 75 Hz, F bins): energy, tuning, a fingerprint."""
 
 import math
 
@@ -17,10 +15,9 @@ def of_cqt(
 ) -> tuple[dict, np.ndarray]:
     """(statistics, sums (2, F) float64: a column's values and their squares over time).
 
-    frames_TF: float32, as stored in the column, linear or log; linear_TF: their linear magnitude. cqt_max,
-    cqt_mean: over all the column's values. cqt_octaves: mean square linear magnitude of each octave from fmin
-    up. tuning_cents: the music's distance from A4 = 440 Hz, -50 … 50; tuning_strength: 0 … 1, how consistent
-    that is. fingerprint: hex, of the first four segments (`number` from 0)."""
+    frames_TF: float32, the column's, linear or log; linear_TF: their linear magnitude. cqt_max, cqt_mean: of
+    the column's values. cqt_octaves: mean square linear magnitude of each octave from fmin up. fingerprint:
+    of the first four segments (`number` from 0)."""
     sums_2F = np.stack([frames_TF.sum(0, dtype=np.float64), _energy(frames_TF)])
     energy_F = sums_2F[1] if linear_TF is frames_TF else _energy(linear_TF)
     mean_F = energy_F / max(len(frames_TF), 1)
@@ -41,9 +38,9 @@ def _energy(values_TF: np.ndarray) -> np.ndarray:
 
 
 def tuning(energy_F: np.ndarray, fmin_hz: float, bins_per_octave: int) -> tuple[float | None, float | None]:
-    """(cents from the nearest semitone of A4 = 440 Hz, resultant length 0 … 1) of energies (F,).
+    """(cents from the nearest semitone of A4 = 440 Hz, -50 … 50; how consistent, 0 … 1) of energies (F,).
 
-    The angle of the energies' mean on a circle of one semitone; None for silence, and with under three bins a
+    Angle and length of their mean on a circle of one semitone; None for silence, and with under three bins a
     semitone."""
     if bins_per_octave < 36 or not energy_F.sum() > 0:
         return None, None
@@ -55,9 +52,9 @@ def tuning(energy_F: np.ndarray, fmin_hz: float, bins_per_octave: int) -> tuple[
 def fingerprint(frames_TF: np.ndarray, bins_per_octave: int) -> str | None:
     """192 bits as 48 hex digits: for each pitch class, whether it rises against its neighbour between slices.
 
-    Differences in time and pitch of log energies survive another codec and loudness, as in Haitsma and
-    Kalker's audio fingerprint (2002); here of chroma, in slices of 1/17 segment. None for silence, for less
-    than one frame a slice, or when an octave does not divide into 12 classes."""
+    Such differences of log energies survive another codec and loudness, as in Haitsma and Kalker's audio
+    fingerprint (2002); here of chroma. None for silence, for less than one frame a slice, or when an octave
+    does not divide into 12 classes."""
     if bins_per_octave % 12 or len(frames_TF) < SLICES or not float(np.mean(np.square(frames_TF))) > QUIET:
         return None
     borders = np.arange(SLICES) * len(frames_TF) // SLICES

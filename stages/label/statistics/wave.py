@@ -23,19 +23,19 @@ BLOCK_STEPS = 4
 
 WINDOW = 2048  # 11.7 Hz a bin
 WINDOW_BETA = 14.0  # Kaiser's: skirts are 100 dB down after 5 bins, Hann's after 15 (D)
-ROUNDING_POWER = (1 / FULL_SCALE) ** 2 / 12  # of rounding to 16 bits, full scale 1, over all bins (D)
+ROUNDING_POWER = (1 / FULL_SCALE) ** 2 / 12  # of rounding to 16 bits, over all bins (D)
 ABOVE_ROUNDING_DB = 12.0  # a bin's mean power so far above the rounding noise is signal (D)
 BELOW_LOUDEST_DB = -90.0  # unless so far below the loudest bin, among the window's skirts (D)
 
 
 def of_wave(segment_N: np.ndarray) -> dict[str, float | None]:
-    """Every statistic of stored int16 samples (N,), N >= 240."""
+    """Every statistic; N >= 240."""
     return {**levels(segment_N), "lufs": loudness(segment_N), "bandwidth_hz": bandwidth(segment_N)}
 
 
 def levels(segment_N: np.ndarray) -> dict[str, float]:
-    """peak_db, rms_db: dBFS, full scale 32768, never below -120. silence: share of whole 10-ms frames below
-    -60 dBFS RMS. clipping: share of samples at either end of the scale. dc: mean, full scale 1.
+    """peak_db, rms_db: dBFS, never below -120. silence: share of whole 10-ms frames below -60 dBFS RMS.
+    clipping: share of samples at either end of the scale. dc: mean, full scale 1.
 
     einsum, not dot: BLAS would wake threads that spin on the child's core."""
     wave = segment_N.astype(np.float64)
@@ -56,24 +56,24 @@ def levels(segment_N: np.ndarray) -> dict[str, float]:
 
 
 def decibels(amplitude: float) -> float:
-    """dBFS of an amplitude on the int16 scale, floored at -120."""
+    """dBFS of an amplitude on the int16 scale."""
     return max(FLOOR_DB, float(20 * np.log10(max(amplitude, 1e-9) / FULL_SCALE)))
 
 
 @functools.cache
 def _k_weighting() -> np.ndarray:
-    """pyloudnorm's K-weighting at 24 kHz as second-order sections (2, 6)."""
+    """Second-order sections (2, 6)."""
     from pyloudnorm import Meter
 
     return np.array([[*stage.b, *stage.a] for stage in Meter(RATE_HZ)._filters.values()])
 
 
 def loudness(segment_N: np.ndarray) -> float | None:
-    """Integrated loudness of the mono segment in LUFS (BS.1770-4), two decimals; -70 where no block passes
-    the gate; None below one block of 400 ms.
+    """Integrated loudness in LUFS (BS.1770-4), two decimals; -70 where no block passes the gate; None below
+    one block of 400 ms.
 
-    The filters are pyloudnorm's. Its meter reads every sample four times in a Python loop; here each is read
-    once, into steps of 100 ms, in a third of the time (D)."""
+    The filters are pyloudnorm's; its meter, which reads every sample four times, takes three times as long
+    (D)."""
     from scipy.signal import sosfilt
 
     steps = len(segment_N) // STEP_SAMPLES
@@ -81,8 +81,7 @@ def loudness(segment_N: np.ndarray) -> float | None:
         return None
     if not segment_N.any():
         return GATE_LUFS
-    filtered = sosfilt(_k_weighting(), segment_N[: steps * STEP_SAMPLES] / FULL_SCALE)
-    filtered = filtered.reshape(steps, STEP_SAMPLES)
+    filtered = sosfilt(_k_weighting(), segment_N[: steps * STEP_SAMPLES] / FULL_SCALE).reshape(steps, -1)
     summed = np.concatenate([[0.0], np.cumsum(np.einsum("ij,ij->i", filtered, filtered))])
     power = np.maximum(summed[BLOCK_STEPS:] - summed[:-BLOCK_STEPS], 0) / (BLOCK_STEPS * STEP_SAMPLES)
     passed = power[_lufs(power) >= GATE_LUFS]
@@ -97,10 +96,8 @@ def _lufs(power: np.ndarray) -> np.ndarray:
 
 
 def bandwidth(segment_N: np.ndarray) -> float | None:
-    """Frequency in Hz above which there is no signal, to 50 Hz: 0 for silence, 12,000 at most.
-
-    A bin has signal where its mean power is 12 dB above the noise of rounding to 16 bits and less than 90 dB
-    below the loudest bin. None for segments under one window of 2,048 samples."""
+    """Frequency in Hz above which there is no signal, to 50 Hz: 0 for silence, 12,000 at most; None for
+    segments under one window of 2,048 samples."""
     frames = len(segment_N) // WINDOW
     if not frames:
         return None

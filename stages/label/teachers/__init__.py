@@ -1,3 +1,2 @@
 """Teachers give codes for a recording: `encodec` (published weights), `mel_rvq` and `kmeans` (fitted on the
-user's audio), `best_rq` (drawn at random). `features` has the inputs of the last three, `fitted_weights` the
-file of two."""
+user's audio), `best_rq` (drawn at random)."""

@@ -1,12 +1,11 @@
-"""BEST-RQ: codes of a random projection of the log-mel spectrogram. Nothing is fitted, nothing downloaded.
+"""BEST-RQ (arXiv 2202.01855), after MusicFM (arXiv 2311.03318).
 
-After MusicFM (arXiv 2311.03318) and BEST-RQ (arXiv 2202.01855): a frozen Xavier projection of stacked,
-normalised mels to `dim` numbers, and the nearest of many random directions. 75 frames a second, not MusicFM's
-25; of four stacked frames each, as there.
+A frozen Xavier projection of stacked, normalised mels to `dim` numbers, and the nearest of many random
+directions. 75 frames a second, not MusicFM's 25; of four stacked frames each, as there.
 
 T frames, D = stack · mels input width, E = dim, K codebooks (each with a projection of its own), C codes."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -27,9 +26,9 @@ STD_DB = (15.4, -7.6, 9.2)
 class BestRq:
     """Codes of a random projection: nothing is fitted, nothing downloaded."""
 
-    name: ClassVar[str] = "best_rq"
-    version: ClassVar[int] = 1
-    cpu_s: ClassVar[float] = 0.004
+    name = "best_rq"
+    version = 1
+    cpu_s = 0.004
 
     codebooks: recipes.Codebooks = 1  # MusicFM: 1
     codebook_size: recipes.CodebookSize = 8192  # codes; MusicFM: 8192, 4096 is usual too
@@ -43,7 +42,6 @@ class BestRq:
         recipes.check_bands(self, N_FFT)
 
     def open(self, weights: bytes | None, device: str, threads: int) -> LabelFunction:
-        """`weights` must be None."""
         import torch
 
         if weights is not None:
@@ -53,8 +51,8 @@ class BestRq:
         mean_D, std_D = (torch.from_numpy(c).to(device, torch.float32).repeat(self.stack) for c in curves)
         books = [[torch.from_numpy(array).to(device) for array in (p, c.T.copy())] for p, c in self.tables()]
 
-        def tile(x_TD: torch.Tensor) -> torch.Tensor:
-            # Codes have length 1, and a point's length changes no order: the nearest has the largest product.
+        def tile(x_TD):
+            # Codes have length 1: the nearest direction has the largest product.
             z_TD = (x_TD - mean_D) / std_D
             codes = [best(z_TD @ project_DE @ directions_EC) for project_DE, directions_EC in books]
             return torch.stack(codes, 1)
@@ -64,7 +62,7 @@ class BestRq:
     def tables(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per codebook: projection float32 (D, E), Xavier uniform; codes float32 (C, E), normal, of length 1.
 
-        From numpy's RandomState, whose stream never changes between versions or machines."""
+        RandomState's stream never changes between versions or machines."""
         random, found = np.random.RandomState(self.seed), []
         width = self.mels * self.stack
         bound = np.sqrt(6 / (width + self.dim))

@@ -1,12 +1,11 @@
-"""The EnCodec teacher: residual codes of the 24 kHz model, 8 codebooks of 1024 at 75 Hz.
+"""The EnCodec teacher, MERT's acoustic one: residual codes of the published 24 kHz model at 6 kbps.
 
-MERT's acoustic teacher: 6 kbps, the whole recording in one causal pass, no loudness normalisation (M
-scripts/prepare_codecs_from_manifest.py). Weights are the published ones, never trained here; each worker
-checks its codes against the `encodec` package."""
+The whole recording in one causal pass, no loudness normalisation (M scripts/prepare_codecs_from_manifest.py).
+Each worker checks its codes against the `encodec` package."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,10 +14,7 @@ from stages.config import NUMBER, Count, remedy, settings
 from stages.label.base import TeacherError, Wave, read_checked
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
-if TYPE_CHECKING:
-    from stages.label.teachers.encodec_model import EncodecEncoder
-
-COMPARED_S = 4.0  # of each recording's beginning, encoded in fp32 too where half precision was chosen
+COMPARED_S = 4.0  # of each recording, encoded in fp32 too where half precision was chosen
 PACKAGE_S = 10.0  # of a worker's first recording, compared with the package
 PACKAGE_SHARE = 0.999  # of equal tokens, at least; float32 rounding changes one in 100,000 (D)
 
@@ -27,12 +23,12 @@ PACKAGE_SHARE = 0.999  # of equal tokens, at least; float32 rounding changes one
 class Encodec:
     """Codes (T, codebooks), T = ceil(samples / 320), as `encodec`'s `EncodecModel.encode` gives them.
 
-    A recording passes in blocks of `block_s` with all state carried over, so the block bounds memory (about
-    40 MB at 60 s) and never the codes, but for ties within float32 rounding."""
+    All state is carried from block to block: `block_s` bounds memory (about 40 MB at 60 s), and changes codes
+    only in ties within float32 rounding."""
 
-    name: ClassVar[str] = "encodec"
-    version: ClassVar[int] = 1
-    cpu_s: ClassVar[float] = 0.045
+    name = "encodec"
+    version = 1
+    cpu_s = 0.045
 
     # of 32: 0.75 kbps each, MERT uses 6 kbps
     codebooks: Annotated[Count, Field(le=32), remedy("the model has 32")] = 8
@@ -44,25 +40,19 @@ class Encodec:
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     teacher: Literal["encodec"] = "encodec"
 
-    later: ClassVar[tuple[str, ...]] = ("dtype",)
-
-    @property
-    def block_samples(self) -> int:
-        return round(self.block_s * RATE_HZ / HOP_SAMPLES) * HOP_SAMPLES
+    later = ("dtype",)
 
     def locate(self, path: str | None) -> bytes:
-        """Canonical weights, as `encodec_weights.locate`; ValueError also where the `encodec` package is
-        missing."""
+        """As `encodec_weights.locate`; ValueError also where the `encodec` package is missing."""
         from stages.label.teachers import encodec_package, encodec_weights
 
         encodec_package.package()
         return encodec_weights.locate(path, self.codebooks)
 
     def open(self, weights: bytes, device: str, threads: int) -> "Labeller":
-        """Load once per worker; then one recording at a time, whose state the labeller carries.
+        """Sets torch's thread count for the process: the same count gives the same bytes.
 
-        Sets torch's thread count for the process: the same count gives the same bytes. Labelling raises
-        TeacherError for other codes than the `encodec` package's."""
+        Labels one recording at a time; TeacherError for other codes than the `encodec` package's."""
         import torch
         from safetensors.torch import load
 
@@ -78,16 +68,15 @@ class Encodec:
 
 @dataclass
 class Labeller:
-    """Gives a recording's codes block by block, and compares some: float32 ones of the first 10 s of the
-    worker's first recording with the package's, half precision's of 4 s of every recording with float32's."""
+    """Compares codes: of the worker's first recording with the package's, half precision's with float32's."""
 
     teacher: Encodec
-    exact: "EncodecEncoder"  # in fp32
-    encoder: "EncodecEncoder"  # in the teacher's dtype: `exact` itself, or in half precision
+    exact: Any  # `EncodecEncoder` in fp32
+    encoder: Any  # in the teacher's dtype: `exact` itself, or in half precision
     weights: bytes  # for the package: its model shares no memory with ours
     frames: int = 0  # compared with fp32
     equal_K: np.ndarray = field(init=False)
-    compared: dict[str, Any] | None = None  # with the package
+    compared: dict | None = None  # with the package
 
     def __post_init__(self) -> None:
         self.restart_facts()
@@ -95,19 +84,24 @@ class Labeller:
     def __call__(self, wave: Wave) -> Iterator[np.ndarray]:
         self._check_against_package(wave)
         for start, sound_N, codes_TK in self._blocks(self.encoder, wave, wave.samples):
-            if self.exact is not self.encoder and start == 0:
-                self._compare(sound_N, codes_TK)
+            frames = min(len(sound_N), round(COMPARED_S * RATE_HZ)) // HOP_SAMPLES
+            if self.exact is not self.encoder and start == 0 and frames:
+                self.exact.restart()
+                exact_TK = self.exact.encode(sound_N[: frames * HOP_SAMPLES])
+                self.frames += frames
+                self.equal_K += (exact_TK == codes_TK[:frames]).sum(0)
             yield codes_TK
 
-    def _blocks(self, encoder: "EncodecEncoder", wave: Wave, stop: int) -> Iterator[tuple]:
-        """(start, samples, codes) of the blocks of a recording that ends at `stop`."""
+    def _blocks(self, encoder, wave: Wave, stop: int) -> Iterator[tuple]:
+        """(start, samples, codes) of each block of a recording that ends at `stop`."""
         encoder.restart()
-        for start in range(0, stop, self.teacher.block_samples):
-            sound_N = read_checked(wave, start, min(start + self.teacher.block_samples, stop))
+        samples = round(self.teacher.block_s * RATE_HZ / HOP_SAMPLES) * HOP_SAMPLES
+        for start in range(0, stop, samples):
+            sound_N = read_checked(wave, start, min(start + samples, stop))
             yield start, sound_N, encoder.encode(sound_N)
 
     def _check_against_package(self, wave: Wave) -> None:
-        """Raise TeacherError, on this recording and every later one, where too many tokens differ."""
+        """TeacherError, on this recording and every later one, where too many tokens differ."""
         from stages.label.teachers import encodec_package
 
         if self.compared is None and wave.samples:
@@ -126,25 +120,16 @@ class Labeller:
                 f"torch again as in requirements.txt; if that does not help, report this message"
             )
 
-    def _compare(self, sound_N: np.ndarray, codes_TK: np.ndarray) -> None:
-        frames = min(len(sound_N), round(COMPARED_S * RATE_HZ)) // HOP_SAMPLES
-        if frames:
-            self.exact.restart()
-            exact_TK = self.exact.encode(sound_N[: frames * HOP_SAMPLES])
-            self.frames += frames
-            self.equal_K = self.equal_K + (exact_TK == codes_TK[:frames]).sum(0)
-
     def restart_facts(self) -> None:
         self.frames, self.equal_K = 0, np.zeros(self.teacher.codebooks, np.int64)
 
-    def facts(self) -> dict[str, Any]:
-        """In half precision: the share of tokens, by codebook, that equal fp32's in the seconds compared."""
+    def facts(self) -> dict:
+        """In half precision: the share of the tokens compared, by codebook, that equal fp32's."""
         if self.exact is self.encoder:
             return {}
         shares = (self.equal_K / max(self.frames, 1)).round(6).tolist()
         agreement = {"frames": self.frames, "by_codebook": shares}
         return {"dtype": self.teacher.dtype, "agreement_with_fp32": agreement}
 
-    def run_facts(self) -> dict[str, Any]:
-        """How this worker's codes compared with the package's: package, share, tokens, recording."""
+    def run_facts(self) -> dict:
         return {"agreement_with_package": self.compared} if self.compared else {}

@@ -1,11 +1,12 @@
-"""EnCodec's 24 kHz encoder and quantiser, run piece by piece over one recording.
+"""EnCodec's 24 kHz encoder and quantiser (arXiv 2210.13438), piece by piece over one recording.
 
-Gives the codes of the `encodec` package for the whole recording in one pass (arXiv 2210.13438; layer sizes
-from its `SEANetEncoder`) in bounded memory: every layer is causal and carries the tail of its input, or its
-state.
+Gives the `encodec` package's codes of the whole recording: every layer is causal and carries the tail of its
+input, or its state.
 
 L positions (samples, or fewer after strides), C channels, T frames at 75 Hz, K codebooks, G chunks of frames.
 Tensors are position-major (L, C): a convolution is one matrix product per tap on plain views."""
+
+from itertools import compress
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ PIECE_FRAMES = 75  # 1 s: the widest activations (3 MB) stay in the cache; 0.5 t
 CHUNK_FRAMES = 256  # of an LSTM chunk, see `Lstm`
 MERGE_EVERY = 16  # frames between two comparisons of chunks
 MERGE_WITHIN = 2e-6  # of 1 + |state|: the noise of float32 rounding
+QUANTISED_FRAMES = 512  # at a time: 2 MB of distances
 
 
 class EncodecConvolution:
@@ -39,7 +41,7 @@ class EncodecConvolution:
         self.tail = None
 
     def buffer(self, length: int) -> tuple[Tensor, Tensor]:
-        """A padded input (left + length + right, C) to fill, and its part for this piece (length, C)."""
+        """A padded input (left + length + right, C) to fill, and this piece's part (length, C)."""
         right = -length % self.stride
         whole = self.bias.new_empty(self.left + length + right, self.channels)
         return whole, whole[self.left : self.left + length]
@@ -47,7 +49,7 @@ class EncodecConvolution:
     def pad(self, whole: Tensor, length: int) -> None:
         """Fill both sides of a buffer; there is right padding only at the recording's end."""
         left, end = self.left, self.left + length
-        right, short = len(whole) - end, self.tail is None and length <= self.left
+        right, short = len(whole) - end, self.tail is None and length <= left
         if self.tail is not None:
             whole[:left] = self.tail
         elif left:
@@ -70,7 +72,7 @@ class EncodecConvolution:
 
 
 class Level:
-    """A residual block and the strided convolution after it, with ELU before each convolution."""
+    """A residual block and the strided convolution after it, ELU before each convolution."""
 
     def __init__(self, weights: dict[str, Tensor], name: str, stride: int):
         def layer(part: str) -> tuple[Tensor, Tensor]:
@@ -89,19 +91,18 @@ class Level:
         torch.ops.aten.elu.out(x_LC, out=here)
         hidden = F.elu_(self.inner.run(whole, length))
         whole, here = self.down.buffer(length)
-        torch.addmm(self.bias, x_LC, self.shortcut, out=here).addmm_(hidden, self.outer)
-        F.elu_(here)
+        F.elu_(torch.addmm(self.bias, x_LC, self.shortcut, out=here).addmm_(hidden, self.outer))
         return self.down.run(whole, length)
 
 
 class Lstm:
     """One LSTM layer over the frames of a block, in chunks side by side.
 
-    Reading 4 MB of recurrent weights is the cost of a step, whatever its batch: so all chunks of a block step
-    together. All but the first start from a guess (zero). Then each is run again from its predecessor's end
-    until its state equals the one stored at the same frame: from there both are the same sequence. A chunk
-    that ends without that makes its successor run again. So the result is that of one uninterrupted pass with
-    any weights; with weights that never forget, at the cost of that pass."""
+    A step costs the reading of 4 MB of recurrent weights, whatever its batch: so all chunks of a block step
+    together, all but the first from a guess (zero). Then each is run again from its predecessor's end until
+    its state equals the one stored at the same frame; a chunk that ends without that makes its successor run
+    again. So the result is that of one uninterrupted pass with any weights; with weights that never forget,
+    at the cost of that pass."""
 
     def __init__(self, weights: dict[str, Tensor], layer: int):
         def gates_in_order(name: str) -> Tensor:
@@ -114,49 +115,46 @@ class Lstm:
         self.restart()
 
     def restart(self) -> None:
-        self.state = self.bias.new_zeros(2, WIDTH)  # (h, c) before the first frame
+        self.state = self.bias.new_zeros(2, WIDTH)  # h, c
 
     def run(self, x_TC: Tensor) -> Tensor:
-        """(T, WIDTH) → (T, WIDTH), from and to the carried state."""
-        frames = len(x_TC)
+        frames, steps = len(x_TC), min(len(x_TC), CHUNK_FRAMES)
         chunks = -(-frames // CHUNK_FRAMES)
-        steps = min(frames, CHUNK_FRAMES)
         x_SGC = F.pad(x_TC, (0, 0, 0, chunks * steps - frames)).view(chunks, steps, WIDTH).transpose(0, 1)
         gates_SGC = torch.addmm(self.bias, x_SGC.reshape(-1, WIDTH), self.inputs).view(steps, chunks, -1)
-        h_SGC, c_SGC = x_TC.new_empty(2, steps, chunks, WIDTH)
+        states = x_TC.new_empty(2, steps, chunks, WIDTH)  # h, c
         start = x_TC.new_zeros(2, chunks, WIDTH)
         start[:, 0] = self.state
-        self._steps(gates_SGC, start, h_SGC, c_SGC)
+        self._steps(gates_SGC, start, states)
         again = list(range(1, chunks))
         while again:
-            before = [chunk - 1 for chunk in again]
-            start = torch.stack([h_SGC[-1, before], c_SGC[-1, before]])
-            apart = self._rerun(gates_SGC, start, h_SGC, c_SGC, again)
+            apart = self._rerun(gates_SGC, states, again)
             again = [chunk + 1 for chunk in apart if chunk + 1 < chunks]
-        h_TC, c_TC = (state.transpose(0, 1).reshape(-1, WIDTH)[:frames] for state in (h_SGC, c_SGC))
+        h_TC, c_TC = states.transpose(1, 2).reshape(2, -1, WIDTH)[:, :frames]
         self.state = torch.stack([h_TC[-1], c_TC[-1]])
         return h_TC
 
-    def _rerun(self, gates: Tensor, start: Tensor, h: Tensor, c: Tensor, chunks: list[int]) -> list[int]:
-        """Run `chunks` again from `start` until all equal what is stored; returns those that never do."""
-        apart = torch.ones(len(chunks), dtype=torch.bool, device=h.device)
-        for first in range(0, len(gates), MERGE_EVERY):
+    def _rerun(self, gates_SGC: Tensor, states: Tensor, chunks: list[int]) -> list[int]:
+        """Run `chunks` again until all equal what is stored; returns those that never do."""
+        apart = torch.ones(len(chunks), dtype=torch.bool, device=states.device)
+        start = states[:, -1, [chunk - 1 for chunk in chunks]]
+        for first in range(0, len(gates_SGC), MERGE_EVERY):
             span = slice(first, first + MERGE_EVERY)
-            new_h, new_c = (torch.empty_like(kept[span, chunks]) for kept in (h, c))
-            self._steps(gates[span, chunks], start, new_h, new_c)
-            start = torch.stack([new_h[-1], new_c[-1]])
-            was = torch.stack([h[span, chunks][-1], c[span, chunks][-1]])
+            stored = states[:, span, chunks]
+            new = torch.empty_like(stored)
+            self._steps(gates_SGC[span, chunks], start, new)
+            start, was = new[:, -1], stored[:, -1]
             apart &= ((start - was).abs() > MERGE_WITHIN * (1 + was.abs())).any(-1).any(0)
-            h[span, chunks], c[span, chunks] = new_h, new_c
+            states[:, span, chunks] = new
             if not apart.any():
                 break
-        return [chunk for chunk, is_apart in zip(chunks, apart.tolist(), strict=True) if is_apart]
+        return list(compress(chunks, apart.tolist()))
 
-    def _steps(self, gates_SGC: Tensor, start: Tensor, h_SGC: Tensor, c_SGC: Tensor) -> None:
-        """Step through input gates (S, G, 4 WIDTH) from `start` (2, G, WIDTH) into h, c (S, G, WIDTH)."""
+    def _steps(self, gates_SGC: Tensor, start: Tensor, states: Tensor) -> None:
+        """Step through gates (S, G, 4 WIDTH) from `start` (2, G, WIDTH) into `states` (2, S, G, WIDTH)."""
         h, c = start
         squashed = torch.empty_like(h)
-        for gates, h_out, c_out in zip(gates_SGC, h_SGC, c_SGC, strict=True):
+        for gates, h_out, c_out in zip(gates_SGC, *states, strict=True):
             gates = torch.addmm(gates, h, self.recurrent)
             i, f, o = gates[:, : 3 * WIDTH].sigmoid_().chunk(3, 1)
             g = gates[:, 3 * WIDTH :].tanh_()
@@ -164,39 +162,19 @@ class Lstm:
             h = torch.mul(o, torch.tanh(c, out=squashed), out=h_out)
 
 
-class Quantizer:
-    """Residual nearest-neighbour search in K codebooks (K, size, dimension), Euclidean distance."""
-
-    SLICE_FRAMES = 512  # 2 MB of distances at a time
-
-    def __init__(self, codebooks: list[Tensor]):
-        self.codebooks = [(book, (-2 * book).t().contiguous(), book.pow(2).sum(1)) for book in codebooks]
-
-    def run(self, x_TD: Tensor) -> Tensor:
-        """(T, dimension) → int64 (T, K)."""
-        codes_TK = x_TD.new_empty(len(x_TD), len(self.codebooks), dtype=torch.int64)
-        for rest, codes in zip(x_TD.split(self.SLICE_FRAMES), codes_TK.split(self.SLICE_FRAMES), strict=True):
-            for level, (book, minus_twice, squares) in enumerate(self.codebooks):
-                # |x|² is the same for every code, so the nearest is the least |e|² − 2 x·e.
-                codes[:, level] = nearest = torch.addmm(squares, rest, minus_twice).argmin(1)
-                rest = rest - book[nearest]
-        return codes_TK
-
-
 class EncodecEncoder:
-    """The whole encoder with its carried state, for one recording's blocks in order."""
+    """For one recording's blocks in order."""
 
     def __init__(self, weights: dict[str, Tensor], codebooks: int, dtype: torch.dtype = torch.float32):
-        """`weights` as `encodec_weights.shapes` names them, float32, all on one device.
-
-        dtype: of the convolutions that reduce the rate, most of the work; the LSTM, which carries its state,
-        and later layers stay in float32."""
+        """weights: as `encodec_weights.tensors` names them, float32. dtype: of the convolutions that reduce
+        the rate, most of the work."""
         down = {name: w.to(dtype) for name, w in weights.items() if name.startswith(("first", "level"))}
         self.first = EncodecConvolution(down["first.weight"], down["first.bias"])
         self.levels = [Level(down, f"level{n}", stride) for n, (_, stride) in enumerate(LEVELS)]
         self.lstm = [Lstm(weights, layer) for layer in range(2)]
         self.last = EncodecConvolution(weights["last.weight"], weights["last.bias"])
-        self.quantizer = Quantizer([weights[f"codebook{k}"] for k in range(codebooks)])
+        books = [weights[f"codebook{k}"] for k in range(codebooks)]
+        self.codebooks = [(book, (-2 * book).t().contiguous(), book.pow(2).sum(1)) for book in books]
 
     def restart(self) -> None:
         """The next block starts another recording."""
@@ -207,16 +185,24 @@ class EncodecEncoder:
     def encode(self, wave_N: np.ndarray) -> np.ndarray:
         """float32 (N,) → uint16 (ceil(N / 320), K). N is divisible by 320 but in a recording's last block."""
         wave = torch.tensor(wave_N, dtype=self.first.bias.dtype, device=self.first.bias.device)
-        # few, large kernels on a GPU
-        piece = PIECE_FRAMES * HOP_SAMPLES if wave.device.type == "cpu" else len(wave)
+        piece = PIECE_FRAMES * HOP_SAMPLES if wave.device.type == "cpu" else len(wave)  # a GPU: large kernels
         with torch.inference_mode():
             x_TC = torch.cat([self._convolve(part) for part in wave.split(piece)]).float()
             y_TC = self.lstm[1].run(self.lstm[0].run(x_TC))
             whole, here = self.last.buffer(len(x_TC))
-            torch.add(x_TC, y_TC, out=here)
-            F.elu_(here)
-            codes = self.quantizer.run(self.last.run(whole, len(x_TC)))
-        return codes.to("cpu").numpy().astype(np.uint16)
+            F.elu_(torch.add(x_TC, y_TC, out=here))
+            rest_TD = self.last.run(whole, len(x_TC))
+            codes_TK = torch.cat([self._nearest(part) for part in rest_TD.split(QUANTISED_FRAMES)])
+        return codes_TK.to("cpu").numpy().astype(np.uint16)
+
+    def _nearest(self, rest_TD: Tensor) -> Tensor:
+        """(T, dimension) → int64 (T, K): residual search by Euclidean distance."""
+        codes = []
+        for book, minus_twice, squares in self.codebooks:
+            # |x|² is the same for every code, so the nearest is the least |e|² − 2 x·e.
+            codes.append(torch.addmm(squares, rest_TD, minus_twice).argmin(1))
+            rest_TD = rest_TD - book[codes[-1]]
+        return torch.stack(codes, 1)
 
     def _convolve(self, wave_L: Tensor) -> Tensor:
         whole, here = self.first.buffer(len(wave_L))

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from safetensors.torch import load
 
-from stages.label.teachers.encodec_weights import CODES, DIMENSION, layers
+from stages.label.teachers.encodec_weights import CODES, DIMENSION, tensors
 
 
 def package() -> ModuleType:
     """The imported package; ValueError with the command that installs it.
 
-    It uses torchaudio only to read and resample files: where that is missing, or made for another torch, an
-    empty module replaces it during the import."""
+    It needs torchaudio only for files: during the import an empty module replaces one that is missing, or
+    made for another torch."""
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError):
@@ -36,17 +36,13 @@ def package() -> ModuleType:
 
 
 def reference(canonical: bytes, codebooks: int) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-    """(the package's name and version, its model as a function of a recording: float32 (N,) → int64 (T, K)).
-
-    float32 on the CPU, with weights in the form of `encodec_weights.canonical`."""
+    """(name and version, its model in float32 on the CPU: float32 (N,) → int64 (T, K)) of the package."""
     encodec, weights = package(), load(canonical)
     with torch.random.fork_rng(devices=[]):  # initial values are drawn, and replaced
         encoder = encodec.modules.SEANetEncoder(channels=1, norm="none", causal=True).eval()
         quantizer = encodec.quantization.ResidualVectorQuantizer(DIMENSION, codebooks, CODES).eval()
-    state = {f"model.13.{name}": value for name, value in weights.items() if name.startswith("lstm.")}
-    for name, (place, _) in layers().items():
-        state |= {f"model.{place}.conv.conv.{part}": weights[f"{name}.{part}"] for part in ("weight", "bias")}
-    encoder.load_state_dict(state)
+    places = {place.removeprefix("encoder."): weights[name] for name, (place, _) in tensors(0).items()}
+    encoder.load_state_dict(places)
     for k, layer in enumerate(quantizer.vq.layers):
         layer._codebook.embed.copy_(weights[f"codebook{k}"])
         layer._codebook.inited.fill_(1)
@@ -62,8 +58,8 @@ def reference(canonical: bytes, codebooks: int) -> tuple[str, Callable[[np.ndarr
 def agreement(ours_TK: np.ndarray, theirs_TK: np.ndarray) -> tuple[float, int]:
     """(share of equal tokens, tokens compared).
 
-    In a frame, tokens after the first that differs are left out: they quantise another residual, so one
-    choice between two equally near codes would count up to K times."""
+    Of a frame not those after the first that differs: they quantise another residual, so one choice between
+    two equally near codes would count up to K times."""
     differs_TK = ours_TK != theirs_TK
     compared_TK = differs_TK.cumsum(1) - differs_TK == 0
     return round(1 - float(differs_TK[compared_TK].mean()), 6), int(compared_TK.sum())

@@ -1,17 +1,16 @@
 """EnCodec's published weights: where they are found, and the one form in which we keep them.
 
-Sources: the official `encodec_24khz-d7cc33bc.th` (state dict of the `encodec` package), or
-`facebook/encodec_24khz` as transformers' `EncodecModel` saves it (model.safetensors). The canonical form is
-safetensors bytes of `shapes(K)`: the encoder with weight norm folded, the LSTM, K codebooks, all float32.
-Both sources give the same bytes on any machine; their sha256 identifies the teacher."""
+They come as a state dict of the `encodec` package (encodec_24khz-d7cc33bc.th), or as transformers'
+`EncodecModel` saves them (facebook/encodec_24khz). Both give the same canonical form on any machine: float32
+safetensors bytes of `tensors(K)`, weight norm folded; their sha256 identifies the teacher."""
 
 import hashlib
 import math
 import os
-import queue
 import sys
 import threading
 import urllib.request
+from concurrent.futures import Future, wait
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,6 +26,11 @@ FILE = "encodec_24khz-d7cc33bc.th"  # encodec 0.1.1, model.py: the name has the 
 URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{FILE}"  # encodec 0.1.1, model.py ROOT_URL
 TIMEOUT_S = 5  # to reach the server, name look-up included
 DIMENSION, CODES = 128, 1024  # encodec 0.1.1: SEANetEncoder, ResidualVectorQuantizer
+# Of the package's names: what transformers calls them.
+_RENAMED = {
+    "encoder.model": "encoder.layers", ".conv.conv": ".conv", "quantizer.vq": "quantizer",
+    "._codebook": ".codebook",
+}  # fmt: skip
 
 
 def layers() -> dict[str, tuple[str, tuple[int, int, int]]]:
@@ -41,27 +45,25 @@ def layers() -> dict[str, tuple[str, tuple[int, int, int]]]:
     return found | {"last": ("15", (DIMENSION, WIDTH, 7))}
 
 
-def shapes(codebooks: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the canonical form."""
+def tensors(codebooks: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Canonical name of each tensor → its name in the package's state dict, and its shape."""
     found = {}
-    for name, (_, shape) in layers().items():
-        found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    for n in range(2):
-        for gates in ("ih", "hh"):
-            weight, bias = f"lstm.weight_{gates}_l{n}", f"lstm.bias_{gates}_l{n}"
-            found |= {weight: (4 * WIDTH, WIDTH), bias: (4 * WIDTH,)}
-    return found | {f"codebook{k}": (CODES, DIMENSION) for k in range(codebooks)}
+    for name, (place, shape) in layers().items():
+        for part, own in ("weight", shape), ("bias", shape[:1]):
+            found[f"{name}.{part}"] = (f"encoder.model.{place}.conv.conv.{part}", own)
+    for part, own in ("weight", (4 * WIDTH, WIDTH)), ("bias", (4 * WIDTH,)):
+        for gates in ("ih_l0", "hh_l0", "ih_l1", "hh_l1"):
+            found[f"lstm.{part}_{gates}"] = (f"encoder.model.13.lstm.{part}_{gates}", own)
+    for k in range(codebooks):
+        found[f"codebook{k}"] = (f"quantizer.vq.layers.{k}._codebook.embed", (CODES, DIMENSION))
+    return found
 
 
 def locate(path: str | None, codebooks: int) -> bytes:
-    """Canonical bytes of the weights at `path`, else in torch hub's cache, else downloaded into it.
-
-    `path`: a torch file of the official layout, a safetensors file of transformers' layout, or a folder with
-    `model.safetensors`. Raises ValueError naming path, expected and seen."""
-    if path is not None:
-        return canonical(_read(Path(path).expanduser()), codebooks, str(path))
+    """Canonical bytes of the weights at `path` (a torch or safetensors file, or a folder with
+    `model.safetensors`), else in torch hub's cache, else downloaded into it."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    if not cached.exists():
+    if path is None and not cached.exists():
         try:
             _download(cached)
         except OSError as error:  # URLError, timeouts and refusals are OSErrors
@@ -70,64 +72,54 @@ def locate(path: str | None, codebooks: int) -> bytes:
                 f"could not be downloaded ({error}). Give `--set run.weights=PATH` ({FILE} or a folder of "
                 f"facebook/encodec_24khz), or put {FILE} at {cached}, or run where the download works."
             ) from error
-    return canonical(_read(cached), codebooks, str(cached))
+    state = _read(cached if path is None else Path(path).expanduser())
+    return canonical(state, codebooks, str(path or cached))
 
 
 def canonical(state: dict[str, Tensor], codebooks: int, source: str) -> bytes:
-    """Safetensors bytes of `shapes(codebooks)` from a state dict of either layout; messages name `source`."""
-    transformers = any(name.startswith("encoder.layers.") for name in state)
-    root, inner = ("encoder.layers", ".conv") if transformers else ("encoder.model", ".conv.conv")
-    books = "quantizer.layers.{}.codebook.embed" if transformers else "quantizer.vq.layers.{}._codebook.embed"
-    found = {}
-    for name, (place, shape) in layers().items():
-        at = f"{root}.{place}{inner}"
-        found[f"{name}.weight"] = _folded(state, at, shape, source)
-        found[f"{name}.bias"] = _take(state, [f"{at}.bias"], shape[:1], source)
-    for name, shape in shapes(codebooks).items():
-        if name.startswith("lstm."):
-            found[name] = _take(state, [f"{root}.13.{name}"], shape, source)
-        elif name.startswith("codebook"):
-            found[name] = _take(state, [books.format(name.removeprefix("codebook"))], shape, source)
-            if (found[name] == found[name][0]).all():
-                raise ValueError(
-                    f"{source}: expected trained codebooks, saw {CODES} equal codes in {name}, as in an "
-                    f"EncodecModel made with pretrained=False. Use the published weights."
-                )
+    transformers, found = any(name.startswith("encoder.layers.") for name in state), {}
+    for name, (there, shape) in tensors(codebooks).items():
+        for package, renamed in _RENAMED.items() if transformers else ():
+            there = there.replace(package, renamed)
+        found[name] = _folded(state, there, shape, source)
+        if name.startswith("codebook") and (found[name] == found[name][0]).all():
+            raise ValueError(
+                f"{source}: expected trained codebooks, saw {CODES} equal codes in {name}, as in an "
+                f"EncodecModel made with pretrained=False. Use the published weights."
+            )
     return save(found)
 
 
-def _folded(state: dict[str, Tensor], at: str, shape: tuple[int, int, int], source: str) -> Tensor:
-    """The weight g · v / |v| (weight norm over all but the first dimension), or a plain weight as it is.
+def _folded(state: dict[str, Tensor], name: str, shape: tuple[int, ...], source: str) -> Tensor:
+    """The tensor as it is, or with weight norm g · v / |v| folded.
 
-    In float64 from exactly rounded sums, so that the float32 bits, and the identity, are the same on every
-    machine; torch's own float32 folding differs in some last bits."""
-    if f"{at}.weight" in state:
-        return _take(state, [f"{at}.weight"], shape, source)
-    g = _take(state, [f"{at}.weight_g", f"{at}.parametrizations.weight.original0"], (shape[0], 1, 1), source)
-    v = _take(state, [f"{at}.weight_v", f"{at}.parametrizations.weight.original1"], shape, source)
+    In float64 from exactly rounded sums: torch's own float32 folding differs between machines in some last
+    bits, and the identity with them."""
+    if name in state or not name.endswith(".weight"):
+        return _take(state, [name], shape, source)
+    original = name.replace(".weight", ".parametrizations.weight.original")
+    g = _take(state, [f"{name}_g", f"{original}0"], (shape[0], 1, 1), source)
+    v = _take(state, [f"{name}_v", f"{original}1"], shape, source)
     squares = v.double().square().flatten(1)  # exact: a float32 squared fits a float64
     norm = torch.tensor([math.fsum(row) for row in squares.tolist()], dtype=torch.float64).sqrt()
     return (v.double() * (g.double() / norm[:, None, None])).float().contiguous()
 
 
 def _take(state: dict[str, Tensor], names: list[str], shape: tuple[int, ...], source: str) -> Tensor:
-    for name in names:
-        if name in state:
-            tensor = state[name]
-            if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-                seen = f"{tuple(tensor.shape)} {tensor.dtype}"
-                raise ValueError(f"{source}: {name}: expected {shape} floating point, saw {seen}.")
-            if not tensor.isfinite().all():
-                raise ValueError(f"{source}: {name}: expected finite numbers, saw NaN or infinity.")
-            return tensor.detach().to("cpu", torch.float32).contiguous()
-    wanted = " or ".join(names)
-    raise ValueError(
-        f"{source}: expected a tensor named {wanted} (EnCodec 24 kHz), saw {len(state)} tensors without it."
-    )
+    name = next((name for name in names if name in state), None)
+    if name is None:
+        wanted = f"expected a tensor named {' or '.join(names)} (EnCodec 24 kHz)"
+        raise ValueError(f"{source}: {wanted}, saw {len(state)} tensors without it.")
+    tensor = state[name]
+    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        seen = f"{tuple(tensor.shape)} {tensor.dtype}"
+        raise ValueError(f"{source}: {name}: expected {shape} floating point, saw {seen}.")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{source}: {name}: expected finite numbers, saw NaN or infinity.")
+    return tensor.detach().to("cpu", torch.float32).contiguous()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict of either layout; ValueError if the file is missing, damaged or another."""
     if path.is_dir():
         path /= "model.safetensors"
     if not path.is_file():
@@ -152,7 +144,6 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _check(seen: str, source: object) -> None:
-    """Compare a sha256 with the digits in the published name."""
     expected = Path(FILE).stem.split("-")[1]
     if not seen.startswith(expected):
         raise ValueError(
@@ -161,8 +152,8 @@ def _check(seen: str, source: object) -> None:
 
 
 def _download(target: Path) -> None:
-    """Fetch `URL` to `target`, whole and checked, or leave nothing. Raises OSError, ValueError."""
-    response = _reach(URL)
+    """Fetch `URL` to `target`, whole and checked, or leave nothing."""
+    response = _reach()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{FILE}.{os.getpid()}.part")
     total, digest = int(response.headers.get("Content-Length") or 0), hashlib.sha256()
@@ -179,23 +170,19 @@ def _download(target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _reach(url: str) -> HTTPResponse:
+def _reach() -> HTTPResponse:
     """An open response within `TIMEOUT_S`. In a thread, since no timeout covers the name look-up."""
-    answers = queue.SimpleQueue()
+    answer = Future()
 
     def request() -> None:
         try:
-            answers.put(urllib.request.urlopen(url, timeout=TIMEOUT_S))
+            answer.set_result(urllib.request.urlopen(URL, timeout=TIMEOUT_S))
         except OSError as error:
-            answers.put(error)
+            answer.set_exception(error)
         except HTTPException as error:
-            answers.put(ConnectionError(f"no HTTP answer: {error!r}"))
+            answer.set_exception(ConnectionError(f"no HTTP answer: {error!r}"))
 
     threading.Thread(target=request, daemon=True).start()
-    try:
-        answer = answers.get(timeout=TIMEOUT_S + 1)
-    except queue.Empty:
-        answer = TimeoutError(f"no answer within {TIMEOUT_S} s")
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
+    if not wait([answer], TIMEOUT_S + 1).done:
+        raise TimeoutError(f"no answer within {TIMEOUT_S} s")
+    return answer.result()

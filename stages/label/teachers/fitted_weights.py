@@ -1,28 +1,32 @@
-"""The one form in which fitted teachers are kept: canonical safetensors bytes with one note, the identity.
-
-The worker that reads them from a file has compared its sha256 before (`stages/label/shard.py`)."""
+"""How fitted teachers are kept: canonical safetensors bytes with one note, the identity. The worker that
+reads them has compared their sha256 before (`stages/label/shard.py`)."""
 
 import json
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 Shapes = dict[str, tuple[int, ...]]
+LEVEL = ("codebook", "in_w", "in_b", "out_w", "out_b")  # of Mel-RVQ
+
+
+def levels(tensors: dict) -> Iterator[tuple]:
+    """Each level's own, in the order of `LEVEL`."""
+    return zip(*(tensors[key] for key in LEVEL), strict=True)
 
 
 def identity(recipe: Any, names: tuple[str, ...]) -> str:
     """The part of a recipe that its weights depend on."""
-    fields = {name: getattr(recipe, name) for name in names}
-    return json.dumps({"version": recipe.version} | fields, sort_keys=True)
+    return json.dumps({name: getattr(recipe, name) for name in ("version", *names)}, sort_keys=True)
 
 
 def pack(teacher: str, identity: str, arrays: dict[str, np.ndarray], shapes: Shapes) -> bytes:
-    """float32 arrays of these shapes as bytes; the same arrays give the same bytes."""
     from safetensors.numpy import save
 
     assert {key: a.shape for key, a in arrays.items()} == shapes
-    # One metadata key only: safetensors writes several in no fixed order.
+    # One metadata key: safetensors writes several in no fixed order.
     return save({key: np.ascontiguousarray(a) for key, a in arrays.items()}, metadata={teacher: identity})
 
 
@@ -36,12 +40,17 @@ def unpack(teacher: str, identity: str, weights: bytes | None, shapes: Shapes) -
     try:
         arrays = load(weights)
     except SafetensorError as error:
-        size = f"{len(weights)} bytes{_announced(weights)}"
+        try:
+            end, tensors = _header(weights)
+            ends = [t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"]
+            announced = f" of {end + max(ends)} announced"
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+            announced = ""
         raise ValueError(
-            f"{teacher}: the weights ({size}) are no whole safetensors file ({error}); fit or copy them again"
+            f"{teacher}: the weights ({len(weights)} bytes{announced}) are no whole safetensors file "
+            f"({error}); fit or copy them again"
         ) from error
-    (header_bytes,) = struct.unpack("<Q", weights[:8])
-    found = json.loads(weights[8 : 8 + header_bytes]).get("__metadata__", {}).get(teacher)
+    found = _header(weights)[1].get("__metadata__", {}).get(teacher)
     if found != identity:
         raise ValueError(
             f"{teacher}: the weights were fitted for {found}, the recipe says {identity}; fit again or "
@@ -56,12 +65,7 @@ def unpack(teacher: str, identity: str, weights: bytes | None, shapes: Shapes) -
     return arrays
 
 
-def _announced(weights: bytes) -> str:
-    """The file's length by its header, where it can be read."""
-    try:
-        (header_bytes,) = struct.unpack("<Q", weights[:8])
-        tensors = json.loads(weights[8 : 8 + header_bytes])
-        ends = [t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"]
-        return f" of {8 + header_bytes + max(ends)} announced"
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        return ""
+def _header(weights: bytes) -> tuple[int, dict]:
+    """(where the tensors begin, the header)."""
+    end = 8 + struct.unpack("<Q", weights[:8])[0]
+    return end, json.loads(weights[8:end])

@@ -1,11 +1,11 @@
 """k-means on log-mel and chroma: MERT's own first teacher (P), fitted on one's own corpus.
 
-T frames, M mel bins, D = M + 12 features, C codes. Each feature is standardised over the corpus; then mel and
-chroma weigh the same, whatever their widths (D)."""
+T frames, D features (mel bins and 12 of chroma), C codes. Each feature is standardised over the corpus; then
+mel and chroma weigh the same, whatever their widths (D)."""
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from stages.signal.chroma import CLASSES, chroma_filters
 from stages.signal.mel import mel_filters
 from stages.signal.rates import RATE_HZ
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _START_FRAMES_PER_CODE = 8  # in the first batch, from which k-means++ starts
 _CHUNK_FRAMES = 8192  # looked up at once in the report
 
@@ -29,10 +26,10 @@ _CHUNK_FRAMES = 8192  # looked up at once in the report
 class KMeans:
     """k-means on log-mel and chroma, fitted on the corpus."""
 
-    name: ClassVar[str] = "kmeans"
-    version: ClassVar[int] = 1
-    cpu_s: ClassVar[float] = 0.004
-    codebooks: ClassVar[int] = 1
+    name = "kmeans"
+    version = 1
+    cpu_s = 0.004
+    codebooks = 1
 
     codebook_size: recipes.CodebookSize = 1024  # codes of a codebook
     mels: recipes.Mels = 128  # bands
@@ -53,12 +50,8 @@ class KMeans:
     def fit(
         self, waves: Sequence[Wave], device: str, threads: int, progress: Callable[[dict], None]
     ) -> tuple[bytes, dict]:
-        """Fit by mini-batches on a seeded sample of `waves`: canonical safetensors bytes, and a report.
-
-        scikit-learn's MiniBatchKMeans, on the CPU; it moves codes of few frames. The same waves in the same
-        order, recipe and `threads` give the same bytes. `progress`: as `MelRvq.fit`, with phases "read" and
-        "train". The report has counts of frames, used codes, perplexity (fitting frames) and the error left,
-        also of held-out frames. ValueError: too little audio, or unreadable samples. `ReadError` passes."""
+        """As `MelRvq.fit`, but always on the CPU, with phases "read" and "train": scikit-learn's
+        MiniBatchKMeans, which moves codes of few frames. The report has the error of fitting frames too."""
         import torch
         from threadpoolctl import threadpool_limits
 
@@ -68,11 +61,14 @@ class KMeans:
         with threads_set(threads), threadpool_limits(threads):
             generator = torch.Generator().manual_seed(self.seed)
             bands, held = read_stretches(self, self.features(device), waves, generator, progress)
-            parts = list(zip(bands, held, strict=True))
-            fit_TD, heldout_TD = (self._joined([b for b, h in parts if h is part]) for part in (False, True))
+            seen: tuple[list, list] = ([], [])
+            for bands_TD, heldout in zip(bands, held, strict=True):
+                seen[heldout].append(self._seen(bands_TD).cpu().numpy())
+            fit_TD, heldout_TD = map(np.concatenate, seen)
             mean_D = fit_TD.mean(0, dtype=np.float64).astype(np.float32)
             spread_D = np.maximum(fit_TD.std(0, dtype=np.float64), 1e-2)  # a corpus of silence has none
-            scale_D = (spread_D * np.sqrt(self._half_widths())).astype(np.float32)
+            halves = [self.mels, CLASSES]  # features that share a half of the weight
+            scale_D = (spread_D * np.sqrt(np.repeat(halves, halves))).astype(np.float32)
             fit_TD, heldout_TD = ((x_TD - mean_D) / scale_D for x_TD in (fit_TD, heldout_TD))
             codes_CD = self._train(fit_TD, progress)
             report = _report(codes_CD, fit_TD, heldout_TD)
@@ -87,24 +83,17 @@ class KMeans:
         tensors = {key: torch.from_numpy(array.copy()).to(device) for key, array in arrays.items()}
         mean_D, scale_D, nearest = tensors["mean"], tensors["scale"], _nearest(tensors["codes"])
 
-        def tile(bands_TD: "Tensor") -> "Tensor":
+        def tile(bands_TD):
             return nearest((self._seen(bands_TD) - mean_D) / scale_D)[:, None]
 
         return labeller(self.features(device), tile, threads)
 
-    def _seen(self, bands_TD: "Tensor") -> "Tensor":
-        """Bands in dB, the chroma ones relative to their frame's mean: mel has the loudness already."""
+    def _seen(self, bands_TD):
+        """The chroma bands relative to their frame's mean: mel has the loudness already."""
         import torch
 
         mel, chroma = bands_TD[:, : self.mels], bands_TD[:, self.mels :]
         return torch.cat([mel, chroma - chroma.mean(1, keepdim=True)], 1)
-
-    def _joined(self, bands: "list[Tensor]") -> np.ndarray:
-        return np.concatenate([self._seen(part).cpu().numpy() for part in bands])
-
-    def _half_widths(self) -> np.ndarray:
-        """float64 (D,): how many features share each feature's half."""
-        return np.repeat([self.mels, CLASSES], [self.mels, CLASSES]).astype(np.float64)
 
     def _train(self, fit_TD: np.ndarray, progress: Callable) -> np.ndarray:
         """float32 (C, D) centres."""
@@ -132,27 +121,22 @@ class KMeans:
         return identity(self, ("codebook_size", "mels", "n_fft"))
 
 
-def _nearest(codes_CD: "Tensor") -> "Callable[[Tensor], Tensor]":
+def _nearest(codes_CD) -> Callable:
     """(T, D) → int64 (T,): the nearest code, of largest x·c − |c|²/2, since |x|² is the same for all."""
-    import torch
-
     half_squares_C, codes_DC = -0.5 * codes_CD.square().sum(1), codes_CD.T.contiguous()
-    return lambda x_TD: best(torch.addmm(half_squares_C, x_TD, codes_DC))
+    return lambda x_TD: best(half_squares_C.addmm(x_TD, codes_DC))
 
 
 def _report(codes_CD: np.ndarray, fit_TD: np.ndarray, heldout_TD: np.ndarray) -> dict:
     import torch
 
-    from stages.label.teachers.mel_rvq_fit import perplexity
+    from stages.label.teachers.mel_rvq_fit import usage
 
     nearest = _nearest(torch.from_numpy(codes_CD))
-    errors, counts_C = [], None
-    for x_TD in (heldout_TD, fit_TD):
+    errors, variance = {}, float(np.square(fit_TD).sum(1).mean()) or 1.0
+    for name, x_TD in {"heldout_error": heldout_TD, "fit_error": fit_TD}.items():
         code_T = torch.cat([nearest(part) for part in torch.from_numpy(x_TD).split(_CHUNK_FRAMES)])
-        counts_C = torch.bincount(code_T, minlength=len(codes_CD))
-        errors.append(float(np.square(x_TD - codes_CD[code_T.numpy()]).sum(1).mean()))
-    variance = float(np.square(fit_TD).sum(1).mean()) or 1.0
-    level = {"used": int((counts_C > 0).sum()), "perplexity": round(perplexity(counts_C), 3)}
-    # 1 is a constant frame's error
-    level |= {"heldout_error": errors[0] / variance, "fit_error": errors[1] / variance}
+        error = float(np.square(x_TD - codes_CD[code_T.numpy()]).sum(1).mean())
+        errors[name] = error / variance  # 1 is a constant frame's
+    level = usage(torch.bincount(code_T, minlength=len(codes_CD))) | errors
     return {"fit_frames": len(fit_TD), "heldout_frames": len(heldout_TD), "levels": [level]}

@@ -1,13 +1,11 @@
-"""Mel-RVQ: residual vector quantisation of the log-mel spectrogram, fitted on one's own corpus.
-
-After MuQ (arXiv 2501.01108), at this project's 75 frames a second instead of their 25.
+"""Mel-RVQ, after MuQ (arXiv 2501.01108), at this project's 75 frames a second instead of their 25.
 
 T frames, D = stack · mels input width, K codebooks, C codes each, E = dim. Level k:
 
     z = in_w r + in_b;  code = argmax cosine(z, codebook);  r ← r - (out_w codebook[code] + out_b)"""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,21 +14,16 @@ from stages.config import Natural, Number, settings
 from stages.label.base import LabelFunction, Wave
 from stages.label.teachers import recipes
 from stages.label.teachers.features import Features, best, labeller, threads_set
-from stages.label.teachers.fitted_weights import identity, pack, unpack
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_SHAPING = ("codebooks", "codebook_size", "dim", "mels", "n_fft", "stack")  # what the weights depend on
+from stages.label.teachers.fitted_weights import LEVEL, identity, levels, pack, unpack
 
 
 @settings
 class MelRvq:
     """Residual vector quantisation of the log-mel spectrogram, fitted on the corpus."""
 
-    name: ClassVar[str] = "mel_rvq"
-    version: ClassVar[int] = 1
-    cpu_s: ClassVar[float] = 0.003
+    name = "mel_rvq"
+    version = 1
+    cpu_s = 0.003
 
     codebooks: recipes.Codebooks = 8  # this and the next four: MuQ
     codebook_size: recipes.CodebookSize = 1024  # codes of a codebook
@@ -51,13 +44,13 @@ class MelRvq:
     def fit(
         self, waves: Sequence[Wave], device: str, threads: int, progress: Callable[[dict], None]
     ) -> tuple[bytes, dict]:
-        """Fit all codebooks on a seeded sample of `waves`: canonical safetensors bytes, and a report.
+        """Fit on a seeded sample of `waves`: canonical safetensors bytes, and a report.
 
         On the CPU the same waves in the same order, recipe and `threads` give the same bytes. `progress` is
         called about once a second with {"phase", "step", "steps", "loss", "eta_s"}; phases are "read" (loss
         None), "init", "train" and "settle". The report has counts of frames and, per level, used codes,
-        perplexity (fitting frames) and held-out error. ValueError: too little audio for the codebooks, or
-        unreadable samples. `ReadError` passes."""
+        perplexity (fitting frames) and errors left. ValueError: too little audio for the codebooks, or
+        unreadable samples."""
         from stages.label.teachers.mel_rvq_fit import fit_levels
 
         with threads_set(threads):
@@ -66,47 +59,37 @@ class MelRvq:
         return pack(self.name, self._identity(), arrays, self._shapes()), report
 
     def open(self, weights: bytes | None, device: str, threads: int) -> LabelFunction:
-        coder = Coder(unpack(self.name, self._identity(), weights, self._shapes()), device)
-        return labeller(self.features(device), coder.name, threads)
+        coder = _coder(unpack(self.name, self._identity(), weights, self._shapes()), device)
+        return labeller(self.features(device), coder, threads)
 
     def features(self, device: str) -> Features:
         return Features(self.mels, self.n_fft, self.stack, device)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         k, c, e, d = self.codebooks, self.codebook_size, self.dim, self.mels * self.stack
-        return {
-            "codebook": (k, c, e), "in_w": (k, e, d), "in_b": (k, e), "out_w": (k, d, e), "out_b": (k, d),
-            "mean_db": (1,), "std_db": (1,),
-        }  # fmt: skip
+        level = zip(LEVEL, ((k, c, e), (k, e, d), (k, e), (k, d, e), (k, d)), strict=True)
+        return dict(level) | {"mean_db": (1,), "std_db": (1,)}
 
     def _identity(self) -> str:
-        return identity(self, _SHAPING)
+        return identity(self, ("codebooks", "codebook_size", "dim", "mels", "n_fft", "stack"))
 
 
-class Coder:
-    """Names the codes of frames, with weights loaded."""
+def _coder(tensors: dict[str, np.ndarray], device: str) -> Callable:
+    """(T, D) → int64 (T, K)."""
+    import torch
 
-    def __init__(self, tensors: dict[str, np.ndarray], device: str):
-        import torch
+    weights = {key: torch.from_numpy(np.array(value)).to(device) for key, value in tensors.items()}
+    ready = []
+    for codes, in_w, in_b, out_w, out_b in levels(weights):
+        # A cosine's argmax does not depend on the length of z, so only the codes are normalised.
+        directions_EC = torch.nn.functional.normalize(codes, dim=1).T.contiguous()
+        ready.append((in_w, in_b, directions_EC, codes @ out_w.T + out_b))
 
-        weights = {key: torch.from_numpy(np.array(value)).to(device) for key, value in tensors.items()}
-        self._mean, self._std = weights["mean_db"], weights["std_db"]
-        self._levels = []
-        for level in zip(
-            *(weights[key] for key in ("codebook", "in_w", "in_b", "out_w", "out_b")), strict=True
-        ):
-            codes, in_w, in_b, out_w, out_b = level
-            # A cosine's argmax does not depend on the length of z, so only the codes are normalised.
-            directions_EC = torch.nn.functional.normalize(codes, dim=1).T.contiguous()
-            self._levels.append((in_w, in_b, directions_EC, codes @ out_w.T + out_b))
+    def tile(x_TD):
+        rest_TD, found = (x_TD - weights["mean_db"]) / weights["std_db"], []
+        for in_w, in_b, directions_EC, decoded_CD in ready:
+            found.append(best(torch.addmm(in_b, rest_TD, in_w.T) @ directions_EC))
+            rest_TD = rest_TD - decoded_CD[found[-1]]
+        return torch.stack(found, 1)
 
-    def name(self, x_TD: "Tensor") -> "Tensor":
-        """(T, D) → int64 (T, K)."""
-        import torch
-
-        rest_TD, codes = (x_TD - self._mean) / self._std, []
-        for in_w, in_b, directions_EC, decoded_CD in self._levels:
-            code_T = best(torch.addmm(in_b, rest_TD, in_w.T) @ directions_EC)
-            rest_TD = rest_TD - decoded_CD[code_T]
-            codes.append(code_T)
-        return torch.stack(codes, 1)
+    return tile

@@ -1,7 +1,7 @@
 """Fitting Mel-RVQ: start each level from the data, train all together, leave no code dead.
 
-T frames, D input width, K levels, C codes, E look-up width, B batch (see `mel_rvq`). All random numbers come
-from one generator on the CPU, seeded by the recipe, a `MelRvq`, which imports this file."""
+T frames, D input width, K levels, C codes, E look-up width, B batch. All random numbers come from one
+generator on the CPU, seeded by the recipe, a `MelRvq`."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ from torch.nn import functional as fn
 
 from stages.label.base import Wave
 from stages.label.teachers.features import best
-from stages.label.teachers.mel_rvq_frames import Frames, Ticker
+from stages.label.teachers.fitted_weights import LEVEL, levels
+from stages.label.teachers.mel_rvq_frames import Frames, Ticker, read_stretches
 
 COMMITMENT = 0.25  # MuQ
 PEAK_RATE = 1e-3
@@ -25,56 +26,53 @@ LIFT = 4.0  # times the points' own size, see `_first_level`
 REVIVE_FRAMES_PER_CODE = 64  # a code unused over so many frames per code is dead
 SETTLE_ROUNDS = 4
 CHUNK = 2048  # frames looked up at once
-KEYS = ("codebook", "in_w", "in_b", "out_w", "out_b")  # of a level
 
 
 def fit_levels(
     recipe: Any, waves: Sequence[Wave], device: str, progress: Callable[[dict], None]
-) -> tuple[dict[str, Tensor], dict]:
-    """Tensors as `MelRvq` packs them, and the report. See `MelRvq.fit`."""
+) -> tuple[dict, dict]:
+    """The tensors of `MelRvq`, and the report of `MelRvq.fit`."""
     began = time.monotonic()
     generator = torch.Generator().manual_seed(recipe.seed)
-    frames = Frames.read(recipe, waves, device, generator, progress)
-    levels = _start(recipe, frames, generator, progress)
-    _train(recipe, levels, frames, generator, progress)
-    tensors = {key: value.detach().clone() for key, value in _folded(levels).items()}
+    mels, heldout = read_stretches(recipe, recipe.features(device), waves, generator, progress)
+    frames = Frames(mels, heldout, recipe.stack)
+    leaves = _start(recipe, frames, generator, progress)
+    _train(recipe, leaves, frames, generator, progress)
+    tensors = {key: value.detach().clone() for key, value in _folded(leaves).items()}
     _settle(recipe, tensors, frames, progress)
-    report = _report(tensors, frames)
-    report["seconds"] = round(time.monotonic() - began, 1)
-    mean_db, std_db = frames.mean_db.reshape(1), frames.std_db.reshape(1)
-    return tensors | {"mean_db": mean_db, "std_db": std_db}, report
+    report = _report(tensors, frames) | {"seconds": round(time.monotonic() - began, 1)}
+    return tensors | {name: getattr(frames, name).reshape(1) for name in ("mean_db", "std_db")}, report
 
 
-def _start(recipe: Any, frames: Frames, generator: torch.Generator, progress: Callable) -> dict[str, Tensor]:
+def _start(recipe: Any, frames: Frames, generator, progress: Callable) -> dict:
     """Trainable levels, each started from the residual of the levels before it."""
-    chosen = _picked(len(frames.fit_T), INIT_FRAMES_PER_CODE * recipe.codebook_size, generator)
-    rest_TD = frames.stacked(frames.fit_T[chosen.to(frames.fit_T.device)])
-    levels, ticker = [], Ticker("init", recipe.codebooks, progress)
+    rest_TD = frames.stacked(_picked(frames.fit_T, INIT_FRAMES_PER_CODE * recipe.codebook_size, generator))
+    started, ticker = [], Ticker("init", recipe.codebooks, progress)
     for k in range(recipe.codebooks):
         level = _first_level(rest_TD, recipe.dim)
         z_TE = rest_TD @ _normed(level["in_v"], level["in_g"]).T + level["in_b"]
-        codes_CE = z_TE[_picked(len(z_TE), recipe.codebook_size, generator).to(z_TE.device)]
+        codes_CE = _picked(z_TE, recipe.codebook_size, generator)
         for _ in range(INIT_ROUNDS):
             codes_CE = _kmeans_round(z_TE, codes_CE)
         level["codebook"] = codes_CE
-        code_T, _ = _nearest(z_TE, codes_CE)
-        rest_TD = rest_TD - codes_CE[code_T] @ _normed(level["out_v"], level["out_g"]).T - level["out_b"]
-        levels.append(level)
-        ticker.tick(k + 1, float(rest_TD.abs().mean()))
-    return {key: torch.stack([level[key] for level in levels]) for key in levels[0]}
+        named_TE, out_w = codes_CE[_nearest(z_TE, codes_CE)[0]], _normed(level["out_v"], level["out_g"])
+        rest_TD = rest_TD - named_TE @ out_w.T - level["out_b"]
+        started.append(level)
+        ticker.tick(k + 1, rest_TD.abs().mean())
+    return {key: torch.stack([level[key] for level in started]) for key in level}
 
 
-def _picked(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """Up to `count` of range(total), at random."""
-    return torch.randperm(total, generator=generator)[:count]
+def _picked(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Up to `count` of the rows, at random."""
+    return rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
 
 
-def _first_level(rest_TD: Tensor, dim: int) -> dict[str, Tensor]:
+def _first_level(rest_TD: Tensor, dim: int) -> dict:
     """Projections onto the residual's principal axes but one; the last coordinate is constant.
 
-    Look-up is by direction alone. With a constant coordinate, points of one direction and different size
-    differ in direction too, so training starts from a cosine look-up close to a Euclidean one. The axes keep
-    their length, so errors of codes and of frames have one unit."""
+    Look-up is by direction alone: with a constant coordinate, points of different size differ in direction
+    too, so training starts close to a Euclidean look-up. The axes keep their length, so errors of codes and
+    of frames have one unit."""
     mean_D = rest_TD.mean(0)
     centred_TD = (rest_TD - mean_D).double()
     _, axes_DD = torch.linalg.eigh((centred_TD.T @ centred_TD).cpu() / len(rest_TD))
@@ -87,32 +85,26 @@ def _first_level(rest_TD: Tensor, dim: int) -> dict[str, Tensor]:
     out_w_DE = axes_DE * in_g
     out_g = out_w_DE.norm(dim=1)
     out_v = torch.where(out_g[:, None] > 0, out_w_DE, 1.0)
-    in_v = axes_DE.T.contiguous()
-    return {"in_v": in_v, "in_g": in_g, "in_b": in_b, "out_v": out_v, "out_g": out_g, "out_b": mean_D}
+    out = {"out_v": out_v, "out_g": out_g, "out_b": mean_D}
+    return {"in_v": axes_DE.T.contiguous(), "in_g": in_g, "in_b": in_b} | out
 
 
 def _normed(v: Tensor, g: Tensor) -> Tensor:
-    """Weight normalisation: rows of `v` scaled to length `g`."""
+    """Rows of `v` scaled to length `g`."""
     return v * (g / v.norm(dim=-1).clamp_min(1e-12)).unsqueeze(-1)
 
 
-def _folded(levels: dict[str, Tensor]) -> dict[str, Tensor]:
+def _folded(leaves: dict) -> dict:
     """Plain weights instead of normalised ones."""
-    weights = {f"{side}_w": _normed(levels[f"{side}_v"], levels[f"{side}_g"]) for side in ("in", "out")}
-    return {key: weights[key] if key in weights else levels[key] for key in KEYS}
+    weights = {f"{side}_w": _normed(leaves[f"{side}_v"], leaves[f"{side}_g"]) for side in ("in", "out")}
+    return {key: (leaves | weights)[key] for key in LEVEL}
 
 
-def _train(
-    recipe: Any,
-    levels: dict[str, Tensor],
-    frames: Frames,
-    generator: torch.Generator,
-    progress: Callable,
-) -> None:
+def _train(recipe: Any, leaves: dict, frames: Frames, generator, progress: Callable) -> None:
     """Adam over all levels together, in place."""
-    leaves = {key: value.requires_grad_() for key, value in levels.items()}
-    adam = torch.optim.Adam(leaves.values(), lr=PEAK_RATE)
-    used_KC = torch.zeros(leaves["codebook"].shape[:2], dtype=torch.int64, device=leaves["codebook"].device)
+    codebook = leaves["codebook"]
+    adam = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves.values()], lr=PEAK_RATE)
+    used_KC = torch.zeros(codebook.shape[:2], dtype=torch.int64, device=codebook.device)
     every = -(-REVIVE_FRAMES_PER_CODE * recipe.codebook_size // recipe.batch)
     ticker = Ticker("train", recipe.steps, progress)
     for step, x_BD in enumerate(islice(frames.batches(recipe.batch, generator), recipe.steps)):
@@ -126,18 +118,17 @@ def _train(
             used_KC[k] += torch.bincount(code_B, minlength=recipe.codebook_size)
         if (step + 1) % every == 0:
             if left > 0.2:  # a code revived later has no time to settle
-                _revive(leaves["codebook"], adam, used_KC == 0, z_KBE, generator)
+                _revive(codebook, adam, used_KC == 0, z_KBE, generator)
             used_KC.zero_()
         ticker.tick(step + 1, loss.detach())
 
 
-def _loss(levels: dict[str, Tensor], x_BD: Tensor) -> tuple[Tensor, list, list]:
+def _loss(weights: dict, x_BD: Tensor) -> tuple[Tensor, list, list]:
     """Scalar loss; per level z (B, E) and code (B,). Gradients pass the look-up straight through.
 
-    The L1 error is taken after every level: after the last alone, the first levels, which matter most as
-    targets, serve the last one (measured: each level worse)."""
+    The L1 error counts after every level: after the last alone, each level gets worse (measured)."""
     rest_BD, z_KBE, code_KB, loss = x_BD, [], [], torch.zeros((), device=x_BD.device)
-    for codes_CE, in_w, in_b, out_w, out_b in zip(*(levels[key].unbind(0) for key in KEYS), strict=True):
+    for codes_CE, in_w, in_b, out_w, out_b in levels(weights):
         z_BE = fn.linear(rest_BD, in_w, in_b)
         with torch.no_grad():
             code_B = best(z_BE @ fn.normalize(codes_CE, dim=1).T)
@@ -150,25 +141,24 @@ def _loss(levels: dict[str, Tensor], x_BD: Tensor) -> tuple[Tensor, list, list]:
     return loss, z_KBE, code_KB
 
 
-def _revive(codebook, adam, dead_KC: Tensor, z_KBE: list[Tensor], generator: torch.Generator) -> None:
+def _revive(codebook, adam, dead_KC: Tensor, z_KBE: list[Tensor], generator) -> None:
     """Dead codes move onto frames of this batch, without their momentum."""
-    state = adam.state[codebook]
     for k, (dead_C, z_BE) in enumerate(zip(dead_KC.cpu(), z_KBE, strict=True)):
         dead = dead_C.nonzero()[:, 0][: len(z_BE)].to(z_BE.device)
-        codebook.data[k, dead] = z_BE[_picked(len(z_BE), len(dead), generator).to(z_BE.device)]
+        codebook.data[k, dead] = _picked(z_BE, len(dead), generator)
         for moment in ("exp_avg", "exp_avg_sq"):
-            state[moment][k, dead] = 0
+            adam.state[codebook][moment][k, dead] = 0
 
 
 def _nearest(z_TE: Tensor, codes_CE: Tensor) -> tuple[Tensor, Tensor]:
-    """Code of the nearest direction (T,), and squared distance to it (T,)."""
+    """Code of the nearest direction (T,), squared distance to it (T,)."""
     directions_EC = fn.normalize(codes_CE, dim=1).T.contiguous()
     code_T = torch.cat([best(part @ directions_EC) for part in z_TE.split(CHUNK)])
     return code_T, (z_TE - codes_CE[code_T]).square().sum(1)
 
 
 def _kmeans_round(z_TE: Tensor, codes_CE: Tensor) -> Tensor:
-    """Codes moved to the mean of their frames, unused ones to the frames farthest from their codes."""
+    """Codes moved to the mean of their frames."""
     code_T, error_T = _nearest(z_TE, codes_CE)
     counts_C = torch.bincount(code_T, minlength=len(codes_CE))
     # Of sorted frames: adding by index has no fixed order on a GPU.
@@ -186,12 +176,11 @@ def _reseeded(codes_CE, counts_C: Tensor, z_TE: Tensor, error_T: Tensor) -> Tens
 
 
 @torch.no_grad()
-def _settle(recipe: Any, tensors: dict[str, Tensor], frames: Frames, progress: Callable) -> None:
-    """Level by level over every fitting frame: codes still unused move to the frames farthest from theirs."""
-    rest_TD = frames.stacked(frames.fit_T)
-    ticker = Ticker("settle", recipe.codebooks, progress)
-    for k in range(recipe.codebooks):
-        z_TE, codes_CE = rest_TD @ tensors["in_w"][k].T + tensors["in_b"][k], tensors["codebook"][k]
+def _settle(recipe: Any, tensors: dict, frames: Frames, progress: Callable) -> None:
+    """Level by level over every fitting frame: no code stays unused."""
+    rest_TD, ticker = frames.stacked(frames.fit_T), Ticker("settle", recipe.codebooks, progress)
+    for k, (codes_CE, in_w, in_b, out_w, out_b) in enumerate(levels(tensors)):
+        z_TE = rest_TD @ in_w.T + in_b
         for _ in range(SETTLE_ROUNDS):
             code_T, error_T = _nearest(z_TE, codes_CE)
             counts_C = torch.bincount(code_T, minlength=recipe.codebook_size)
@@ -199,31 +188,33 @@ def _settle(recipe: Any, tensors: dict[str, Tensor], frames: Frames, progress: C
                 break
             codes_CE = _reseeded(codes_CE, counts_C, z_TE, error_T)
         tensors["codebook"][k] = codes_CE
-        rest_TD -= (codes_CE @ tensors["out_w"][k].T + tensors["out_b"][k])[_nearest(z_TE, codes_CE)[0]]
-        ticker.tick(k + 1, float(rest_TD.abs().mean()))
+        rest_TD -= (codes_CE @ out_w.T + out_b)[_nearest(z_TE, codes_CE)[0]]
+        ticker.tick(k + 1, rest_TD.abs().mean())
 
 
 @torch.no_grad()
-def _report(tensors: dict[str, Tensor], frames: Frames) -> dict:
-    """Counts, and per level used codes, perplexity (fitting frames), error left (held-out frames)."""
-    levels = []
+def _report(tensors: dict, frames: Frames) -> dict:
+    told = []
     rest_TD, held_TD = frames.stacked(frames.fit_T), frames.stacked(frames.heldout_T)
     variance = float((held_TD - rest_TD.mean(0)).square().mean()) or 1.0
-    for codes_CE, in_w, in_b, out_w, out_b in zip(*(tensors[key] for key in KEYS), strict=True):
+    for codes_CE, in_w, in_b, out_w, out_b in levels(tensors):
         decoded_CD = codes_CE @ out_w.T + out_b
         code_T, _ = _nearest(rest_TD @ in_w.T + in_b, codes_CE)
         rest_TD -= decoded_CD[code_T]
         held_TD = held_TD - decoded_CD[_nearest(held_TD @ in_w.T + in_b, codes_CE)[0]]
-        counts_C = torch.bincount(code_T, minlength=len(codes_CE))
-        level = {"used": int((counts_C > 0).sum()), "perplexity": round(perplexity(counts_C), 3)}
+        level = usage(torch.bincount(code_T, minlength=len(codes_CE)))
         for name, left_TD in (("heldout", held_TD), ("fit", rest_TD)):
             level[f"{name}_error"] = float(left_TD.square().mean()) / variance  # 1 is a constant frame's
-        levels.append(level | {"heldout_l1_db": float(held_TD.abs().mean() * frames.std_db)})
+        told.append(level | {"heldout_l1_db": float(held_TD.abs().mean() * frames.std_db)})
     counts = {"fit_frames": len(frames.fit_T), "heldout_frames": len(frames.heldout_T)}
-    return counts | {"mean_db": float(frames.mean_db), "std_db": float(frames.std_db), "levels": levels}
+    return counts | {"mean_db": float(frames.mean_db), "std_db": float(frames.std_db), "levels": told}
+
+
+def usage(counts_C: Tensor) -> dict:
+    return {"used": int((counts_C > 0).sum()), "perplexity": round(perplexity(counts_C), 3)}
 
 
 def perplexity(counts_C: Tensor) -> float:
-    """exp of the entropy of code frequencies: so many equally frequent codes have the same entropy."""
+    """exp of the entropy of code frequencies."""
     share = counts_C[counts_C > 0].double() / counts_C.sum()
     return float((-(share * share.log()).sum()).exp())

@@ -1,7 +1,6 @@
 """What Mel-RVQ and k-means are fitted on: a seeded sample of stretches of the corpus, some of it held out.
 
-N mel frames in memory (30 fit_minutes of 128 bins: 69 MB), T frames to fit on, D input width, F mel bins (see
-`mel_rvq`)."""
+N mel frames in memory (30 fit_minutes of 128 bins: 69 MB), T frames to fit on, D input width, F mel bins."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +20,10 @@ HELDOUT_SHARE = 0.05
 
 
 class Frames:
-    """The sample: normalised mel of all its stretches end to end, and where each frame starts in it."""
+    """Normalised mel of all stretches end to end, and where each frame starts in it."""
 
-    def __init__(self, features: Features, mels: list[Tensor], heldout: list[bool], stack: int):
-        self._features, self._stack = features, stack
-        starts, base = ([], []), 0
+    def __init__(self, mels: list[Tensor], heldout: list[bool], stack: int):
+        self._stack, starts, base = stack, ([], []), 0
         for mel_TF, held in zip(mels, heldout, strict=True):
             starts[held].append(torch.arange(base, base + len(mel_TF) - stack + 1))
             base += len(mel_TF)
@@ -36,21 +34,12 @@ class Frames:
         self.std_db = seen.std().float().clamp_min(1e-2)  # a corpus of silence has no spread
         self._mel_NF = torch.cat(mels).sub_(self.mean_db).div_(self.std_db)
 
-    @classmethod
-    def read(cls, recipe: Any, waves: Sequence[Wave], device: str, generator, progress) -> "Frames":
-        """Of the stretches that `read_stretches` reads."""
-        features = recipe.features(device)
-        mels, heldout = read_stretches(recipe, features, waves, generator, progress)
-        return cls(features, mels, heldout, recipe.stack)
-
     def stacked(self, starts_T: Tensor) -> Tensor:
         """(T,) starts → (T, D)."""
-        if self._stack == 1:
-            return self._mel_NF[starts_T]
         return self._mel_NF[starts_T[:, None] + torch.arange(self._stack, device=starts_T.device)].flatten(1)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Endless shuffled epochs over the fitting frames, (B, D) each; batches run across epochs."""
+        """Endless shuffled epochs over the fitting frames, in (B, D) that run across them."""
         left = torch.empty(0, dtype=torch.int64)
         while True:
             while len(left) < size:
@@ -62,10 +51,7 @@ class Frames:
 def read_stretches(
     recipe: Any, features: Features, waves: Sequence[Wave], generator: torch.Generator, progress: Callable
 ) -> tuple[list[Tensor], list[bool]]:
-    """Log bands (t, F) of seeded stretches of the waves, and which are held out.
-
-    recipe: of any fitted teacher (codebook_size, fit_minutes). ValueError: too little audio for the
-    codebooks, or unreadable samples."""
+    """Log bands (t, F) of seeded stretches of the waves, and which are held out."""
     lengths = np.array([wave.samples // HOP_SAMPLES for wave in waves], np.int64)
     budget, total = int(recipe.fit_minutes * 60 * RATE_HZ / HOP_SAMPLES), lengths.sum()
     needed = FRAMES_PER_CODE * recipe.codebook_size
@@ -91,7 +77,7 @@ def draw_stretches(
 ) -> list[tuple[int, int, int, bool]]:
     """(wave, first frame, frames, held out) pieces of the recordings laid end to end, in their order.
 
-    Of more than `budget` frames one stretch is drawn in each of equal strata: every recording is read in
+    Of more than `budget` frames one stretch is drawn in each of equal strata, so every recording is read in
     proportion to its length. About one stretch in twenty, at least one, is held out whole."""
     total, ends = int(lengths.sum()), np.cumsum(lengths)
     size = min(STRETCH_FRAMES, max(1, min(total, budget) // 20))
@@ -100,8 +86,8 @@ def draw_stretches(
     else:
         strata = budget // size
         slack = total / strata - size
-        inside = torch.rand(strata, generator=generator, dtype=torch.float64).numpy()
-        starts = np.floor(np.arange(strata) * (total / strata) + inside * slack).astype(np.int64)
+        inside = torch.rand(strata, generator=generator, dtype=torch.float64).numpy() * slack
+        starts = np.floor(np.arange(strata) * (total / strata) + inside).astype(np.int64)
     order, count = torch.randperm(len(starts), generator=generator), round(len(starts) * HELDOUT_SHARE)
     held, pieces = set(order[: max(1, count)].tolist()), []
     for number, start in enumerate(starts.tolist()):
@@ -121,11 +107,11 @@ class Ticker:
         self._phase, self._steps, self._progress = phase, steps, progress
         self._began = self._last = time.monotonic()
 
-    def tick(self, step: int, loss: "float | Tensor | None") -> None:
+    def tick(self, step: int, loss: Tensor | None) -> None:
         now = time.monotonic()
         if now - self._last < 1.0 and step < self._steps:
             return
         self._last = now
         eta_s = round((now - self._began) * (self._steps - step) / step, 1)
         event = {"phase": self._phase, "step": step, "steps": self._steps}
-        self._progress(event | {"loss": None if loss is None else float(loss), "eta_s": eta_s})
+        self._progress(event | {"loss": loss if loss is None else float(loss), "eta_s": eta_s})

@@ -1,4 +1,4 @@
-"""What recipes of mel teachers have in common: ranges of their fields, and which values fit each other."""
+"""Ranges of the fields of mel teachers' recipes, and which values fit each other."""
 
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ from stages.config import Count, Natural, Whole, check, remedy
 from stages.signal.mel import mel_filters
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
-FRAMES_PER_CODE = 4  # the fewest to fit on: with under four, codes would be copies of single frames
+FRAMES_PER_CODE = 4  # the fewest to fit on: with fewer, codes would be copies of single frames
 
 Codebooks = Annotated[Count, Field(le=64)]
 CodebookSize = Annotated[Whole, Field(ge=2, le=65536)]  # codes are uint16
@@ -22,7 +22,6 @@ Seed = Annotated[Natural, Field(le=2**32 - 1)]
 
 
 def check_bands(recipe: Any, n_fft: int) -> None:
-    """ValueError where the bands do not fit the window, or `dim` not the bands."""
     check(recipe.mels <= n_fft // 2, recipe, "mels", f"expected 2 to {n_fft // 2}, half of n_fft {n_fft}")
     mel_filters(RATE_HZ, n_fft, recipe.mels)  # refuses bands without any frequency
     if hasattr(recipe, "dim"):
@@ -31,7 +30,6 @@ def check_bands(recipe: Any, n_fft: int) -> None:
 
 
 def check_fitted(recipe: Any) -> None:
-    """ValueError where the values of a fitted teacher do not fit each other."""
     check_bands(recipe, recipe.n_fft)
     size = recipe.codebook_size
     needed = FRAMES_PER_CODE * size

@@ -135,7 +135,7 @@ class TestRecipe:
         )
         assert (Decode().segment_samples, Decode().tail_samples) == (720_000, 72_000)
         assert Decode(min_tail_s=0).tail_samples == 320, "each segment has a label"
-        assert (Decode.name, Decode.version, Decode.reads, Decode.writes) == ("decode", 1, (), "audio")
+        assert (Decode.name, Decode.version, Decode.writes) == ("decode", 1, "audio")
 
 
 class TestAsked:
@@ -263,7 +263,7 @@ class TestSlowest:
         names = ("900 9", "60 3", "60 0.6", "1 0.1", "2 0.02", "60 8 refused", "30 0.3")
         outcomes = [item for item in decoder(self.sources(*names)) if isinstance(item, Kept | Rejected)]
         assert [o.recording for o in outcomes] == list(names)
-        found = decoder.slowest()
+        found = decoder.run_facts()["slowest"]
         assert [one["recording"] for one in found] == ["60 8 refused", "60 3", "1 0.1", "2 0.02", "30 0.3"]
         assert found[0] == {"recording": "60 8 refused", "seconds": 8.0, "times_real_time": 3.75}
 
@@ -272,12 +272,14 @@ class TestSlowest:
         list(decoder(self.sources("9 99")))
         for _ in decoder(self.sources("60 2")):
             guard.now += 1000
-        assert decoder.slowest() == [{"recording": "60 2", "seconds": 2.0, "times_real_time": 30.0}]
+        assert decoder.run_facts()["slowest"] == [
+            {"recording": "60 2", "seconds": 2.0, "times_real_time": 30.0}
+        ]
 
     def test_what_gave_no_audio_has_no_speed_and_equals_are_told_by_name(self, slow):
         _, decoder = slow
         list(decoder(self.sources("60 0.5", "060 0.5", "0 0.01 refused")))
-        found = [(one["recording"], one["times_real_time"]) for one in decoder.slowest()]
+        found = [(one["recording"], one["times_real_time"]) for one in decoder.run_facts()["slowest"]]
         assert found == [("0 0.01 refused", 0.0), ("060 0.5", 120.0), ("60 0.5", 120.0)]
 
     def test_left_early_a_recording_is_closed(self, slow):
@@ -294,4 +296,4 @@ class TestSlowest:
         items = decoder(self.sources("90 1"))
         next(items)
         items.close()
-        assert closed == ["90 1"] and decoder.slowest() == []
+        assert closed == ["90 1"] and decoder.run_facts()["slowest"] == []
