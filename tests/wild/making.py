@@ -203,6 +203,12 @@ def chains(music, add: Add) -> None:
     add("chain of two codecs.ogg", one + two, wave, again)
     many = [link("vorbis", 1.5) for _ in range(5)]
     add("chain of five.ogg", b"".join(data for _, data in many), *(wave for wave, _ in many))
+    for codec in ("vorbis", "opus"):  # a clock that jumps where no page is missing loses nothing
+        (wave, rate_hz), one = link(codec, 6)
+        all_pages = pieces.pages(one)
+        half = len(all_pages) // 2
+        jumped = b"".join(all_pages[:half]) + repaged(b"".join(all_pages[half:]), 30 * rate_hz)
+        add(f"clock of {codec} jumps.ogg", jumped, (wave, rate_hz))
     wave, one = link("opus")
     add("begins after 30 days.opus", repaged(one, 30 * 24 * 3600 * 48_000), wave)
 
@@ -213,8 +219,14 @@ def holes(music, add: Add) -> None:
         rate_hz = 48_000 if codec == "OPUS" else RATE_HZ
         data = sound(music(seconds, rate_hz=rate_hz), "OGG", codec, rate_hz)
         all_pages = pieces.pages(data)
-        audio = range(3, len(all_pages) - 2)
-        for name, place in (("early", audio[0]), ("middle", audio[len(audio) // 2]), ("late", audio[-1])):
+        first = next(n for n, page in enumerate(all_pages) if page[6:14] != bytes(8))
+        audio = range(first + 1, len(all_pages) - 2)
+        for name, place in (
+            ("first", first),
+            ("early", audio[0]),
+            ("middle", audio[len(audio) // 2]),
+            ("late", audio[-1]),
+        ):
             left = b"".join(page for number, page in enumerate(all_pages) if number != place)
             add(f"{codec} of {seconds} s, a page lost {name}.ogg", left, rejected="damaged or missing")
     frames = pieces.frames(mp3(music(20)))

@@ -81,7 +81,7 @@ class Decoding:
     channels: begin s, end s, sums of products of each stretch, removed by the caller."""
 
     def __init__(self, file: File, max_s: float):
-        self.max_s = max_s
+        self.max_s, self._file = max_s, file
         self.decoded_s, self.packets, self.damaged, self.changes = 0.0, 0, 0, 0
         self.words, self._last_bad, self._sizes = "", 0, deque(maxlen=NEIGHBOURS)
         self._lost_s, self._zero_s = 0.0, None
@@ -93,11 +93,10 @@ class Decoding:
             self._open(view)
             self._header_s = header_s(self._container, self._stream, view)
             self._leave_out(file, view)
-        except (av.FFmpegError, ValueError) as error:
-            words = str(error)
-            if isinstance(error, av.FFmpegError):
-                words = f"{NO_AUDIO}: {self._message(error)}"
-            raise RejectRecording(words) from error
+        except av.FFmpegError as error:
+            raise RejectRecording(f"{NO_AUDIO}: {self._message(error)}") from error
+        except ValueError as error:
+            raise RejectRecording(str(error)) from error
 
     def _leave_out(self, file: File, view: View) -> None:
         """Open again without the tags of a stream that has no table of contents, or link by link."""
@@ -138,9 +137,9 @@ class Decoding:
     def blocks(self, head: Callable[[dict], None]) -> Iterator[tuple[np.ndarray, int]]:
         kind = None
         while self._links:
-            self._zero_s = None
+            self._zero_s, before = None, (self.decoded_s, self._lost_s)
             kind = yield from self._link(kind, head)
-            self._links.popleft()
+            self._look_at_the_pages(self._links.popleft(), *before)
             self._open_next()
         self._judge()
 
@@ -191,6 +190,14 @@ class Decoding:
         elif drift_s > self._zero_s + WAVER_S and self._container.format.name in STAMPED:
             self._lost_s += drift_s - self._zero_s
 
+    def _look_at_the_pages(self, link: View, decoded_s: float, lost_s: float) -> None:
+        """A clock may jump where nothing is missing, and what is missing at the beginning jumps nowhere."""
+        if self._container.format.name != "ogg" or not (gone := ogg.missing(self._file, link.ranges[0])):
+            return
+        if self._lost_s > lost_s and not gone.later and not ogg.damaged(self._file, link.ranges[0]):
+            self._lost_s = lost_s
+        self._lost_s += gone.first * (self.decoded_s - decoded_s) / max(1, gone.pages)
+
     def _block(self, fifo: AudioFifo, kind: tuple[int, int, str]) -> tuple[np.ndarray, int]:
         rate_hz, channels, name = kind
         begin_s = self.decoded_s
@@ -223,14 +230,12 @@ class Decoding:
     def _look_at_the_page(self, packet: av.Packet) -> None:
         """libav gives 0 as the time of FLAC on a link's first page, whatever the page says."""
         if self._first_page is None:
-            in_ogg = self._container.format.name == "ogg"
-            flac = self._stream.codec_context.name == "flac"
-            self._first_page = packet.pos if in_ogg and flac else -1
+            kind = self._container.format.name, self._stream.codec_context.name
+            self._first_page = packet.pos if kind == ("ogg", "flac") else -1
         self._stamped = packet.pos != self._first_page
 
     def _strangers(self, packet: av.Packet) -> int:
-        """Bytes of a packet that are not of its frame: a decoder passes over zeros without a word. They count
-        as the packets that stood there."""
+        """Bytes of a packet before or behind its frame, which a decoder skips: they count as packets."""
         if not self._raw:
             return 0
         data = bytes(packet)
@@ -264,8 +269,7 @@ class Decoding:
         yield None  # libav's flush packet, lost by an error
 
     def _bad(self, error: Exception, size: int = 0) -> None:
-        """A parser that finds no frame returns all it skipped as one packet: count it as so many packets as
-        its whole neighbours would have been."""
+        """A parser returns all it skipped as one packet: it counts as so many as its whole neighbours."""
         many = max(1, round(size * len(self._sizes) / sum(self._sizes))) if self._sizes else 1
         self.packets += many
         self.damaged += many

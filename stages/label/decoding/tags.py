@@ -33,7 +33,7 @@ class View:
     name = ""  # endings may be wrong: the content tells the container
 
     def __init__(self, file: Any, ranges: list[Range]):
-        self._file, self._at = file, 0
+        self._file, self._at, self.ranges = file, 0, ranges
         self._parts, size = [], 0  # (place in this view, first byte, byte after the last)
         for start, stop in ranges:
             self._parts.append((size, start, stop))

@@ -155,10 +155,15 @@ class Pinned:
             )
 
     def describe(self) -> list[str]:
+        held_out = f"held out {self.valid_hours:.2f} h, {self.recordings['valid']} recordings"
+        if not self.recordings["valid"]:
+            held_out = (
+                "NO held-out music, so no held-out loss and no `best` checkpoint: label more recordings, or "
+                "with a larger recipe.plan.validation_share"
+            )
         return [
             f"data {self.fingerprint[:12]}: {self.hours:.2f} h, {self.recordings['train']} recordings, "
-            f"{self.samples_per_epoch} samples an epoch; held out {self.valid_hours:.2f} h, "
-            f"{self.recordings['valid']} recordings",
+            f"{self.samples_per_epoch} samples an epoch; {held_out}",
             *(f"  left out: {n} segments, {reason}" for reason, n in self.dropped.items()),
         ]
 

@@ -55,3 +55,47 @@ def test_a_page_across_two_chunks_is_seen(monkeypatch):
     for chunk in range(len(ONE) - 30, len(ONE) + 30, 3):
         monkeypatch.setattr(ogg, "CHUNK", chunk)
         assert links(ONE + TWO) == [(0, len(ONE)), (len(ONE), len(ONE) + len(TWO))]
+
+
+class TestMissing:
+    PAGES = pages(libav(np.tile(WAVE, (12, 1)), "ogg", "flac", muxer={"page_duration": "100000"}))
+
+    def missing(self, data: bytes):
+        return ogg.missing(io.BytesIO(data), (0, len(data)))
+
+    def test_of_a_whole_link_nothing_is(self):
+        assert self.missing(b"".join(self.PAGES)) == (len(self.PAGES), 0, 0)
+
+    @pytest.mark.parametrize("gone, first, later", [
+        ([2], 1, 0), ([2, 3, 4], 3, 0), ([3], 0, 1), ([5, 6, 9], 0, 3), ([2, 7], 1, 1),
+    ])  # fmt: skip
+    def test_numbers_that_are_left_out_are_counted(self, gone, first, later):
+        left = [page for number, page in enumerate(self.PAGES) if number not in gone]
+        assert self.missing(b"".join(left)) == (len(left), first, later)
+
+    def test_what_is_cut_off_is_not_missing(self):
+        data = b"".join(self.PAGES[:8])
+        assert self.missing(data) == self.missing(data + self.PAGES[8][:40]) == (8, 0, 0)
+        assert self.missing(data + self.PAGES[8][:20]) == (8, 0, 0)
+
+    def test_numbers_that_begin_again_are_no_gap(self):
+        assert self.missing(b"".join(self.PAGES[:9] + self.PAGES[4:])) == (len(self.PAGES) + 5, 0, 0)
+
+    def test_of_two_streams_nothing_is_known(self):
+        first, *rest = pages(ONE)
+        assert self.missing(first + first[:14] + b"\x09\0\0\0" + first[18:] + b"".join(rest)) is None
+
+
+class TestDamaged:
+    def test_a_flipped_bit_is_seen_wherever_it_is(self, monkeypatch):
+        data = libav(np.tile(WAVE, (3, 1)), "ogg", "flac")
+        assert not ogg.damaged(io.BytesIO(data), (0, len(data)))
+        for at in (30, 3_000, len(data) // 2, len(data) - 1):
+            torn = bytearray(data)
+            torn[at] ^= 8
+            assert ogg.damaged(io.BytesIO(torn), (0, len(torn))), at
+
+    def test_page_by_page_as_all_at_once(self):
+        for page in pages(ONE):
+            assert not ogg._wrong([page])
+            assert ogg._wrong([page, page[:-1] + bytes([page[-1] ^ 1])])

@@ -144,6 +144,8 @@ def test_an_epoch_shorter_than_a_global_batch_is_refused_with_what_was_left_out(
         == "data abababababab: 1.50 h, 2 recordings, 3 samples an epoch; held out 0.50 h, 1 recordings"
     )
     assert found.describe()[1:] == ["  left out: 3 segments, data.where"]
+    found.recordings["valid"] = 0
+    assert "3 samples an epoch; NO held-out music, so no held-out loss" in found.describe()[0]
 
 
 def test_crops_of_a_segment_are_those_that_fit_or_as_many_as_asked(tmp_path):
