@@ -137,3 +137,25 @@ def test_a_catalog_is_written_and_read_with_its_row_groups(tmp_path, monkeypatch
 def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_parquet(tmp_path / "none" / "c.parquet", CATALOG, [])
+
+
+def test_a_catalog_of_the_first_version_is_read(tmp_path):
+    old = pa.schema([field for field in CATALOG if field.name != "duration_from"])
+    pq.write_table(
+        pa.Table.from_pylist([{"path": "a", "duration_s": 2.0}], schema=old), tmp_path / "c.parquet"
+    )
+    (row,) = catalog.read_catalog(tmp_path / "c.parquet").to_pylist()
+    assert (row["path"], row["duration_s"], row["duration_from"]) == ("a", 2.0, None)
+    assert catalog.read_catalog(tmp_path / "c.parquet").schema.names == CATALOG.names
+
+
+@pytest.mark.parametrize(
+    "duration_s, size, most_h, seconds",
+    [
+        (60.0, 1_000_000, 12, 60.0), (0.0, 160_000, 12, 10.0), (1e9, 1_250, 12, 100.0), (1e9, 10**9, 2, 7200.0),
+        (3.0, 1, 12, 0.08),
+    ],
+)  # fmt: skip
+def test_a_recording_weighs_no_more_than_its_bytes_can_hold(duration_s, size, most_h, seconds):
+    plan = pa.table({"duration_s": [duration_s], "size": [size]})
+    assert catalog.likely_seconds(plan, most_h).tolist() == pytest.approx([seconds])

@@ -1,9 +1,12 @@
 """Which recording is a file? Every rule by itself, with files that are only described: no audio, no
 processes."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.label.scan.probing import recording_id
+from stages.shards.catalog import CATALOG
 from tests.stages.label.described import File, Scans
 
 
@@ -290,3 +293,20 @@ class TestRoots:
         inner, outer = File("deep/a", order=1, path="/m/deep/a"), File("a", root="/m/deep", path="/m/deep/a")
         assert scans(inner.but(excluded=True), outer)[0] == (None, "excluded")
         assert scans(inner, outer.but(excluded=True))[0] == (None, "excluded")
+
+
+@pytest.mark.parametrize(
+    "old_s, seconds, taken_from", [(1.0, 1.0, None), (1e9, None, "size"), (0.0, None, "size")]
+)
+def test_a_length_of_the_first_version_is_believed_as_far_as_the_bytes_hold_it(
+    scans, old_s, seconds, taken_from
+):
+    scans(A)
+    rows = pq.read_table(scans.catalog).drop_columns("duration_from").to_pylist()
+    schema = pa.schema([field for field in CATALOG if field.name != "duration_from"])
+    changed = [row | {"duration_s": old_s} for row in rows]
+    pq.write_table(pa.Table.from_pylist(changed, schema=schema), scans.catalog)
+    assert scans(A) == [(A.id, "kept")] and scans.probed == []
+    row = scans.rows[A.place]
+    assert row["duration_from"] == taken_from
+    assert row["duration_s"] == pytest.approx(row["size"] / 16_000 if seconds is None else seconds)
