@@ -296,7 +296,7 @@ class TestRoots:
 
 
 @pytest.mark.parametrize(
-    "old_s, seconds, taken_from", [(1.0, 1.0, None), (1e9, None, "size"), (0.0, None, "size")]
+    "old_s, seconds, taken_from", [(0.5, 0.5, None), (1e9, None, "size"), (0.0, None, "size")]
 )
 def test_a_length_of_the_first_version_is_believed_as_far_as_the_bytes_hold_it(
     scans, old_s, seconds, taken_from
