@@ -154,11 +154,11 @@ def labels(config, dry_run: bool, retry_rejected: str | None, refit: bool, expla
 
     CONFIG is a YAML file, for example configs/labels/quickstart.yaml.
     """
-    if explain or dry_run:
+    if explain is not None or dry_run:
         from pipeline.labelling.dry_run import describe
         from pipeline.labelling.explain import explained
 
-        print(explained(config, explain) if explain else describe(config))
+        print(describe(config) if explain is None else explained(config, explain))
         return 0
     from pipeline.labels import LabelOptions, label
 

@@ -20,8 +20,9 @@ from stages.shards.storage import Storage, fetch_url
 def explained(config: Config, path: str) -> str:
     """The way of this file through listing, scan and decode, as text; it ends with the outcome."""
     place = os.fsencode(path) if path.startswith("s3://") else os.path.abspath(os.fsencode(path))
-    if not path.startswith("s3://") and not os.path.exists(place):
-        raise ValueError(f"--explain {printable(path)}: no such file")
+    if not path.startswith("s3://") and not os.path.isfile(place):
+        problem = "is not a regular file" if os.path.exists(place) else "no such file"
+        raise ValueError(f"--explain {printable(path)!r}: {problem}")
     lines = [printable(os.fsdecode(place)), *_listing(config, place), *_catalog(config, place)]
     facts = probe(place)
     if facts["reason"]:

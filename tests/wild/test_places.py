@@ -141,4 +141,4 @@ class TestExplained:
 
     def test_a_path_that_is_not_there(self, overtone):
         done = overtone("labels", "--explain", "/nowhere/x.wav")
-        assert (done.returncode, done.stderr) == (2, "overtone: --explain /nowhere/x.wav: no such file\n")
+        assert (done.returncode, done.stderr) == (2, "overtone: --explain '/nowhere/x.wav': no such file\n")

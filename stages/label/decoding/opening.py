@@ -15,10 +15,11 @@ from stages.label.decoding.quick import read_at
 from stages.label.decoding.tags import View, before_the_audio
 
 # Streams without a table of contents: tags may stand anywhere, libav derives their length from their size.
-RAW = frozenset({"mp3", "aac", "ac3", "eac3", "dts", "loas"})
+MPEG = frozenset({"mp3", "aac"})
+RAW = MPEG | {"ac3", "eac3", "dts", "loas"}
 # Bits a second: fewer no encoder of this kind writes, so a header that promises a longer file is wrong.
 LEAST = {"mp3": 8_000, "mp2": 8_000, "ac3": 32_000, "eac3": 32_000, "dts": 32_000}
-LEAST_LOSSY, LEAST_LOSSLESS = 500, 100  # Opus of silence; frames of FLAC that say "constant"
+LEAST_LOSSY, LEAST_LOSSLESS = 500, 2_000  # Opus of silence; FLAC of next to nothing
 LOSSLESS = frozenset({"flac", "alac", "ape", "wavpack", "tta", "mlp", "truehd", "shorten", "tak"})
 # Bits a second of music, where a header gives no length that can be: only an estimate depends on it.
 USUAL = {"opus": 96_000, "vorbis": 112_000, "flac": 700_000, "alac": 700_000}
@@ -118,6 +119,22 @@ def _derived_s(container: Any, stream: Any) -> float | None:
     if stream.duration and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
     return seconds if seconds and math.isfinite(seconds) and seconds > 0 else None
+
+
+def refuse_misread(container: Any, stream: Any, view: View) -> None:
+    """Raise ValueError for a WAV whose samples have fewer valid bits than they take: libav reads these as if
+    they lay side by side, and gives noise."""
+    codec = stream.codec_context.codec.name
+    bits = re.fullmatch(r"pcm_[suf](\d+)[lb]e", codec)
+    if container.format.name != "wav" or not bits:
+        return
+    at, head = view.tell(), read_at(view, 0, 1 << 16)
+    view.seek(at)
+    form = head.find(b"fmt ")
+    channels, align = (int.from_bytes(head[form + n : form + n + 2], "little") for n in (10, 20))
+    if form >= 0 and channels and 8 * align != int(bits[1]) * channels:
+        taken = 8 * align // channels
+        raise ValueError(f"{bits[1]} valid bits in samples of {taken}: save it with {taken} valid bits")
 
 
 def _pcm_bits_per_s(context: Any) -> int:

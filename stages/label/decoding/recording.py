@@ -20,7 +20,17 @@ from av.audio.fifo import AudioFifo
 from stages.label.base import RejectRecording
 from stages.label.decoding import ogg, tags
 from stages.label.decoding.child import Send
-from stages.label.decoding.opening import NO_AUDIO, RAW, File, header_s, open_audio, whole
+from stages.label.decoding.opening import (
+    MPEG,
+    NO_AUDIO,
+    RAW,
+    File,
+    header_s,
+    open_audio,
+    refuse_misread,
+    whole,
+)
+from stages.label.decoding.quick import read_at
 from stages.label.decoding.samples import downmix, float_planes, resampled, to_int16
 from stages.label.decoding.tags import View, frame_bytes
 from stages.label.statistics import stereo
@@ -88,33 +98,29 @@ class Decoding:
         self.channels: list[tuple[float, ...]] = []
         self._logged = av.logging.get_last_error()[0]
         self._container, view = None, whole(file, file.size)
-        self._links = deque([view])
+        start = file.size - view.size
+        is_ogg = read_at(file, start, len(ogg.CAPTURE)) == ogg.CAPTURE
+        links = ogg.links(file, start, file.size) if is_ogg else [(start, file.size)]
+        self._links = deque(View(file, [link]) for link in links)
         try:
-            self._open(view)
-            self._header_s = header_s(self._container, self._stream, view)
-            self._leave_out(file, view)
+            self._open(self._links[0] if len(links) > 1 else view)
+            # of one link of many libav knows only the length of that one
+            self._header_s = header_s(self._container, self._stream, view) if len(links) == 1 else None
+            self._raw = self._container.format.name in RAW
+            mpeg = self._container.format.name in MPEG
+            sound = View(file, tags.sound(file, start, file.size, mpeg)) if self._raw else view
+            if sound.size < view.size:
+                self._open(sound)
+            refuse_misread(self._container, self._stream, view)
         except av.FFmpegError as error:
             raise RejectRecording(f"{NO_AUDIO}: {self._message(error)}") from error
         except ValueError as error:
             raise RejectRecording(str(error)) from error
 
-    def _leave_out(self, file: File, view: View) -> None:
-        """Open again without the tags of a stream that has no table of contents, or link by link."""
-        start = file.size - view.size
-        self._raw = self._container.format.name in RAW
-        if self._raw:
-            sound = View(file, tags.sound(file, start, file.size))
-            if sound.size < view.size:
-                self._open(sound)
-        elif self._container.format.name == "ogg" and len(ranges := ogg.links(file, start, file.size)) > 1:
-            self._links = deque(View(file, [link]) for link in ranges)
-            self._open_next()
-
     def _open(self, view: View) -> None:
         if self._container is not None:
             self._container.close()
         self._container, self._stream, self.other_tracks = open_audio(view)
-        self._first_page, self._stamped = None, True
         context = self._stream.codec_context
         context.thread_count = 1  # a worker has one core
         if context.name == "flac":  # else a flipped bit becomes noise without an error
@@ -137,9 +143,9 @@ class Decoding:
     def blocks(self, head: Callable[[dict], None]) -> Iterator[tuple[np.ndarray, int]]:
         kind = None
         while self._links:
-            self._zero_s, before = None, (self.decoded_s, self._lost_s)
+            self._zero_s, lost_s = None, self._lost_s
             kind = yield from self._link(kind, head)
-            self._look_at_the_pages(self._links.popleft(), *before)
+            self._look_at_the_pages(self._links.popleft(), lost_s)
             self._open_next()
         self._judge()
 
@@ -150,6 +156,7 @@ class Decoding:
                 return self._open(self._links[0])
             except (av.FFmpegError, ValueError) as error:
                 self._bad(error, self._links.popleft().size)
+                self._last_bad = 0  # it is no cut, wherever it is
 
     def _link(self, kind: tuple | None, head: Callable[[dict], None]) -> Iterator[tuple[np.ndarray, int]]:
         """Blocks of the open container; returns the kind of its last frame. `kind`: of the one before."""
@@ -168,7 +175,6 @@ class Decoding:
             if not rate_hz or not channels:
                 raise RejectRecording(f"{rate_hz} Hz, {channels} channels")
             pts, frame.pts = frame.pts, None  # gaps are not filled: what is decoded counts
-            pts = pts if self._stamped else None
             if held == 0 and pts is not None:
                 self._look_for_a_gap(float(pts * frame.time_base), self.decoded_s)
             fifo.write(frame)
@@ -190,13 +196,16 @@ class Decoding:
         elif drift_s > self._zero_s + WAVER_S and self._container.format.name in STAMPED:
             self._lost_s += drift_s - self._zero_s
 
-    def _look_at_the_pages(self, link: View, decoded_s: float, lost_s: float) -> None:
-        """A clock may jump where nothing is missing, and what is missing at the beginning jumps nowhere."""
-        if self._container.format.name != "ogg" or not (gone := ogg.missing(self._file, link.ranges[0])):
+    def _look_at_the_pages(self, link: View, lost_s: float) -> None:
+        """In an Ogg the pages tell better than the stamps what is missing."""
+        if self._container.format.name != "ogg":
             return
-        if self._lost_s > lost_s and not gone.later and not ogg.damaged(self._file, link.ranges[0]):
-            self._lost_s = lost_s
-        self._lost_s += gone.first * (self.decoded_s - decoded_s) / max(1, gone.pages)
+        context = self._stream.codec_context
+        rate_hz = 48_000 if context.name == "opus" else context.sample_rate
+        suspicious = self._lost_s > lost_s or av.logging.get_last_error()[0] > self._logged
+        lost = ogg.lost_samples(self._file, link.ranges[0], suspicious)
+        if lost is not None and rate_hz:
+            self._lost_s = lost_s + lost / rate_hz
 
     def _block(self, fifo: AudioFifo, kind: tuple[int, int, str]) -> tuple[np.ndarray, int]:
         rate_hz, channels, name = kind
@@ -222,17 +231,9 @@ class Decoding:
             if frames:
                 self._last_bad = 0
             if packet is not None and packet.size:
-                self._look_at_the_page(packet)
                 self.packets += 1
                 self._sizes.append(packet.size - self._strangers(packet))
             yield from frames
-
-    def _look_at_the_page(self, packet: av.Packet) -> None:
-        """libav gives 0 as the time of FLAC on a link's first page, whatever the page says."""
-        if self._first_page is None:
-            kind = self._container.format.name, self._stream.codec_context.name
-            self._first_page = packet.pos if kind == ("ogg", "flac") else -1
-        self._stamped = packet.pos != self._first_page
 
     def _strangers(self, packet: av.Packet) -> int:
         """Bytes of a packet before or behind its frame, which a decoder skips: they count as packets."""
@@ -286,7 +287,7 @@ class Decoding:
         self.packets = good + self.damaged
         if counted > MAX_DAMAGED * self.packets:
             whole_s = self.decoded_s * self.packets / max(1, good)
-            words = self.words or f"{self._lost_s:.1f} s missing between time stamps"
+            words = self.words or f"{self._lost_s:.1f} s missing"
             raise RejectRecording(
                 f"{whole_s - self.decoded_s:.1f} of {whole_s:.1f} s of its sound are damaged or missing "
                 f"({self.damaged} of {self.packets} packets damaged: {words})"

@@ -13,6 +13,7 @@ CHUNK = 1 << 22  # bytes searched at once
 ID3V1_BYTES, APE_BYTES = 128, 32
 MARKS = (b"ID3", b"APETAGEX", b"LYRICSBEGIN", b"TAG")
 LYRICS_ENDS, LYRICS_MOST = (b"LYRICS200", b"LYRICSEND"), 1 << 20
+OTHER_FRAMES = (b"\x0b\x77", b"\x77\x0b", b"\x7f\xfe\x80\x01")  # AC-3, DTS
 LIKELY_FRAMES = 3  # in a row: what looks like one frame may be part of a picture
 # kbit/s by (MPEG 1 or a later one, layer), kHz by MPEG version: ISO 11172-3 and 13818-3, tables of the header
 _BITRATES = {
@@ -87,36 +88,49 @@ def before_the_audio(file: Any, size: int) -> int:
         length = id3v2_bytes(head)
         if not length and head[:8] == b"APETAGEX":
             length = _ape_range(head, at)[1] - at
-        if not length or at + length >= size:
+        if not length:
             return at
-        at += length
+        end = min(size, at + length)
+        if end == size or not _plausible(read_at(file, end, APE_BYTES), end, size):
+            frames = _next_frames(file, at + 10, end)  # of MPEG, in a tag that promises too much
+            if frames or end == size:
+                return frames or at
+        at = end
 
 
-def sound(file: Any, start: int, size: int) -> list[Range]:
-    """The ranges of an MPEG or ADTS stream from `start` on without the tags in it, ascending."""
+def sound(file: Any, start: int, size: int, mpeg: bool = True) -> list[Range]:
+    """The ranges of a stream from `start` on without the tags in it, ascending. Of an `mpeg` one (MPEG audio
+    or ADTS, whose frames are known) without what stands before the first frames and after the last, too."""
+    stop = size
+    if mpeg:
+        start = _next_frames(file, start, size) or start
+        stop = _end_of_frames(file, start, size)
     kept, at = [], start
     for mark, place in _marks(file, start, size):
         if place < at:  # inside the tag before it
             continue
-        begin, end = _tag(file, mark, place, size)
+        begin, end = _tag(file, mark, place, size, mpeg)
         if end <= begin:
             continue
         begin, end = max(begin, at), _after_zeros(file, min(end, size), size)
-        if begin > at:
-            kept.append((at, begin))
+        kept.append((at, min(begin, stop)))
         at = end
-    return [*kept, (at, size)] if at < size or not kept else kept
+    kept = [(first, last) for first, last in [*kept, (at, stop)] if last > first]
+    return kept or [(size, size)]
 
 
-def _tag(file: Any, mark: bytes, at: int, size: int) -> Range:
+def _tag(file: Any, mark: bytes, at: int, size: int, mpeg: bool) -> Range:
     """The range of the tag that this mark begins; empty if it is none."""
     if mark == b"ID3":
-        end = at + id3v2_bytes(read_at(file, at, 10))
-        if end > at and not _plausible(read_at(file, end, APE_BYTES), end, size):
-            end = _next_frames(file, at + 10, size) or end  # its size is wrong
-        return at, end
+        return at, _end(file, at, at + id3v2_bytes(read_at(file, at, 10)), size, mpeg)
     if mark == b"APETAGEX":
-        return _ape_range(read_at(file, at, APE_BYTES), at)
+        begin, end = _ape_range(read_at(file, at, APE_BYTES), at)
+        if begin == at:
+            return at, _end(file, at, end, size, mpeg)
+        name, found, _ = read_at(file, begin, 8 + 256)[8:].partition(
+            b"\0"
+        )  # of the first item, before a footer
+        return (begin if found and name.isascii() and name.decode().isprintable() else at), end
     if mark == b"TAG":
         text = read_at(file, at, ID3V1_BYTES)
         year, end = text[93:97], at + ID3V1_BYTES
@@ -127,15 +141,24 @@ def _tag(file: Any, mark: bytes, at: int, size: int) -> Range:
     return at, at + min(ends, default=0)
 
 
+def _end(file: Any, at: int, end: int, size: int, mpeg: bool) -> int:
+    """Where a tag ends that says `end`, which may be wrong: what follows tells. `at` if it is no tag."""
+    if end <= at or end <= size and _plausible(read_at(file, end, APE_BYTES), end, size):
+        return end
+    frames = _next_frames(file, at + 10, size) if mpeg else None
+    return frames or (end if end > size or mpeg else at)
+
+
 def _plausible(head: bytes, at: int, size: int) -> bool:
     """Whether these bytes after a tag are what may follow one: the end, zeros, a tag, a frame."""
-    frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
-    return at == size or frame or not head.strip(b"\0") and at < size or head.startswith(MARKS)
+    loas = len(head) > 1 and head[0] == 0x56 and head[1] >= 0xE0
+    frame = frame_bytes(head[:6]) or loas or head.startswith(OTHER_FRAMES)
+    return at == size or bool(frame) or not head.strip(b"\0") and at < size or head.startswith(MARKS)
 
 
 def _next_frames(file: Any, at: int, size: int) -> int | None:
-    """The first place from `at` on where MPEG frames follow each other."""
-    data, place = read_at(file, at, min(CHUNK, size - at)), -1
+    """The first place from `at` on where MPEG frames follow each other; None in the next `CHUNK` bytes."""
+    data, place = read_at(file, at, max(0, min(CHUNK, size - at))), -1
     while (place := data.find(b"\xff", place + 1)) >= 0:
         end = place
         for _ in range(LIKELY_FRAMES):
@@ -146,6 +169,20 @@ def _next_frames(file: Any, at: int, size: int) -> int | None:
         else:
             return at + place
     return None
+
+
+def _end_of_frames(file: Any, start: int, size: int) -> int:
+    """Where the last frames end, or `size` if none are found near the end or a cut one is the last."""
+    for window in (1 << 16, 1 << 20, CHUNK):
+        at, end = max(start, size - window), 0
+        while (first := _next_frames(file, at, size)) is not None:
+            at = first
+            while at < size and (length := frame_bytes(read_at(file, at, 6))):
+                at += length
+            end = at
+        if end:
+            return min(end, size)
+    return size
 
 
 def frame_bytes(head: bytes) -> int:

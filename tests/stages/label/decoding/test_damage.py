@@ -87,7 +87,7 @@ class TestDamage:
             data[at] ^= 0xFF
         (tmp_path / "x.ogg").write_bytes(data)
         _, last = outcome(decoder, tmp_path / "x.ogg")
-        assert isinstance(last, Rejected) and "s missing between time stamps" in last.reason
+        assert isinstance(last, Rejected) and "s missing" in last.reason
 
     @pytest.mark.parametrize("width", [300, 3_000])
     def test_struck_mp3_frames_are_counted_by_their_bytes(self, tmp_path, decoder, width):

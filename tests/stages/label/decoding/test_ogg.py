@@ -35,9 +35,9 @@ def test_streams_that_begin_together_are_one_link():
     assert links(both + both) == [(0, len(both)), (len(both), 2 * len(both))]
 
 
-def test_bytes_before_and_between_belong_to_the_link_before():
+def test_bytes_between_belong_to_no_link():
     data = b"junk" + ONE + b"more junk" + TWO
-    assert links(data) == [(0, len(data) - len(TWO)), (len(data) - len(TWO), len(data))]
+    assert links(data) == [(0, 4 + len(ONE)), (len(data) - len(TWO), len(data))]
     assert links(data, start=4)[0][0] == 4
 
 
@@ -57,45 +57,79 @@ def test_a_page_across_two_chunks_is_seen(monkeypatch):
         assert links(ONE + TWO) == [(0, len(ONE)), (len(ONE), len(ONE) + len(TWO))]
 
 
-class TestMissing:
-    PAGES = pages(libav(np.tile(WAVE, (12, 1)), "ogg", "flac", muxer={"page_duration": "100000"}))
+class TestLost:
+    """Pages of 0.1 s: 4,410 samples each, after two of the header."""
 
-    def missing(self, data: bytes):
-        return ogg.missing(io.BytesIO(data), (0, len(data)))
+    STEP = 4_410
+    RATE_HZ = 44_100
 
-    def test_of_a_whole_link_nothing_is(self):
-        assert self.missing(b"".join(self.PAGES)) == (len(self.PAGES), 0, 0)
+    @pytest.fixture(scope="class")
+    def pages(self):
+        count = 40
+        wave = np.random.default_rng(1).normal(0, 0.1, (count * self.STEP, 1)).astype(np.float32)
+        codec, first = {"b": "64k"}, []
+        made = libav(
+            wave, "ogg", "flac", options={"frame_size": str(self.STEP)}, muxer={"page_duration": "1"}
+        )
+        first = pages(made)
+        assert len(first) == count + 2 and codec
+        return first
 
-    @pytest.mark.parametrize("gone, first, later", [
-        ([2], 1, 0), ([2, 3, 4], 3, 0), ([3], 0, 1), ([5, 6, 9], 0, 3), ([2, 7], 1, 1),
-    ])  # fmt: skip
-    def test_numbers_that_are_left_out_are_counted(self, gone, first, later):
-        left = [page for number, page in enumerate(self.PAGES) if number not in gone]
-        assert self.missing(b"".join(left)) == (len(left), first, later)
+    @staticmethod
+    def lost(some, damaged=False):
+        data = b"".join(some)
+        return ogg.lost_samples(io.BytesIO(data), (0, len(data)), damaged)
 
-    def test_what_is_cut_off_is_not_missing(self):
-        data = b"".join(self.PAGES[:8])
-        assert self.missing(data) == self.missing(data + self.PAGES[8][:40]) == (8, 0, 0)
-        assert self.missing(data + self.PAGES[8][:20]) == (8, 0, 0)
+    def test_of_a_whole_link_nothing_is(self, pages):
+        assert self.lost(pages) == self.lost(pages, damaged=True) == 0
 
-    def test_numbers_that_begin_again_are_no_gap(self):
-        assert self.missing(b"".join(self.PAGES[:9] + self.PAGES[4:])) == (len(self.PAGES) + 5, 0, 0)
+    @pytest.mark.parametrize(
+        "gone, count",
+        [([2], 1), ([2, 3, 4], 3), ([3], 1), ([5, 6, 9], 3), ([2, 7], 2), ([40], 1), ([38, 39, 40], 3)],
+    )
+    def test_pages_that_are_left_out_are_counted_by_what_they_held(self, pages, gone, count):
+        left = [page for number, page in enumerate(pages) if number not in gone]
+        assert self.lost(left) == pytest.approx(count * self.STEP)
 
-    def test_of_two_streams_nothing_is_known(self):
-        first, *rest = pages(ONE)
-        assert self.missing(first + first[:14] + b"\x09\0\0\0" + first[18:] + b"".join(rest)) is None
+    def test_a_page_with_a_wrong_checksum_is_as_good_as_missing(self, pages):
+        for number in (2, 20, 40):
+            torn = list(pages)
+            torn[number] = torn[number][:-1] + bytes([torn[number][-1] ^ 4])
+            assert self.lost(torn) == 0
+            assert self.lost(torn, damaged=True) == pytest.approx(self.STEP)
+
+    def test_a_capture_that_begins_late_has_lost_nothing_by_it(self, pages):
+        assert self.lost(pages[:2] + pages[7:]) == 0
+        assert self.lost(pages[:2] + pages[6:]) == pytest.approx(4 * self.STEP)
+
+    def test_a_clock_that_jumps_where_no_page_is_missing_has_lost_nothing(self, pages):
+        later = [repaged(page, 9 * self.RATE_HZ) for page in pages[9:]]
+        assert self.lost(pages[:9] + later) == 0
+        assert self.lost(pages[:9] + later[1:]) == pytest.approx(self.STEP)
+        assert self.lost([pages[n] for n in (0, 1, 9, 10, 11, 5, 6, 7)]) == 0, "backward"
+
+    def test_what_is_cut_off_is_not_missing(self, pages):
+        for cut in (pages[8][:40], pages[8][:20], b""):
+            assert self.lost([*pages[:8], cut]) == 0
+
+    def test_pages_of_a_stream_whose_beginning_is_missing_are_lost(self, pages):
+        other = [repaged(page, serial=77) for page in pages[1:]]
+        assert self.lost(pages + other) == pytest.approx(len(other) * self.STEP)
+
+    def test_another_stream_of_no_sound_plays_no_part(self, pages):
+        skeleton = pages[0][:14] + b"\x09\0\0\0" + pages[0][18:28] + b"fishead\0" + pages[0][36:]
+        assert self.lost([skeleton, *pages[:9], *pages[10:]]) == pytest.approx(self.STEP)
+
+    def test_of_two_streams_of_sound_or_none_nothing_is_known(self, pages):
+        again = repaged(pages[0], serial=9)
+        assert self.lost([pages[0], again, *pages[1:]]) is None
+        assert self.lost(pages[2:]) is None and self.lost([]) is None
 
 
-class TestDamaged:
-    def test_a_flipped_bit_is_seen_wherever_it_is(self, monkeypatch):
-        data = libav(np.tile(WAVE, (3, 1)), "ogg", "flac")
-        assert not ogg.damaged(io.BytesIO(data), (0, len(data)))
-        for at in (30, 3_000, len(data) // 2, len(data) - 1):
-            torn = bytearray(data)
-            torn[at] ^= 8
-            assert ogg.damaged(io.BytesIO(torn), (0, len(torn))), at
-
-    def test_page_by_page_as_all_at_once(self):
-        for page in pages(ONE):
-            assert not ogg._wrong([page])
-            assert ogg._wrong([page, page[:-1] + bytes([page[-1] ^ 1])])
+def test_links_of_headers_alone_are_left_out():
+    headers = b"".join(pages(TWO)[:2])
+    data = headers + ONE + headers + TWO
+    begin = len(headers)
+    last = len(data) - len(TWO)
+    assert links(data) == [(begin, begin + len(ONE)), (last, len(data))]
+    assert links(headers) == [(0, len(headers))] and links(headers * 2) == [(0, 2 * len(headers))]

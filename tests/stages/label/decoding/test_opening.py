@@ -93,7 +93,7 @@ class TestLikely:
         "codec, least",
         [
             ("pcm_s16le", 44_100 * 2 * 16), ("pcm_f32be", 44_100 * 2 * 32), ("pcm_mulaw", 44_100 * 2 * 8),
-            ("mp3", 8_000), ("mp2", 8_000), ("ac3", 32_000), ("opus", 500), ("aac", 500), ("flac", 100),
+            ("mp3", 8_000), ("mp2", 8_000), ("ac3", 32_000), ("opus", 500), ("aac", 500), ("flac", 2_000),
         ],
     )  # fmt: skip
     def test_a_header_is_believed_up_to_what_the_bytes_can_hold(self, codec, least):

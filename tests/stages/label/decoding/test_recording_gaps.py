@@ -55,7 +55,7 @@ class TestGaps:
         lost = sum(count for _, count in holes)
         assert samples == (1400 - lost) * 576
         assert (decoding.damaged, decoding.packets) == (lost, 1400)
-        expected = f"{lost} of 1400 packets damaged: {lost * FRAME_S:.1f} s missing between time stamps"
+        expected = f"{lost} of 1400 packets damaged: {lost * FRAME_S:.1f} s missing"
         assert why == (None if kept else expected)
 
     def test_a_recording_that_begins_late_has_lost_nothing_by_it(self, tmp_path, long):
@@ -72,9 +72,7 @@ class TestGaps:
             decoding, _, why = judged(tmp_path / "x.opus")
             lost = sum(count for _, count in holes)
             assert (decoding.damaged, decoding.packets) == (lost, whole)
-            assert why == (
-                None if kept else f"{lost} of {whole} packets damaged: 0.1 s missing between time stamps"
-            )
+            assert why == (None if kept else f"{lost} of {whole} packets damaged: 0.1 s missing")
 
     def test_each_link_of_a_chained_file_is_judged_by_its_own_stamps(self, tmp_path, pages):
         for holes, lost in (([], 0), ([(300, 9)], 9)):
@@ -83,11 +81,11 @@ class TestGaps:
             decoding, _, why = judged(tmp_path / "x.opus")
             assert (decoding.damaged, why) == (lost, None)
 
-    def test_stamps_may_waver_by_ten_milliseconds_but_not_by_twenty(self, tmp_path, pages):
+    def test_one_page_of_ten_milliseconds_is_missed(self, tmp_path, pages):
         for count in (1, 2):
             (tmp_path / "x.opus").write_bytes(b"".join(without(pages, [(500, count)])))
             decoding, *_ = judged(tmp_path / "x.opus")
-            assert decoding.damaged == (0 if count == 1 else 2)
+            assert decoding.damaged == count
 
     def test_where_stamps_do_not_count_samples_a_jump_is_no_damage(self, tmp_path):
         path = tmp_path / "x.mka"
@@ -208,10 +206,7 @@ class TestGapsInShortRecordings:
         (tmp_path / "x.flac").write_bytes(header + b"".join(without(packets[:frames], [gone])))
         decoding, _, why = judged(tmp_path / "x.flac")
         assert decoding._lost_s == pytest.approx(gone[1] * FRAME_S)
-        assert (
-            why
-            == f"{gone[1]} of {frames} packets damaged: {gone[1] * FRAME_S:.1f} s missing between time stamps"
-        )
+        assert why == f"{gone[1]} of {frames} packets damaged: {gone[1] * FRAME_S:.1f} s missing"
 
     def test_a_gap_counts_beside_a_torn_end(self, tmp_path, long):
         header, packets = long
