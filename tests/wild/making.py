@@ -28,6 +28,7 @@ class Odd:
 
 
 Add = Callable[..., None]
+LOST = "damaged or missing"
 
 
 def every(music: pieces.Music) -> list[Odd]:
@@ -144,6 +145,16 @@ def tags_of_mp3(music, add: Add) -> None:
     }.items():  # fmt: skip
         first, second = music(3), music(3)
         add(f"{name} between.mp3", mp3(first) + tag + mp3(second), first, second)
+    huge_ape = ape(b"")[:12] + b"\0\0\0\1" + ape(b"")[16:32]
+    huge_id3v2 = b"ID3\x04\0\0" + pieces.syncsafe(9_000_000) + bytes(200)
+    frames = b"".join(pieces.frames(mp3(music(1))))
+    for name, before, after in (
+        ("junk first", picture(70_000), b""), ("junk last", b"", picture(70_000)),
+        ("zeros first", bytes(50_000), b""), ("ape that promises too much first", huge_ape, b""),
+        ("id3v2 that promises more than the file first", huge_id3v2, b""),
+        ("mp3 frames in an ape tag last", b"", ape(frames)),
+    ):  # fmt: skip
+        add(f"{name}.mp3", before + mp3(wave := music(5)) + after, wave)
     long = music(40)
     add("a song with 160 kB of tag at its end.mp3", mp3(long, b="192k") + ape(cover) + id3v1(), long)
 
@@ -209,8 +220,28 @@ def chains(music, add: Add) -> None:
         half = len(all_pages) // 2
         jumped = b"".join(all_pages[:half]) + repaged(b"".join(all_pages[half:]), 30 * rate_hz)
         add(f"clock of {codec} jumps.ogg", jumped, (wave, rate_hz))
+    for codec in ("vorbis", "opus", "flac"):
+        (wave, rate_hz), one = link(codec, 6)
+        all_pages = pieces.pages(one)
+        first = _first_of_sound(all_pages)
+        late = [_numbered(page, 9_000) for page in all_pages[first:]]  # a recorder joined a stream
+        captured = repaged(b"".join(late), 3_600 * rate_hz)
+        add(f"capture of {codec}.ogg", b"".join(all_pages[:first]) + captured, (wave, rate_hz))
+        add(f"headers of {codec} between.ogg", b"".join(all_pages[:first]) + one, (wave, rate_hz))
+        beheaded = b"".join(pieces.pages(repaged(link(codec)[1], serial=5))[1:])
+        add(f"chain of {codec}, a link without its first page.ogg", one + beheaded, rejected=LOST)
     wave, one = link("opus")
     add("begins after 30 days.opus", repaged(one, 30 * 24 * 3600 * 48_000), wave)
+
+
+def _first_of_sound(some: list[bytes]) -> int:
+    return next(number for number, page in enumerate(some) if page[6:14] != bytes(8))
+
+
+def _numbered(page: bytes, later: int) -> bytes:
+    """The page with a later number; its checksum is that of `repaged`."""
+    number = int.from_bytes(page[18:22], "little") + later
+    return page[:18] + number.to_bytes(4, "little") + page[22:]
 
 
 def holes(music, add: Add) -> None:
@@ -219,21 +250,25 @@ def holes(music, add: Add) -> None:
         rate_hz = 48_000 if codec == "OPUS" else RATE_HZ
         data = sound(music(seconds, rate_hz=rate_hz), "OGG", codec, rate_hz)
         all_pages = pieces.pages(data)
-        first = next(n for n, page in enumerate(all_pages) if page[6:14] != bytes(8))
+        first = _first_of_sound(all_pages)
         audio = range(first + 1, len(all_pages) - 2)
         for name, place in (
             ("first", first),
             ("early", audio[0]),
             ("middle", audio[len(audio) // 2]),
             ("late", audio[-1]),
+            ("last but one", len(all_pages) - 2),
         ):
             left = b"".join(page for number, page in enumerate(all_pages) if number != place)
-            add(f"{codec} of {seconds} s, a page lost {name}.ogg", left, rejected="damaged or missing")
+            add(f"{codec} of {seconds} s, a page lost {name}.ogg", left, rejected=LOST)
+            torn = list(all_pages)
+            torn[place] = torn[place][:-1] + bytes([torn[place][-1] ^ 1])
+            add(f"{codec} of {seconds} s, a page torn {name}.ogg", b"".join(torn), rejected=LOST)
     frames = pieces.frames(mp3(music(20)))
     add(
         "zeros amid.mp3",
         b"".join(frames[:300]) + bytes(60_000) + b"".join(frames[450:]),
-        rejected="damaged or missing",
+        rejected=LOST,
     )
     wave = music(20)
     frames = pieces.frames(mp3(wave))
@@ -243,7 +278,7 @@ def holes(music, add: Add) -> None:
     flac = bytearray(sound(music(10), "FLAC", "PCM_16"))
     for at in range(30_000, len(flac) - 9_000, 40_000):
         flac[at : at + 99] = picture(99)
-    add("scratched all over.flac", bytes(flac), rejected="damaged or missing")
+    add("scratched all over.flac", bytes(flac), rejected=LOST)
 
 
 def lengths(music, add: Add) -> None:
@@ -304,6 +339,9 @@ def refusals(music, add: Add) -> None:
         "no moov.m4a": libav(music(2), "ipod", "aac")[:9_000],
     }.items():  # fmt: skip
         add(name, data, rejected=" ")
+    wide = bytearray(sound(music(1), "WAVEX", "PCM_32"))
+    wide[38:40] = (24).to_bytes(2, "little")  # valid bits: libav takes them for all bits
+    add("24 valid bits of 32.wav", bytes(wide), rejected="24 valid bits in samples of 32")
     nothing = sound(music(0), "WAV", "PCM_16")
     add("no sample.wav", nothing, rejected="0 samples")
     bad = music(1).copy()

@@ -103,7 +103,7 @@ class Decoding:
         links = ogg.links(file, start, file.size) if is_ogg else [(start, file.size)]
         self._links = deque(View(file, [link]) for link in links)
         try:
-            self._open(self._links[0] if len(links) > 1 else view)
+            self._open(self._links[0])
             # of one link of many libav knows only the length of that one
             self._header_s = header_s(self._container, self._stream, view) if len(links) == 1 else None
             self._raw = self._container.format.name in RAW

@@ -14,6 +14,7 @@ import av
 
 from stages.label.decoding.opening import NO_AUDIO, likely_s, open_audio, whole
 from stages.label.decoding.quick import MIB, hash_ends
+from stages.label.decoding.tags import View
 
 S3 = b"s3://"
 UNREADABLE = "unreadable: "  # begins reasons that the next scan tries again
@@ -70,7 +71,16 @@ def header(source: Any, size: int) -> dict[str, Any]:
     """Container, default audio track and likely length. Raises av.FFmpegError, or ValueError when there is
     no audio."""
     view = whole(source, size)
-    container, stream, _ = open_audio(view)
+    try:
+        container, stream, _ = open_audio(view)
+    except (av.FFmpegError, ValueError):
+        from stages.label.decoding import ogg  # and numpy
+
+        start = size - view.size
+        view = View(source, ogg.links(source, start, size)[:1])  # the first that holds sound
+        if view.ranges == [(start, size)]:
+            raise
+        container, stream, _ = open_audio(view)
     with container:
         context = stream.codec_context
         seconds, taken_from = likely_s(container, stream, view)
