@@ -161,6 +161,10 @@ def test_too_little_space(small_config, refused, tmp_path):
     try:
         said = refused("labels", small_config, "--out", small / "out")
         assert "0.0 GiB free" not in said and "MiB free" in said and "free some space" in said
+        longest = said.partition("some of the longest recordings: ")[2].split("; ")
+        weights = [float(one.rpartition("(")[2].split(" h, ")[0]) for one in longest]
+        assert len(longest) == 10 and weights == sorted(weights, reverse=True)
+        assert all("/excerpts" in one and " MiB)" in one for one in longest)
         assert not (small / "out" / "columns").exists()
     finally:
         subprocess.run(["umount", small], check=True)
