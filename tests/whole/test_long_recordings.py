@@ -140,7 +140,7 @@ job, shard = pickle.load(open(sys.argv[1], "rb")), sys.argv[2]
 worker = ShardWorker(job)
 row = worker(shard)
 assert row["status"] == "finished", row
-child = worker.run._guard._child.process.pid if job.stage.name == "decode" else None
+child = worker.run._process._child.process.pid if job.stage.name == "decode" else None
 print(json.dumps({"mib": peak_mib("self"), "child_mib": peak_mib(child) if child else 0}))
 """
 
