@@ -275,3 +275,24 @@ def test_cpus_are_those_this_process_may_use(monkeypatch):
     assert session.available_cpus() == 6
     monkeypatch.setattr(session.os, "cpu_count", lambda: None)
     assert session.available_cpus() == 1
+
+
+class TestSessionFolder:
+    @pytest.fixture(autouse=True)
+    def nothing_set(self, monkeypatch):
+        for name in ("RAY_TMPDIR", "TMPDIR"):
+            monkeypatch.delenv(name, raising=False)
+
+    def test_a_short_tmpdir_or_none_is_left_to_ray(self, monkeypatch):
+        assert session.session_folder() is None
+        monkeypatch.setenv("TMPDIR", "/" + "a" * 39)
+        assert session.session_folder() is None
+
+    @pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+    def test_one_too_long_for_sockets_is_replaced_by_the_first_that_can_be_written(self, monkeypatch, name):
+        monkeypatch.setenv(name, "/" + "a" * 40)
+        monkeypatch.setattr(session, "SHORT_FOLDERS", ("/nowhere", "/tmp"))
+        assert session.session_folder() == f"/tmp/ray-{os.getuid()}"
+        monkeypatch.setattr(session, "SHORT_FOLDERS", ("/nowhere",))
+        with pytest.raises(ValueError, match=f"^{name} is '/a+', over 40 bytes: .* shorter one$"):
+            session.session_folder()

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.label.decoding.quick import read_at
-from stages.label.decoding.tags import Range
+from stages.label.decoding.tags import OGG, Range
 
 CHUNK = 1 << 22
-CAPTURE, FIRST = b"OggS\x00", 2  # a page's first bytes; its flag for the first page of a stream
+FIRST = 2  # a page's flag for the first page of a stream
 HEAD_BYTES, FLAGS, SEGMENTS = 27, 5, 26  # the last byte of the head counts the bytes of sizes after it
 SOUND = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")  # how the first packet of a stream begins
 FEW = 4  # pages
@@ -98,7 +98,7 @@ def _pages(file: Any, start: int, size: int) -> Iterator[Page]:
     at = start
     while at < size:
         data, place = read_at(file, at, min(CHUNK + MOST_BYTES, size - at)), 0
-        while 0 <= (place := data.find(CAPTURE, place)) < CHUNK:
+        while 0 <= (place := data.find(OGG, place)) < CHUNK:
             first = place + HEAD_BYTES
             sizes = data[first : first + data[first - 1]] if first <= len(data) else b""
             length = HEAD_BYTES + len(sizes) + sum(sizes)

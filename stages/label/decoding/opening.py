@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import re
+import struct
 from typing import Any
 
 import av
@@ -130,11 +131,13 @@ def refuse_misread(container: Any, stream: Any, view: View) -> None:
         return
     at, head = view.tell(), read_at(view, 0, 1 << 16)
     view.seek(at)
-    form = head.find(b"fmt ")
-    channels, align = (int.from_bytes(head[form + n : form + n + 2], "little") for n in (10, 20))
-    if form >= 0 and channels and 8 * align != int(bits[1]) * channels:
-        taken = 8 * align // channels
-        raise ValueError(f"{bits[1]} valid bits in samples of {taken}: save it with {taken} valid bits")
+    form = head.find(b"fmt ") + 8
+    if form < 8 or len(head) < form + 16:
+        return
+    _, channels, rate_hz, bytes_per_s, align = struct.unpack_from("<HHIIH", head, form)
+    taken = 8 * align / channels if channels else 0
+    if bytes_per_s == rate_hz * align and taken in (16, 24, 32) and taken > int(bits[1]):
+        raise ValueError(f"{bits[1]} valid bits in samples of {taken:g}: save it with {taken:g} valid bits")
 
 
 def _pcm_bits_per_s(context: Any) -> int:

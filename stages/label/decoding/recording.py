@@ -99,7 +99,7 @@ class Decoding:
         self._logged = av.logging.get_last_error()[0]
         self._container, view = None, whole(file, file.size)
         start = file.size - view.size
-        is_ogg = read_at(file, start, len(ogg.CAPTURE)) == ogg.CAPTURE
+        is_ogg = read_at(file, start, len(tags.OGG)) == tags.OGG
         links = ogg.links(file, start, file.size) if is_ogg else [(start, file.size)]
         self._links = deque(View(file, [link]) for link in links)
         try:

@@ -25,6 +25,7 @@ _BITRATES = {
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES_HZ = {0: (11_025, 12_000, 8_000), 2: (22_050, 24_000, 16_000), 3: (44_100, 48_000, 32_000)}
+OGG = b"OggS\x00"  # how a page begins
 Range = tuple[int, int]  # first byte, byte after the last
 
 
@@ -63,8 +64,12 @@ class View:
 
 
 def id3v2_bytes(head: bytes) -> int:
-    """Size of the ID3v2 tag that begins with these 10 bytes, with its footer; 0 if none does."""
-    if len(head) < 10 or head[:3] != b"ID3" or 0xFF in head[3:5] or any(b & 0x80 for b in head[6:10]):
+    """Size of the ID3v2 tag that begins with these 10 bytes, with its footer; 0 if none does.
+
+    Each byte is held to the standard (versions 2.2 to 2.4): in one of fifty songs `ID3` and a size that can
+    be stand among the music by chance, with the rest of a header in none of millions."""
+    known = len(head) == 10 and head[:3] == b"ID3" and head[3] in (2, 3, 4) and head[4] == 0
+    if not known or head[5] & 0x0F or any(byte & 0x80 for byte in head[6:]):
         return 0
     size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
     return size + (20 if head[5] & 0x10 else 10)
@@ -85,7 +90,7 @@ def before_the_audio(file: Any, size: int) -> int:
     at = 0
     while True:
         head = read_at(file, at, APE_BYTES)
-        length = id3v2_bytes(head)
+        length = id3v2_bytes(head[:10])
         if not length and head[:8] == b"APETAGEX":
             length = _ape_range(head, at)[1] - at
         if not length:
@@ -127,9 +132,8 @@ def _tag(file: Any, mark: bytes, at: int, size: int, mpeg: bool) -> Range:
         begin, end = _ape_range(read_at(file, at, APE_BYTES), at)
         if begin == at:
             return at, _end(file, at, end, size, mpeg)
-        name, found, _ = read_at(file, begin, 8 + 256)[8:].partition(
-            b"\0"
-        )  # of the first item, before a footer
+        # a footer without a header: the first item's name tells whether its size is right
+        name, found, _ = read_at(file, begin, 8 + 256)[8:].partition(b"\0")
         return (begin if found and name.isascii() and name.decode().isprintable() else at), end
     if mark == b"TAG":
         text = read_at(file, at, ID3V1_BYTES)

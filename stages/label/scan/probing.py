@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import av
 
 from stages.label.decoding.opening import NO_AUDIO, likely_s, open_audio, whole
-from stages.label.decoding.quick import MIB, hash_ends
-from stages.label.decoding.tags import View
+from stages.label.decoding.quick import MIB, hash_ends, read_at
+from stages.label.decoding.tags import OGG, View
 
 S3 = b"s3://"
 UNREADABLE = "unreadable: "  # begins reasons that the next scan tries again
@@ -74,12 +74,12 @@ def header(source: Any, size: int) -> dict[str, Any]:
     try:
         container, stream, _ = open_audio(view)
     except (av.FFmpegError, ValueError):
+        start = size - view.size
+        if read_at(source, start, len(OGG)) != OGG:
+            raise
         from stages.label.decoding import ogg  # and numpy
 
-        start = size - view.size
         view = View(source, ogg.links(source, start, size)[:1])  # the first that holds sound
-        if view.ranges == [(start, size)]:
-            raise
         container, stream, _ = open_audio(view)
     with container:
         context = stream.codec_context

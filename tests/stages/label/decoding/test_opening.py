@@ -6,7 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stages.label.decoding.opening import counted_frames, header_s, likely_s, open_audio, whole
+from stages.label.decoding.opening import (
+    counted_frames,
+    header_s,
+    likely_s,
+    open_audio,
+    refuse_misread,
+    whole,
+)
 from tests.wild.pieces import id3v2, libav, sound, tracks
 
 RATE_HZ = 44_100
@@ -116,3 +123,40 @@ class TestLikely:
 
     def test_what_says_no_rate_is_no_reason_to_fail(self):
         assert likely_s(*fake("pcm_s16le", None, 16_000, rate_hz=0)) == (1.0, "size")
+
+
+class TestValidBits:
+    """libav reads samples with fewer valid bits than they take as if they lay side by side."""
+
+    @staticmethod
+    def wav(valid=24, align=None, bytes_per_s=None):
+        data = bytearray(sound(NOISE, "WAVEX", "PCM_32"))
+        form = data.index(b"fmt ") + 8
+        data[form + 18 : form + 20] = valid.to_bytes(2, "little")
+        if align is not None:
+            data[form + 12 : form + 14] = align.to_bytes(2, "little")
+        if bytes_per_s is not None:
+            data[form + 8 : form + 12] = bytes_per_s.to_bytes(4, "little")
+        container, stream, _, view = opened(bytes(data))
+        at = view.tell()
+        try:
+            refuse_misread(container, stream, view)
+        finally:
+            assert view.tell() == at, "libav goes on where it was"
+            container.close()
+
+    @pytest.mark.parametrize("valid", [24, 20])
+    def test_such_a_file_is_refused(self, valid):
+        with pytest.raises(ValueError, match="^24 valid bits in samples of 32: save it with 32 valid bits$"):
+            self.wav(valid)
+
+    def test_all_bits_are_fine_and_so_is_a_header_that_is_only_careless(self):
+        self.wav(valid=32)
+        self.wav(align=0)
+        self.wav(bytes_per_s=1)
+
+    @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
+    def test_every_usual_kind_passes(self, subtype):
+        container, stream, _, view = opened(sound(NOISE, "WAV", subtype))
+        refuse_misread(container, stream, view)
+        container.close()

@@ -8,6 +8,7 @@ import pytest
 
 from stages.label.decoding.recording import WAVER_S, Decoding, File
 from tests.stages.label.decoding.holes import FRAME_S, NOISE, judged, without
+from tests.wild.pieces import pages as split
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +26,7 @@ def pages(tmp_path_factory):
         for packet in stream.encode(frame):
             container.mux(packet)
         container.mux(stream.encode(None))
-    data, found, at = path.read_bytes(), [], 0
-    while at < len(data):
-        segments = data[at + 26]
-        end = at + 27 + segments + sum(data[at + 27 : at + 27 + segments])
-        found.append(data[at:end])
-        at = end
-    return found
+    return split(path.read_bytes())
 
 
 class TestGaps:

@@ -24,7 +24,12 @@ class TestSizes:
             (b"ID3\x04\x00\x00\x00\x02\x01\x7f", 10 + (2 << 14 | 1 << 7 | 127)),
             (b"ID3\x04\x00\x00\x01\x00\x00\x00", 10 + (1 << 21)),
             (b"ID3\x04\x00\x00\x80\x00\x00\x00", 0),  # no syncsafe number
+            (b"ID3\x01\x00\x00\x00\x00\x00\x01", 0),
+            (b"ID3\x05\x00\x00\x00\x00\x00\x01", 0),
             (b"ID3\xff\x00\x00\x00\x00\x00\x01", 0),
+            (b"ID3\x04\x01\x00\x00\x00\x00\x01", 0),
+            (b"ID3\x04\x00\x08\x00\x00\x00\x01", 0),
+            (b"ID3\x04\x00\xf0\x00\x00\x00\x01", 21),
             (b"ID3\x04\xff\x00\x00\x00\x00\x01", 0),
             (b"ID3\x04\x00\x00\x00", 0),
             (b"TAG" + bytes(7), 0),
@@ -85,7 +90,14 @@ class TestSound:
 
     @pytest.mark.parametrize(
         "words",
-        [b"ID3", b"ID3\x03\x00\x00\x00\x00\xff\x00", b"APETAGEX" + bytes(24), b"TAG", b"TAG" + b"x" * 125],
+        [
+            b"ID3",
+            b"ID3\x03\x00\x00\x00\x00\xff\x00",
+            b"ID3\x41\x9c\x55\x00\x00\x01\x04",
+            b"TAG",
+            b"APETAGEX" + bytes(24),
+            b"TAG" + b"x" * 125,
+        ],  # fmt: skip
     )
     def test_what_only_looks_like_one_stays(self, words):
         assert kept(FRAMES + words + FRAMES) == FRAMES + words + FRAMES

@@ -173,3 +173,28 @@ def test_full_sha256_raises_what_the_disk_raises(tmp_path):
     assert full_sha256(os.fsencode(tmp_path / "a")).startswith("ba7816bf")
     with pytest.raises(OSError):
         full_sha256(os.fsencode(tmp_path / "b"))
+
+
+def test_of_a_file_that_is_no_audio_only_the_ends_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(np.random.default_rng(0).integers(0, 256, 40 << 20, np.uint8).tobytes())
+    read, real = [], probing.open_bytes
+
+    class Counting:
+        def __init__(self, file):
+            self.file, self.seek, self.fileno = file, file.seek, file.fileno
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def read(self, count):
+            data = self.file.read(count)
+            read.append(len(data))
+            return data
+
+    monkeypatch.setattr(probing, "open_bytes", lambda path: Counting(real(path)))
+    assert probe(os.fsencode(path))["reason"].startswith("no audio that can be read")
+    assert 2 << 20 <= sum(read) < 10 << 20
