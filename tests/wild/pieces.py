@@ -64,7 +64,8 @@ def tracks(waves, container, codec, rate_hz=RATE_HZ, options=None, muxer=None, d
         streams = []
         for number, wave in enumerate(waves):
             layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[wave.shape[1]]
-            stream = file.add_stream(codec, rate=rate_hz, layout=layout, options=options or {})
+            quick = {"aac_coder": "fast"} if codec == "aac" else {}
+            stream = file.add_stream(codec, rate=rate_hz, layout=layout, options=quick | (options or {}))
             stream.disposition = av.stream.Disposition.default if number == default else 0
             streams.append(stream)
         for wave, stream in zip(waves, streams, strict=True):

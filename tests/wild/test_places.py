@@ -6,6 +6,8 @@ import os
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.labelling.explain import explained
+from stages.label import recipe
 from tests.conftest import ROOT
 from tests.wild import pieces
 from tests.wild.pieces import Music, id3v2, libav, sound
@@ -80,8 +82,8 @@ def test_every_name_is_labelled_and_shown(labelled):
 
 
 def test_a_list_whose_name_is_not_utf8(overtone):
-    done = overtone("labels", out=b"\xf6ut2", audio=b"l\xefst.txt")
-    assert done.returncode == 0 and "1 found = 1 kept" in done.stdout, done.stdout + done.stderr
+    done = overtone("labels", "--dry-run", out=b"\xf6ut2", audio=b"l\xefst.txt")
+    assert done.returncode == 0 and "1 = 1 readable" in done.stdout, done.stdout + done.stderr
 
 
 def test_every_run_says_what_it_left_out(planned, labelled):
@@ -133,11 +135,31 @@ class TestExplained:
             (b"cover.jpg", ["left out: no audio by its ending (.jpg)"]),
         ],
     )
-    def test_one_file_is_tried_and_what_would_happen_is_said(self, overtone, labelled, library, name, said):
-        done = overtone("labels", "--explain", os.fsdecode(os.path.join(library, name)))
-        assert done.returncode == 0
+    def test_one_file_is_tried_and_what_would_happen_is_said(self, labelled, library, name, said):
+        text = explained(self.config(library), os.fsdecode(os.path.join(library, name)))
         for words in said:
-            assert words in done.stdout, done.stdout
+            assert words in text, text
+
+    def test_why_a_file_would_not_be_found(self, library, tmp_path):
+        path = os.fsdecode(os.path.join(library, b"cover.jpg"))
+        assert "left out by run.exclude, '*ie.mp3'" in explained(
+            self.config(library, 'run.exclude=["*ie.mp3"]'), os.fsdecode(os.path.join(library, b"lie.mp3"))
+        )
+        elsewhere = explained(self.config(library, f"run.audio={json.dumps([str(tmp_path)])}"), path)
+        assert "listing   below none of the folders" in elsewhere
+
+    @staticmethod
+    def config(library: bytes, *overrides: str):
+        above = os.path.dirname(library)
+        out = os.fsdecode(os.path.join(above, b"\xf6ut"))
+        audio, places = json.dumps([os.fsdecode(library)]), f"run.out={json.dumps(out)}"
+        return recipe.load(
+            os.fsdecode(os.path.join(above, b"c.yaml")), [f"run.audio={audio}", places, *overrides]
+        )
+
+    def test_the_command_prints_it(self, overtone, labelled, library):
+        done = overtone("labels", "--explain", os.fsdecode(os.path.join(library, b"tagged.wav")))
+        assert done.returncode == 0 and "kept: 2.00 s in 1 segments" in done.stdout
 
     def test_a_path_that_is_not_there(self, overtone):
         done = overtone("labels", "--explain", "/nowhere/x.wav")
