@@ -1,0 +1,1 @@
+"""Probes of frozen encoders: `task` what is asked, `protocol` how it is judged, `heads` the classifiers."""
