@@ -30,7 +30,7 @@ SETS = {
         ("giantsteps_key",),
         f"{giantsteps.MTG}; {giantsteps.TEST}; {giantsteps.GET}",
         "MARBLE's: sides by artist, tested on all of GiantSteps Key",
-        "Beatport's previews: research only; the annotations are free",
+        "Beatport's previews: research only",
     ),
     "magnatagatune": PublicSet(
         tags.magnatagatune,
@@ -44,7 +44,7 @@ SETS = {
         ("emomusic",),
         f"{emomusic.ANNOTATIONS}; {emomusic.GET}",
         "MARBLE's: MediaEval 2013's evaluation set, other sides by artist",
-        "clips of the Free Music Archive, each under its own Creative Commons licence: research only",
+        "clips of the Free Music Archive, each under its own Creative Commons licence: for research",
     ),
     "nsynth": PublicSet(
         nsynth.read,
@@ -72,6 +72,6 @@ SETS = {
         ("ballroom_genre", "ballroom_beats"),
         f"{rhythm.BALLROOM}; {rhythm.BEATS}",
         "ours: five folds by album, 13 duplicates left out",
-        "excerpts from BallroomDancers.com's shop: research only; the annotations are free",
+        "excerpts from BallroomDancers.com's shop: research only",
     ),
 }

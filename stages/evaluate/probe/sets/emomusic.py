@@ -1,6 +1,6 @@
-"""EmoMusic (744 clips of 45 s): arousal and valence of a whole clip, from 1 to 9. The split is that of JukeMIR
-(arXiv 2107.05677), which MARBLE uses: MediaEval 2013's evaluation set is for the test, a fifth of the other
-artists is for validation."""
+"""EmoMusic (744 clips of 45 s): arousal and valence of a whole clip, from 1 to 9. The split is that of
+JukeMIR (arXiv 2107.05677), which MARBLE uses: MediaEval 2013's evaluation set is for the test, a fifth of the
+other artists is for validation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ def read(path: Path) -> list[Task]:
     folder = Folder(path)
     songs = folder.named("songs_info.csv", ANNOTATIONS)
     means = folder.named("static_annotations.csv", ANNOTATIONS)
-    return [task(folder, "emomusic", "numbers", _items(songs, means, folder.audio()), GET)]
+    return [task(folder, "emomusic", "numbers", _items(songs, means, folder.audio), GET)]
 
 
 def _items(songs: Path, means: Path, audio: dict[str, str]) -> Iterator[Item]:
@@ -29,9 +29,10 @@ def _items(songs: Path, means: Path, audio: dict[str, str]) -> Iterator[Item]:
             raise ValueError(f"{means} has no song {name}: {ANNOTATIONS}")
         test = row["Mediaeval 2013 set"] == "evaluation"
         side = "test" if test else "valid" if hashed(_artist(row["Artist"]), 10) >= 8 else "train"
-        two = (number(figures[name][f"mean_{what}"], means, what) for what in ("arousal", "valence"))
-        name = name if name in audio else name.zfill(4)
-        yield Item(name, None, None, name, side, " ".join(f"{figure:.10g}" for figure in two))
+        two = [number(figures[name][f"mean_{what}"], means, what) for what in ("arousal", "valence")]
+        padded = name.zfill(4)
+        stem = padded if padded in audio else name
+        yield Item(stem, None, None, name, side, " ".join(f"{figure:.10g}" for figure in two))
 
 
 def _artist(name: str) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from stages.config import require
@@ -22,6 +23,7 @@ class Folder:
         self.path = path
         self.files = sorted(_walk(path))  # relative to `path`
 
+    @cached_property
     def audio(self) -> dict[str, str]:
         """A recording's name without its format, and its path below the folder. Empty files count as
         missing: downloads that broke off, and three clips of MagnaTagATune."""
@@ -50,7 +52,7 @@ class Folder:
 def task(folder: Folder, name: str, kind: Kind, split: Iterable[Item], get: str, note: str = "") -> Task:
     """`split`: all items, where `audio` is a recording's name without its format. Those without audio are
     left out and counted in the task's note; ValueError if that empties a side of the split."""
-    split, found = tuple(split), folder.audio()
+    split, found = tuple(split), folder.audio
     missing = sorted({item.audio for item in split} - found.keys())
     items = tuple(replace(item, audio=found[item.audio]) for item in split if item.audio in found)
     empty = {item.fold for item in split} - {item.fold for item in items}

@@ -1,5 +1,5 @@
-"""NSynth (arXiv 1704.01279): notes of 4 s by the official split, whose instruments of training are in no other
-part."""
+"""NSynth (arXiv 1704.01279): notes of 4 s by the official split, whose instruments of training are in no
+other part."""
 
 import json
 from collections.abc import Iterator

@@ -26,7 +26,7 @@ def ballroom(path: Path) -> list[Task]:
     """ballroom_genre (8 dances) and, where beats are annotated, ballroom_beats. 5 folds by album."""
     folder, dances = Folder(path), {dance.lower(): dance for dance in DANCES}
     genres = []
-    for name, file in folder.audio().items():
+    for name, file in folder.audio.items():
         dance = dances.get(Path(file).parent.name.partition("-")[0].lower())  # Rumba-American is a Rumba
         if dance and name not in TWICE:
             genres.append(Item(name, None, None, _album(name), str(hashed(_album(name), FOLDS)), dance))
@@ -62,7 +62,7 @@ def guitarset(path: Path) -> list[Task]:
     files = {name: file for name, file in folder.ending(".jams").items() if name[:2].isdigit()}
     if not files:
         raise ValueError(f"{path} holds no annotation/00_BN1-129-Eb_comp.jams: {GUITARSET}")
-    audio = folder.audio()
+    audio = folder.audio
     kind = "mic" if any(f"{name}_mic" in audio for name in files) else "mix"
     beats, keys, chords = [], [], []
     for name, file in files.items():

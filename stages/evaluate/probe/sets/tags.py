@@ -20,9 +20,11 @@ def magnatagatune(path: Path) -> list[Task]:
     file = folder.named("annotations_final.csv", MTT)
     rows = table(file, ("clip_id", "mp3_path"), "\t")
     names = [name for name in (rows[0] if rows else {}) if name not in ("clip_id", "mp3_path")]
-    counts = {name: sum(row[name] == "1" for row in rows) for name in names}
+    counts = {name: sum(row.get(name) == "1" for row in rows) for name in names}
     top = set(sorted(names, key=lambda name: -counts[name])[:TOP])
-    items = (_clip(file, row, [name for name in names if name in top and row[name] == "1"]) for row in rows)
+    items = (
+        _clip(file, row, [name for name in names if name in top and row.get(name) == "1"]) for row in rows
+    )
     return [task(folder, "mtt_tags", "tags", items, MTT)]
 
 
@@ -39,7 +41,7 @@ def jamendo(path: Path) -> list[Task]:
     """mtg_top50: split 0, whose sides share no artist. Of each recording its middle 30 s, by the length that
     the split's file gives."""
     folder = Folder(path)
-    audio = folder.audio()
+    audio = folder.audio
     items = [item for side in _SIDES for item in _recordings(folder, side, audio)]
     return [task(folder, "mtg_top50", "tags", items, GET)]
 
@@ -54,6 +56,13 @@ def _recordings(folder: Folder, side: str, audio: dict[str, str]) -> Iterator[It
         if len(cells) < 6:
             raise ValueError(f"{file} line {count} has {len(cells)} columns, expected 6 or more: {JAMENDO}")
         stem = Path(cells[3]).stem
-        name = stem if stem in audio else f"{stem}.low"
+        low = f"{stem}.low"
         start_s = max(0.0, (number(cells[4], file, f"the duration of line {count}") - CLIP_S) / 2)
-        yield Item(name, round(start_s, 2), round(start_s + CLIP_S, 2), cells[1], side, "|".join(cells[5:]))
+        yield Item(
+            low if low in audio else stem,
+            round(start_s, 2),
+            round(start_s + CLIP_S, 2),
+            cells[1],
+            side,
+            "|".join(cells[5:]),
+        )
