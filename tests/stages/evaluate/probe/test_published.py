@@ -51,6 +51,7 @@ def test_a_measured_value_stands_where_it_belongs():
         names[names.index("mine") - 1] == "PupuJEPA-Small" and names[names.index("mine") + 1] == "MERT-v1-95M"
     )
     assert {(row.task, row.metric) for row in rows} == {("gtzan_genre", "accuracy")}
+    assert {row.metric for row in beside("mtt_tags", "roc_auc", 90, "mine")} == {"roc_auc"}
     assert [row.value for row in rows] == sorted((row.value for row in rows), reverse=True)
     assert (rows[names.index("mine")].parameters_m, rows[names.index("mine")].protocol) == (
         95,

@@ -3,11 +3,11 @@ import pytest
 from stages.evaluate.probe.sets import emomusic
 from tests.stages.evaluate.probe.sets.layout import audio, sides, targets, text
 
-# By sha1sum modulo 10, `train artist` is 2 and `alpha` 9: the latter is valid.
+# By sha1sum modulo 10, `tango` is 7 and `victor` 8: the latter is valid.
 SONGS = """song_id,file_name,Artist,Song title,Mediaeval 2013 set
-2,\t2.mp3\t,\tTrain Artist\t,\tA\t,\tdevelopment
-3,\t3.mp3\t,\tAlpha  2!\t,\tB\t,\tdevelopment
-4,\t4.mp3\t,\tTrain Artist\t,\tC\t,\tevaluation
+2,\t2.mp3\t,\tTango 7\t,\tA\t,\tdevelopment
+3,\t3.mp3\t,\tVictor!\t,\tB\t,\tdevelopment
+4,\t4.mp3\t,\tTango 7\t,\tC\t,\tevaluation
 """
 MEANS = """song_id,mean_arousal,std_arousal,mean_valence,std_valence
 2,3.1,1.5,3,0.67

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from stages.evaluate.probe.sets.folder import Folder, hashed, table, task
@@ -27,7 +29,7 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "set")
-    assert Folder(tmp_path / "set").audio == {"a": "link/a.wav"}
+    assert Folder(tmp_path / "set").files == [Path("link/a.wav")]
 
 
 def test_a_folder_that_is_none_is_named(tmp_path):

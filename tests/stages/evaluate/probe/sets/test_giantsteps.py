@@ -4,11 +4,11 @@ from stages.evaluate.probe.sets import giantsteps
 from tests.stages.evaluate.probe.sets.layout import audio, lines, sides, targets, text
 
 MTG, KEY = "giantsteps-mtg-key-dataset-fd7b8c5", "giantsteps-key-dataset-c8cb8aa"
-# By sha1sum modulo 116, artist8 and artist27 are above 99, artist1 to artist7 are not.
+# By sha1sum modulo 116, artist32 is 100 and thus valid, artist175 is 99, artist2 to artist6 are below.
 ARTISTS = {
-    "1": "artist1",
-    "2": "artist8",
-    "3": "artist2, artist8",
+    "1": "Artist175",
+    "2": "artist32",
+    "3": "artist2, artist32",
     "4": "artist2, artist3",
     "5": "artist4",
     "6": "artist5",
@@ -47,8 +47,8 @@ def test_sides_are_by_artist_and_the_test_is_the_other_set(tmp_path):
     assert sides(task) == {
         f"{MTG}/audio/1.LOFI.mp3": "train",
         f"{MTG}/audio/2.LOFI.mp3": "valid",
-        f"{MTG}/audio/3.LOFI.mp3": "valid",  # together with artist8
-        f"{MTG}/audio/4.LOFI.mp3": "valid",  # with artist2, who recorded with artist8
+        f"{MTG}/audio/3.LOFI.mp3": "valid",  # together with artist32
+        f"{MTG}/audio/4.LOFI.mp3": "valid",  # with artist2, who recorded with artist32
         f"{KEY}/audio/10089.LOFI.mp3": "test",
         f"{KEY}/audio/61415.LOFI.mp3": "test",
     }

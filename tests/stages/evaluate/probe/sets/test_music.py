@@ -36,6 +36,7 @@ def test_what_is_no_key_is_refused_with_its_file(written, tmp_path):
         ("G:7/3", "G major"),
         ("A:min7", "A minor"),
         ("B:hdim7", "B minor"),
+        ("B:dim", "B minor"),
         ("F#:aug", "F# major"),
         ("N", None),
         ("X", None),
