@@ -44,7 +44,7 @@ class Batch:
         return self._moved(Tensor.pin_memory)
 
     def stacked(self, stack: int) -> "Batch":
-        """Labels of model frames of `stack` label frames: the codes of the middle one, the mean of the CQT."""
+        """Labels of frames of `stack` label frames each: the codes of the middle one, the mean of the CQT."""
         if stack == 1:
             return self
         codes = {name: codes_BLK[:, stack // 2 :: stack] for name, codes_BLK in self.codes.items()}

@@ -78,12 +78,13 @@ class Mert(Backbone):
         with torch.autocast(wave_BN.device.type, enabled=False):
             features_BTC, penalty = self._features(wave_BN, dtype)
             _, hidden_BTD = self._encode(features_BTC, mask_BT, keep_layers)
-            masked = MaskedFrames.of(mask_BT)
-            x_SD = hidden_BTD[masked.clip_S, masked.frame_S]
-            ce_K, correct_K = self._code_errors(x_SD, codes, masked, wanted)
-            cqt = self._cqt_error(x_SD, cqt_BLF, masked)
-        weights, frames = self.objective, len(x_SD)
-        loss = weights.codes_weight * ce_K.sum() + weights.cqt_weight * cqt
+            masked, weights = MaskedFrames.of(mask_BT), self.objective
+            loss, ce_K, correct_K, cqt = self._errors(hidden_BTD, codes, cqt_BLF, masked, wanted)
+            frames = len(masked.clip_S)
+            if weights.visible_weight:
+                visible = MaskedFrames.of(~mask_BT)
+                shown, *_ = self._errors(hidden_BTD, codes, cqt_BLF, visible, wanted)
+                loss = loss + weights.visible_weight * frames / max(1, len(visible.clip_S)) * shown
         loss = loss + weights.penalty_weight * frames * penalty
         trained = [k in wanted for k in range(self.codebooks)]
         counts = {"frames": frames, "trained_K": trained}
@@ -103,6 +104,21 @@ class Mert(Backbone):
                 for logits_SC in head(x_SD, None, tuple(range(column.codebooks)))
             ]
             return logits, self.cqt_head(x_SD).unflatten(0, clips) if self.cqt_head else None
+
+    def _errors(
+        self,
+        hidden_BTD: Tensor,
+        codes: dict[str, Tensor],
+        cqt_BLF: Tensor | None,
+        frames: MaskedFrames,
+        wanted: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The weighted sum over these frames, and its parts: see `forward`."""
+        x_SD = hidden_BTD[frames.clip_S, frames.frame_S]
+        ce_K, correct_K = self._code_errors(x_SD, codes, frames, wanted)
+        cqt = self._cqt_error(x_SD, cqt_BLF, frames)
+        loss = self.objective.codes_weight * ce_K.sum() + self.objective.cqt_weight * cqt
+        return loss, ce_K, correct_K, cqt
 
     def _code_errors(
         self, x_SD: Tensor, codes: dict[str, Tensor], masked: MaskedFrames, wanted: tuple[int, ...]

@@ -2,6 +2,8 @@
 
     loss = codes_weight · Σ_K (summed cross entropy) + S · (penalty_weight · penalty + cqt_weight · CQT error)
 
+and S · visible_weight times the mean of the same over frames that are not masked.
+
 The penalty is the mean square of the front-end's output, the CQT error the mean square over frames and bins.
 It is a sum: the trainer divides it by the masked frames of the global batch."""
 
@@ -18,6 +20,8 @@ class Objective:
 
     codes_weight: NotNegative = 1.0  # of the codes' cross entropy
     cqt_weight: NotNegative = 1.0  # of the CQT error; 0: no CQT head
+    # of the same errors on frames that are not masked (F pred_nomask_weight): they keep what they sound like
+    visible_weight: NotNegative = 0.0
     penalty_weight: NotNegative = 10.0  # of the mean square of the front-end's output
     temperature: Annotated[float, Field(ge=0.01, le=10), NUMBER] = 0.1  # cosines are divided by it (M)
     learn_temperature: Flag = False  # `temperature` is then where it starts

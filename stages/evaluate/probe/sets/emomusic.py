@@ -3,6 +3,7 @@ JukeMIR (arXiv 2107.05677), which MARBLE uses: MediaEval 2013's evaluation set i
 other artists is for validation."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from stages.evaluate.probe.sets.folder import Folder, hashed, number, table, task
@@ -17,7 +18,8 @@ def read(path: Path) -> list[Task]:
     folder = Folder(path)
     songs = folder.named("songs_info.csv", ANNOTATIONS)
     means = folder.named("static_annotations.csv", ANNOTATIONS)
-    return [task(folder, "emomusic", "numbers", _items(songs, means, folder.audio), GET)]
+    found = task(folder, "emomusic", "numbers", _items(songs, means, folder.audio), GET)
+    return [replace(found, names=("arousal", "valence"))]
 
 
 def _items(songs: Path, means: Path, audio: dict[str, str]) -> Iterator[Item]:
