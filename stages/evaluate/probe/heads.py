@@ -1,9 +1,9 @@
 """Linear and MLP probes as MARBLE trains them, many at once, and nearest neighbours.
 
-G probes are trained side by side, since each is far too small to fill a core: one for each learning rate and
-run. N rows, L layers (1 but for the weighted sum), F features, C outputs, B rows of a step."""
+S · R probes are trained side by side, since one is far too small to fill a core: one for each split and rate.
+N rows, L layers (1 but for the weighted sum), F features, C outputs, B rows of a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 RATES = (1e-2, 5e-3, 1e-3, 5e-4, 1e-4)  # MARBLE's
 EPOCHS, PATIENCE = 50, 8
 HIDDEN, DROPOUT = 512, 0.2
+BATCHES = ((64, 4096), (256, 16384), (1024, 1 << 62))  # rows of a step, for fewer training rows than
 NEIGHBOURS = (1, 3, 5, 10, 20)
 
 
@@ -25,6 +26,7 @@ class Rows:
     target: Tensor
     outputs: int
     loss: str  # cross_entropy | binary | square
+    epoch_rows: int | None = None  # drawn for each epoch, where neighbouring rows are nearly the same
 
 
 @dataclass(frozen=True)
@@ -36,38 +38,48 @@ class Split:
 
 
 class Heads(nn.Module):
-    """One a (split, rate). With `hidden` an MLP: one layer so wide, ReLU, dropout 0.2. With more than one layer
-    of features, their softmax-weighted sum, learnt too."""
+    """One a split and rate. With `hidden` an MLP: a layer so wide, ReLU, dropout 0.2. Of several layers of
+    features their softmax-weighted sum, learnt too."""
 
     def __init__(self, rows: Rows, splits: list[Split], rates: tuple[float, ...], hidden: int | None):
         super().__init__()
+        self.splits = splits
         layers, width = rows.x_NLF.shape[1:]
-        self.splits, self.rates = splits, rates
-        count = len(splits) * len(rates)
         sizes = [width, hidden, rows.outputs] if hidden else [width, rows.outputs]
-        self.layer_weights = nn.Parameter(torch.zeros(count, layers))
+        known = [rows.x_NLF[split.train] for split in splits]
+        self.mean_SLF = torch.stack([x_NLF.mean(0) for x_NLF in known])
+        self.scale_SLF = torch.stack([x_NLF.std(0).clamp_min(1e-6) for x_NLF in known])
+        self.layer_weights = nn.Parameter(torch.zeros(len(splits), len(rates), layers))
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for i, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
-            weights, biases = [], []
-            for split in splits:  # every rate begins with the same values
-                random = torch.Generator().manual_seed(100 * split.seed + i)
-                bound = before**-0.5
-                weights += [(torch.rand(before, after, generator=random) * 2 - 1) * bound] * len(rates)
-                biases += [(torch.rand(1, after, generator=random) * 2 - 1) * bound] * len(rates)
-            self.weights.append(nn.Parameter(torch.stack(weights)))
-            self.biases.append(nn.Parameter(torch.stack(biases)))
+            made = [_initial(before, after, 100 * split.seed + i) for split in splits]
+            weights, biases = (torch.stack(kind) for kind in zip(*made, strict=True))
+            self.weights.append(nn.Parameter(weights[:, None].repeat(1, len(rates), 1, 1)))
+            self.biases.append(nn.Parameter(biases[:, None].repeat(1, len(rates), 1, 1)))
 
-    def forward(self, x_GBLF: Tensor) -> Tensor:
-        """(G, B, C)"""
-        if x_GBLF.shape[2] > 1:
-            x = torch.einsum("gblf,gl->gbf", x_GBLF, self.layer_weights.softmax(1))
+    def forward(self, x_SBLF: Tensor, split: slice = slice(None)) -> Tensor:
+        """(S, R, B, C): of these splits, S, each rate, R. Features are standardised, to mean 0 and deviation 1
+        of the training rows, on the side of the weights, which are far fewer."""
+        mean_SLF, scale_SLF = self.mean_SLF[split], self.scale_SLF[split]
+        weight, bias = self.weights[0][split], self.biases[0][split]
+        if x_SBLF.shape[2] > 1:
+            share_SRLF = self.layer_weights[split].softmax(2)[..., None] / scale_SLF[:, None]
+            x = torch.einsum("sblf,srlf->srbf", x_SBLF, share_SRLF)
+            x = x - (share_SRLF * mean_SLF[:, None]).sum(2)[:, :, None]
+            x = torch.einsum("srbf,srfc->srbc", x, weight) + bias
         else:
-            x = x_GBLF[:, :, 0]
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if i:
-                x = F.dropout(F.relu(x), DROPOUT, self.training)
-            x = torch.baddbmm(bias, x, weight)
+            weight = weight / scale_SLF[:, 0, None, :, None]
+            bias = bias - mean_SLF[:, 0, None, None] @ weight
+            x = torch.einsum("sbf,srfc->srbc", x_SBLF[:, :, 0], weight) + bias
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            x = F.dropout(F.relu(x), DROPOUT, self.training) @ weight[split] + bias[split]
         return x
+
+
+def _initial(before: int, after: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias as torch's linear draws them; every rate begins with the same."""
+    random, bound = torch.Generator().manual_seed(seed), before**-0.5
+    return tuple((torch.rand(rows, after, generator=random) * 2 - 1) * bound for rows in (before, 1))
 
 
 @dataclass(frozen=True)
@@ -88,20 +100,29 @@ def train(
     """Adam; the epoch with the best validation score counts, and training ends when none of the probes has
     improved for `PATIENCE` epochs."""
     heads = Heads(rows, splits, rates, hidden)
-    data = [_Standardised(rows, split) for split in splits]
-    optimiser = torch.optim.Adam(heads.parameters(), lr=1.0, eps=1e-8)
-    scale_G = torch.tensor(rates).repeat(len(splits))
-    batch = 64 if max(len(s.train) for s in splits) < 4096 else 256
+    optimiser = torch.optim.Adam(heads.parameters(), lr=1.0)
+    longest = max(len(split.train) for split in splits)
+    batch = next(size for size, rows_below in BATCHES if longest < rows_below)
     randoms = [torch.Generator().manual_seed(1000 + split.seed) for split in splits]
     best: list[list] = [[(-np.inf, None, None)] * len(rates) for _ in splits]
-    waited, torch_state = 0, torch.random.get_rng_state()
-    torch.manual_seed(splits[0].seed)
-    for _epoch in range(EPOCHS):
-        _epoch_of(heads, rows, data, optimiser, scale_G, batch, randoms)
-        waited = 0 if _judged(heads, data, score, best) else waited + 1
-        if waited == PATIENCE:
-            break
-    torch.random.set_rng_state(torch_state)
+    waited = 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(splits[0].seed)  # of dropout
+        for _epoch in range(EPOCHS):
+            heads.train()
+            for taken in _steps(splits, randoms, batch, rows.epoch_rows):
+                x_SBLF = torch.stack([rows.x_NLF[index] for index in taken])
+                target = torch.stack([rows.target[index] for index in taken])
+                output = heads(x_SBLF)
+                target = target[:, None].expand(-1, len(rates), *target.shape[1:])
+                # each probe's own mean
+                loss = loss_of(output, target, rows.loss) * len(splits) * len(rates)
+                optimiser.zero_grad()
+                loss.backward()
+                _step(heads, optimiser, torch.tensor(rates))
+            waited = 0 if _judged(heads, rows, score, best) else waited + 1
+            if waited == PATIENCE:
+                break
     return Trained(
         np.array([[kept[0] for kept in of_split] for of_split in best]),
         [[kept[2] for kept in of_split] for of_split in best],
@@ -109,45 +130,23 @@ def train(
     )
 
 
-class _Standardised:
-    """Features of one split, each of mean 0 and deviation 1 over its training rows."""
-
-    def __init__(self, rows: Rows, split: Split):
-        self.split, known = split, rows.x_NLF[split.train]
-        self.mean_LF, self.scale_LF = known.mean(0), known.std(0).clamp_min(1e-6)
-        self.x_NLF = rows.x_NLF
-
-    def __call__(self, index: Tensor) -> Tensor:
-        return (self.x_NLF[index] - self.mean_LF) / self.scale_LF
+def _steps(
+    splits: list[Split], randoms: list[torch.Generator], batch: int, most: int | None
+) -> Iterator[list[Tensor]]:
+    """One epoch's row numbers, of each split. A shorter one begins anew."""
+    pairs = zip(splits, randoms, strict=True)
+    orders = [s.train[torch.randperm(len(s.train), generator=random)[:most]] for s, random in pairs]
+    for first in range(0, max(map(len, orders)), batch):
+        yield [order[torch.arange(first, first + batch) % len(order)] for order in orders]
 
 
-def _epoch_of(heads, rows, data, optimiser, scale_G, batch, randoms) -> None:
-    heads.train()
-    orders = [
-        d.split.train[torch.randperm(len(d.split.train), generator=random)]
-        for d, random in zip(data, randoms, strict=True)
-    ]
-    rates = len(heads.rates)
-    for step in range(-(-max(map(len, orders)) // batch)):
-        taken = [order[torch.arange(step * batch, (step + 1) * batch) % len(order)] for order in orders]
-        x_GBLF = torch.stack([d(index) for d, index in zip(data, taken, strict=True)]).repeat_interleave(
-            rates, 0
-        )
-        target = torch.stack([rows.target[index] for index in taken]).repeat_interleave(rates, 0)
-        loss = loss_of(heads(x_GBLF), target, rows.loss) * len(x_GBLF)  # each probe's own mean
-        optimiser.zero_grad()
-        loss.backward()
-        _step(heads, optimiser, scale_G)
-
-
-def _step(heads: Heads, optimiser: torch.optim.Adam, scale_G: Tensor) -> None:
-    """A rate for each probe: Adam's step does not depend on the gradient's scale, so it is taken with rate 1
-    and then shortened."""
+def _step(heads: Heads, optimiser: torch.optim.Adam, rate_R: Tensor) -> None:
+    """A rate for each probe: Adam's step does not depend on the rate, so it is taken with 1 and shortened."""
     before = [parameter.detach().clone() for parameter in heads.parameters()]
     optimiser.step()
     with torch.no_grad():
         for parameter, old in zip(heads.parameters(), before, strict=True):
-            parameter.copy_(old + (parameter - old) * scale_G.view(-1, *[1] * (parameter.dim() - 1)))
+            parameter.copy_(torch.lerp(old, parameter, rate_R.view(1, -1, *[1] * (parameter.dim() - 2))))
 
 
 def loss_of(output: Tensor, target: Tensor, kind: str) -> Tensor:
@@ -158,48 +157,38 @@ def loss_of(output: Tensor, target: Tensor, kind: str) -> Tensor:
 
 
 @torch.no_grad()
-def _judged(heads: Heads, data: list, score: Score, best: list[list]) -> bool:
+def _judged(heads: Heads, rows: Rows, score: Score, best: list[list]) -> bool:
     """Keeps each probe's outputs where its validation score rose; True if any did."""
     heads.eval()
-    rates, rose = len(heads.rates), False
-    for number, d in enumerate(data):
-        valid = _outputs(heads, d, d.split.valid, number, rates)
-        test = None
-        for rate in range(rates):
-            found = score(d.split.valid.numpy(), valid[rate])
+    rose = False
+    for number, split in enumerate(heads.splits):
+        valid_RNC, test_RNC = _outputs(heads, rows, split.valid, number), None
+        for rate, valid_NC in enumerate(valid_RNC):
+            found = score(split.valid.numpy(), valid_NC)
             if found > best[number][rate][0]:
-                test = _outputs(heads, d, d.split.test, number, rates) if test is None else test
-                best[number][rate] = (found, valid[rate], test[rate])
+                test_RNC = _outputs(heads, rows, split.test, number) if test_RNC is None else test_RNC
+                best[number][rate] = (found, valid_NC, test_RNC[rate])
                 rose = True
     return rose
 
 
-def _outputs(heads: Heads, data: _Standardised, index: Tensor, number: int, rates: int) -> np.ndarray:
-    """(rates, rows, C) of one split's probes."""
-    whole = slice(number * rates, (number + 1) * rates)
-    parts = []
-    for rows in index.split(4096):
-        x = data(rows)[None].expand(rates, -1, -1, -1)
-        if x.shape[2] > 1:
-            x = torch.einsum("gblf,gl->gbf", x, heads.layer_weights[whole].softmax(1))
-        else:
-            x = x[:, :, 0]
-        for i, (weight, bias) in enumerate(zip(heads.weights, heads.biases, strict=True)):
-            x = torch.baddbmm(bias[whole], F.relu(x) if i else x, weight[whole])
-        parts.append(x)
-    return torch.cat(parts, 1).numpy()
+def _outputs(heads: Heads, rows: Rows, index: Tensor, number: int) -> np.ndarray:
+    """(R, rows, C) of one split's probes."""
+    of = slice(number, number + 1)
+    return torch.cat([heads(rows.x_NLF[part][None], of)[0] for part in index.split(8192)], 1).numpy()
 
 
 def neighbours(rows: Rows, split: Split) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Outputs (rows, C) of the validation and of the test rows for each of NEIGHBOURS: the share, weighted by
     cosine similarity, of each class among the nearest training rows; of numbers their mean."""
-    data = _Standardised(rows, split)
-    known = F.normalize(data(split.train).flatten(1), dim=1)
+    x_NF = rows.x_NLF.flatten(1)
+    x_NF = (x_NF - x_NF[split.train].mean(0)) / x_NF[split.train].std(0).clamp_min(1e-6)
+    known = F.normalize(x_NF[split.train], dim=1)
     target = rows.target[split.train]
     value_NC = F.one_hot(target, rows.outputs).float() if rows.loss == "cross_entropy" else target
     found: tuple[list, list] = ([], [])
     for side, index in zip(found, (split.valid, split.test), strict=True):
-        near = F.normalize(data(index).flatten(1), dim=1) @ known.T
+        near = F.normalize(x_NF[index], dim=1) @ known.T
         closeness, at = near.topk(min(max(NEIGHBOURS), len(known)), 1)
         for count in NEIGHBOURS:
             weight = closeness[:, :count].clamp_min(1e-6)

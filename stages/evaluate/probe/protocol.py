@@ -14,6 +14,7 @@ from stages.evaluate.probe.pooling import Features
 from stages.evaluate.probe.task import Task
 
 SEEDS = 5
+FRAMES_AN_EPOCH = 8192
 POOLINGS = ("mean", "mean+dev", "frames")
 PROBES = ("linear", "knn", "mlp")
 WEIGHTED = "weighted"  # the learnt sum of all layers
@@ -37,7 +38,8 @@ class Result:
     chosen: str  # layer and rate (of kNN: neighbours) of each run
     items: int
     groups: int
-    item_scores: tuple[float, ...] = ()  # in the order of the test items, for paired differences
+    item_scores: tuple[float, ...] = ()  # of the test items, for paired differences
+    item_groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,8 @@ def judge(
         found.extend(asked.results(place, "linear", "best", linear))
         if len(layers) > 1:
             each = ([c for c in linear if c.layer == name] for name in layers)
-            found += [
-                asked.result(place, "linear", name, own) for name, own in zip(layers, each, strict=True)
-            ]
+            for name, own in zip(layers, each, strict=True):
+                found.extend(asked.results(place, "linear", name, own))
             weighted = asked.trained(x_NLF, WEIGHTED, None)
             found.extend(asked.results(place, "linear", WEIGHTED, weighted))
         if "mlp" in probes and task.kind != "beats":
@@ -125,7 +126,8 @@ class Asked:
         return [i for i, item in enumerate(self.task.items) if item.fold in self.runs[run][side]]
 
     def _rows(self, x_NLF: Tensor) -> Rows:
-        return Rows(x_NLF, self.target, self.outputs, self.loss)
+        few = FRAMES_AN_EPOCH if self.task.kind == "beats" else None
+        return Rows(x_NLF, self.target, self.outputs, self.loss, few)
 
     def trained(self, x_NLF: Tensor, layer: str, hidden: int | None, runs: list[int] | None = None):
         runs = list(range(len(self.runs))) if runs is None else runs
@@ -210,7 +212,17 @@ class Asked:
                 score = float(scores.mean())
                 low, high = metrics.interval(groups, partial(_mean_of, scores))
             kept = () if scores is None else tuple(round(float(s), 4) for s in scores)
-            facts = (metric.name, score, low, high, chosen, len(set(items)), len(set(groups)), kept)
+            facts = (
+                metric.name,
+                score,
+                low,
+                high,
+                chosen,
+                len(set(items)),
+                len(set(groups)),
+                kept,
+                tuple(groups),
+            )
             yield Result(self.task.name, *place, probe, layer, *facts)
 
 
