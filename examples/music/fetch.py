@@ -1,7 +1,7 @@
 """Fetch real music from Debian packages: `python -m examples.music.fetch DIR`, or `make music`.
 
-No root, and no host but those that the system's own apt knows. What a finished package looks like, and how one
-comes: `examples/fetching/packages.py`.
+No root, and no host but those that the system's own apt knows. What a finished package looks like, and how
+one comes: `examples/fetching/packages.py`.
 """
 
 import argparse

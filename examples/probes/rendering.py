@@ -1,7 +1,7 @@
 """Tunes and chorales as audio: renders.csv says which score, key, speed, instruments and soundfont.
 
-One FLAC of 24 kHz, mono, 16 bits a line, with the same bytes on every run: a file appears whole, those that are
-there are left alone, and when renders.csv has changed all are made anew.
+One FLAC of 24 kHz, mono, 16 bits a line, with the same bytes on every run: a file appears whole, those that
+are there are left alone, and when renders.csv has changed all are made anew.
 """
 
 import csv
@@ -110,7 +110,8 @@ class Player:
                 self.synth.noteon(channel, pitch, VELOCITY)
             else:
                 self.synth.noteoff(channel, pitch)
-        parts.append(self._next(round(TAIL_S * PLAYED_HZ)))
+        end = max(onset + length for onset, length, _, _ in notes) * second
+        parts.append(self._next(round((end + TAIL_S) * PLAYED_HZ) - now))
         self._hush(len(programs))
         return soxr.resample(np.concatenate(parts), PLAYED_HZ, RATE_HZ)
 

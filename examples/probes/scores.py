@@ -21,8 +21,8 @@ def need_music21() -> None:
         seen = "none"
     if seen != MUSIC21:
         raise ValueError(
-            f"music21: {seen} is installed, tunes and chorales are of {MUSIC21}: run make probe-sets, or leave "
-            "them out (--task pitch instrument beats drum composer)"
+            f"music21: {seen} is installed, tunes and chorales are of {MUSIC21}: run make probe-sets, or "
+            "leave them out (--task pitch instrument beats drum composer)"
         )
 
 
@@ -60,8 +60,8 @@ def excerpt(found: list[Note], start: float, end: float) -> list[Note]:
 
 
 def accompanied(tune: list[Note], tonic: int, mode: str, bar: float, upbeat: float = 0) -> list[Note]:
-    """With a bass and a chord in every bar: that of the first, fourth and fifth degree which shares most of the
-    melody's time with it; in the last bar the first."""
+    """With a bass and a chord in every bar: that of the first, fourth and fifth degree which shares most of
+    the melody's time with it; in the last bar the first."""
     end = max(onset + length for onset, length, _, _ in tune)
     starts = [upbeat + bar * i for i in range(int((end - upbeat) / bar + 0.999))]
     added = []

@@ -1,4 +1,4 @@
-"""Whose music it is: nineteen composers, or games where the files name none, each with six recordings or more.
+"""Whose music it is: nineteen composers, or games where files name none, each of six recordings or more.
 
 None of it is in `make music`, which encoders are pre-trained on here. A recording is on one side with all its
 excerpts of 30 s, which follow one another; of long ones the first five minutes.

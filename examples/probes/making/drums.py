@@ -11,7 +11,7 @@ from stages.evaluate.probe.task import Item
 
 FOLDS = 5
 HEARD_S = 1.0
-# The first that fits. Named first, and left out: loops, effects, and percussion that is in one or two kits only.
+# The first that fits. Named first, and left out: loops, effects, and percussion of one or two kits.
 CLASSES = {
     "": r"loop|emptysample|roll|fx_|swish|choke|djembe|bongo|conga|stomach|trimo",
     "rim": r"rim|stick|^rs_",

@@ -1,7 +1,7 @@
 """Beats of recorded songs: eight songs of a game come with a MIDI file whose tempo map was laid by hand.
 
-Each song lies some milliseconds beside its map, always the same. How many is found here, where the onsets are,
-and added to the beats; one song's map is half a beat off, and so is mended.
+A song lies some milliseconds beside its map, throughout. How many is found here by where the onsets are, and
+added to the beats; one song's map is half a beat off, and is mended too.
 """
 
 from collections.abc import Iterator

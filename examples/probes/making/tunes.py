@@ -1,7 +1,7 @@
 """Two tasks of rendered scores, key and chord: train, valid and test differ in tunes and in soundfonts.
 
-Bach's chorales have four voices; tunes of O'Neill's book of 1850 get a bass and chords. Every score is moved to
-another key, so that all are equally common, and played by other instruments at another speed.
+Bach's chorales have four voices; tunes of O'Neill's book of 1850 get a bass and chords. Every score is moved
+to another key, so that all are equally common, and played by other instruments at another speed.
 """
 
 import hashlib
