@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup labels train music test test-all lint schema mutants bench-labels bench-model bench-teachers bench-loader clean
+.PHONY: setup labels train music probe-sets test test-all lint schema mutants bench-labels bench-model bench-teachers bench-loader clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make train [CONFIG=configs/pretrain/small.yaml] [ARGS='--set run.name=mine']"
 	@echo "make stats [OUT=data/mine] [ARGS='--where \"rms_db < -50\"']   what is in it, and OUT/report/index.html"
 	@echo "make music       fetch the larger corpus (8 hours) to music/"
+	@echo "make probe-sets  fetch and render the audio of the bundled tasks (examples/probes) to probe-sets/"
 	@echo "make test        the tests; make test-all adds the slow ones"
 	@echo "make schema      write configs/schema/ and docs/configuration.md anew, after a change of settings"
 	@echo "make mutants     one small defect at a time in the critical modules: a test must fail for each (hours)"
@@ -45,6 +46,10 @@ stats: setup
 
 music: setup
 	@$(BIN)/python -m examples.music.fetch music $(ARGS)
+
+probe-sets: setup
+	@$(PIP) --no-deps -r examples/probes/requirements.txt
+	@$(BIN)/python -m examples.probes.fetch probe-sets $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest

@@ -49,4 +49,5 @@ def test_every_package_that_is_imported_is_declared():
 
 
 def test_all_is_everything_that_a_user_runs():
-    assert EXTRAS["all"] == ["overtone[train,report]"] and set(EXTRAS) == {"train", "report", "all", "test"}
+    assert EXTRAS["all"] == ["overtone[train,report,probe]"]
+    assert set(EXTRAS) == {"train", "report", "probe", "all", "test"}

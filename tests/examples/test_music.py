@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from examples.fetching.archives import Package
 from examples.music import fetch
-from examples.music.fetch import Package
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb (Debian and Ubuntu)")
 
