@@ -167,7 +167,7 @@ class Stage:
         else:
             self.idle.append(process)
         self.on_event({"event": "end", **out})
-        return passed_on(row, out)
+        return passed_on(row, self.spec.name, out)
 
     def close(self, patience_s: float = 0.0) -> None:
         processes = [*self.idle, *(process for process, _ in self.busy.values())]

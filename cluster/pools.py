@@ -85,12 +85,12 @@ def outcome(stage: str, shard: str, opened: Callable[[], Callable], tried: int, 
     return row | {"attempts": tried}
 
 
-def passed_on(row: dict, out: dict) -> dict:
+def passed_on(row: dict, stage: str, out: dict) -> dict:
     """The chain's row of a shard, after a stage whose own row is `out`."""
-    row = row | {out["stage"]: out["status"]}
+    row = row | {stage: out["status"]}
     if out["status"] == "failed":
         fatal = bool(out.get("fatal") or out.get("disk_full"))
-        row |= {"failed": out["stage"], "error": out["error"], "fatal": fatal}
+        row |= {"failed": stage, "error": out["error"], "fatal": fatal}
     return row
 
 

@@ -1,6 +1,5 @@
 """What runs the stages of labelling: Ray, or plain processes of this machine."""
 
-import importlib.util
 from types import ModuleType
 
 
@@ -10,8 +9,14 @@ def runner(plain: bool) -> ModuleType:
     ValueError where Ray is wanted and not installed."""
     if plain:
         from cluster import plain as module
-    elif importlib.util.find_spec("ray") is None:
-        raise ValueError("ray is not installed: pip install 'ray[data]', or add --plain to run without it")
-    else:
-        from cluster import sharded as module
-    return module
+
+        return module
+    try:
+        from cluster import sharded
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ValueError(
+            "ray is not installed: pip install 'ray[data]', or add --plain to run without it"
+        ) from None
+    return sharded

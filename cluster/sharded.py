@@ -40,7 +40,7 @@ class Actor:
         tried = ray.get(self.ledger.begin.remote(name, shard, platform.node()))
         out = outcome(name, shard, self.opening.result, tried, self.attempts)
         ray.get(self.ledger.end.remote(out))  # now: the driver does not wait for it after the last row
-        return passed_on(row, out)
+        return passed_on(row, name, out)
 
 
 def blocks(shards: int) -> int:
