@@ -40,6 +40,7 @@ class Task:
     kind: Kind
     items: tuple[Item, ...]
     root: Path  # of `audio`
+    note: str = ""  # what a reader of the result must know, such as how many recordings are missing
 
     def __post_init__(self):
         folds = {item.fold for item in self.items}

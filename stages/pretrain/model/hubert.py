@@ -63,6 +63,7 @@ FIXED = {
 def refuse(model: Model) -> None:
     """ValueError naming what in this model no HuBERT layout expresses."""
     only = {"front_end": "conv", "positions": "conv", "block": "transformer", "attention_bias": "none"}
+    only["stack"] = 1
     other = {name: value for name, value in only.items() if getattr(model, name) != value}
     if other:
         named = (
