@@ -155,17 +155,16 @@ class Stage:
         """The row of a shard that a process has ended with; None when the process died, and another one
         is to try."""
         process, row = self.busy.pop(pipe)
+        self.idle.append(process)
         shard = row["shard"]
         try:
             out = _received(pipe)
         except EOFError:
-            process.close()
+            self.idle.pop().close()
             if self.tried[shard] < self.attempts:
                 self.waiting.appendleft(row)
                 return None
             out = outcome(self.spec.name, shard, dict, self.attempts + 1, self.attempts)
-        else:
-            self.idle.append(process)
         self.on_event({"event": "end", **out})
         return passed_on(row, self.spec.name, out)
 

@@ -85,7 +85,8 @@ class Boards:
 def _installed(name: str) -> None:
     if importlib.util.find_spec(name) is None:
         raise ValueError(
-            f"watch.{name} is True, but {name} is not installed: pip install {name}, or set watch.{name}=false"
+            f"watch.{name} is True, but {name} is not installed: pip install {name}, or set "
+            f"watch.{name}=false"
         )
 
 
