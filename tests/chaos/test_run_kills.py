@@ -57,7 +57,9 @@ def happened(out: Path, event: str, **facts) -> bool:
     return any(e["event"] == event and all(e.get(k) == v for k, v in facts.items()) for e in events(out))
 
 
-@pytest.mark.parametrize("how", [(), ("--plain",)], ids=["ray", "plain"])
+@pytest.mark.parametrize(
+    "how", [(), pytest.param(("--plain",), marks=pytest.mark.slow)], ids=["ray", "plain"]
+)
 def test_the_driver_killed_while_fitting_and_while_labelling(config, undisturbed, how):
     path, out = config("driver")
     kills = 0
@@ -77,7 +79,9 @@ def test_the_driver_killed_while_fitting_and_while_labelling(config, undisturbed
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize("how", [pytest.param((), marks=pytest.mark.slow, id="ray"), ("--plain",)])
+@pytest.mark.parametrize(
+    "how", [pytest.param((), marks=pytest.mark.slow), ("--plain",)], ids=["ray", "plain"]
+)
 def test_workers_killed_while_they_work(config, undisturbed, how):
     path, out = config("worker")
     process, kills = start(path, *how), 0
