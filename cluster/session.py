@@ -12,17 +12,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
-
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # read by ray.data when it is imported
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-if not os.environ.get("OVERTONE_DEBUG"):  # its warnings would tear our screen
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.pools import Session, available_cpus, check_gpus, debugging
 from stages.label.shard import software
 from stages.shards.storage import Storage
 
@@ -32,13 +26,6 @@ LONGEST_TMPDIR = 40
 SHORT_FOLDERS = ("/tmp", "/dev/shm", "/var/tmp")  # noqa: S108
 HEALTH_S = 20.0
 PROBE_S = 60.0
-
-
-class Session(NamedTuple):
-    cpus: float
-    gpus: float
-    node_cpus: float  # of the largest node
-    memory_bytes: float
 
 
 @contextmanager
@@ -86,11 +73,6 @@ def session_folder() -> str | None:
     )
 
 
-def debugging() -> bool:
-    """Whether `overtone --debug` was given."""
-    return bool(os.environ.get("OVERTONE_DEBUG"))
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Ray's native lines off the terminal; what goes wrong is an exception."""
@@ -107,10 +89,6 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def available_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def preflight(gpus_wanted: float) -> None:
     """Before the scan, refuse a stale RAY_ADDRESS, and a GPU where there is none."""
     address = os.environ.get("RAY_ADDRESS") or "local"
@@ -118,14 +96,7 @@ def preflight(gpus_wanted: float) -> None:
         reachable(address)
         return
     session_folder()
-    if gpus_wanted:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ValueError(
-                "run.pools asks for a GPU, this machine has none that torch can use: set run.pools.*.gpus=0, "
-                "or name a cluster with GPUs by RAY_ADDRESS"
-            )
+    check_gpus(gpus_wanted)
 
 
 def reachable(address: str) -> None:

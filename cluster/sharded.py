@@ -6,64 +6,18 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import ray.data
 
 from cluster.ledger import ledger_here, watching
-from cluster.session import Session, debugging
-from stages.label.base import Needs
+from cluster.pools import Session, StageSpec, debugging, outcome, passed_on, size_pools
+from cluster.session import check_nodes as check_nodes
+from cluster.session import preflight as preflight
+from cluster.session import session as session
 
-SLACK = 0.1  # share of the CPUs left for Ray Data's own tasks
-
-
-class StageSpec(NamedTuple):
-    """`make` opens the worker in its actor; the worker maps a shard name to a row."""
-
-    name: str
-    make: Callable[[], Callable[[str], dict]]
-    needs: Needs = Needs()
-    max_workers: int | None = None
-    cpu_s: float = 1.0  # for a second of audio, relative to the other stages: divides a small machine
-
-
-class PoolSize(NamedTuple):
-    cpus: float
-    min_workers: int
-    max_workers: int
-
-
-def size_pools(
-    specs: list[StageSpec], cpus: float, gpus: float, node_cpus: float | None = None
-) -> list[PoolSize]:
-    """One actor of each and one more task always fit. On a smaller cluster reservations shrink to fractions,
-    with room for a busy stage's pool to grow, and for one actor of each on one node of `node_cpus`, should
-    the others die. ValueError naming a stage that needs more GPUs than there are."""
-    gpu_needs, whole = sum(spec.needs.gpus for spec in specs), sum(spec.needs.cpus for spec in specs)
-    if gpu_needs > gpus:
-        wanting = next(spec for spec in specs if spec.needs.gpus)
-        raise ValueError(
-            f"stage {wanting.name} asks for {wanting.needs.gpus:g} GPU, the cluster has {gpus:g}: "
-            f"lower run.pools.{wanting.name}.gpus or add a GPU node"
-        )
-    usable, scale = cpus * (1 - SLACK), 1.0
-    if usable < whole + 1:
-        # one actor of each, and as many more as there are CPUs
-        scale = min(usable / (whole + math.ceil(cpus)), (node_cpus or cpus) * (1 - SLACK) / whole)
-    pools, work = [], sum(spec.cpu_s for spec in specs)
-    for spec in specs:
-        needs = spec.needs
-        reserved = math.floor(needs.cpus * scale * 1000) / 1000 if scale < 1 else needs.cpus
-        room = 1 + (usable - whole * scale) / max(reserved, 1e-9)
-        if needs.gpus:
-            room = min(room, 1 + (gpus - gpu_needs) / needs.gpus)
-        most = int(room + 1e-6)
-        if scale < 1:  # a process beyond a stage's share of the CPUs gains nothing
-            most = min(most, math.ceil(cpus * spec.cpu_s / work / needs.cpus))
-        most = max(1, most)
-        pools.append(PoolSize(reserved, 1, min(most, spec.max_workers or most)))
-    return pools
+NAME = "Ray"
 
 
 class Actor:
@@ -82,25 +36,11 @@ class Actor:
             return row
         import platform
 
-        shard, name, host = row["shard"], self.spec.name, platform.node()
-        tried = ray.get(self.ledger.begin.remote(name, shard, host))
-        out = {"shard": shard, "stage": name, "status": "failed"}
-        if tried > self.attempts:
-            error = f"the worker died {self.attempts} times on this shard (out of memory?)"
-            out |= {"host": host, "error": error}
-        else:
-            try:
-                out = self.opening.result()(shard)
-            # opening failed: every shard would fail alike
-            except (ValueError, OSError, RuntimeError, ImportError) as error:
-                out |= {"error": str(error), "fatal": True}
-        out["attempts"] = tried
+        shard, name = row["shard"], self.spec.name
+        tried = ray.get(self.ledger.begin.remote(name, shard, platform.node()))
+        out = outcome(name, shard, self.opening.result, tried, self.attempts)
         ray.get(self.ledger.end.remote(out))  # now: the driver does not wait for it after the last row
-        row[name] = out["status"]
-        if out["status"] == "failed":
-            fatal = bool(out.get("fatal") or out.get("disk_full"))
-            row |= {"failed": name, "error": out["error"], "fatal": fatal}
-        return row
+        return passed_on(row, name, out)
 
 
 def blocks(shards: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import click
 
 USER_ERROR = 2
-DEBUG = "OVERTONE_DEBUG"  # read by cluster/session.py
+DEBUG = "OVERTONE_DEBUG"  # read by cluster/pools.py and cluster/__init__.py
 SECTIONS = {
     "Labels": ("labels", "fit-codes", "verify", "merge"),
     "Training": ("train",),
@@ -128,6 +128,8 @@ def labels_config(function: Callable) -> Callable:
     @overrides("run.out=data/mine")
     @click.option("--audio", multiple=True, metavar="PATH", help="audio root; instead of run.audio")
     @click.option("--out", metavar="OUT", help="instead of run.out")
+    @click.option("--refit", is_flag=True, help="fit the teacher again, on shards spread over the whole plan")
+    @click.option("--plain", is_flag=True, help="in processes of this machine, without Ray; the same bytes")
     @functools.wraps(function)
     def loaded(config: str, overrides: tuple[str, ...], audio: tuple[str, ...], out: str | None, **options):
         from stages.label import recipe
@@ -147,9 +149,8 @@ def labels_config(function: Callable) -> Callable:
     metavar="REASON",
     help="try rejected files whose reason contains this text again (all: every one)",
 )
-@click.option("--refit", is_flag=True, help="fit the teacher again, on shards spread over the whole plan")
 @click.option("--explain", metavar="PATH", help="try one file, say what would happen to it and why")
-def labels(config, dry_run: bool, retry_rejected: str | None, refit: bool, explain: str | None) -> int:
+def labels(config, dry_run: bool, explain: str | None, **options) -> int:
     """Label a folder of music; continues where it was stopped.
 
     CONFIG is a YAML file, for example configs/labels/quickstart.yaml.
@@ -158,26 +159,25 @@ def labels(config, dry_run: bool, retry_rejected: str | None, refit: bool, expla
         from pipeline.labelling.dry_run import describe
         from pipeline.labelling.explain import explained
 
-        print(describe(config) if explain is None else explained(config, explain))
+        print(describe(config, options["plain"]) if explain is None else explained(config, explain))
         return 0
     from pipeline.labels import LabelOptions, label
 
-    outcome = label(config, LabelOptions(retry_rejected, refit))
+    outcome = label(config, LabelOptions(**options))
     print(outcome.text)
     return outcome.code
 
 
 @top.command("fit-codes")
 @labels_config
-@click.option("--refit", is_flag=True, help="fit again, on shards spread over the whole plan")
-def fit_codes(config, refit: bool) -> None:
+def fit_codes(config, **options) -> None:
     """Decode what a fit needs and fit the teacher, without labelling.
 
     CONFIG is a YAML file, for example configs/labels/mel_rvq.yaml.
     """
     from pipeline.labels import LabelOptions, fit_only
 
-    print(fit_only(config, LabelOptions(refit=refit)))
+    print(fit_only(config, LabelOptions(**options)))
 
 
 @top.command("train")

@@ -18,7 +18,7 @@ GIB = 2**30
 LIMIT_S = 8.0  # waited for torch, S3 and Ray together
 PACKAGES = {  # module: extra of pyproject.toml, use
     "torch": ("", "labels and training"),
-    "ray": ("", "labels and training"),
+    "ray": ("", "labels and training (`labels --plain` and `python -m stages.pretrain` go without)"),
     "av": ("", "decoding audio"),
     "duckdb": ("", "planning shards"),
     "encodec": ("", "comparing EnCodec's labels"),
@@ -27,7 +27,7 @@ PACKAGES = {  # module: extra of pyproject.toml, use
     "tensorboard": ("[train]", "watch.tensorboard"),
     "plotly": ("[report]", "the page of `stats` (--no-page goes without)"),
 }
-OPTIONAL = ("encodec", "tensorboard", "plotly")
+OPTIONAL = ("ray", "encodec", "tensorboard", "plotly")
 
 
 class Check(NamedTuple):

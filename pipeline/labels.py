@@ -5,6 +5,7 @@ Read `label` first; the rest is its steps."""
 import os
 from dataclasses import asdict, dataclass
 
+from cluster.runner import runner
 from pipeline.labelling import registry, teachers
 from pipeline.labelling.catalogs import Catalogs
 from pipeline.labelling.lock import locked
@@ -22,11 +23,12 @@ class LabelOptions:
 
     retry_rejected: str | None = None
     refit: bool = False
+    plain: bool = False  # in processes of this machine, without Ray
 
 
 def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
     """The same command goes on after any interruption."""
-    published = check(config)
+    published = check(config, options.plain)
     out = open_out(config)
     with locked(out):
         progress = Progress(out)
@@ -49,45 +51,43 @@ def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
 def _label(
     config: Config, options: LabelOptions, out: Storage, progress: Progress, published: bytes | None
 ) -> Outcome:
-    catalogs, run = _planned(config, out, progress, options.retry_rejected)
+    catalogs, run = _planned(config, out, progress, options)
     run.weights = run.known_weights(published, options.refit)
     if run.weights is None or run.pending():
         run.check_space()
-        run.on_cluster(options.refit)
+        run.compute(options.refit)
     run.gather(catalogs.live(), catalogs.refused())
     catalogs.write_rejected(run.registry.names)
     return summarise(out, config, catalogs, run.registry, run.failed)
 
 
-def check(config: Config) -> bytes | None:
+def check(config: Config, plain: bool) -> bytes | None:
     """Returns the teacher's published weights. ValueError for missing audio, cluster, GPU or weights."""
-    from cluster.session import preflight
-
     check_roots(list(config.run.audio), config.run.exclude, config.run.include_hidden)
-    preflight(max(pool.gpus for pool in config.run.pools.used(config.recipe)))
+    runner(plain).preflight(max(pool.gpus for pool in config.run.pools.used(config.recipe)))
     return teachers.located(config.recipe, config.run.weights)
 
 
 def _planned(
-    config: Config, out: Storage, progress: Progress, retry: str | None = None
+    config: Config, out: Storage, progress: Progress, options: LabelOptions
 ) -> tuple[Catalogs, LabelRun]:
     known = registry.planned(out, config.recipe)
     catalogs = Catalogs(out, config, progress)
-    catalogs.scan_and_plan(retry)
-    return catalogs, LabelRun(config, out, progress, known, catalogs.live_shards())
+    catalogs.scan_and_plan(options.retry_rejected)
+    return catalogs, LabelRun(config, out, progress, known, catalogs.live_shards(), runner(options.plain))
 
 
 def fit_only(config: Config, options: LabelOptions) -> str:
     """Decode what a fit needs, and fit; returns the path of the weights."""
     if not teachers.is_fitted(config.recipe):
         raise ValueError("recipe.codes names no teacher that is fitted: nothing to fit (mel_rvq is one)")
-    check(config)
+    check(config, options.plain)
     out = open_out(config)
     with locked(out):
-        _, run = _planned(config, out, Progress(out))
+        _, run = _planned(config, out, Progress(out), options)
         run.weights = run.known_weights(None, options.refit)
         if run.weights is None:
-            run.on_cluster(options.refit, fit_only=True)
+            run.compute(options.refit, fit_only=True)
         if run.weights is None:
             raise OSError(f"the shards of the fit are not finished: {next(iter(run.failed.values()))}")
         return out.path(run.weights.name)

@@ -106,6 +106,16 @@ def tars(out: Path) -> dict[str, str]:
     }
 
 
+def records(out: Path) -> dict[str, dict]:
+    """Every record without what may differ between runs."""
+    found = {}
+    for path in sorted(out.glob("columns/*/*.json")):
+        record = json.loads(path.read_text())
+        record.pop("run")
+        found[str(path.relative_to(out))] = record
+    return found
+
+
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory, excerpts) -> Path:
     """An OUT with the excerpts labelled, by one undisturbed run: to be read or copied, never changed."""

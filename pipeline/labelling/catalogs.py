@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.pools import available_cpus
 from pipeline.labelling.progress import Progress
 from stages.label import gathering
 from stages.label.plan import PlanSummary, plan
@@ -46,8 +47,6 @@ class Catalogs:
         return folder / PLAN
 
     def _scan(self, previous: Path | None, new: Path, retry: str | None) -> None:
-        from cluster.session import available_cpus
-
         def show(event: dict) -> None:
             step = event["step"]
             done = {"list": "seen", "probe": "headers read", "hash": "hashed"}.get(step, step)

@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from cluster.pools import available_cpus
+from cluster.runner import runner
 from pipeline.labelling import registry
 from pipeline.labelling.catalogs import Catalogs, decoded_seconds, live_shards
 from pipeline.labelling.progress import Progress
@@ -14,9 +16,9 @@ from stages.label.recipe import Config
 from stages.shards.storage import Storage
 
 
-def describe(config: Config) -> str:
+def describe(config: Config, plain: bool) -> str:
     out = Storage(config.run.out)
-    check(config)
+    check(config, plain)
     known = registry.planned(out, config.recipe)
     catalogs = Catalogs(out, config, Progress(out))
     with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
@@ -40,19 +42,17 @@ def describe(config: Config) -> str:
         f"  in all      {shown(sum(sizes.values()))}; "
         + ("an object store" if free is None else f"{shown(free)} free"),
         f"  teacher     {teacher.name if teacher else 'none'}",
-        f"  resources   {_resources(config)}",
+        f"  resources   {_resources(config, plain)}",
     ]
     return "\n".join(lines)
 
 
-def _resources(config: Config) -> str:
-    from cluster.session import available_cpus
-
+def _resources(config: Config, plain: bool) -> str:
     each = []
     for name in ("decode", "codes", "cqt", "audit"):
         pool = getattr(config.run.pools, name)
         each.append(f"{name} {pool.cpus:g} CPU" + (f" + {pool.gpus:g} GPU" if pool.gpus else ""))
-    where = f"Ray on this machine, {config.run.cpus or available_cpus()} CPUs"
-    if address := os.environ.get("RAY_ADDRESS"):
+    where = f"{runner(plain).NAME} on this machine, {config.run.cpus or available_cpus()} CPUs"
+    if (address := os.environ.get("RAY_ADDRESS")) and not plain:
         where = f"Ray cluster at {address}"
     return f"{where}; a worker: {', '.join(each)}"

@@ -4,10 +4,12 @@ import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 
+from cluster.pools import Session, StageSpec, size_pools
 from pipeline.labelling import registry, teachers
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.registry import Registry
@@ -45,6 +47,7 @@ class LabelRun:
     progress: Progress
     known: Registry | None
     shards: list[tuple[str, float]]  # name and planned seconds, in plan order
+    runner: ModuleType  # of cluster.runner
     weights: teachers.Weights | None = None
     failed: dict[str, str] = field(default_factory=dict)  # shard → error
     _registry: Registry | None = None
@@ -124,33 +127,29 @@ class LabelRun:
         weights = [f"{seconds[i] / 3600:.2f} h, {shown(seconds[i] * bytes_per_s)}" for i in most]
         return "; ".join(f"{printable(p)} ({weight})" for p, weight in zip(paths, weights, strict=True))
 
-    def on_cluster(self, refit: bool, fit_only: bool = False) -> None:
-        """Everything that needs Ray: check the nodes, fit the teacher if it is new, run the chain."""
-        from cluster.session import check_nodes, session
-        from cluster.sharded import size_pools
-
-        self.progress.status("starting Ray")
-        with session(self.config.run.cpus) as ray:
-            check_nodes(self.out, list(self.config.run.audio))
+    def compute(self, refit: bool, fit_only: bool = False) -> None:
+        """On Ray or in plain processes: check the nodes, fit the teacher if it is new, run the chain."""
+        self.progress.status(f"starting {self.runner.NAME}")
+        with self.runner.session(self.config.run.cpus) as session:
+            self.runner.check_nodes(self.out, list(self.config.run.audio))
             self.sweep()
             whole = replace(self, weights=self.weights or teachers.Weights(None, None))
-            size_pools(whole.specs(whole.jobs(), audited=True), ray.cpus, ray.gpus, ray.node_cpus)
+            specs = whole.specs(whole.jobs(), audited=True)
+            size_pools(specs, session.cpus, session.gpus, session.node_cpus)
             if self.weights is None:
-                self.fit(ray, refit)
+                self.fit(session, refit)
             pending = [] if fit_only else self.pending()
             if pending and not self.failed:
                 self.registry  # noqa: B018 - written before the first shard, for `status`
-                self.chain(ray, self.jobs(), pending, audited=True)
+                self.chain(session, self.jobs(), pending, audited=True)
         self.sweep()  # files of workers that died during this run
 
-    def fit(self, ray, refit: bool) -> None:
+    def fit(self, session: Session, refit: bool) -> None:
         """Decode the shards a fit needs, fit, and store: once for this OUT and recipe."""
-        from cluster.sharded import run_one_reporting
-
         recipe, (audio, audio8) = self.config.recipe, self.audio
         name, chosen = recipe.codes.name, teachers.fit_shards(recipe, self.shards, refit)
         done = self.done(audio)
-        self.chain(ray, self.jobs()[:1], [s for s in chosen if s not in done], audited=False)
+        self.chain(session, self.jobs()[:1], [s for s in chosen if s not in done], audited=False)
         if self.failed:
             return
         pool, started = self.config.run.pools.codes, time.time()
@@ -161,18 +160,17 @@ class LabelRun:
             self.progress.status(f"fitting {name} on {len(chosen)} shards: {text}")
             self.progress.log("fit", **event)
 
-        cpus = min(recipe.fit_threads, max(1, int(ray.node_cpus)))
+        cpus = min(recipe.fit_threads, max(1, int(session.node_cpus)))
         what = (self.out.place, recipe, audio, audio8, chosen, _device(pool))
-        self.weights = run_one_reporting(teachers.fit, show, *what, cpus=cpus, gpus=pool.gpus)
+        work = self.runner.run_one_reporting
+        self.weights = work(teachers.fit, show, *what, cpus=cpus, gpus=pool.gpus)
         self.progress.say(
             f"fitted {name} on {len(chosen)} shards in {time.time() - started:.0f} s: "
             f"{self.out.path(self.weights.name)}"
         )
 
-    def specs(self, jobs: list[Job], audited: bool) -> list:
+    def specs(self, jobs: list[Job], audited: bool) -> list[StageSpec]:
         """The stages of a chain and what one worker of each reserves."""
-        from cluster.sharded import StageSpec
-
         pools, workers = self.config.run.pools, []
         for job in jobs:
             pool, threads = getattr(pools, job.stage.name), self.config.recipe.threads
@@ -185,15 +183,13 @@ class LabelRun:
             workers.append(("audit", opener, needs, pools.audit, audit.CPU_S))
         return [StageSpec(n, make, needs, pool.max_workers, cpu_s) for n, make, needs, pool, cpu_s in workers]
 
-    def chain(self, ray, jobs: list[Job], pending: list[str], audited: bool) -> None:
+    def chain(self, session: Session, jobs: list[Job], pending: list[str], audited: bool) -> None:
         """Stream these shards through the stages; a failed one is noted, a fatal failure ends the run."""
-        from cluster.sharded import run_chain
-
         if not pending:
             return
         run, specs = self.config.run, self.specs(jobs, audited)
         self.progress.start({spec.name: len(pending) for spec in specs})
-        rows = run_chain(specs, pending, ray, run.attempts, self.progress.event)
+        rows = self.runner.run_chain(specs, pending, session, run.attempts, self.progress.event)
         with contextlib.closing(rows):
             for row in rows:
                 if "failed" in row:

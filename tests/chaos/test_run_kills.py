@@ -5,20 +5,12 @@ import json
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.simulate import simulated
 from tests.chaos.processes import descendants, kill, wait
-from tests.conftest import SMALL, command, tars
-
-
-def records(out: Path) -> dict[str, dict]:
-    found = {}
-    for path in sorted(out.glob("columns/*/*.json")):
-        record = json.loads(path.read_text())
-        record.pop("run")
-        found[str(path.relative_to(out))] = record
-    return found
+from tests.conftest import SMALL, command, records, tars
 
 
 def events(out: Path) -> list[dict]:
@@ -38,8 +30,8 @@ def config(tmp_path_factory, excerpts):
     return make
 
 
-def start(config: Path, **environment: str) -> subprocess.Popen:
-    argv, options = command("labels", str(config), **environment)
+def start(config: Path, *more: str, **environment: str) -> subprocess.Popen:
+    argv, options = command("labels", str(config), *more, **environment)
     return subprocess.Popen(
         argv, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -65,7 +57,10 @@ def happened(out: Path, event: str, **facts) -> bool:
     return any(e["event"] == event and all(e.get(k) == v for k, v in facts.items()) for e in events(out))
 
 
-def test_the_driver_killed_while_fitting_and_while_labelling(config, undisturbed):
+@pytest.mark.parametrize(
+    "how", [(), pytest.param(("--plain",), marks=pytest.mark.slow)], ids=["ray", "plain"]
+)
+def test_the_driver_killed_while_fitting_and_while_labelling(config, undisturbed, how):
     path, out = config("driver")
     kills = 0
     for seen in (
@@ -73,25 +68,30 @@ def test_the_driver_killed_while_fitting_and_while_labelling(config, undisturbed
         lambda: happened(out, "shard-begin", stage="codes"),
         lambda: list(out.glob("columns/cqt-*/*.json")),
     ):
-        process = start(path)
+        process = start(path, *how)
         if wait(seen, process):
+            below = [psutil.Process(pid) for pid in descendants(process.pid)] if how else []
             kills += kill(process.pid)
+            assert not psutil.wait_procs(below, 60)[1], "they outlive their driver"
         process.wait()
     assert kills >= 2
-    finish(start(path))
+    finish(start(path, *how))
     assert_same(out, undisturbed)
 
 
-@pytest.mark.slow
-def test_workers_killed_while_they_work(config, undisturbed):
+@pytest.mark.parametrize(
+    "how", [pytest.param((), marks=pytest.mark.slow), ("--plain",)], ids=["ray", "plain"]
+)
+def test_workers_killed_while_they_work(config, undisturbed, how):
     path, out = config("worker")
-    process, kills = start(path), 0
+    process, kills = start(path, *how), 0
     for seen in (
         lambda: happened(out, "shard-begin", stage="decode"),
         lambda: happened(out, "shard-begin", stage="cqt"),
     ):
         if wait(seen, process):
-            workers = [pid for pid, name in descendants(process.pid).items() if "MapWorker" in name]
+            names = descendants(process.pid).items()
+            workers = [pid for pid, name in names if "MapWorker" in name or "spawn_main" in name]
             kills += sum(kill(pid) for pid in workers[:2])
     finish(process)
     assert kills > 0

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import session
-from cluster.session import Session, preflight, reachable
+from cluster.pools import Session
+from cluster.session import preflight, reachable
 from tests.cluster.fakes import node
 
 ROOT = Path(__file__).resolve().parent.parent.parent

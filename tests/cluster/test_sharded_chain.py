@@ -9,8 +9,8 @@ import pytest
 from ray.exceptions import ObjectLostError
 
 from cluster import sharded
-from cluster.session import Session
-from cluster.sharded import StageSpec, run_chain, size_pools
+from cluster.pools import Session, StageSpec, size_pools
+from cluster.sharded import run_chain
 from stages.label.base import Needs
 from tests.cluster.fakes import finished, raised_in_task
 

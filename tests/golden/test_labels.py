@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.bare import LABELS, listed, only
+from tests.conftest import records
 from tests.golden import labels, read
 
 
@@ -37,3 +39,15 @@ def test_every_tar_has_the_same_bytes(out):
             f"no digests of {labels.cpu()} yet, only of {sorted(known)}: python -m tests.golden adds them"
         )
     assert labels.digests(out) == known[labels.cpu()]
+
+
+def test_without_ray_on_a_bare_machine_the_bytes_and_the_records_are_the_same(out, tmp_path, run_overtone):
+    """`--plain` where nothing is installed but what docs/cluster.md lists."""
+    bare = only(tmp_path / "site", listed(LABELS))
+    done = run_overtone(*labels.arguments(tmp_path / "out"), "--plain", **bare)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert labels.digests(tmp_path / "out") == labels.digests(out) and labels.digests(out)
+    assert records(tmp_path / "out") == records(out)
+    again = run_overtone(*labels.arguments(tmp_path / "out"), **bare)
+    assert again.returncode == 2 and again.stdout == ""
+    assert "ray is not installed: pip install 'ray[data]', or add --plain" in again.stderr

@@ -186,6 +186,8 @@ def test_a_dry_run_writes_nothing(small_config, overtone, tmp_path):
         "nothing is written",
     ):
         assert words in done.stdout
+    done = overtone("labels", small_config, "--dry-run", "--plain", RAY_ADDRESS="nowhere:1")
+    assert done.returncode == 0 and "resources   processes on this machine, " in done.stdout, done.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -253,9 +255,12 @@ def test_another_recipe_makes_other_columns_beside_the_old(copied, labelled, ove
 
 
 @pytest.mark.slow
-def test_one_run_at_a_time_and_ctrl_c(small_config, labelled, overtone, refused, tmp_path):
+@pytest.mark.parametrize(
+    "how", [(), pytest.param(("--plain",), marks=pytest.mark.slow)], ids=["ray", "plain"]
+)
+def test_one_run_at_a_time_and_ctrl_c(small_config, labelled, overtone, refused, tmp_path, how):
     out = tmp_path / "out"
-    argv, options = command("labels", str(small_config))
+    argv, options = command("labels", str(small_config), *how)
     with open(tmp_path / "said", "w+") as said:
         first = subprocess.Popen(
             argv, **options, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
@@ -272,7 +277,7 @@ def test_one_run_at_a_time_and_ctrl_c(small_config, labelled, overtone, refused,
     assert "stopped; what is finished is kept" in text and "Traceback" not in text
     finished = tars(out)
     assert finished and len(finished) < len(tars(labelled))
-    done = overtone("labels", small_config)
+    done = overtone("labels", small_config, *how)
     assert done.returncode == 0, done.stdout + done.stderr
     assert finished == {k: v for k, v in tars(out).items() if k in finished}
     assert tars(out) == tars(labelled)

@@ -105,7 +105,7 @@ def test_the_shell_completes_commands_and_options(overtone):
         return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
     assert completed("overtone st", 1) == ["stats", "status"]
-    assert completed("overtone labels --re", 2) == ["--retry-rejected", "--refit"]
+    assert completed("overtone labels --re", 2) == ["--refit", "--retry-rejected"]
     done = overtone(_OVERTONE_COMPLETE="bash_source")
     assert done.returncode == 0 and "complete -o nosort -F _overtone_completion overtone" in done.stdout
 

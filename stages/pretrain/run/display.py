@@ -57,15 +57,12 @@ class Boards:
     def __init__(self, folder: Path, watch: Watch, name: str, config: dict[str, Any], purge: int):
         self._board = self._run = None
         if watch.tensorboard:
+            _installed("tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         if watch.wandb:
-            if importlib.util.find_spec("wandb") is None:
-                raise ValueError(
-                    "watch.wandb is True, but wandb is not installed: pip install wandb, or set "
-                    "watch.wandb=false"
-                )
+            _installed("wandb")
             import wandb
 
             own = {"project": "overtone", "name": name, "id": name, "resume": "allow", "dir": str(folder)}
@@ -85,6 +82,14 @@ class Boards:
             self._board.flush()
 
 
+def _installed(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(
+            f"watch.{name} is True, but {name} is not installed: pip install {name}, or set "
+            f"watch.{name}=false"
+        )
+
+
 def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, list):
         for i, item in enumerate(value):
@@ -94,6 +99,8 @@ def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
+    if importlib.util.find_spec("matplotlib") is None:  # of a bare machine; metrics.jsonl has all of it
+        return
     from matplotlib.figure import Figure
 
     rows = [renamed(json.loads(text)) for text in metrics.read_text().splitlines()]
