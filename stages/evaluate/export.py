@@ -1,13 +1,15 @@
 """A trained encoder as the files of a Hugging Face folder."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors.torch import save
 
 from stages.evaluate.run import TrainedRun
-from stages.pretrain.model.hubert import hubert_config, to_hubert
+from stages.pretrain.model.hubert import expresses, hubert_config, to_hubert
+from stages.pretrain.model.own_layout import MODELLING, own_config, own_weights
 from stages.signal.rates import RATE_HZ
 
 CURVE_ROWS = 12
@@ -24,13 +26,14 @@ PREPROCESSOR = {
 
 
 def files(run: TrainedRun) -> dict[str, bytes]:
-    """File name → bytes. ValueError naming what HuBERT cannot express."""
-    out = {
-        "config.json": _json(hubert_config(run.model)),
-        "preprocessor_config.json": _json(PREPROCESSOR),
-        "model.safetensors": save(to_hubert(run.weights), {"format": "pt"}),
-        "README.md": card(run).encode(),
-    }
+    """File name → bytes: HuBERT's layout where it expresses the model, else ours, with its modelling file."""
+    out = {"preprocessor_config.json": _json(PREPROCESSOR), "README.md": card(run).encode()}
+    if expresses(run.model):
+        about, weights = hubert_config(run.model), to_hubert(run.weights)
+    else:
+        about, weights = own_config(run.model), own_weights(run.model, run.weights)
+        out[f"{MODELLING}.py"] = Path(__file__).with_name(f"{MODELLING}.py").read_bytes()
+    out |= {"config.json": _json(about), "model.safetensors": save(weights, {"format": "pt"})}
     curves = run.path / "curves.png"
     return out | ({"curves.png": curves.read_bytes()} if curves.exists() else {})
 
