@@ -271,7 +271,7 @@ class OvertoneModel(PreTrainedModel):
             "mel": (MelFrontEnd, model["mel"]["mels"]),
             "cqt": (CqtFrontEnd, model["cqt"]["bins"]),
         }[model["front_end"]]
-        self.stack = model.get("stack", 1)  # neighbouring frames taken together
+        self.stack = model.get("stack", 1)  # frames of the front-end joined into one
         width = self.stack * channels
         self.mask_vector = nn.Parameter(torch.zeros(model["width"]))  # of pre-training
         self.front_end = front_end(config)

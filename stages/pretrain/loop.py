@@ -179,7 +179,7 @@ class Training:
         batch = batch.to(self.world.device)
         if self.online:
             batch = replace(batch, cqt_BLF=self.online(batch.context_BN), context_BN=None)
-        return batch
+        return batch.stacked(self.config.model.stack)
 
     def _baseline_sums(self, batch: Batch) -> dict[str, torch.Tensor | int]:
         sums = metrics.further_sums(batch, self.pinned.codes, self.baselines, self.target)

@@ -25,7 +25,7 @@ class Batch:
 
     wave_BN: Tensor  # float32, full scale ±1; the input, mixture included
     mask_BT: Tensor  # bool; True where the model's input frame is replaced
-    # column name → int64 (B, L, K); label frame i covers [hop i, hop i + hop) of the crop
+    # column name → int64 (B, L, K); label frame i covers [hop i, hop i + hop) of the crop; see `stacked`
     codes: dict[str, Tensor]
     # float32 (B, L, F) of the clean clip, as the column's record or `cqt: online` has it
     cqt_BLF: Tensor | None = None
@@ -42,6 +42,17 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         return self._moved(Tensor.pin_memory)
+
+    def stacked(self, stack: int) -> "Batch":
+        """Labels of model frames of `stack` label frames: the codes of the middle one, the mean of the CQT."""
+        if stack == 1:
+            return self
+        codes = {name: codes_BLK[:, stack // 2 :: stack] for name, codes_BLK in self.codes.items()}
+        cqt_BLF = self.cqt_BLF
+        if cqt_BLF is not None:
+            whole = cqt_BLF.shape[1] // stack * stack
+            cqt_BLF = cqt_BLF[:, :whole].unflatten(1, (-1, stack)).mean(2)
+        return replace(self, codes=codes, cqt_BLF=cqt_BLF)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         moved = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}

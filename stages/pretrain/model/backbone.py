@@ -92,6 +92,9 @@ class Backbone(nn.Module):
     def _encode(
         self, features_BTC: Tensor, mask_BT: Tensor | None, keep_layers: tuple[bool, ...] | None
     ) -> tuple[list[Tensor], Tensor]:
+        if (stack := self.model.stack) > 1:
+            whole = features_BTC.shape[1] // stack * stack
+            features_BTC = features_BTC[:, :whole].unflatten(1, (-1, stack)).flatten(2)
         x_BTD = self.input_dropout(self.input_projection(self.input_norm(features_BTC)))
         if mask_BT is not None:
             remedy = f"expected {tuple(x_BTD.shape[:2])}, as `Model.frames` counts them"

@@ -84,6 +84,7 @@ class Model:
     conv: ConvFront = ConvFront()
     mel: MelFront = MelFront()
     cqt: CqtFront = CqtFront()
+    stack: Count = 1  # front-end frames joined into one of the model: 1 is 75 Hz, 2 is 37.5 Hz, 3 is 25 Hz
     layers: Count = 12  # of the encoder
     width: Count = 768  # of the hidden states
     ffn: Count = 3072  # width inside the feed-forward
@@ -125,21 +126,28 @@ class Model:
             check(self.conformer_kernel % 2 == 1, self, "conformer_kernel", "expected an odd number")
 
     def frames(self, samples: int) -> int:
-        """Model frames of a crop: 120,000 samples are 374 (conv) or 375 (mel, cqt)."""
+        """Model frames of a crop: 120,000 samples are 374 (conv) or 375 (mel, cqt), divided by `stack`."""
         if self.front_end != "conv":
-            return samples // HOP_SAMPLES
+            return samples // self.hop_samples
         for kernel, stride in zip(self.conv.kernels, self.conv.strides, strict=True):
             samples = max(0, (samples - kernel) // stride + 1)
-        return samples
+        return samples // self.stack
 
     def samples(self, frames: int) -> int:
         """The shortest crop of so many frames, one or more."""
         if self.front_end != "conv":
-            return frames * HOP_SAMPLES
+            return frames * self.hop_samples
+        frames *= self.stack
         for kernel, stride in zip(self.conv.kernels[::-1], self.conv.strides[::-1], strict=True):
             frames = (frames - 1) * stride + kernel
         return frames
 
     @property
+    def hop_samples(self) -> int:
+        return self.stack * HOP_SAMPLES
+
+    @property
     def front_width(self) -> int:
-        return {"conv": self.conv.channels[-1], "mel": self.mel.mels, "cqt": self.cqt.bins}[self.front_end]
+        """Values of one model frame, `stack` frames of the front-end joined."""
+        width = {"conv": self.conv.channels[-1], "mel": self.mel.mels, "cqt": self.cqt.bins}[self.front_end]
+        return self.stack * width

@@ -58,24 +58,18 @@ FIXED = {
     "feature_extractor_cqt": False,
     "conv_pos_batch_norm": False,
 }
-
-
-ONLY = {
-    "front_end": "conv",
-    "positions": "conv",
-    "block": "transformer",
-    "attention_bias": "none",
-    "stack": 1,
-}
+# Choices of ours that it has no others of.
+ONLY = {"front_end": "conv", "stack": 1, "positions": "conv"}
+ONLY |= {"block": "transformer", "attention_bias": "none"}
 
 
 def expresses(model: Model) -> bool:
-    return all(getattr(model, name, value) == value for name, value in ONLY.items())
+    return all(getattr(model, name) == value for name, value in ONLY.items())
 
 
 def refuse(model: Model) -> None:
     """ValueError naming what in this model no HuBERT layout expresses."""
-    other = [name for name, value in ONLY.items() if getattr(model, name, value) != value]
+    other = [name for name, value in ONLY.items() if getattr(model, name) != value]
     if other:
         named = (f"model.{name}: {getattr(model, name)} (HuBERT has {ONLY[name]} only)" for name in other)
         raise ValueError(f"{'; '.join(named)}: no HuBERT layout expresses this model")

@@ -13,7 +13,7 @@ from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 KIND = "overtone"
 MODELLING = "modeling_overtone"
-HIDDEN = ("front_end", "norm", "heads", "positions", "attention_bias")
+HIDDEN = ("front_end", "stack", "norm", "heads", "positions", "attention_bias")
 HEADS = ("code_heads.", "cqt_head.")
 
 
