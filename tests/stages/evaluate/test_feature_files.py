@@ -1,13 +1,14 @@
-"""`overtone features` to a folder, a parquet or one safetensors file: the same values, whoever made them, and what is
-there is not made again."""
+"""`overtone features` to a folder, a parquet or one safetensors file: the same values, whoever made them, and
+what is there is not made again."""
 
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -121,23 +122,29 @@ def test_what_is_there_is_not_made_again(tmp_path, music, made, monkeypatch, out
     assert len(found) == 5 and found["a.wav"].shape == (37, 32)
 
 
+SLOWLY = """
+import sys, time
+from pipeline.cli import main
+from stages.evaluate import feature_files
+plain = feature_files.write
+feature_files.write = lambda *given: (time.sleep(0.2), plain(*given))
+main(sys.argv[1:])
+"""
+
+
 def test_a_killed_run_goes_on(tmp_path, music, made, monkeypatch):
     for number in range(12):
         soundfile.write(music / f"{number}.wav", np.full(24_000 * 3, 0.01 * number), 24_000)
 
-    def slowly() -> None:
-        plain = feature_files.write
-        command.feature_files.write = lambda *given: (time.sleep(0.2), plain(*given))
-        made("x.parquet", "--batch", "1", "--pool", "mean")
-
     parts = tmp_path / "x.parquet.parts"
-    process = multiprocessing.get_context("fork").Process(target=slowly)
-    process.start()
+    call = ["features", str(tmp_path / "run"), str(music), "--out", str(tmp_path / "x.parquet")]
+    call += ["--batch", "1", "--pool", "mean"]
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY, *call])
     while not (parts.exists() and len(list(parts.glob("[!.]*"))) >= 3):
         time.sleep(0.02)
-        assert process.is_alive()
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+        assert process.poll() is None
+    process.kill()
+    process.wait()
     before = {p.name: p.stat().st_mtime_ns for p in parts.glob("[!.]*")}
     assert 3 <= len(before) < 16 and not (tmp_path / "x.parquet").exists()
     kept = []
@@ -174,5 +181,5 @@ def test_two_files_of_one_name_are_refused(tmp_path, music, capsys):
 
 
 def test_a_parquet_of_something_else_is_left_alone(tmp_path, music, made, capsys):
-    pq.write_table(pq.pa.table({"x": [1]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     assert made("x.parquet") == 2 and "a parquet of other columns is there" in capsys.readouterr().err
