@@ -275,20 +275,18 @@ def export(**options) -> None:
 @top.command("features")
 @click.argument("place", metavar="DIR")
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
-@click.option(
-    "--layer",
-    default="all",
-    metavar="all|N",
-    help="one hidden state: 0 is the input embedding, N layer N's output",
-)
-@click.option(
-    "--out", required=True, metavar="FILE", help="e.g. x.safetensors; one tensor a file, by its path"
-)
-@click.option("--batch", type=int, default=8, metavar="N", help="windows of 30 s at once")
+@click.option("--layer", default="all", metavar="all|N", help="0 is the input embedding, N layer N's output")
+@click.option("--pool", default="none", metavar="none|mean|mean_std", help="over a recording's frames")
+@click.option("--out", required=True, metavar="PLACE", help="x.safetensors, x.parquet, or folder/")
+@click.option("--dtype", default="fp32", metavar="fp32|fp16", help="of what is written")
+@click.option("--window-s", type=float, default=30.0, metavar="S", help="seconds heard at once")
+@click.option("--overlap-s", type=float, default=0.0, metavar="S", help="seconds that neighbours share")
+@click.option("--batch", type=int, default=8, metavar="N", help="windows at once")
+@click.option("--processes", type=click.IntRange(1), default=1, metavar="N", help="each with a GPU, or CPUs")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, …", show_default="cuda where there is one")
 @checkpoint
 def features(batch: int, **options) -> int:
-    """Write representations of audio files, by a trained or an exported model.
+    """Write representations of audio files; continues where it was stopped.
 
     DIR is a training RUN, or a folder in Hugging Face's layout; AUDIO are files, or folders of files.
     """

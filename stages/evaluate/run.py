@@ -18,6 +18,7 @@ from stages.pretrain.model.config import Model
 from stages.pretrain.model.hubert import from_hubert, model_of
 from stages.pretrain.model.mert import Mert
 from stages.pretrain.model.objective import Objective
+from stages.pretrain.model.own_layout import KIND, from_own, own_model
 from stages.pretrain.model.weight_files import read, tensors
 from stages.pretrain.run.rows import renamed
 from stages.shards.storage import Storage
@@ -78,7 +79,9 @@ def open_backbone(place: str | Path, checkpoint: str = "latest") -> Backbone:
             f"{path} has neither config.yaml (a training RUN) nor config.json (an exported model)"
         )
     found, about = read(path)
+    own = about.get("model_type") == KIND
     with torch.device("meta"):
-        net = Backbone(model_of(about))
-    net.load_state_dict(from_hubert(tensors(found), net.state_dict()), strict=True, assign=True)
+        net = Backbone(own_model(about) if own else model_of(about))
+    state = (from_own if own else from_hubert)(tensors(found), net.state_dict())
+    net.load_state_dict(state, strict=True, assign=True)
     return net.float().eval()

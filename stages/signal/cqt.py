@@ -34,9 +34,9 @@ class ConstantQ:
         self, spec: CqtSpec = MERT, cache_dir: Path | None = None, device: str | torch.device = "cpu"
     ):
         self.spec, self.device, M = spec, torch.device(device), spec.block_frames
-        self._tables = load_or_build(spec, cache_dir, self.device)
-        self._low = -min(0, min(t.rows.start for t in self._tables))  # rows of negative frequencies
-        self._high = max(t.rows.stop for t in self._tables)
+        self.tables = load_or_build(spec, cache_dir, self.device)
+        self._low = -min(0, min(t.rows.start for t in self.tables))  # rows of negative frequencies
+        self._high = max(t.rows.stop for t in self.tables)
         index = torch.arange(-self._low * M, self._high * M, dtype=torch.float64)
         phase = half_sample(index / (spec.hop_samples * M)).to(torch.complex64)
         self._delay = phase.view(-1, M).T.contiguous()[..., None].to(device)  # (M, R, 1)
@@ -81,7 +81,7 @@ class ConstantQ:
         # In float64: the rounding of a loud tone would otherwise spread, at 1e-6, over every quiet bin.
         spectra = self._rows(torch.fft.rfft(blocks_BJL.double()).flatten(0, 1))
         magnitude_KCF = out_BFK.new_empty(spec.bins, columns, payload)
-        for table in self._tables:
+        for table in self.tables:
             rows = slice(table.rows.start + self._low, table.rows.stop + self._low)
             folded = torch.bmm(table.weights, spectra[table.parity][:, rows])  # (M, bins, columns·2)
             folded = torch.view_as_complex(folded.unflatten(2, (columns, 2))).permute(1, 2, 0)

@@ -79,8 +79,8 @@ class LogMel:
             raise ValueError(f"n_fft: {n_fft} is not an even number of at least 2")
         filters = mel_filters(rate_hz, n_fft, mels) if filters is None else filters
         self.hop_samples, self.n_fft, self.mels = hop_samples, n_fft, filters.shape[1]
-        self._filters = torch.from_numpy(filters).to(device)
-        self._window = torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
+        self.filters = torch.from_numpy(filters).to(device)
+        self.window = torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
 
     def span(self, first_sample: int, count: int) -> tuple[int, int]:
         """[start, stop) of the samples that `count` frames depend on."""
@@ -94,7 +94,7 @@ class LogMel:
         zero outside. One call or several give the same frames."""
         import torch
 
-        wave_BN = wave_BN.to(self._window.device, torch.float32)
+        wave_BN = wave_BN.to(self.window.device, torch.float32)
         tiles = [wave_BN.new_zeros(len(wave_BN), 0, self.mels)]
         for done in range(0, count, _TILE_FRAMES):
             first = first_sample + self.hop_samples * done
@@ -105,6 +105,6 @@ class LogMel:
         import torch
 
         piece_BN = padded(wave_BN, *self.span(first_sample, _TILE_FRAMES))
-        frames_BTW = piece_BN.unfold(1, self.n_fft, self.hop_samples) * self._window
-        power_BTF = torch.view_as_real(torch.fft.rfft(frames_BTW)).square().sum(-1) @ self._filters
+        frames_BTW = piece_BN.unfold(1, self.n_fft, self.hop_samples) * self.window
+        power_BTF = torch.view_as_real(torch.fft.rfft(frames_BTW)).square().sum(-1) @ self.filters
         return power_BTF[:, :count].clamp_min(FLOOR_POWER).log10() * 10

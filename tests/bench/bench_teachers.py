@@ -48,7 +48,7 @@ def gflop_per_s(name: str) -> float:
         from stages.signal.tables import table_cache
 
         spec = CqtSpec()
-        block = 4 * sum(t.weights.numel() for t in ConstantQ(spec, table_cache())._tables)
+        block = 4 * sum(t.weights.numel() for t in ConstantQ(spec, table_cache()).tables)
         block += fft(spec.block_frames * spec.hop_samples) / 2 + spec.bins * fft(spec.block_frames)
         return block * FRAMES_PER_S / spec.payload_frames / 1e9
     mel, chroma = fft(2048) / 2 + 2 * 1025 * 128, fft(4096) / 2 + 2 * 2049 * 140

@@ -153,6 +153,7 @@ def test_values_reach_the_commands(monkeypatch):
     expected = dict(
         place="run", audio=("a", "b"), layer="3", out="x", batch=1, device=None, checkpoint="latest"
     )
+    expected |= dict(pool="none", dtype="fp32", window_s=30.0, overlap_s=0.0, processes=1)
     assert given == expected
     merged = []
     monkeypatch.setattr("pipeline.merge.merge", lambda *options: merged.append(options))

@@ -70,8 +70,8 @@ class KMeans:
             halves = [self.mels, CLASSES]  # features that share a half of the weight
             scale_D = (spread_D * np.sqrt(np.repeat(halves, halves))).astype(np.float32)
             fit_TD, heldout_TD = ((x_TD - mean_D) / scale_D for x_TD in (fit_TD, heldout_TD))
-            codes_CD = self._train(fit_TD, progress)
-            report = _report(codes_CD, fit_TD, heldout_TD)
+            codes_CD, history = self._train(fit_TD, heldout_TD, progress)
+            report = _report(codes_CD, fit_TD, heldout_TD) | {"history": history}
         report["seconds"] = round(time.monotonic() - began, 1)
         arrays = {"codes": codes_CD, "mean": mean_D, "scale": scale_D}
         return pack(self.name, self._identity(), arrays, self._shapes()), report
@@ -95,15 +95,19 @@ class KMeans:
         mel, chroma = bands_TD[:, : self.mels], bands_TD[:, self.mels :]
         return torch.cat([mel, chroma - chroma.mean(1, keepdim=True)], 1)
 
-    def _train(self, fit_TD: np.ndarray, progress: Callable) -> np.ndarray:
-        """float32 (C, D) centres."""
+    def _train(
+        self, fit_TD: np.ndarray, heldout_TD: np.ndarray, progress: Callable
+    ) -> tuple[np.ndarray, list[dict]]:
+        """float32 (C, D) centres, and held-out errors on the way."""
         from sklearn.cluster import MiniBatchKMeans
 
+        from stages.label.teachers.mel_rvq_fit import HISTORY, HISTORY_FRAMES
         from stages.label.teachers.mel_rvq_frames import Ticker
 
         random = np.random.RandomState(self.seed)
         model = MiniBatchKMeans(self.codebook_size, batch_size=self.batch, random_state=random, n_init=1)
         order, ticker = random.permutation(len(fit_TD)), Ticker("train", self.steps, progress)
+        history, every, variance = [], self.steps / HISTORY, _variance(fit_TD)
         model.partial_fit(fit_TD[order[: max(self.batch, _START_FRAMES_PER_CODE * self.codebook_size)]])
         for step in range(self.steps):
             if len(order) < self.batch:
@@ -111,7 +115,11 @@ class KMeans:
             model.partial_fit(fit_TD[order[: self.batch]])
             order = order[self.batch :]
             ticker.tick(step + 1, None)
-        return model.cluster_centers_.astype(np.float32)
+            if int((step + 1) / every) > int(step / every):
+                centres_CD = model.cluster_centers_.astype(np.float32)
+                error = _looked_up(centres_CD, heldout_TD[:HISTORY_FRAMES])[1] / variance
+                history.append({"step": step + 1, "heldout_error": [round(error, 5)]})
+        return model.cluster_centers_.astype(np.float32), history
 
     def _shapes(self) -> Shapes:
         width = self.mels + CLASSES
@@ -127,16 +135,27 @@ def _nearest(codes_CD) -> Callable:
     return lambda x_TD: best(half_squares_C.addmm(x_TD, codes_DC))
 
 
+def _looked_up(codes_CD: np.ndarray, x_TD: np.ndarray) -> tuple:
+    """Codes (T,), and the mean squared distance to them."""
+    import torch
+
+    nearest = _nearest(torch.from_numpy(codes_CD))
+    code_T = torch.cat([nearest(part) for part in torch.from_numpy(x_TD).split(_CHUNK_FRAMES)])
+    return code_T, float(np.square(x_TD - codes_CD[code_T.numpy()]).sum(1).mean())
+
+
+def _variance(fit_TD: np.ndarray) -> float:
+    return float(np.square(fit_TD).sum(1).mean()) or 1.0
+
+
 def _report(codes_CD: np.ndarray, fit_TD: np.ndarray, heldout_TD: np.ndarray) -> dict:
     import torch
 
     from stages.label.teachers.mel_rvq_fit import usage
 
-    nearest = _nearest(torch.from_numpy(codes_CD))
-    errors, variance = {}, float(np.square(fit_TD).sum(1).mean()) or 1.0
+    errors, variance = {}, _variance(fit_TD)
     for name, x_TD in {"heldout_error": heldout_TD, "fit_error": fit_TD}.items():
-        code_T = torch.cat([nearest(part) for part in torch.from_numpy(x_TD).split(_CHUNK_FRAMES)])
-        error = float(np.square(x_TD - codes_CD[code_T.numpy()]).sum(1).mean())
+        code_T, error = _looked_up(codes_CD, x_TD)
         errors[name] = error / variance  # 1 is a constant frame's
     level = usage(torch.bincount(code_T, minlength=len(codes_CD))) | errors
     return {"fit_frames": len(fit_TD), "heldout_frames": len(heldout_TD), "levels": [level]}

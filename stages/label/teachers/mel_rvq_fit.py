@@ -25,6 +25,7 @@ INIT_FRAMES_PER_CODE = 64
 LIFT = 4.0  # times the points' own size, see `_first_level`
 REVIVE_FRAMES_PER_CODE = 64  # a code unused over so many frames per code is dead
 SETTLE_ROUNDS = 4
+HISTORY, HISTORY_FRAMES = 10, 8192  # held-out errors measured in training, on so many frames
 CHUNK = 2048  # frames looked up at once
 
 
@@ -37,10 +38,10 @@ def fit_levels(
     mels, heldout = read_stretches(recipe, recipe.features(device), waves, generator, progress)
     frames = Frames(mels, heldout, recipe.stack)
     leaves = _start(recipe, frames, generator, progress)
-    _train(recipe, leaves, frames, generator, progress)
+    history = _train(recipe, leaves, frames, generator, progress)
     tensors = {key: value.detach().clone() for key, value in _folded(leaves).items()}
     _settle(recipe, tensors, frames, progress)
-    report = _report(tensors, frames) | {"seconds": round(time.monotonic() - began, 1)}
+    report = _report(tensors, frames) | {"history": history, "seconds": round(time.monotonic() - began, 1)}
     return tensors | {name: getattr(frames, name).reshape(1) for name in ("mean_db", "std_db")}, report
 
 
@@ -100,13 +101,14 @@ def _folded(leaves: dict) -> dict:
     return {key: (leaves | weights)[key] for key in LEVEL}
 
 
-def _train(recipe: Any, leaves: dict, frames: Frames, generator, progress: Callable) -> None:
-    """Adam over all levels together, in place."""
+def _train(recipe: Any, leaves: dict, frames: Frames, generator, progress: Callable) -> list[dict]:
+    """Adam over all levels together, in place; returns held-out errors on the way."""
     codebook = leaves["codebook"]
     adam = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves.values()], lr=PEAK_RATE)
     used_KC = torch.zeros(codebook.shape[:2], dtype=torch.int64, device=codebook.device)
     every = -(-REVIVE_FRAMES_PER_CODE * recipe.codebook_size // recipe.batch)
-    ticker = Ticker("train", recipe.steps, progress)
+    ticker, history, seen = Ticker("train", recipe.steps, progress), [], recipe.steps / HISTORY
+    variance = _variance(frames)
     for step, x_BD in enumerate(islice(frames.batches(recipe.batch, generator), recipe.steps)):
         left = (recipe.steps - step) / recipe.steps
         adam.param_groups[0]["lr"] = PEAK_RATE * min((step + 1) / WARMUP_STEPS, left)
@@ -121,6 +123,22 @@ def _train(recipe: Any, leaves: dict, frames: Frames, generator, progress: Calla
                 _revive(codebook, adam, used_KC == 0, z_KBE, generator)
             used_KC.zero_()
         ticker.tick(step + 1, loss.detach())
+        if int((step + 1) / seen) > int(step / seen):
+            history.append(
+                {"step": step + 1, "heldout_error": _heldout_errors(_folded(leaves), frames, variance)}
+            )
+    return history
+
+
+@torch.no_grad()
+def _heldout_errors(tensors: dict, frames: Frames, variance: float) -> list[float]:
+    """Of each level, on a part of the held-out frames."""
+    held_TD, errors = frames.stacked(frames.heldout_T[:HISTORY_FRAMES]), []
+    for codes_CE, in_w, in_b, out_w, out_b in levels(tensors):
+        code_T, _ = _nearest(held_TD @ in_w.T + in_b, codes_CE)
+        held_TD = held_TD - (codes_CE @ out_w.T + out_b)[code_T]
+        errors.append(round(float(held_TD.square().mean()) / variance, 5))
+    return errors
 
 
 def _loss(weights: dict, x_BD: Tensor) -> tuple[Tensor, list, list]:
@@ -192,11 +210,17 @@ def _settle(recipe: Any, tensors: dict, frames: Frames, progress: Callable) -> N
         ticker.tick(k + 1, rest_TD.abs().mean())
 
 
+def _variance(frames: Frames) -> float:
+    """Of held-out frames about the fit's mean: an error of 1 is a constant frame's."""
+    mean_D = frames.stacked(frames.fit_T).mean(0)
+    return float((frames.stacked(frames.heldout_T) - mean_D).square().mean()) or 1.0
+
+
 @torch.no_grad()
 def _report(tensors: dict, frames: Frames) -> dict:
     told = []
     rest_TD, held_TD = frames.stacked(frames.fit_T), frames.stacked(frames.heldout_T)
-    variance = float((held_TD - rest_TD.mean(0)).square().mean()) or 1.0
+    variance = _variance(frames)
     for codes_CE, in_w, in_b, out_w, out_b in levels(tensors):
         decoded_CD = codes_CE @ out_w.T + out_b
         code_T, _ = _nearest(rest_TD @ in_w.T + in_b, codes_CE)
@@ -204,7 +228,7 @@ def _report(tensors: dict, frames: Frames) -> dict:
         held_TD = held_TD - decoded_CD[_nearest(held_TD @ in_w.T + in_b, codes_CE)[0]]
         level = usage(torch.bincount(code_T, minlength=len(codes_CE)))
         for name, left_TD in (("heldout", held_TD), ("fit", rest_TD)):
-            level[f"{name}_error"] = float(left_TD.square().mean()) / variance  # 1 is a constant frame's
+            level[f"{name}_error"] = float(left_TD.square().mean()) / variance
         told.append(level | {"heldout_l1_db": float(held_TD.abs().mean() * frames.std_db)})
     counts = {"fit_frames": len(frames.fit_T), "heldout_frames": len(frames.heldout_T)}
     return counts | {"mean_db": float(frames.mean_db), "std_db": float(frames.std_db), "levels": told}

@@ -2,6 +2,8 @@
 
 t frames before and T after a convolution, C and D channels in and out, W taps."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from stages.pretrain.model.config import ConvFront, CqtFront, MelFront, Model
 from stages.pretrain.model.convolve import convolve
 from stages.signal.cqt import ConstantQ, CqtSpec
-from stages.signal.mel import LogMel
+from stages.signal.mel import FLOOR_POWER, LogMel
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 from stages.signal.tables import table_cache
 
@@ -92,14 +94,16 @@ class LogSpectrum(nn.Module):
 
     @torch.no_grad()
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
-        device, frames = str(wave_BN.device), wave_BN.shape[1] // HOP_SAMPLES
-        if device not in self._made:
-            self._made[device] = self._make(device)
-        made = self._made[device]
+        made, frames = self.made(str(wave_BN.device)), wave_BN.shape[1] // HOP_SAMPLES
         if isinstance(made, LogMel):
             return ((made(wave_BN, 0, frames) - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)
         magnitude_BTF = made.frames(wave_BN, 0, frames)
         return (((magnitude_BTF + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE).to(dtype)
+
+    def made(self, device: str) -> LogMel | ConstantQ:
+        if device not in self._made:
+            self._made[device] = self._make(device)
+        return self._made[device]
 
     def _make(self, device: str) -> LogMel | ConstantQ:
         sizes = self.sizes
@@ -107,6 +111,20 @@ class LogSpectrum(nn.Module):
             return LogMel(RATE_HZ, HOP_SAMPLES, sizes.mels, sizes.n_fft, device)
         spec = CqtSpec(RATE_HZ, HOP_SAMPLES, sizes.fmin_hz, sizes.bins, sizes.bins_per_octave)
         return ConstantQ(spec, table_cache(), device)
+
+
+def spectrum_of(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a front-end without parameters computes with: numbers, and its tables; for `own_layout`."""
+    if model.front_end == "conv":
+        return {}, {}
+    made = front_end(model).made("cpu")
+    if isinstance(made, LogMel):
+        numbers = {"centre": MEL_CENTRE_DB, "scale": MEL_SCALE_DB, "floor": FLOOR_POWER}
+        return numbers, {"window": made.window, "filters": made.filters}
+    numbers = {"centre": CQT_CENTRE, "scale": CQT_SCALE, "floor": CQT_FLOOR}
+    numbers |= {name: getattr(made.spec, name) for name in ("bins", "block_frames", "context_frames")}
+    numbers["tables"] = [(t.bins.tolist(), t.parity, t.first_row, len(t.rows)) for t in made.tables]
+    return numbers, {f"table{number}": table.weights for number, table in enumerate(made.tables)}
 
 
 def front_end(model: Model) -> nn.Module:

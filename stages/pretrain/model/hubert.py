@@ -58,21 +58,21 @@ FIXED = {
     "feature_extractor_cqt": False,
     "conv_pos_batch_norm": False,
 }
+# Choices of ours that it has no others of.
+ONLY = {"front_end": "conv", "stack": 1, "positions": "conv"}
+ONLY |= {"block": "transformer", "attention_bias": "none"}
+
+
+def expresses(model: Model) -> bool:
+    return all(getattr(model, name) == value for name, value in ONLY.items())
 
 
 def refuse(model: Model) -> None:
     """ValueError naming what in this model no HuBERT layout expresses."""
-    only = {"front_end": "conv", "positions": "conv", "block": "transformer", "attention_bias": "none"}
-    only["stack"] = 1
-    other = {name: value for name, value in only.items() if getattr(model, name) != value}
+    other = [name for name, value in ONLY.items() if getattr(model, name) != value]
     if other:
-        named = (
-            f"model.{name}: {getattr(model, name)} (HuBERT has {only} only)" for name, only in other.items()
-        )
-        raise ValueError(
-            f"{'; '.join(named)}: no HuBERT layout expresses this model. `overtone features` reads its "
-            "checkpoints as they are; a model to be exported is trained with the values named"
-        )
+        named = (f"model.{name}: {getattr(model, name)} (HuBERT has {ONLY[name]} only)" for name in other)
+        raise ValueError(f"{'; '.join(named)}: no HuBERT layout expresses this model")
 
 
 def hubert_name(name: str) -> list[str]:

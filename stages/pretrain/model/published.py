@@ -1,6 +1,6 @@
-"""Published weights as the beginning of a run: Hugging Face's layout (`m-a-p/MERT-v1-*`) and the authors'
-fairseq checkpoints (`MERT-v1-*_fairseq.pt`). The encoder is taken whole; heads, of fairseq files, where their
-shapes are ours."""
+"""Published weights as the beginning of a run: Hugging Face's layout (`m-a-p/MERT-v1-*`), a folder that
+`overtone export` wrote, and the authors' fairseq checkpoints (`MERT-v1-*_fairseq.pt`). The encoder is taken
+whole; heads, of fairseq files, where their shapes are ours."""
 
 import re
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.pretrain.model import own_layout
 from stages.pretrain.model.hubert import from_hubert, model_of
 from stages.pretrain.model.mert import Mert
 from stages.pretrain.model.weight_files import read, tensors
@@ -34,7 +35,7 @@ SPECIALS = 4  # a fairseq dictionary's <s>, <pad>, </s>, <unk> precede the codes
 
 @dataclass(frozen=True)
 class Imported:
-    layout: str  # hugging face | fairseq
+    layout: str  # hugging face | fairseq | overtone
     taken: tuple[str, ...]
     fresh: tuple[str, ...]  # parts that keep the values they had, and why
 
@@ -50,6 +51,9 @@ def load_into(net: Mert, place: str | Path) -> Imported:
         layout, given, choices = "fairseq", tensors(found["model"]), _fairseq_choices(found)
         heads = {name: given.pop(name) for name in list(given) if HEADS.fullmatch(name)}
         given = {_hubert_name(name): value for name, value in given.items()}
+    elif config is not None and config.get("model_type") == own_layout.KIND:
+        layout, given, heads = "overtone", tensors(found), {}
+        choices = own_layout.choices(config)
     else:
         layout, given, heads = "hugging face", tensors(found), {}
         theirs = {} if config is None else vars(model_of(config))
@@ -60,7 +64,7 @@ def load_into(net: Mert, place: str | Path) -> Imported:
             raise ValueError(
                 f"model.{name} is {own!r}, the weights were trained with {value!r}: set model.{name}={value}"
             )
-    state = from_hubert(given, net.state_dict())
+    state = (own_layout.from_own if layout == "overtone" else from_hubert)(given, net.state_dict())
     taken, fresh = ["encoder"], []
     for part, there, take in (("code head", net.codes, _code_head), (CQT_HEAD, net.cqt_head, _cqt_head)):
         own = take(net, heads) if there else {}

@@ -2,13 +2,18 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, HubertModel
 
 from pipeline.cli import main
+from stages.evaluate.card import card
 from stages.evaluate.run import open_backbone, open_run
+from stages.shards import catalog
+from stages.shards.storage import Storage
 from tests.stages.evaluate.conftest import write_run
 
 
@@ -74,6 +79,7 @@ def test_the_model_card_holds_recipe_data_and_curve(exported):
         "norm: " + exported[1].model.norm,
     ):
         assert expected in text
+    assert "Probes" not in text and "trust_remote_code" not in text
 
 
 def test_an_exported_folder_is_read_back(exported):
@@ -84,20 +90,69 @@ def test_an_exported_folder_is_read_back(exported):
 
 
 @pytest.mark.parametrize(
-    "choices, says",
+    "choices",
     [
-        ({"front_end": "mel"}, "front_end: mel"),
-        ({"positions": "rotary"}, "positions: rotary"),
-        ({"block": "conformer", "norm": "pre"}, "block: conformer"),
-        ({"attention_bias": "alibi"}, "attention_bias: alibi"),
+        {"front_end": "mel"},
+        {"positions": "rotary"},
+        {"block": "conformer", "norm": "pre"},
+        {"attention_bias": "alibi"},
+        {"stack": 2},
     ],
 )
-def test_what_no_hubert_layout_expresses_is_said(tmp_path, capsys, choices, says):
+def test_what_no_hubert_layout_expresses_comes_with_a_modelling_file(tmp_path, choices, monkeypatch):
     run, _ = write_run(tmp_path / "run", **choices)
-    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert says in said and "no HuBERT layout expresses" in said
-    assert not (tmp_path / "out").exists()
+    (run / "probe").mkdir()
+    (run / "probe" / "table.md").write_text("| key | 0.61 |\n")
+    written = []
+    plain = Storage.write
+    monkeypatch.setattr(
+        Storage, "write", lambda self, name, data: written.append(name) or plain(self, name, data)
+    )
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    assert "modeling_overtone.py" in written and written[-1] == "config.json"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "overtone"
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "trust_remote_code=True" in text and "## Probes\n\n| key | 0.61 |\n" in text
+    assert ("37.5 frames\na second" in text) == ("stack" in choices)
+
+
+def test_the_card_tells_sources_and_licences(tmp_path):
+    run, _ = write_run(tmp_path / "run")
+    music, out = tmp_path / "music", tmp_path / "labels"
+    for name in ("free", "stated", "bare"):
+        (music / name).mkdir(parents=True)
+    out.mkdir()
+    (music / "free" / "LICENSE.txt").write_text("do what you like")
+    (music / "stated" / "package.json").write_text(json.dumps({"licence": "CC-BY-4.0"}))
+    names = ["free/a.ogg", "free/b.ogg", "stated/deep/c.ogg", "bare/d.ogg", "bare/unused.ogg"]
+    plan, found = [], []
+    for number, name in enumerate(names):
+        recording, at = f"{number:016x}", str(music / name)
+        row = {"recording": recording, "path": at, "path_bytes": at.encode(), "size": 10**8, "mtime_ns": 1}
+        row |= {"duration_s": 1800.0, "quick": "q"}
+        found.append(row | {"status": "kept", "root": str(music), "name_bytes": name.encode()})
+        plan.append(row | {"shard": f"s{number // 2}", "order": number, "attempt": 0, "split": "train"})
+    for name, schema, rows in (("catalog", catalog.CATALOG, found), ("plan", catalog.PLAN, plan)):
+        catalog.write_parquet(
+            out / f"{name}.parquet", schema, pa.Table.from_pylist(rows, schema).to_batches()
+        )
+    config, data = (
+        yaml.safe_load((run / "config.yaml").read_text()),
+        json.loads((run / "data.json").read_text()),
+    )
+    config["data"] = {"corpora": [str(out), str(tmp_path / "gone")]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    data |= {"shards": [["s0", "s1"], ["s0"]], "recordings": {"train": 3, "valid": 1}}
+    (run / "data.json").write_text(json.dumps(data))
+    text = card(open_run(run))
+    for expected in (
+        "1.50 hours for training (3 recordings), 0.25 hours held out (1 recordings).",
+        "| free | 2 | 1.00 | see LICENSE.txt |",
+        "| stated | 1 | 0.50 | CC-BY-4.0 |",
+        "| bare | 1 | 0.50 | not stated |",
+        f"The catalogue of `{tmp_path / 'gone'}` could not be read",
+    ):
+        assert expected in text
 
 
 def test_a_checkpoint_by_name(run):

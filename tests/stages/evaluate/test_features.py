@@ -1,8 +1,6 @@
 """Representations of audio files: the same as the model gives for a whole recording, however long, and by the
 command."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import soundfile
@@ -11,8 +9,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipeline.cli import main
-from pipeline.features import on_disk
-from stages.evaluate import features as subject
 from stages.evaluate.features import Joined, Window, batches, features, windows
 from tests.stages.evaluate.conftest import write_run
 from tests.stages.pretrain.sizes import mert, small
@@ -20,16 +16,64 @@ from tests.stages.pretrain.sizes import mert, small
 
 @pytest.mark.parametrize("front_end", ["conv", "mel", "cqt"])
 @pytest.mark.parametrize("samples", [400, 24_000, 24_000 * 3 + 77, 100_000])
-def test_windows_lose_no_frame(monkeypatch, front_end, samples):
-    monkeypatch.setattr(subject, "WINDOW_FRAMES", 75)
+def test_windows_lose_no_frame(front_end, samples):
     net = mert(small(front_end=front_end)).eval()
     wave_N = np.arange(samples, dtype=np.float32)
-    found = list(windows("a", wave_N, net))
+    found = list(windows("a", wave_N, net, 1.0))
     frames = [net.model.frames(len(w.wave_N)) for w in found]
     assert sum(frames) == net.model.frames(samples)
     assert [w.wave_N[0] for w in found] == [75 * 320 * i for i in range(len(found))]
     assert [w.last for w in found] == [False] * (len(found) - 1) + [True]
     assert min(frames) >= min(37, sum(frames))
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"front_end": "mel"}, {"front_end": "mel", "stack": 3}, {"stack": 2}]
+)
+@pytest.mark.parametrize("samples", [24_000, 24_000 * 5 + 77])
+def test_overlapping_windows_keep_every_frame_once(choices, samples):
+    """And each is heard with a quarter of a second to both sides, where the recording has so much."""
+    net = mert(small(**choices)).eval()
+    hop = net.model.hop_samples
+    wave_N = np.arange(samples, dtype=np.float32)
+    found = list(windows("a", wave_N, net, 1.0, 0.5))
+    kept = []
+    for w in found:
+        start, frames = round(w.wave_N[0] / hop), net.model.frames(len(w.wave_N))
+        assert start * hop == w.wave_N[0] and 0 <= w.kept.start < w.kept.stop <= frames
+        margin = min(round(0.25 * 24_000 / hop), start + w.kept.start)
+        assert w.kept.start == margin and (w.last or frames - w.kept.stop == round(0.25 * 24_000 / hop))
+        kept += range(start + w.kept.start, start + w.kept.stop)
+    assert kept == list(range(net.model.frames(samples)))
+
+
+def test_overlap_brings_features_nearer_to_those_of_the_whole():
+    net = mert(small(front_end="mel", attention_bias="alibi")).eval()
+    wave_N = np.random.default_rng(0).standard_normal(24_000 * 8).astype(np.float32) * 0.1
+    whole = net.hidden(torch.from_numpy(wave_N)[None])[-1][0]
+    off = []
+    for overlap_s in (0.0, 1.0):
+        joined = Joined()
+        for window in windows("a", wave_N, net, 2.0, overlap_s):
+            result = joined.add(window, features(net, [window], 2)[0])
+        off.append((result[1] - whole).abs().mean())
+    assert result[1].shape == whole.shape and off[1] < 0.7 * off[0]
+
+
+def test_pooling_is_over_all_frames_alike():
+    net = mert(small(front_end="mel")).eval()
+    wave_N = np.random.default_rng(0).standard_normal(24_000 * 5 + 9_000).astype(np.float32) * 0.1
+    found = {}
+    for pool in ("none", "mean", "mean_std"):
+        joined = Joined(pool)
+        for window in reversed(list(windows("a", wave_N, net, 1.0))):
+            result = joined.add(window, features(net, [window], None)[0])
+        found[pool] = result[1]
+    frames = found["none"]  # (3, T, 32)
+    assert found["mean"].shape == (3, 32) and found["mean_std"].shape == (3, 64)
+    expected = torch.cat([frames.mean(1), frames.std(1, correction=0)], 1)
+    torch.testing.assert_close(found["mean"], expected[:, :32], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["mean_std"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_too_short_is_refused():
@@ -88,19 +132,6 @@ def test_the_command(tmp_path, sounds, layer, shape):
     assert safe_open(out, "pt").metadata()["layer"] == layer
 
 
-def test_features_wait_on_disk_not_in_memory(tmp_path):
-    def held() -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
-
-    found, seen = {}, []
-    for i in range(33):  # 8 MiB each, made by numpy: torch keeps for a while what it had
-        found[str(i)] = on_disk(torch.from_numpy(np.full((2, 1 << 20), i, np.float32)), tmp_path / str(i))
-        seen.append(held())
-    assert seen[-1] - seen[0] < 64 << 10
-    assert all(value.shape == (2, 1 << 20) and value[1, -1] == float(name) for name, value in found.items())
-
-
 def test_an_exported_folder_gives_the_same(tmp_path, sounds):
     run, _ = write_run(tmp_path / "run", norm="pre")
     assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
@@ -135,7 +166,16 @@ def test_a_bad_file_is_named_and_the_others_are_done(tmp_path, sounds, capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong, says", [(["--layer", "3"], "0 (the input embedding) to 2"), (["--layer", "-1"], "expected all")]
+    "wrong, says",
+    [
+        (["--layer", "3"], "0 (the input embedding) to 2"),
+        (["--layer", "-1"], "expected all"),
+        (["--pool", "max"], "pool is 'max': expected none, mean, mean_std"),
+        (["--dtype", "int8"], "expected fp32, fp16"),
+        (["--window-s", "2", "--overlap-s", "2"], "overlap_s is 2.0: expected from 0 to below window_s, 2"),
+        (["--out", "x.csv"], "expected .safetensors or .parquet at its end, or a folder's name and /"),
+        (["--processes", "0"], "processes"),
+    ],
 )
 def test_mistakes_are_named(tmp_path, sounds, capsys, wrong, says):
     run, _ = write_run(tmp_path / "run")

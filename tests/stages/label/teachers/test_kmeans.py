@@ -63,6 +63,12 @@ def test_a_note_is_told_by_its_chroma_whatever_its_octave(fitted):
         assert low.argmax() == high.argmax() == semitone
 
 
+def test_the_report_tells_how_the_heldout_error_fell(fitted):
+    history = fitted[1]["history"]
+    assert [row["step"] for row in history] == [SMALL.steps * (i + 1) // 10 for i in range(10)]
+    assert history[-1]["heldout_error"] == [pytest.approx(fitted[1]["levels"][0]["heldout_error"], rel=0.1)]
+
+
 def test_blocks_show_no_seam(music, fitted):
     whole = labels(SMALL, fitted[0], music[0])
     assert np.array_equal(labels(SMALL, fitted[0], music[0], block_frames=256), whole)

@@ -1,6 +1,7 @@
 """Mel-RVQ: fitting repeats to the byte, levels earn their place, labelling shows no seam."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,6 +48,14 @@ def test_heldout_error_falls_with_each_level_and_beats_a_single_level(music, fit
     assert 1 > errors[0] > errors[1] > errors[2] > 0
     _, single = replace(SMALL, codebooks=1).fit(music, "cpu", 1, quiet)
     assert errors[-1] < 0.85 * single["levels"][0]["heldout_error"]
+
+
+def test_the_report_tells_the_heldout_error_on_the_way(fitted):
+    history, levels = fitted[1]["history"], fitted[1]["levels"]
+    assert len(history) == 10 and history[-1]["step"] == SMALL.steps
+    assert all(len(row["heldout_error"]) == len(levels) for row in history)
+    assert all(1 > a > b > 0 for row in history for a, b in pairwise(row["heldout_error"]))
+    assert history[-1]["heldout_error"][-1] == pytest.approx(levels[-1]["heldout_error"], rel=0.2)
 
 
 def test_the_report_counts_what_labelling_gives(music, fitted):

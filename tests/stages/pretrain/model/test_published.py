@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import HubertConfig, HubertModel
 
+from stages.evaluate.run import open_backbone
 from stages.pretrain.data.batch import CodeColumn
+from stages.pretrain.model.config import MelFront
 from stages.pretrain.model.hubert import hubert_config, model_of, to_hubert
 from stages.pretrain.model.objective import Objective
+from stages.pretrain.model.own_layout import own_config, own_weights
 from stages.pretrain.model.published import load_into
 from tests.stages.pretrain.sizes import mert, small
 
@@ -90,6 +93,94 @@ def save_fairseq(path, net, **changes):
         path,
     )
     return path
+
+
+# What the authors' config.json says beside the sizes.
+MERT_CONFIG = {
+    "activation_dropout": 0.0,
+    "architectures": ["MERTModel"],
+    "auto_map": {"AutoConfig": "configuration_MERT.MERTConfig", "AutoModel": "modeling_MERT.MERTModel"},
+    "conv_bias": False,
+    "conv_pos_batch_norm": False,
+    "deepnorm": False,
+    "feat_extract_activation": "gelu",
+    "feat_extract_norm": "group",
+    "feat_proj_layer_norm": True,
+    "feature_extractor_cqt": False,
+    "feature_extractor_cqt_bins": 84,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-05,
+    "model_type": "mert_model",
+    "sample_rate": 24000,
+    "tokenizer_class": "Wav2Vec2CTCTokenizer",
+    "transformers_version": "4.27.1",
+    "vocab_size": 32,
+}
+
+
+def save_mert_folder(folder, net, kind: str = "bin", names: str = "weight_g"):
+    """As m-a-p/MERT-v1-95M (post-norm) and -330M (pre-norm, attention_relax) are laid out, of other sizes.
+    `names`: of the positional convolution's weight-norm, before and since torch's parametrizations."""
+    folder.mkdir()
+    state = to_hubert(net.state_dict())
+    if names == "parametrizations":
+        old = ("weight_g", "weight_v")
+        for name in [name for name in state if name.endswith(old)]:
+            number = old.index(name[-8:])
+            state[f"{name[:-9]}.parametrizations.weight.original{number}"] = state.pop(name)
+    model, pre = net.model, net.model.norm == "pre"
+    config = MERT_CONFIG | {
+        "attention_relax": 32.0 if pre else -1.0,
+        "do_stable_layer_norm": pre,
+        "hidden_size": model.width,
+        "intermediate_size": model.ffn,
+        "num_attention_heads": model.heads,
+        "num_hidden_layers": model.layers,
+        "num_conv_pos_embeddings": model.position_kernel,
+        "num_conv_pos_embedding_groups": model.position_groups,
+        "conv_dim": list(model.conv.channels),
+        "conv_kernel": list(model.conv.kernels),
+        "conv_stride": list(model.conv.strides),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    if kind == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        save_file(state, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("names", ["weight_g", "parametrizations"])
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+@pytest.mark.parametrize("norm", ["post", "pre"], ids=["95M", "330M"])
+def test_folders_laid_out_as_mert_are_gone_on_with(tmp_path, norm, kind, names):
+    source, net = new(1, norm=norm), new(2, norm=norm)
+    folder = save_mert_folder(tmp_path / "MERT-v1", source, kind, names)
+    found = load_into(net, folder)
+    assert same(source, net, ("code_heads", "cqt_head"))
+    assert found.taken == ("encoder",) and found.fresh == ("code head (the file has none)",) + (
+        ("CQT head (the file has none of this shape)",)
+    )
+    wave_BN = torch.randn(1, 8_000) * 0.1
+    assert torch.equal(open_backbone(folder).hidden(wave_BN)[-1], source.eval().hidden(wave_BN)[-1])
+    with pytest.raises(ValueError, match="set model.norm="):
+        load_into(new(2, norm="pre" if norm == "post" else "post"), folder)
+
+
+def test_what_export_wrote_is_gone_on_with(tmp_path):
+    source, net = new(1, front_end="mel", stack=3), new(2, front_end="mel", stack=3)
+    (tmp_path / "config.json").write_text(json.dumps(own_config(source.model)))
+    save_file(own_weights(source.model, source.state_dict()), tmp_path / "model.safetensors")
+    found = load_into(net, tmp_path)
+    assert found.layout == "overtone" and same(source, net, ("code_heads", "cqt_head"))
+    for other, says in (
+        ({"mel": MelFront(24, 1024), "stack": 3}, "model.mel is .*1024.*trained with .*512"),
+        ({"heads": 2, "stack": 3}, "model.heads is 2"),
+        ({"stack": 1}, "model.stack is 1, the weights were trained with 3"),
+        ({"width": 64, "stack": 3}, "mask_vector is \\(32,\\), this model has \\(64,\\)"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            load_into(new(2, front_end="mel", **other), tmp_path)
 
 
 def same(a, b, but: tuple[str, ...] = ()) -> bool:
