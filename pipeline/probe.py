@@ -1,24 +1,30 @@
-"""`overtone probe MODEL… --audio DIR`: what a frozen encoder's features are worth, beside plain spectra."""
+"""`overtone probe MODEL… --tasks DIR`: what a frozen model's features are worth, beside plain spectra."""
 
 import contextlib
+import dataclasses
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from stages.evaluate.probe import encoders, protocol, task
+from stages.evaluate.probe import encoders, protocol, table, task
 from stages.evaluate.probe.cache import Cache, Part, computed, parts
 from stages.evaluate.probe.encoders import Encoder
+from stages.evaluate.probe.protocol import Result
+from stages.evaluate.probe.sets import SETS
 from stages.evaluate.probe.task import Task
 from stages.label.base import ReadError, RejectRecording
 from stages.label.decoding.process import DecoderProcess
 from stages.label.decoding.source import Source, quick_hash
+from stages.shards.storage import Storage
 from stages.signal.rates import RATE_HZ
 
 REQUEST = {"rate_hz": RATE_HZ, "resampler": "HQ", "max_s": 12 * 3600.0}
@@ -28,42 +34,95 @@ BUNDLED = Path(__file__).resolve().parents[1] / "examples" / "probes" / "tasks"
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    audio: str  # folder of the tasks' audio
-    tasks: tuple[str, ...] = ()  # names; empty: every one
-    probes: tuple[str, ...] = protocol.PROBES
+    tasks: str | None = None  # folder of the bundled tasks' audio
+    only: tuple[str, ...] = ()  # names of tasks; empty: every one
+    sets: tuple[str, ...] = ()  # NAME=DIR of public sets
+    probes: tuple[str, ...] = ()  # empty: protocol.PROBES
     spectra: bool = True
-    cache: str | None = None  # AUDIO/features
+    during: bool = False
+    out: str | None = None
+    cache: str | None = None
     device: str | None = None
     checkpoint: str = "latest"
-    folds: Path = BUNDLED  # folder of the tasks' CSV files
+    folds: Path = BUNDLED  # the bundled tasks' CSV files
 
 
-def bundled(options: ProbeOptions) -> list[Task]:
-    found = {path.stem: path for path in sorted(options.folds.glob("*.csv"))}
-    unknown = [name for name in options.tasks if name not in found]
+def probe(places: Sequence[str], options: ProbeOptions) -> int:
+    """Writes table.md and results.json, and prints the table's head. Raises ValueError."""
+    unknown = [name for name in options.probes if name not in protocol.PROBES]
     if unknown:
-        raise ValueError(f"--task {unknown[0]}: expected one of {', '.join(found)}")
-    chosen = options.tasks or tuple(found)
-    return [task.read(found[name], KINDS.get(name, "class"), Path(options.audio)) for name in chosen]
+        raise ValueError(f"--probe {unknown[0]}: expected one of {', '.join(protocol.PROBES)}")
+    asked = tasks(options)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.during:
+        from pipeline.probe_during import checkpoints
+
+        models = checkpoints(places, device)
+    else:
+        models = [e for place in places for e in encoders.opened(place, options.checkpoint, device)]
+    used = models + [encoders.spectrum(name) for name in encoders.SPECTRA if options.spectra]
+    used = list({encoder.identity: encoder for encoder in used}.values())
+    folder = Path(options.cache or Path(options.tasks or options.sets[0].partition("=")[2]) / "features")
+    results = measured(asked, used, Cache(folder), options.probes or protocol.PROBES)
+    own = [encoder.name for encoder in models if encoder.name != encoders.UNTRAINED]
+    out = Storage(options.out or (Path(places[0]) / "probe"))
+    text = table.written(results, own, [f"{t.name}: {t.note}" for t in asked if t.note])
+    out.write("results.json", json.dumps([asdict(row) for row in results], indent=1).encode())
+    out.write("table.md", text.encode())
+    if options.during:
+        from pipeline.probe_during import draw
+
+        draw(results, Path(places[0]), out)
+    print(table.shown(results, own))
+    print(f"every layer, pooling and probe: {out.path('table.md')}")
+    return 0
 
 
-def features(asked: Sequence[Task], used: Sequence[Encoder], cache: Cache, console: Console) -> None:
-    """Every encoder's features of every task into the cache: each file is decoded once for all of them."""
+def tasks(options: ProbeOptions) -> list[Task]:
+    """ValueError for wrong names, and for audio that is not there."""
+    if not options.tasks and not options.sets:
+        raise ValueError("no task: give --tasks DIR (`make probe-sets` fetches it), or --set NAME=DIR")
+    found = {path.stem: path for path in sorted(options.folds.glob("*.csv"))} if options.tasks else {}
+    public = {}
+    for text in options.sets:
+        name, equals, folder = text.partition("=")
+        if name not in SETS or not equals:
+            raise ValueError(f"--set {text}: expected NAME=DIR, with a name of {', '.join(SETS)}")
+        public |= {own.name: own for own in SETS[name].read(Path(folder))}
+    for name in options.only:
+        if name not in found and name not in public:
+            raise ValueError(f"--task {name}: expected one of {', '.join([*found, *public])}")
+    chosen = options.only or (*found, *public)
+    root = Path(options.tasks or "")
+    return [
+        public[name] if name in public else task.read(found[name], KINDS.get(name, "class"), root)
+        for name in chosen
+    ]
+
+
+def measured(
+    asked: Sequence[Task], used: Sequence[Encoder], cache: Cache, probes: Sequence[str]
+) -> list[Result]:
+    """Every encoder on every task. Features and results that are in the cache are not computed again."""
+    console = Console(stderr=True, highlight=False)
     work = [(own, part) for own in asked for part in parts(own)]
     missing = [(own, part, [e for e in used if not cache.has(e, part)]) for own, part in work]
-    missing = [row for row in missing if row[2]]
-    total = sum(len(part.files) for _, part, _ in missing)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "files", TimeRemainingColumn())
-    with (
-        contextlib.closing(DecoderProcess()) as decoder,
-        Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress,
-    ):
-        bar = progress.add_task("features", total=total)
-        for own, part, lacking in missing:
-            waves = list(_waves(decoder, own, part))
-            for encoder in lacking:
-                cache.keep(encoder, part, computed(encoder, own, part, waves))
-            progress.update(bar, advance=len(part.files))
+    files = sum(len(part.files) for _, part, lacking in missing if lacking)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+        if files:
+            bar = progress.add_task("features, files", total=files)
+            with contextlib.closing(DecoderProcess()) as decoder:
+                for own, part, lacking in missing:
+                    if lacking:
+                        waves = list(_waves(decoder, own, part))
+                        for encoder in lacking:
+                            cache.keep(encoder, part, computed(encoder, own, part, waves))
+                        progress.advance(bar, len(part.files))
+        found = []
+        for own, encoder in progress.track([(t, e) for t in asked for e in used], description="probes"):
+            found += judged(own, encoder, cache, probes)
+    return found
 
 
 def _waves(decoder: DecoderProcess, own: Task, part: Part) -> Iterator[np.ndarray]:
@@ -80,24 +139,20 @@ def _waves(decoder: DecoderProcess, own: Task, part: Part) -> Iterator[np.ndarra
         yield wave_N.astype(np.float32) / 32768
 
 
-def probe(places: Sequence[str], options: ProbeOptions) -> list[protocol.Result]:
-    console = Console(stderr=True, highlight=False)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    asked = bundled(options)
-    used = []
-    for place in places:
-        used += encoders.opened(place, options.checkpoint, device)
-    if options.spectra:
-        used += [encoders.spectrum(name) for name in encoders.SPECTRA]
-    used = list({encoder.identity: encoder for encoder in used}.values())
-    cache = Cache(Path(options.cache or Path(options.audio) / "features"))
-    features(asked, used, cache, console)
-    return [row for own in asked for encoder in used for row in judged(cache, own, encoder, options.probes)]
+def judged(own: Task, encoder: Encoder, cache: Cache, probes: Sequence[str]) -> list[Result]:
+    """From the cache if the same features, targets and folds were judged before."""
+    found = parts(own)
+    facts = [protocol.VERSION, encoder.identity, [part.identity for part in found], list(probes)]
+    facts += [own.name, own.kind, [(item.group, item.fold, item.target) for item in own.items]]
+    name = f"results/{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    storage = Storage(cache.folder)
+    if storage.exists(name):
+        return [replace(row, encoder=encoder.name) for row in _read(storage.read(name))]
+    rows = protocol.judge(own, encoder.name, encoder.layers, cache.features(encoder, own, found), probes)
+    storage.write(name, json.dumps([asdict(row) for row in rows]).encode())
+    return rows
 
 
-def judged(cache: Cache, own: Task, encoder: Encoder, probes: tuple[str, ...]) -> list[protocol.Result]:
-    """From the cache of results, which depend on features, targets and folds."""
-    found = protocol.judge(
-        own, encoder.name, encoder.layers, cache.features(encoder, own, parts(own)), probes
-    )
-    return [replace(row, encoder=encoder.name) for row in found]
+def _read(data: bytes) -> list[Result]:
+    lists = [field.name for field in dataclasses.fields(Result) if field.name.startswith("item_")]
+    return [Result(**row | {name: tuple(row[name]) for name in lists}) for row in json.loads(data)]

@@ -6,7 +6,8 @@ import sys
 import click
 import pytest
 
-from pipeline.cli import SECTIONS, main, top
+from pipeline.cli import main
+from pipeline.commands import SECTIONS, top
 from tests.conftest import ROOT
 
 COMMANDS = [

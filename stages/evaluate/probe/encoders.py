@@ -25,6 +25,7 @@ CHROMA_FFT = 4096  # samples
 MFCCS = 20  # librosa's default number, of 128 mels
 LOG_FLOOR = 1e-3  # of constant-Q magnitudes, as the training target has it
 SPECTRA = ("log-mel", "CQT", "chroma", "MFCC")
+UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def untrained(net: Backbone, seed: int, device: str) -> Encoder:
     """The same model with the values it had before training, but for the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ours("untrained", Backbone(net.model), device)
+        return ours(UNTRAINED, Backbone(net.model), device)
 
 
 def opened(place: str | Path, checkpoint: str, device: str, name: str | None = None) -> tuple[Encoder, ...]:

@@ -58,19 +58,13 @@ class Heads(nn.Module):
             self.biases.append(nn.Parameter(biases[:, None].repeat(1, len(rates), 1, 1)))
 
     def forward(self, x_SBLF: Tensor, split: slice = slice(None)) -> Tensor:
-        """(S, R, B, C): of these splits, S, each rate, R. Features are standardised, to mean 0 and deviation 1
-        of the training rows, on the side of the weights, which are far fewer."""
-        mean_SLF, scale_SLF = self.mean_SLF[split], self.scale_SLF[split]
-        weight, bias = self.weights[0][split], self.biases[0][split]
-        if x_SBLF.shape[2] > 1:
-            share_SRLF = self.layer_weights[split].softmax(2)[..., None] / scale_SLF[:, None]
-            x = torch.einsum("sblf,srlf->srbf", x_SBLF, share_SRLF)
-            x = x - (share_SRLF * mean_SLF[:, None]).sum(2)[:, :, None]
-            x = torch.einsum("srbf,srfc->srbc", x, weight) + bias
-        else:
-            weight = weight / scale_SLF[:, 0, None, :, None]
-            bias = bias - mean_SLF[:, 0, None, None] @ weight
-            x = torch.einsum("sbf,srfc->srbc", x_SBLF[:, :, 0], weight) + bias
+        """(S, R, B, C): of these splits, S, each rate, R. Features are standardised, to mean 0 and deviation
+        1 of the training rows, on the side of the weights, which are far fewer."""
+        share_SRL = self.layer_weights[split].softmax(2)
+        share_SRLF1 = share_SRL[..., None, None] / self.scale_SLF[split][:, None, ..., None]
+        weight_SRLFC = share_SRLF1 * self.weights[0][split][:, :, None]
+        shift = torch.einsum("slf,srlfc->src", self.mean_SLF[split], weight_SRLFC)
+        x = torch.einsum("sblf,srlfc->srbc", x_SBLF, weight_SRLFC) + self.biases[0][split] - shift[:, :, None]
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             x = F.dropout(F.relu(x), DROPOUT, self.training) @ weight[split] + bias[split]
         return x

@@ -112,8 +112,8 @@ def beat_times(output_T: np.ndarray, frame_s: float, threshold: float) -> np.nda
 
 
 def beat_f(true_s: np.ndarray, output_T: np.ndarray, frame_s: float, threshold: float) -> float:
-    """F-measure of mir_eval.beat, whose first five seconds do not count: the same value (a test compares them)
-    at a hundredth of its time, which the choice of a threshold needs."""
+    """F-measure of mir_eval.beat, whose first five seconds do not count: the same value (a test compares
+    them) at a hundredth of its time, which the choice of a threshold needs."""
     true_s, found_s = (
         times[times >= BEATS_FROM_S] for times in (true_s, beat_times(output_T, frame_s, threshold))
     )

@@ -2,7 +2,7 @@
 many tasks a model is ahead of each other encoder."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -30,6 +30,23 @@ def written(results: Sequence[Result], models: Sequence[str], notes: Iterable[st
     return "\n".join(parts)
 
 
+def shown(results: Sequence[Result], models: Sequence[str]) -> str:
+    """For a terminal: the linear probe's score of each encoder by task, and who is ahead."""
+    tasks = best(results)
+    encoders = list(dict.fromkeys(e for rows in tasks.values() for e in rows))
+    width = max(map(len, [*tasks, "task"])) + 1
+    lines = ["task".ljust(width) + "".join(f"{name[:14]:>15}" for name in encoders)]
+    for name, rows in tasks.items():
+        scores = (f"{rows[e].score:.3f}" if e in rows else "" for e in encoders)
+        lines.append(name.ljust(width) + "".join(f"{score:>15}" for score in scores))
+    for model in models[-1:]:
+        for other, won, pairs, apart, *_ in compared(results, model):
+            lines.append(
+                f"{model} is ahead of {other} on {len(won)} of {pairs} tasks, intervals apart on {len(apart)}"
+            )
+    return "\n".join(lines)
+
+
 def primary(results: Iterable[Result], probe: str = "linear", layer: str = "best") -> dict:
     """(task, pooling) → encoder → result, of each task's first metric."""
     found: dict[tuple[str, str], dict[str, Result]] = {}
@@ -50,22 +67,29 @@ def best(results: Iterable[Result]) -> dict[str, dict[str, Result]]:
     return found
 
 
-def ahead(results: Iterable[Result], model: str) -> str:
-    """Against each other encoder: tasks won, intervals apart, and paired differences that leave zero out."""
-    rows, tasks = [], best(results)
-    others = dict.fromkeys(e for own in tasks.values() for e in own if e != model)
-    for other in others:
+def compared(results: Iterable[Result], model: str) -> Iterator[tuple]:
+    """Against each other encoder: its name, tasks won, tasks in all, those with intervals apart, those whose
+    paired difference leaves zero out, the mean difference."""
+    tasks = best(results)
+    for other in dict.fromkeys(e for own in tasks.values() for e in own if e != model):
         pairs = [(own[model], own[other]) for own in tasks.values() if model in own and other in own]
         won = [a.task for a, b in pairs if a.score > b.score]
         apart = [a.task for a, b in pairs if a.low > b.high]
         paired = [a.task for a, b in pairs if _difference(a, b)[0] > 0]
-        mean = np.mean([a.score - b.score for a, b in pairs])
-        cells = (
-            f"{len(won)} of {len(pairs)}",
+        yield other, won, len(pairs), apart, paired, float(np.mean([a.score - b.score for a, b in pairs]))
+
+
+def ahead(results: Iterable[Result], model: str) -> str:
+    rows = [
+        [
+            other,
+            f"{len(won)} of {pairs}",
             f"{len(apart)} {_listed(apart)}",
             f"{len(paired)} {_listed(paired)}",
-        )
-        rows.append([other, *cells, f"{mean:+.3f}"])
+            f"{mean:+.3f}",
+        ]
+        for other, won, pairs, apart, paired, mean in compared(results, model)
+    ]
     head = ["against", "ahead", "intervals apart", "paired difference above zero", "mean difference"]
     return markdown(head, rows)
 
