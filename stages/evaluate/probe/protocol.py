@@ -133,7 +133,7 @@ class Asked:
     def trained(self, x_NLF: Tensor, layer: str, hidden: int | None, runs: list[int] | None = None):
         runs = list(range(len(self.runs))) if runs is None else runs
         splits = [self.splits[run] for run in runs]
-        done = heads.train(self._rows(x_NLF), splits, self._quick_score, hidden)
+        done = heads.train(self._rows(x_NLF), splits, self._quick_score, hidden, heads.RATES)
         found = []
         for i, run in enumerate(runs):
             for j, rate in enumerate(heads.RATES):
@@ -243,6 +243,8 @@ def _targets(task: Task) -> tuple[Tensor, int, str]:
         return torch.tensor([metrics.key_number(t) for t in texts]), len(metrics.KEYS), "cross_entropy"
     if task.kind == "numbers":
         values = torch.tensor([[float(v) for v in t.split()] for t in texts])
+        # R² stays as it is, and the rates suit figures of any unit
+        values = (values - values.mean(0)) / values.std(0).clamp_min(1e-6)
         return values, values.shape[1], "square"
     if task.kind == "tags":
         names = sorted({tag for t in texts for tag in t.split("|") if tag})

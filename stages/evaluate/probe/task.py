@@ -73,7 +73,8 @@ def read(path: Path, kind: Kind, root: Path) -> Task:
 
 def _items(path: Path, rows: Iterable[dict[str, str]]) -> Iterable[Item]:
     for number, row in enumerate(rows, 2):
-        require(set(row) == set(FIELDS), f"{path} line {number}", sorted(map(str, row)), f"expected {FIELDS}")
+        whole = set(row) == set(FIELDS) and None not in row.values()
+        require(whole, f"{path} line {number}", list(row.values()), f"expected {', '.join(FIELDS)}")
         try:
             start_s, end_s = (float(row[name]) if row[name] else None for name in ("start_s", "end_s"))
         except ValueError:
