@@ -58,39 +58,28 @@ class Candidate:
 def judge(
     task: Task, encoder: str, layers: Sequence[str], features: Features, probes: Sequence[str] = PROBES
 ) -> list[Result]:
-    """Every pooling, and every probe with: the best layer on validation (of each run), the weighted sum, and
-    linear ones of each layer in turn."""
-    asked = Asked(task, features)
-    poolings = (
-        {"frames": None}
-        if task.kind == "beats"
-        else {
-            "mean": features.mean_NLD,
-            "mean+dev": np.concatenate([features.mean_NLD, features.deviation_NLD], 2),
-        }
-    )
-    found = []
-    for pooling, x_NLF in poolings.items():
-        x_NLF = torch.from_numpy(asked.frames if x_NLF is None else x_NLF).float()
+    """For every pooling: linear probes of the best layer on validation (of each run), of each layer in turn,
+    and of the weighted sum; nearest neighbours; and an MLP where validation prefers the linear probe."""
+    asked, found, linear = Asked(task, features), [], {}
+    for pooling, x_NLF in asked.pooled(features).items():
         place = (encoder, pooling)
-        linear = [c for i, name in enumerate(layers) for c in asked.trained(x_NLF[:, i : i + 1], name, None)]
-        found.extend(asked.results(place, "linear", "best", linear))
+        own = [c for i, name in enumerate(layers) for c in asked.trained(x_NLF[:, i : i + 1], name)]
+        linear[pooling] = asked.chosen(own)
+        found.extend(asked.results(place, "linear", "best", own))
         if len(layers) > 1:
-            each = ([c for c in linear if c.layer == name] for name in layers)
-            for name, own in zip(layers, each, strict=True):
-                found.extend(asked.results(place, "linear", name, own))
-            weighted = asked.trained(x_NLF, WEIGHTED, None)
-            found.extend(asked.results(place, "linear", WEIGHTED, weighted))
-        if "mlp" in probes and task.kind != "beats":
-            best = asked.chosen(linear)
-            own = []
-            for run, candidate in enumerate(best):
-                i = layers.index(candidate.layer)
-                own += asked.trained(x_NLF[:, i : i + 1], candidate.layer, heads.HIDDEN, [run])
-            found.extend(asked.results(place, "mlp", "best", own))
+            for name in layers:
+                found.extend(asked.results(place, "linear", name, [c for c in own if c.layer == name]))
+            found.extend(asked.results(place, "linear", WEIGHTED, asked.trained(x_NLF, WEIGHTED)))
         if "knn" in probes and task.kind != "beats":
             near = [c for i, name in enumerate(layers) for c in asked.near(x_NLF[:, i : i + 1], name)]
             found.extend(asked.results(place, "knn", "best", near))
+    if "mlp" in probes and task.kind != "beats":
+        pooling = max(linear, key=lambda name: sum(c.valid for c in linear[name]))
+        x_NLF, own = asked.pooled(features)[pooling], []
+        for run, candidate in enumerate(linear[pooling]):
+            i = layers.index(candidate.layer)
+            own += asked.trained(x_NLF[:, i : i + 1], candidate.layer, heads.HIDDEN, [run])
+        found.extend(asked.results((encoder, pooling), "mlp", "best", own))
     return found
 
 
@@ -101,20 +90,26 @@ class Asked:
     def __init__(self, task: Task, features: Features):
         self.task, self.metrics = task, metrics.metrics_of(task.kind, task.names)
         self.groups = [item.group for item in task.items]
-        self.frames, self.frame_s = None, features.frame_s
+        self.frame_s = features.frame_s
         self.target, self.outputs, self.loss = _targets(task)
         self.rows_of: list[np.ndarray] = [np.array([i]) for i in range(len(task.items))]
         if task.kind == "beats":
             counts = [len(part) for part in features.frames]
             edges = np.concatenate([[0], np.cumsum(counts)])
             self.rows_of = [np.arange(a, b) for a, b in zip(edges, edges[1:], strict=False)]
-            self.frames = np.concatenate(features.frames)
             self.beats = [np.array(item.target.split(), float) for item in task.items]
             pairs = zip(self.beats, counts, strict=True)
             self.target = torch.cat([beat_frames(times, count, self.frame_s) for times, count in pairs])
         runs = task.runs()
         self.runs = runs * SEEDS if len(runs) == 1 else runs
         self.splits = [self._split(run, seed) for seed, run in enumerate(self.runs)]
+
+    def pooled(self, features: Features) -> dict[str, Tensor]:
+        """fp32 (N, L, F) by pooling."""
+        if self.task.kind == "beats":
+            return {"frames": torch.from_numpy(np.concatenate(features.frames)).float()}
+        both = np.concatenate([features.mean_NLD, features.deviation_NLD], 2)
+        return {"mean": torch.from_numpy(features.mean_NLD), "mean+dev": torch.from_numpy(both)}
 
     def _split(self, run: tuple[set[str], set[str], set[str]], seed: int) -> Split:
         sides = []
@@ -130,7 +125,9 @@ class Asked:
         few = FRAMES_AN_EPOCH if self.task.kind == "beats" else None
         return Rows(x_NLF, self.target, self.outputs, self.loss, few)
 
-    def trained(self, x_NLF: Tensor, layer: str, hidden: int | None, runs: list[int] | None = None):
+    def trained(
+        self, x_NLF: Tensor, layer: str, hidden: int | None = None, runs: list[int] | None = None
+    ) -> list[Candidate]:
         runs = list(range(len(self.runs))) if runs is None else runs
         splits = [self.splits[run] for run in runs]
         done = heads.train(self._rows(x_NLF), splits, self._quick_score, hidden, heads.RATES)
