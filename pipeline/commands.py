@@ -202,6 +202,9 @@ checkpoint = click.option(
 @top.command("probe")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--tasks", metavar="DIR", help="audio of the bundled tasks, as `make probe-sets` brings it")
+@click.option(
+    "--lists", metavar="DIR", help="CSV files of tasks of your own", show_default="the bundled ones"
+)
 @click.option("--task", "only", multiple=True, metavar="NAME", help="one of them, or of a public set")
 @click.option("--set", "sets", multiple=True, metavar="NAME=DIR", help="a public set, e.g. gtzan=/data/GTZAN")
 @click.option("--probe", "probes", multiple=True, metavar="KIND", help="linear, knn, mlp", show_default="all")

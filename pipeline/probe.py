@@ -44,7 +44,7 @@ class ProbeOptions:
     cache: str | None = None
     device: str | None = None
     checkpoint: str = "latest"
-    folds: Path = BUNDLED  # the bundled tasks' CSV files
+    lists: str | None = None  # folder of the tasks' CSV files; None: the bundled ones
 
 
 def probe(places: Sequence[str], options: ProbeOptions) -> int:
@@ -82,7 +82,10 @@ def tasks(options: ProbeOptions) -> list[Task]:
     """ValueError for wrong names, and for audio that is not there."""
     if not options.tasks and not options.sets:
         raise ValueError("no task: give --tasks DIR (`make probe-sets` fetches it), or --set NAME=DIR")
-    found = {path.stem: path for path in sorted(options.folds.glob("*.csv"))} if options.tasks else {}
+    lists = Path(options.lists or BUNDLED)
+    found = {path.stem: path for path in sorted(lists.glob("*.csv"))} if options.tasks else {}
+    if options.tasks and not found:
+        raise ValueError(f"{lists} holds no list of items (*.csv)")
     public = {}
     for text in options.sets:
         name, equals, folder = text.partition("=")
