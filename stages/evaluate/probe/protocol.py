@@ -13,13 +13,12 @@ from stages.evaluate.probe.heads import Rows, Split
 from stages.evaluate.probe.pooling import Features
 from stages.evaluate.probe.task import Task
 
-VERSION = 1  # of this module's and heads.py's arithmetic: results of another are computed anew
+VERSION = 2  # of this module's and heads.py's arithmetic: results of another are computed anew
 SEEDS = 5
 FRAMES_AN_EPOCH = 8192
 POOLINGS = ("mean", "mean+dev", "frames")
 PROBES = ("linear", "knn", "mlp")
 WEIGHTED = "weighted"  # the learnt sum of all layers
-THRESHOLDS = tuple(np.arange(0.05, 0.65, 0.05).round(2))
 FEW_RESAMPLINGS = 200  # where the metric is computed anew for each
 
 
@@ -52,7 +51,6 @@ class Candidate:
     run: int
     valid: float
     output: np.ndarray
-    threshold: float = 0.5
 
 
 def judge(
@@ -137,8 +135,7 @@ class Asked:
                 valid, test = done.valid_output[i][j], done.test_output[i][j]
                 if valid is None:  # never finite
                     continue
-                score, threshold = self._valid_score(run, valid)
-                found.append(Candidate(layer, f"{rate:g}", run, score, test, threshold))
+                found.append(Candidate(layer, f"{rate:g}", run, self._valid_score(run, valid), test))
         return found
 
     def near(self, x_NLF: Tensor, layer: str) -> list[Candidate]:
@@ -146,7 +143,7 @@ class Asked:
         for run, split in enumerate(self.splits):
             valid, test = heads.neighbours(self._rows(x_NLF), split)
             for count, a, b in zip(heads.NEIGHBOURS, valid, test, strict=True):
-                found.append(Candidate(layer, f"k={count}", run, self._valid_score(run, a)[0], b))
+                found.append(Candidate(layer, f"k={count}", run, self._valid_score(run, a), b))
         return found
 
     def _quick_score(self, rows: np.ndarray, output: np.ndarray) -> float:
@@ -162,21 +159,18 @@ class Asked:
     def _figure(self, target: np.ndarray, output: np.ndarray) -> float:
         return float(np.mean(self.metrics[0].of(target, output)))
 
-    def _valid_score(self, run: int, output: np.ndarray) -> tuple[float, float]:
-        """And the threshold of beats that gave it."""
-        items = self.items(run, 1)
-        if self.task.kind != "beats":
-            return self._figure(self.target[self.splits[run].valid].numpy(), output), 0.5
-        tried = [(float(np.mean(self._beat_scores(items, output, t))), t) for t in THRESHOLDS]
-        return max(tried)
+    def _valid_score(self, run: int, output: np.ndarray) -> float:
+        """The metric; of beats, whose search for a tempo takes long, the frames' cross entropy, negative."""
+        rows = self.splits[run].valid.numpy()
+        if self.task.kind == "beats":
+            return self._quick_score(rows, output)
+        return self._figure(self.target[rows].numpy(), output)
 
-    def _beat_scores(self, items: list[int], output: np.ndarray, threshold: float) -> np.ndarray:
-        activation = 1 / (1 + np.exp(-output[:, 0]))
+    def _beat_scores(self, items: list[int], output: np.ndarray) -> np.ndarray:
         scores, first = [], 0
         for item in items:
             after = first + len(self.rows_of[item])
-            own = activation[first:after]
-            scores.append(metrics.beat_f(self.beats[item], own, self.frame_s, threshold))
+            scores.append(metrics.beat_f(self.beats[item], output[first:after, 0], self.frame_s))
             first = after
         return np.array(scores)
 
@@ -198,7 +192,7 @@ class Asked:
         for metric in self.metrics:
             of, scores = metric.of, None
             if self.task.kind == "beats":
-                parts = [self._beat_scores(self.items(c.run, 2), c.output, c.threshold) for c in best]
+                parts = [self._beat_scores(self.items(c.run, 2), c.output) for c in best]
                 scores = np.concatenate(parts)
             elif metric.by_item:
                 scores = of(target, output)
