@@ -1,10 +1,12 @@
 """The whole model: precision, choices of configuration and their effect, counts, blame."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from torch.nn import functional as F
 
 from stages import config
 from stages.pretrain.data.batch import Batch, CodeColumn
@@ -23,6 +25,7 @@ CHOICES = {
     "alibi": {"attention_bias": "alibi"},
     "unseen": {"attend_masked": False},
     "line": {"masked_input": "line"},
+    "stack": {"stack": 2},
     "alibi-unseen": {
         "attention_bias": "alibi",
         "attend_masked": False,
@@ -323,3 +326,54 @@ def test_impossible_models_are_refused(wrong, says):
 def test_convolutions_must_keep_the_hop():
     with pytest.raises(ValueError, match="product must be 320"):
         config.build(Model, {"conv": {"strides": [5, 2, 2, 2, 2, 2, 1]}}, "model")
+
+
+@pytest.mark.parametrize("stack", [2, 3])
+@pytest.mark.parametrize("front_end", ["conv", "mel"])
+def test_stacked_frames_are_joined_before_the_projection(stack, front_end):
+    net = mert(small(front_end=front_end, stack=stack)).eval()
+    wave_BN = torch.randn(2, 24_000, generator=torch.Generator().manual_seed(1)) * 0.1
+    features_BTC = net.front_end(wave_BN, torch.float32)
+    frames = features_BTC.shape[1] // stack
+    joined_BTC = torch.stack(
+        [features_BTC[:, t * stack : (t + 1) * stack].flatten(1) for t in range(frames)], 1
+    )
+    expected_BTD = net.input_projection(net.input_norm(joined_BTC))
+    expected_BTD = expected_BTD + net.encoder.positions(expected_BTD)
+    first_BTD = net.hidden(wave_BN)[0]
+    assert frames == net.model.frames(24_000) == first_BTD.shape[1]
+    torch.testing.assert_close(first_BTD, net.encoder.norm(expected_BTD))
+    for count in (1, 2, 7):
+        samples = net.model.samples(count)
+        assert net.model.frames(samples) == count == net.model.frames(samples - 1) + 1
+
+
+def test_labels_of_stacked_frames():
+    """The middle codes, the later of two; the mean of the CQT; an incomplete frame at the end has none."""
+    codes_BLK = torch.arange(14).view(1, 7, 2)
+    one = Batch(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool), {"a": codes_BLK}, codes_BLK.float())
+    assert one.stacked(1) is one
+    assert one.stacked(3).codes["a"][0, :, 0].tolist() == [2, 8]
+    assert one.stacked(3).cqt_BLF[0, :, 0].tolist() == [2, 8]
+    assert one.stacked(2).codes["a"][0, :, 0].tolist() == [2, 6, 10]
+    assert one.stacked(2).cqt_BLF[0, :, 0].tolist() == [1, 5, 9]
+
+
+def test_visible_frames_cost_their_mean_too():
+    objective = Objective(head_width=6, codes_weight=0.7, cqt_weight=2.0)
+    plain = mert(objective=objective).eval()
+    both = mert(objective=replace(objective, visible_weight=0.5)).eval()
+    inputs = batch(plain)
+    own, found = plain(**inputs), both(**inputs)
+    # the same hidden states, whose visible frames are judged in place of the masked ones
+    logits, cqt_BTF = plain.predict(inputs["wave_BN"], inputs["mask_BT"])
+    visible = ~inputs["mask_BT"]
+    codes_BTK = inputs["codes"][COLUMN.name][:, : visible.shape[1]]
+    errors = [
+        F.cross_entropy(logits[k][visible], codes_BTK[..., k][visible], reduction="sum") for k in range(3)
+    ]
+    cqt = (cqt_BTF[visible] - inputs["cqt_BLF"][:, : visible.shape[1]][visible]).square().mean(1).sum()
+    mean = (0.7 * sum(errors) + 2.0 * cqt) / visible.sum()
+    torch.testing.assert_close(found["loss"], own["loss"] + 0.5 * own["frames"] * mean, rtol=1e-4, atol=1e-3)
+    for name in ("ce_K", "correct_K", "cqt", "frames"):  # what is told is of masked frames alone
+        torch.testing.assert_close(found[name], own[name])
