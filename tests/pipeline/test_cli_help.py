@@ -19,6 +19,7 @@ COMMANDS = [
     "doctor",
     "verify",
     "merge",
+    "probe",
     "export",
     "features",
 ]
