@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup labels train music probe-sets test test-all lint schema mutants bench-labels bench-model bench-teachers bench-loader clean
+.PHONY: setup labels train music probe-sets evidence test test-all lint schema mutants bench-labels bench-model bench-teachers bench-loader clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make stats [OUT=data/mine] [ARGS='--where \"rms_db < -50\"']   what is in it, and OUT/report/index.html"
 	@echo "make music       fetch the larger corpus (8 hours) to music/"
 	@echo "make probe-sets  fetch and render the audio of the bundled tasks (examples/probes) to probe-sets/"
+	@echo "make evidence    the experiments of docs/evidence.md: hours on two cores, goes on where it was stopped"
 	@echo "make test        the tests; make test-all adds the slow ones"
 	@echo "make schema      write configs/schema/ and docs/configuration.md anew, after a change of settings"
 	@echo "make mutants     one small defect at a time in the critical modules: a test must fail for each (hours)"
@@ -50,6 +51,9 @@ music: setup
 probe-sets: setup
 	@$(PIP) --no-deps -r examples/probes/requirements.txt
 	@$(BIN)/python -m examples.probes.fetch probe-sets $(ARGS)
+
+evidence: setup
+	@$(BIN)/python -m examples.evidence runs/evidence --corpus data/mel_rvq --tasks probe-sets $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest

@@ -40,8 +40,8 @@ class Task:
     kind: Kind
     items: tuple[Item, ...]
     root: Path  # of `audio`
-    names: tuple[str, ...] = ()  # of the numbers
     note: str = ""  # what a reader of the result must know, such as how many recordings are missing
+    names: tuple[str, ...] = ()  # of the numbers
 
     def __post_init__(self):
         folds = {item.fold for item in self.items}

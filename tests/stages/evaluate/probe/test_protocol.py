@@ -123,7 +123,9 @@ def test_numbers_and_tags():
         Item(i.audio, None, None, i.group, i.fold, f"{i.target == 'a':d} {3 * (i.target == 'b'):d}")
         for i in own.items
     )
-    rows = protocol.judge(Task("n", "numbers", two, ".", ("x", "y")), "toy", ("0", "1", "2"), x, ("linear",))
+    rows = protocol.judge(
+        Task("n", "numbers", two, ".", names=("x", "y")), "toy", ("0", "1", "2"), x, ("linear",)
+    )
     assert {r.metric for r in rows} == {"r2", "r2_x", "r2_y"}
     assert of(rows, metric="r2", layer="best", pooling="mean")[0].score > 0.7
     tags = tuple(
