@@ -221,6 +221,7 @@ def test_the_defaults_are_the_recipes():
     assert dataclasses.asdict(Objective()) == {
         "codes_weight": 1.0,
         "cqt_weight": 1.0,
+        "visible_weight": 0.0,
         "penalty_weight": 10.0,
         "temperature": 0.1,
         "learn_temperature": False,
