@@ -79,9 +79,8 @@ def test_the_driver_killed_while_fitting_and_while_labelling(config, undisturbed
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param((), marks=pytest.mark.slow), ("--plain",)], ids=["ray", "plain"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [(), ("--plain",)], ids=["ray", "plain"])
 def test_workers_killed_while_they_work(config, undisturbed, how):
     path, out = config("worker")
     process, kills = start(path, *how), 0

@@ -45,6 +45,7 @@ def plain(tmp_path_factory):
     return curve(folder), weights(folder)
 
 
+@pytest.mark.slow
 def test_a_rank_killed_on_ray_starts_again_by_itself_and_gives_the_curve_without_ray(tmp_path, plain):
     train = Train(configured(tmp_path))
     reach(train, tmp_path, 5)

@@ -116,7 +116,8 @@ def small(tmp_path, excerpts) -> tuple[Path, dict[str, str]]:
     return music, configs | {"PYTHON": sys.executable, "TRAIN_ARGS": "--set optim.warmup_updates=1"}
 
 
-@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "ray"])
+@pytest.mark.slow
+@pytest.mark.parametrize("ray", [False, True], ids=["plain", "ray"])
 def test_a_folder_of_music_becomes_a_model(small, tmp_path, ray):
     music, environment = small
     if not ray:

@@ -22,6 +22,8 @@ from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMALL = MelRvq(codebooks=2, codebook_size=64, dim=8, steps=20, batch=256, fit_minutes=1)
 
 

@@ -27,6 +27,8 @@ from stages.shards.storage import Storage
 from tests.conftest import ROOT
 from tests.ranks import environment
 
+pytestmark = pytest.mark.slow
+
 
 def toy() -> str:
     """The example of docs/teachers.md, as it is printed there."""
