@@ -23,6 +23,7 @@ from stages.pretrain.run import metrics
 from stages.pretrain.run.checkpoint import Checkpoints, seed_generators
 from stages.pretrain.run.cqt_start import baselines_and_start
 from stages.pretrain.run.engine import DTYPES, Engine
+from stages.pretrain.run.held_out_probes import probe
 from stages.pretrain.run.loss_guard import LossGuard, given_up
 from stages.pretrain.run.preflight import check_memory, matrix_peak
 from stages.pretrain.run.run_dir import RunDir
@@ -155,6 +156,7 @@ class Training:
             done, stop = update == last, bool(sums["stop"])
             if done or update % config.watch.validate_every == 0:
                 self._validate()
+            self._probe(update)
             if done or stop or sums["save"] or update % config.checkpoints.every_updates == 0:
                 self._save(wait=done or stop)
                 saved_at = time.monotonic()
@@ -217,6 +219,17 @@ class Training:
             if self.best is None or found["loss"] < self.best[0]:
                 self.best = (found["loss"], self.state.update)
             self.run_log.valid(self.state.update, found)
+
+    def _probe(self, update: int) -> None:
+        """Every `watch.probe_every` updates."""
+        every = self.config.watch.probe_every
+        if not every or update % every:
+            return
+        with self.engine.evaluating() as model:
+            found = probe(model, map(self._on_device, self.loader.validation()), self.world)
+        self.watchdog.beat()
+        if found is not None:
+            self.run_log.valid(self.state.update, found, "probe")
 
     def _save(self, wait: bool) -> None:
         update, best = self.state.update, self.best

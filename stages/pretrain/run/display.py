@@ -13,6 +13,9 @@ from stages.pretrain.run.settings import Watch
 
 def line(row: dict[str, Any], updates: int) -> str:
     row, is_update = renamed(row), row["kind"] == "update"
+    if row["kind"] == "probe":
+        parts = [f"{'probes':>9} {row['update']}", f"same recording {_n(row['recording'], 2)}"]
+        return "  ".join(parts + ([f"chroma R² {_n(row['chroma'], 2)}"] if "chroma" in row else []))
     parts = [f"{row['update']:>7}/{updates}" if is_update else f"{'held-out':>9} {row['update']}"]
     parts.append(f"loss {_n(row.get('loss'), 3)}")
     if row.get("ce"):

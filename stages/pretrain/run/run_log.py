@@ -72,8 +72,8 @@ class RunLog:
         }
         self._write("update", row | facts)
 
-    def valid(self, update: int, figures: dict[str, Any]) -> None:
-        self._write("valid", figures | {"update": update, "time": time.time()})
+    def valid(self, update: int, figures: dict[str, Any], kind: str = "valid") -> None:
+        self._write(kind, figures | {"update": update, "time": time.time()})
         self.draw()
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:

@@ -102,6 +102,8 @@ class Watch:
     """What people see while it trains."""
 
     validate_every: Count = 1000  # updates
+    # updates; 0: never. What the layers know of held-out music: see `held_out_probes`
+    probe_every: Natural = 0
     # resamplings of the held-out recordings, for the gain's interval
     bootstrap: Annotated[Whole, Field(ge=100)] = 1000
     baseline_crops: Count = 512  # training crops from which code frequencies and CQT means are counted
