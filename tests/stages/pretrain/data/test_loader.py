@@ -182,10 +182,10 @@ def test_a_stream_leaves_the_global_generators_alone(data):
 
 def test_workers_outlive_the_signals_that_ask_the_trainer_to_stop(data):
     own = replace(data, workers=1, prefetch=1)
-    run = loader(own)
+    run, before = loader(own), psutil.Process().children()  # multiprocessing's own, of other tests
     stream = run.stream(start(own))
     next(stream)
-    worker = psutil.Process().children()[0]
+    (worker,) = set(psutil.Process().children()) - set(before)
     for asked in (signal.SIGINT, signal.SIGTERM):
         worker.send_signal(asked)
     assert all(len(b.keys) == 4 for b in islice(stream, 20)) and worker.is_running()
