@@ -59,12 +59,12 @@ def probe(places: Sequence[str], options: ProbeOptions) -> int:
 
         models = checkpoints(places, device)
     else:
-        models = [e for place in places for e in encoders.opened(place, options.checkpoint, device)]
+        models = opened(places, options.checkpoint, device)
     used = models + [encoders.spectrum(name) for name in encoders.SPECTRA if options.spectra]
     used = list({encoder.identity: encoder for encoder in used}.values())
     folder = Path(options.cache or Path(options.tasks or options.sets[0].partition("=")[2]) / "features")
     results = measured(asked, used, Cache(folder), options.probes or protocol.PROBES)
-    own = [encoder.name for encoder in models if encoder.name != encoders.UNTRAINED]
+    own = [encoder.name for encoder in models if not encoder.name.startswith(encoders.UNTRAINED)]
     out = Storage(options.out or (Path(places[0]) / "probe"))
     text = table.written(results, own, [f"{t.name}: {t.note}" for t in asked if t.note])
     out.write("results.json", json.dumps([asdict(row) for row in results], indent=1).encode())
@@ -76,6 +76,19 @@ def probe(places: Sequence[str], options: ProbeOptions) -> int:
     print(table.shown(results, own))
     print(f"every layer, pooling and probe: {out.path('table.md')}")
     return 0
+
+
+def opened(places: Sequence[str], checkpoint: str, device: str) -> list[Encoder]:
+    """Each model and the same untrained, by names that differ: a table's rows are told apart by them."""
+    names = [Path(place).resolve().name for place in places]
+    names = [str(p) if names.count(n) > 1 else n for p, n in zip(places, names, strict=True)]
+    found = [encoders.opened(p, checkpoint, device, n) for p, n in zip(places, names, strict=True)]
+    several = len({plain.identity for _, plain in found}) > 1
+    return [
+        encoder if encoder is model or not several else replace(encoder, name=f"{encoder.name} {model.name}")
+        for model, plain in found
+        for encoder in (model, plain)
+    ]
 
 
 def tasks(options: ProbeOptions) -> list[Task]:

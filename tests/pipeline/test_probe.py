@@ -156,3 +156,15 @@ def test_a_damaged_part_is_named_and_made_again(lists, tmp_path, capsys):
     while (code := main(call)) == 2:
         pass
     assert code == 0
+
+
+def test_models_of_one_name_and_their_untrained_ones_are_told_apart(lists, tmp_path):
+    """Two runs in folders called alike, one at half the frame rate: four encoders, not two."""
+    places = [
+        str(write_run(tmp_path / name / "run", front_end="mel", stack=k)[0])
+        for name, k in (("a", 1), ("b", 2))
+    ]
+    names = [encoder.name for encoder in module.opened(places, "latest", "cpu")]
+    assert names == [places[0], f"untrained {places[0]}", places[1], f"untrained {places[1]}"]
+    same = [encoder.name for encoder in module.opened(places[:1], "latest", "cpu")]
+    assert same == ["run", "untrained"]

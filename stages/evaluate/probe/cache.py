@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soxr
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -15,6 +16,7 @@ from stages.evaluate.probe.encoders import Encoder
 from stages.evaluate.probe.pooling import Features, framed, frames_joined, pooled
 from stages.evaluate.probe.task import Task
 from stages.shards.storage import Storage
+from stages.signal.rates import RATE_HZ
 
 FILES = 32  # audio files of one part
 VERSION = 1  # of pooling.py's arithmetic
@@ -96,9 +98,11 @@ class Cache:
 
 
 def computed(encoder: Encoder, task: Task, part: Part, waves: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of one part; `waves`: float32 of each of its files, at the encoder's rate."""
+    """The arrays of one part; `waves`: float32 of each of its files, at 24 kHz."""
     arrays = {}
     for i, (wave_N, numbers) in enumerate(zip(waves, part.items, strict=True)):
+        if encoder.rate_hz != RATE_HZ:
+            wave_N = soxr.resample(wave_N, RATE_HZ, encoder.rate_hz)
         if task.kind == "beats":
             arrays[f"{i}.frames"] = framed(encoder, wave_N)
             continue

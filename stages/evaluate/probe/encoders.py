@@ -24,6 +24,8 @@ from stages.signal.tables import table_cache
 CHROMA_FFT = 4096  # samples
 MFCCS = 20  # librosa's default number, of 128 mels
 LOG_FLOOR = 1e-3  # of constant-Q magnitudes, as the training target has it
+HUBERT_HZ = 16_000
+NORMALISE_EPS = 1e-7  # transformers' Wav2Vec2FeatureExtractor
 SPECTRA = ("log-mel", "CQT", "chroma", "MFCC")
 UNTRAINED = "untrained"
 
@@ -56,11 +58,9 @@ def spectrum(name: str) -> Encoder:
             if name == "chroma":
                 power_BTF = 10 ** (found_BTF / 10)
                 return power_BTF / power_BTF.amax(2, keepdim=True).clamp_min(1e-9)
-            return (
-                torch.from_numpy(dct(found_BTF.numpy(), norm="ortho")[..., :MFCCS])
-                if name == "MFCC"
-                else found_BTF
-            )
+            if name == "MFCC":
+                return torch.from_numpy(dct(found_BTF.numpy(), norm="ortho")[..., :MFCCS])
+            return found_BTF
 
     def hidden(wave_BN: Tensor) -> Tensor:
         return frames(wave_BN, wave_BN.shape[1] // HOP_SAMPLES)[:, None]
@@ -68,31 +68,57 @@ def spectrum(name: str) -> Encoder:
     return Encoder(name, f"{name}-1", (name,), HOP_SAMPLES, HOP_SAMPLES, hidden)
 
 
-def ours(name: str, net: Backbone, device: str) -> Encoder:
+@dataclass(frozen=True)
+class Heard:
+    """How an encoder wants its audio."""
+
+    rate_hz: int = RATE_HZ
+    normalised: bool = False  # each window to mean 0 and deviation 1, as `do_normalize` says
+
+
+def ours(name: str, net: Backbone, device: str, heard: Heard = Heard()) -> Encoder:
     """Layer 0 is the input embedding."""
     net, model = net.eval().to(device), net.model
 
     @torch.no_grad()
     def hidden(wave_BN: Tensor) -> Tensor:
+        if heard.normalised:
+            wave_BN = wave_BN - wave_BN.mean(1, keepdim=True)
+            wave_BN = wave_BN / (wave_BN.var(1, correction=0, keepdim=True) + NORMALISE_EPS).sqrt()
         return torch.stack(net.hidden(wave_BN.to(device)), 1).float().cpu()
 
     layers = tuple(str(layer) for layer in range(model.layers + 1))
-    identity = hashlib.sha256(json.dumps(asdict(model), sort_keys=True).encode())
+    told = [asdict(model)] if heard == Heard() else [asdict(model), asdict(heard)]
+    identity = hashlib.sha256("".join(json.dumps(part, sort_keys=True) for part in told).encode())
     for key, value in sorted(net.state_dict().items()):
         identity.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     own = (model.hop_samples, model.samples(1))
-    return Encoder(name, identity.hexdigest()[:16], layers, *own, hidden)
+    return Encoder(name, identity.hexdigest()[:16], layers, *own, hidden, heard.rate_hz)
 
 
-def untrained(net: Backbone, seed: int, device: str) -> Encoder:
+def untrained(net: Backbone, seed: int, device: str, heard: Heard = Heard()) -> Encoder:
     """The same model with the values it had before training, but for the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ours(UNTRAINED, Backbone(net.model), device)
+        return ours(UNTRAINED, Backbone(net.model), device, heard)
 
 
 def opened(place: str | Path, checkpoint: str, device: str, name: str | None = None) -> tuple[Encoder, ...]:
     """The model of a RUN or a folder, then the same untrained. Raises ValueError."""
     net = open_backbone(place, checkpoint)
     shown = name or Path(place).resolve().name
-    return ours(shown, net, device), untrained(net, 0, device)
+    heard = heard_by(Path(place))
+    return ours(shown, net, device, heard), untrained(net, 0, device, heard)
+
+
+def heard_by(place: Path) -> Heard:
+    """By the folder's preprocessor_config.json, else by config.json's `sample_rate` (MERT's; HuBERT has none,
+    and hears 16 kHz). A RUN hears 24 kHz."""
+    if (place / "config.yaml").exists():
+        return Heard()
+    known = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        if (place / name).exists():
+            known |= json.loads((place / name).read_text())
+    rate_hz = known.get("sampling_rate") or known.get("sample_rate")
+    return Heard(int(rate_hz or HUBERT_HZ), bool(known.get("do_normalize", False)))

@@ -16,7 +16,6 @@ from stages.evaluate.probe.task import Task
 VERSION = 2  # of this module's and heads.py's arithmetic: results of another are computed anew
 SEEDS = 5
 FRAMES_AN_EPOCH = 8192
-POOLINGS = ("mean", "mean+dev", "frames")
 PROBES = ("linear", "knn", "mlp")
 WEIGHTED = "weighted"  # the learnt sum of all layers
 FEW_RESAMPLINGS = 200  # where the metric is computed anew for each
