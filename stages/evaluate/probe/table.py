@@ -39,7 +39,7 @@ def shown(results: Sequence[Result], models: Sequence[str]) -> str:
     for name, rows in tasks.items():
         scores = (f"{rows[e].score:.3f}" if e in rows else "" for e in encoders)
         lines.append(name.ljust(width) + "".join(f"{score:>15}" for score in scores))
-    for model in models[-1:]:
+    for model in models:
         for other, won, pairs, apart, *_ in compared(results, model):
             lines.append(
                 f"{model} is ahead of {other} on {len(won)} of {pairs} tasks, intervals apart on {len(apart)}"
