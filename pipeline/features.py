@@ -15,24 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from pipeline import hearing
 from stages.evaluate import feature_files, features
 from stages.evaluate.features import Choices
 from stages.evaluate.run import open_backbone
 from stages.label.base import ReadError, RejectRecording
 from stages.label.decoding.process import DecoderProcess
-from stages.label.decoding.source import Source, quick_hash
+from stages.label.decoding.source import quick_hash
 from stages.label.scan.listing import EXTENSIONS
 from stages.pretrain.model.backbone import Backbone
 from stages.shards.names import printable
 from stages.shards.storage import Storage
 from stages.signal.rates import RATE_HZ
 
-REQUEST = {"rate_hz": RATE_HZ, "resampler": "HQ", "max_s": 12 * 3600.0}
 JOINED = (".safetensors", ".parquet")  # endings of a PLACE that is one file
 
 
@@ -232,14 +231,12 @@ def _windows(
     """Of files without a part; the others are `told`, and those that cannot be decoded, with the reason."""
     for path, part in items:
         try:
-            status, encoded, quick = os.stat(path), os.fsencode(path), quick_hash(path)
+            quick = quick_hash(path)
             about[path] = part, job.about | {"audio": quick}
             if (found := feature_files.header(job.parts, part)) and found[1] == about[path][1]:
                 told.append((path, None))
                 continue
-            source = Source(path, encoded, status.st_size, status.st_mtime_ns, quick)
-            parts = decoder.decode(source, encoded, REQUEST, {})
-            wave_N = np.concatenate([np.zeros(0, np.int16), *parts]).astype(np.float32) / 32768
+            wave_N = hearing.wave(decoder, path, quick)
             yield from features.windows(path, wave_N, net, job.choices.window_s, job.choices.overlap_s)
         except (RejectRecording, ReadError, OSError, ValueError) as error:
             told.append((path, str(error)))

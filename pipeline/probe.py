@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from pipeline import hearing
 from stages.evaluate.probe import encoders, protocol, table, task
 from stages.evaluate.probe.cache import Cache, Part, computed, parts
 from stages.evaluate.probe.encoders import Encoder
@@ -23,11 +23,8 @@ from stages.evaluate.probe.sets import SETS
 from stages.evaluate.probe.task import Task
 from stages.label.base import ReadError, RejectRecording
 from stages.label.decoding.process import DecoderProcess
-from stages.label.decoding.source import Source, quick_hash
 from stages.shards.storage import Storage
-from stages.signal.rates import RATE_HZ
 
-REQUEST = {"rate_hz": RATE_HZ, "resampler": "HQ", "max_s": 12 * 3600.0}
 KINDS = {"key": "key", "beats": "beats"}  # of bundled tasks; the others are classes
 BUNDLED = Path(__file__).resolve().parents[1] / "examples" / "probes" / "tasks"
 
@@ -146,13 +143,10 @@ def _waves(decoder: DecoderProcess, own: Task, part: Part) -> Iterator[np.ndarra
     for name in part.files:
         path = own.root / name
         try:
-            about, encoded = path.stat(), os.fsencode(path)
-            source = Source(str(path), encoded, about.st_size, about.st_mtime_ns, quick_hash(str(path)))
-            found = decoder.decode(source, encoded, REQUEST, {})
-            wave_N = np.concatenate([np.zeros(0, np.int16), *found])
+            wave_N = hearing.wave(decoder, str(path))
         except (RejectRecording, ReadError, OSError) as error:
             raise ValueError(f"task {own.name}: {path} cannot be decoded: {error}") from None
-        yield wave_N.astype(np.float32) / 32768
+        yield wave_N
 
 
 def judged(own: Task, encoder: Encoder, cache: Cache, probes: Sequence[str]) -> list[Result]:
