@@ -41,7 +41,8 @@ class TrainedRun:
         """On the CPU, in evaluation mode."""
         codes = tuple(CodeColumn(**column) for column in self.data["codes"])
         objective = config.build(Objective, self.config["objective"], "objective")
-        net = Mert(self.model, objective, codes, self.data["cqt_bins"])
+        octave = (self.data.get("cqt") or {}).get("bins_per_octave", 48)
+        net = Mert(self.model, objective, codes, self.data["cqt_bins"], octave)
         net.load_state_dict(self.weights, strict=True)
         return net.eval()
 

@@ -73,6 +73,11 @@ def load(path: str, overrides: list[str] = ()) -> Config:
 
 def check_target(configuration: Config, cqt: Any) -> None:
     """Refuse a logarithm of logarithms; `cqt`: the pinned column, or None."""
+    if cqt is not None and cqt.magnitude == "log" and configuration.objective.musical:
+        raise ValueError(
+            f"objective.musical is computed from linear magnitudes, but {cqt.name} holds logarithms: label "
+            "with cqt.magnitude=linear, or leave objective.musical empty"
+        )
     if cqt is not None and cqt.magnitude == "log" and configuration.objective.cqt_target == "log":
         raise ValueError(
             f"objective.cqt_target is log, but {cqt.name} holds logarithms already: set "

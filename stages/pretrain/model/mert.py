@@ -12,6 +12,7 @@ from stages.pretrain.model.backbone import Backbone
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.heads import CodeHead, CqtHead
 from stages.pretrain.model.layers import working_dtype
+from stages.pretrain.model.musical import MusicalHead
 from stages.pretrain.model.objective import Objective
 from stages.signal.rates import HOP_SAMPLES
 
@@ -41,7 +42,12 @@ class MaskedFrames:
 
 class Mert(Backbone):
     def __init__(
-        self, model: Model, objective: Objective, codes: tuple[CodeColumn, ...], cqt_bins: int | None
+        self,
+        model: Model,
+        objective: Objective,
+        codes: tuple[CodeColumn, ...],
+        cqt_bins: int | None,
+        bins_per_octave: int = 48,
     ):
         """`cqt_bins`: None without a CQT. Initial values are drawn from torch's global generator. ValueError
         for an objective these labels cannot serve."""
@@ -51,11 +57,19 @@ class Mert(Backbone):
         self.cqt_bins = cqt_bins if cqt_bins and objective.cqt_weight > 0 else None
         few, remedy = objective.codebooks_per_update or 0, f"there are {self.codebooks} codebooks"
         require(few <= self.codebooks, "objective.codebooks_per_update", few, remedy)
-        labels, remedy = self.codebooks > 0 or self.cqt_bins, "name a labelled column to learn from"
+        labels, remedy = (
+            self.codebooks > 0 or self.cqt_bins or objective.musical,
+            "name a labelled column to learn from",
+        )
         require(bool(labels), "objective", "no codes and no CQT", remedy)
         learnt = (objective.head_width, objective.temperature, objective.learn_temperature)
         self.code_heads = nn.ModuleList(CodeHead(model.width, c.codebooks, c.size, *learnt) for c in codes)
         self.cqt_head = CqtHead(model.width, self.cqt_bins, objective.cqt_target) if self.cqt_bins else None
+        self.musical_head = None
+        if objective.musical:
+            require(bool(cqt_bins), "objective.musical", "no CQT", "it is computed from the CQT's column")
+            sizes = (cqt_bins, bins_per_octave, model.stack)
+            self.musical_head = MusicalHead(model.width, objective.musical, *sizes)
 
     def forward(
         self,
@@ -71,30 +85,32 @@ class Mert(Backbone):
 
         `loss` is the recipe's sum, fp32, to be divided by the masked frames of the global batch; `frames` is
         S. Detached, fp32: `ce_K` summed cross entropy and `correct_K` argmax hits (0 where `trained_K` is
-        False), `cqt` the summed frame errors, `penalty`. `keep_layers` and `codebooks` are `draw`'s.
-        ValueError for labels too short."""
+        False), `cqt` and `musical` (one a target) the summed frame errors, `penalty`. `keep_layers` and
+        `codebooks` are `draw`'s. ValueError for labels too short."""
         dtype = working_dtype(self.mask_vector)
         wanted = tuple(range(self.codebooks)) if codebooks is None else codebooks
         with torch.autocast(wave_BN.device.type, enabled=False):
             features_BTC, penalty = self._features(wave_BN, dtype)
             _, hidden_BTD = self._encode(features_BTC, mask_BT, keep_layers)
             masked, weights = MaskedFrames.of(mask_BT), self.objective
-            loss, ce_K, correct_K, cqt = self._errors(hidden_BTD, codes, cqt_BLF, masked, wanted)
+            musical_BLV = self._musical_target(cqt_BLF)
+            told = (hidden_BTD, codes, cqt_BLF, musical_BLV, wanted)
+            loss, sums = self._errors(masked, *told)
             frames = len(masked.clip_S)
             if weights.visible_weight:
                 visible = MaskedFrames.of(~mask_BT)
-                shown, *_ = self._errors(hidden_BTD, codes, cqt_BLF, visible, wanted)
+                shown, _ = self._errors(visible, *told)
                 loss = loss + weights.visible_weight * frames / max(1, len(visible.clip_S)) * shown
         loss = loss + weights.penalty_weight * frames * penalty
         trained = [k in wanted for k in range(self.codebooks)]
         counts = {"frames": frames, "trained_K": trained}
-        sums = {"ce_K": ce_K, "correct_K": correct_K, "cqt": cqt, "penalty": penalty}
-        found = {name: value.detach() for name, value in sums.items()}
+        found = {name: value.detach() for name, value in (sums | {"penalty": penalty}).items()}
         found |= {name: torch.tensor(value, device=loss.device) for name, value in counts.items()}
         return {"loss": loss, **found}
 
-    def predict(self, wave_BN: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) as its target is, or None."""
+    def predict(self, wave_BN: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """fp32 logits (B, T, C) of each codebook, and the CQT (B, T, F) and the musical targets (B, T, V) as
+        their targets are, or None."""
         _, x_BTD = self.encode(wave_BN, mask_BT)
         clips, x_SD = x_BTD.shape[:2], x_BTD.flatten(0, 1)
         with torch.autocast(wave_BN.device.type, enabled=False):
@@ -103,22 +119,29 @@ class Mert(Backbone):
                 for column, head in zip(self.codes, self.code_heads, strict=True)
                 for logits_SC in head(x_SD, None, tuple(range(column.codebooks)))
             ]
-            return logits, self.cqt_head(x_SD).unflatten(0, clips) if self.cqt_head else None
+            heads = (self.cqt_head, self.musical_head)
+            return logits, *(head(x_SD).unflatten(0, clips) if head else None for head in heads)
 
     def _errors(
         self,
+        frames: MaskedFrames,
         hidden_BTD: Tensor,
         codes: dict[str, Tensor],
         cqt_BLF: Tensor | None,
-        frames: MaskedFrames,
+        musical_BLV: Tensor | None,
         wanted: tuple[int, ...],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum over these frames, and its parts: see `forward`."""
-        x_SD = hidden_BTD[frames.clip_S, frames.frame_S]
+        x_SD, weights = hidden_BTD[frames.clip_S, frames.frame_S], self.objective
         ce_K, correct_K = self._code_errors(x_SD, codes, frames, wanted)
         cqt = self._cqt_error(x_SD, cqt_BLF, frames)
-        loss = self.objective.codes_weight * ce_K.sum() + self.objective.cqt_weight * cqt
-        return loss, ce_K, correct_K, cqt
+        loss = weights.codes_weight * ce_K.sum() + weights.cqt_weight * cqt
+        sums = {"ce_K": ce_K, "correct_K": correct_K, "cqt": cqt}
+        if self.musical_head:
+            target_SV = frames.labels("cqt_BLF", musical_BLV, HOP_SAMPLES)
+            sums["musical"] = self.musical_head.errors(self.musical_head(x_SD), target_SV).sum(0)
+            loss = loss + weights.musical_weight * sums["musical"].sum()
+        return loss, sums
 
     def _code_errors(
         self, x_SD: Tensor, codes: dict[str, Tensor], masked: MaskedFrames, wanted: tuple[int, ...]
@@ -146,6 +169,13 @@ class Mert(Backbone):
         target_SF = self.cqt_head.target(masked.labels("cqt_BLF", cqt_BLF, HOP_SAMPLES))
         return (self.cqt_head(x_SD) - target_SF).square().mean(1).sum()
 
+    def _musical_target(self, cqt_BLF: Tensor | None) -> Tensor | None:
+        if self.musical_head is None:
+            return None
+        remedy = "objective.musical is computed from the CQT: load its column, or leave it empty"
+        require(cqt_BLF is not None, "cqt_BLF", None, remedy)
+        return self.musical_head.target(cqt_BLF)
+
     def draw(self, seed: int, update: int) -> tuple[tuple[bool, ...], tuple[int, ...]]:
         """Layers to keep and codebooks to train: the same on every rank."""
         random = np.random.default_rng([seed, update, 0x6D657274])
@@ -158,9 +188,9 @@ class Mert(Backbone):
         """Of samples with NaN or infinity in input, labels or predictions, without dropout."""
         training = self.training
         self.eval()
-        logits, cqt_BTF = self.predict(batch.wave_BN, batch.mask_BT)
+        logits, *spectra = self.predict(batch.wave_BN, batch.mask_BT)
         self.train(training)
-        watched = [x for x in (batch.wave_BN, *logits, cqt_BTF, batch.cqt_BLF) if x is not None]
+        watched = [x for x in (batch.wave_BN, *logits, *spectra, batch.cqt_BLF) if x is not None]
         sound_B = torch.stack([x.flatten(1).isfinite().all(1) for x in watched]).all(0)
         for column in self.codes:
             codes_BLK = batch.codes[column.name]

@@ -2,7 +2,8 @@
 
     loss = codes_weight · Σ_K (summed cross entropy) + S · (penalty_weight · penalty + cqt_weight · CQT error)
 
-and S · visible_weight times the mean of the same over frames that are not masked.
+and musical_weight times the sums over frames of the musical targets' errors (`musical`), each the mean square
+over values; and S · visible_weight times the mean of all the same over frames that are not masked.
 
 The penalty is the mean square of the front-end's output, the CQT error the mean square over frames and bins.
 It is a sum: the trainer divides it by the masked frames of the global batch."""
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.config import NUMBER, Count, Flag, NotNegative, check, settings
+from stages.config import NUMBER, Count, Flag, NotNegative, Several, check, settings
 
 
 @settings
@@ -31,8 +32,11 @@ class Objective:
     cqt_start: Literal["default", "mean", "fit"] = "default"
     # linear (M): the column as it is | log: ln(magnitude + 0.001)
     cqt_target: Literal["linear", "log"] = "linear"
+    # predicted beside the CQT, from whose column they are computed (D; docs/evidence.md); [] : none
+    musical: Several[Literal["chroma", "harmony", "onsets"]] = ()
+    musical_weight: NotNegative = 3.0  # of each one's mean square error; they are scaled to deviation 1
 
     def __post_init__(self):
-        learns = self.codes_weight > 0 or self.cqt_weight > 0
+        learns = self.codes_weight > 0 or self.cqt_weight > 0 or bool(self.musical)
         above = "with cqt_weight 0 too there is nothing to learn: set one above 0"
         check(learns, self, "codes_weight", above)

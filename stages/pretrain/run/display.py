@@ -27,6 +27,8 @@ def line(row: dict[str, Any], updates: int) -> str:
     if row.get("cqt_error") is not None:
         own, mean, across = (_n(row[f"cqt_{name}"], 4) for name in ("error", "mean_error", "line_error"))
         parts.append(f"cqt {own} (mean {mean}, line {across})")
+    if row.get("musical_error"):
+        parts.append(f"musical {_n(row['musical_error'], 3)}")
     if is_update:
         parts += [f"grad {_n(row['grad_norm'], 2)}", f"lr {_n(row['lr'], 6)}"]
         if row.get("scale", 1) != 1:

@@ -46,10 +46,11 @@ def validate(
 
 
 def clip_sums(model: nn.Module, batch: Batch, baselines: Baselines) -> Tensor:
-    """float64 (B, 1 + 3K + 3), over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K, CQT
-    errors of the model, the mean and the line."""
+    """float64 (B, 1 + 3K + 3 + M), over each clip's masked frames: frames, ce_K, frequency_ce_K, correct_K,
+    CQT errors of the model, the mean and the line, errors of M musical targets; what is not learnt is left
+    out."""
     mask_BT = batch.mask_BT
-    logits, cqt_BTF = model.predict(batch.wave_BN, mask_BT)
+    logits, cqt_BTF, musical_BTV = model.predict(batch.wave_BN, mask_BT)
     parts = [mask_BT.sum(1, keepdim=True).double()]
     if logits:
         pairs = list(zip(logits, aligned_codes(batch, model.codes), strict=True))
@@ -63,6 +64,10 @@ def clip_sums(model: nn.Module, batch: Batch, baselines: Baselines) -> Tensor:
         own = (cqt_BTF.float() - target_BTF).square().mean(2)
         for error_BT in (own, *cqt_errors(target_BTF, mask_BT, baselines.cqt_mean_F)):
             parts.append((error_BT.double() * mask_BT).sum(1, keepdim=True))
+    if musical_BTV is not None and batch.cqt_BLF is not None:
+        target_BTV = model.musical_head.target(batch.cqt_BLF)[:, : mask_BT.shape[1]]
+        error_BTM = model.musical_head.errors(musical_BTV, target_BTV)
+        parts.append((error_BTM.double() * mask_BT[..., None]).sum(1))
     return torch.cat(parts, 1)
 
 
@@ -72,9 +77,10 @@ def figures(sums_RV: np.ndarray, model: nn.Module, resamplings: int, seed: int) 
     frames, rest = sums_RV[:, 0], sums_RV[:, 1:]
     mean = rest.sum(0) / frames.sum()
     ce, frequency, correct = (mean[i * count : (i + 1) * count] for i in range(3))
-    cqt = mean[3 * count :]
     objective = model.objective
+    cqt, musical = np.split(mean[3 * count :], [len(mean) - 3 * count - len(objective.musical)])
     loss = objective.codes_weight * ce.sum() + (objective.cqt_weight * cqt[0] if len(cqt) else 0.0)
+    loss += objective.musical_weight * musical.sum()
     found = {"loss": float(loss), "masked_frames": int(frames.sum())}
     if count:
         draws = np.random.default_rng(seed).integers(0, len(frames), (resamplings, len(frames)))
@@ -86,7 +92,7 @@ def figures(sums_RV: np.ndarray, model: nn.Module, resamplings: int, seed: int) 
             found[f"gain_over_unigram{end}"] = gain.tolist()
     for name, error in zip(("cqt_error", "cqt_mean_error", "cqt_line_error"), cqt, strict=False):
         found[name] = float(error)
-    return found
+    return found | ({"musical_error": musical.tolist()} if len(musical) else {})
 
 
 def _add_moments(sums: list[Tensor], hidden: list[Tensor]) -> list[Tensor]:

@@ -197,7 +197,7 @@ def test_islands_are_fp32_under_bf16():
         moved = net(**inputs | {"cqt_BLF": inputs["cqt_BLF"] + 1 + shift})
         steps.append(moved["cqt"].item())
     assert steps[0] != steps[1]
-    logits, cqt_BTF = net.predict(inputs["wave_BN"], inputs["mask_BT"])
+    logits, cqt_BTF, _ = net.predict(inputs["wave_BN"], inputs["mask_BT"])
     assert all(x.dtype == torch.float32 for x in (*logits, cqt_BTF))
     assert (logits[0].bfloat16().float() != logits[0]).float().mean() > 0.5
     weight_BDW, bias_BD = net.front_end.first.fold_group_norm(inputs["wave_BN"])
@@ -366,7 +366,7 @@ def test_visible_frames_cost_their_mean_too():
     inputs = batch(plain)
     own, found = plain(**inputs), both(**inputs)
     # the same hidden states, whose visible frames are judged in place of the masked ones
-    logits, cqt_BTF = plain.predict(inputs["wave_BN"], inputs["mask_BT"])
+    logits, cqt_BTF, _ = plain.predict(inputs["wave_BN"], inputs["mask_BT"])
     visible = ~inputs["mask_BT"]
     codes_BTK = inputs["codes"][COLUMN.name][:, : visible.shape[1]]
     errors = [

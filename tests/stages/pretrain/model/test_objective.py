@@ -229,6 +229,8 @@ def test_the_defaults_are_the_recipes():
         "codebooks_per_update": None,
         "cqt_start": "default",
         "cqt_target": "linear",
+        "musical": (),
+        "musical_weight": 3.0,
     }
 
 

@@ -228,7 +228,7 @@ def test_sums_of_each_clip_are_those_of_its_masked_frames(held_out):
     model, baselines, whole = held_out
     with torch.no_grad():
         sums = validation.clip_sums(model, whole, baselines)[3]
-        logits, cqt_BTF = model.predict(whole.wave_BN, whole.mask_BT)
+        logits, cqt_BTF, _ = model.predict(whole.wave_BN, whole.mask_BT)
     mask_T, count = whole.mask_BT[3], model.codebooks
     codes = [whole.codes[c.name][3, : len(mask_T), k] for c in toy.CODES for k in range(c.codebooks)]
     ce = [
