@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.evaluate.run import open_run
 from stages.pretrain import loop
 from tests.stages.pretrain.runs import ALONE
 
@@ -152,3 +153,11 @@ def test_the_cqt_can_be_computed_while_training(quick):
     quick.train("optim.updates=2", "data.cqt=online")
     row = quick.rows()[0]
     assert row["cqt_error"] > 0 and quick.training.online is not None
+
+
+def test_musical_targets_are_learnt_and_measured_on_held_out_music(quick):
+    quick.train("optim.updates=2", "objective.musical=[chroma,onsets]", "watch.validate_every=2")
+    held_out = quick.rows("valid")
+    assert held_out and all(len(row["musical_error"]) == 2 for row in (*quick.rows(), *held_out))
+    net = open_run(quick.run).mert()
+    assert net.musical_head.names == ("chroma", "onsets") and net.musical_head.sizes[0] == 12

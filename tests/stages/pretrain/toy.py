@@ -16,7 +16,7 @@ BINS, SAMPLES, GLOBAL = 12, 320 * 40, 8
 FRONT = ConvFront(channels=(16,) * 7)
 
 
-def model(dropout: float = 0.0, layer_drop: float = 0.0, seed: int = 0) -> Mert:
+def model(dropout: float = 0.0, layer_drop: float = 0.0, seed: int = 0, **objective) -> Mert:
     torch.manual_seed(seed)
     sizes = Model(
         conv=FRONT,
@@ -31,7 +31,7 @@ def model(dropout: float = 0.0, layer_drop: float = 0.0, seed: int = 0) -> Mert:
         attention_dropout=dropout,
         layer_drop=layer_drop,
     )
-    return Mert(sizes, Objective(head_width=8), CODES, BINS)
+    return Mert(sizes, Objective(head_width=8, **objective), CODES, BINS)
 
 
 def global_batch(update: int) -> Batch:

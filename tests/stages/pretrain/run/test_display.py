@@ -49,6 +49,8 @@ def test_the_line_of_held_out_figures(version):
 def test_what_is_not_ordinary_is_added():
     line = display.line(UPDATE | {"scale": 1024.0, "skipped": 3, "loss": None, "left_s": float("inf")}, 100)
     assert "scale 1024" in line and "skipped 3" in line and "loss -" in line and line.endswith("left -")
+    for row in (UPDATE, VALID):
+        assert "  musical 0.500 0.250  " in display.line(row | {"musical_error": [0.5, 0.25]}, 100)
 
 
 def test_the_picture_joins_rows_with_old_and_new_names(tmp_path, monkeypatch):

@@ -86,6 +86,24 @@ def test_sums_by_clip_are_the_objectives_sums():
     )
 
 
+def test_errors_of_musical_targets_are_those_of_the_objective_and_part_of_the_held_out_loss():
+    model = toy.model(musical=("harmony", "onsets")).eval()
+    whole = toy.global_batch(0)
+    counter = metrics.Counter(toy.CODES, model.cqt_head.target)
+    whole.recordings = list("aabbccdd")
+    counter.add(whole)
+    with torch.no_grad():
+        terms = model(whole.wave_BN, whole.mask_BT, whole.codes, whole.cqt_BLF)
+        sums = clip_sums(model, whole, counter.baselines())
+    assert torch.allclose(sums[:, -2:].sum(0).float(), terms["musical"], rtol=1e-4)
+    found, frames = figures(sums.numpy(), model, 200, 0), int(terms["frames"])
+    assert found["musical_error"] == pytest.approx((terms["musical"] / frames).tolist(), rel=1e-4)
+    without = sum(found["ce"]) + found["cqt_error"]
+    assert found["loss"] == pytest.approx(without + 3 * sum(found["musical_error"]), rel=1e-6)
+    sums = terms | {"samples": 0, "frequency_ce_K": terms["ce_K"]}
+    assert metrics.row(sums, frames)["musical_error"] == pytest.approx(found["musical_error"], rel=1e-4)
+
+
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_effective_rank_counts_directions(rank):
     x = (
