@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
 	@echo "make labels [AUDIO=/music] [OUT=data/mine] [CONFIG=configs/labels/encodec.yaml] [ARGS=--dry-run]"
-	@echo "make train [CONFIG=configs/pretrain/small.yaml] [ARGS='--set run.name=mine']"
+	@echo "make train [SIZE=2.5m|6m|22m|95m|330m or CONFIG=configs/pretrain/small.yaml] [ARGS='--set run.name=mine']"
 	@echo "make stats [OUT=data/mine] [ARGS='--where \"rms_db < -50\"']   what is in it, and OUT/report/index.html"
 	@echo "make music       fetch the larger corpus (8 hours) to music/"
 	@echo "make probe-sets  fetch and render the audio of the bundled tasks (examples/probes) to probe-sets/"
@@ -38,7 +38,7 @@ $(VENV)/.ready: pyproject.toml requirements.txt
 labels: setup
 	@$(BIN)/overtone labels $(CONFIG) $(if $(AUDIO),--audio "$(AUDIO)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
-train: CONFIG = configs/pretrain/quickstart.yaml
+train: CONFIG = configs/pretrain/$(if $(SIZE),ladder/$(SIZE),quickstart).yaml
 train: setup
 	@$(BIN)/overtone train $(CONFIG) $(ARGS)
 

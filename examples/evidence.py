@@ -13,18 +13,25 @@ import sys
 from pathlib import Path
 
 CONFIG = "configs/pretrain/small.yaml"
-AT_25_HZ = ("model.stack=3", "masking.span=13")  # the same half second as 40 frames at 75 Hz
+# six layers of 256 and the recipe's two losses on masked frames alone: what the other experiments change
+NARROW = ("model.layers=6", "model.width=256", "model.ffn=1024", "model.heads=4")
+BASE = (*NARROW, "objective.visible_weight=0", "objective.musical=[]")
+VISIBLE = (*NARROW, "objective.musical=[]")
 EXPERIMENTS = {
-    "75hz": (),  # three times the frames for the same audio: not equal compute, to compare with `base`
-    "base": AT_25_HZ,
-    "visible": (*AT_25_HZ, "objective.visible_weight=1"),
-    "vector": (*AT_25_HZ, "model.masked_input=vector", "objective.cqt_start=default"),
-    "codes": (*AT_25_HZ, "objective.cqt_weight=0"),
-    "cqt": (*AT_25_HZ, "objective.codes_weight=0"),
-    "visible-codes": (*AT_25_HZ, "objective.visible_weight=1", "objective.cqt_weight=0"),
-    "visible-vector": (*AT_25_HZ, "objective.visible_weight=1", "model.masked_input=vector"),
-    "short-spans": ("model.stack=3", "masking.span=4"),
-    "wide-batch": (*AT_25_HZ, "optim.global_batch=32", "engine.micro_batch=32"),
+    "small": (),  # as the file: wide, visible frames, musical targets
+    "base": BASE,
+    "visible": VISIBLE,
+    "musical": NARROW,
+    "codes": (*BASE, "objective.cqt_weight=0"),
+    "cqt": (*BASE, "objective.codes_weight=0"),
+    "vector": (*BASE, "model.masked_input=vector", "objective.cqt_start=default"),
+    "visible-codes": (*VISIBLE, "objective.cqt_weight=0"),
+    "musical-heavy": (*NARROW, "objective.musical_weight=10", "objective.cqt_weight=2"),
+    "wide-visible": ("objective.musical=[]",),
+    "short-spans": (*BASE, "masking.span=4"),
+    "wide-batch": (*BASE, "optim.global_batch=32", "engine.micro_batch=32"),
+    # three times the frames for the same audio: not equal compute, to compare with `base`
+    "75hz": (*BASE, "model.stack=1", "masking.span=40"),
 }
 
 

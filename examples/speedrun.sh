@@ -29,16 +29,16 @@ part() { # NAME COMMAND…: runs it, and notes its wall clock
     tail -n 1 "$out/speedrun.log"
 }
 
-# One GPU: both label stages share it, and 25M parameters see some hundred hours of crops.
-# Two cores: 6M parameters, whose settings are in the file.
-label_options=() train_options=()
+# One GPU: both label stages share it, and 24M parameters see some hundred hours of crops.
+# Two cores: 9M parameters, whose settings are in the file.
+label_options=() train_options=() config=configs/pretrain/small.yaml
 machine="$(nproc) cores"
 gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")')
 if [ -n "$gpu" ]; then
     machine="$gpu, $machine"
     label_options+=(--set run.pools.codes.gpus=0.5 --set run.pools.cqt.gpus=0.5)
+    config=configs/pretrain/ladder/22m.yaml
     train_options+=(
-        --set model.layers=8 --set model.width=512 --set model.ffn=2048 --set model.heads=8
         --set optim.updates=4000 --set optim.warmup_updates=200 --set optim.global_batch=96
         --set engine.micro_batch=96 --set engine.precision=bf16 --set engine.compile=true
         --set checkpoints.every_updates=1000 --set watch.validate_every=1000
@@ -57,7 +57,7 @@ read -ra probe_more <<< "${PROBE_ARGS:-}"
 begun=$SECONDS
 part labels "$python" -m pipeline labels "${LABELS_CONFIG:-configs/labels/mel_rvq.yaml}" --audio "$music" \
     --out "$labels" ${label_options[@]+"${label_options[@]}"} ${label_more[@]+"${label_more[@]}"}
-part training "${train[@]}" "${TRAIN_CONFIG:-configs/pretrain/small.yaml}" \
+part training "${train[@]}" "${TRAIN_CONFIG:-$config}" \
     --set "data.corpora=[\"$labels\"]" --set "run.dir=\"$out\"" --set run.name=run --set "run.seed=$seed" \
     ${train_options[@]+"${train_options[@]}"} ${train_more[@]+"${train_more[@]}"}
 if [ -n "$probes" ]; then

@@ -72,7 +72,13 @@ def test_without_ray_the_same_stages_run_plain(asked):
 def test_on_a_gpu_the_stages_share_it_and_the_model_is_larger(asked):
     done, (labels, training) = asked(gpu="NVIDIA H100")
     assert "--set run.pools.codes.gpus=0.5 --set run.pools.cqt.gpus=0.5" in labels
-    for setting in ("model.width=512", "engine.compile=true", "engine.precision=bf16", "optim.updates=4000"):
+    assert " configs/pretrain/ladder/22m.yaml " in training
+    for setting in (
+        "optim.global_batch=96",
+        "engine.compile=true",
+        "engine.precision=bf16",
+        "optim.updates=4000",
+    ):
         assert f"--set {setting} " in training + " "
     assert "  NVIDIA H100, " in done.stdout
 

@@ -2,13 +2,16 @@
 one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from stages.pretrain.config import OLD_NAMES, Config, check_same, identity, load
+from stages.pretrain.data.batch import CodeColumn
 from stages.pretrain.data.settings import Data
+from stages.pretrain.model.mert import Mert
 from stages.pretrain.run.optimiser import Adam
 from stages.pretrain.run.settings import Optim
 
@@ -21,7 +24,7 @@ SHIPPED = {
     "mert_95m": (12, 768, 3072, 12, "post", 64, 1.5, 400_000, 32_000, 5e-4, 10),
     "mert_330m": (24, 1024, 4096, 16, "pre", 128, 5.5, 400_000, 32_000, 1.5e-3, 1),
     "quickstart": (2, 192, 768, 4, "pre", 32, 8 * 5 / 3600, 150, 30, 1e-3, 1),
-    "small": (6, 256, 1024, 4, "pre", 64, 8 * 5 / 3600, 3000, 100, 1e-3, 1),
+    "small": (2, 512, 2048, 8, "pre", 64, 8 * 5 / 3600, 3000, 100, 1e-3, 1),
     "tiny": (3, 128, 512, 4, "post", 16, 8 * 5 / 3600, 300, 30, 2e-3, 1),
 }
 
@@ -40,6 +43,33 @@ def test_what_ships_is_the_recipe(name):
     assert (hours, optim.updates, optim.warmup_updates, optim.lr, optim.clip_norm) == pytest.approx(
         SHIPPED[name][6:], rel=1e-3
     )
+
+
+LADDER = {"2.5m": 2.5e6, "6m": 6e6, "22m": 22e6, "95m": 95e6, "330m": 330e6}
+
+
+def test_the_ladder_has_these_steps():
+    assert {path.stem for path in (CONFIGS / "ladder").glob("*.yaml")} == set(LADDER)
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_a_step_of_the_ladder_is_small_but_for_its_size_and_schedule(name):
+    step, small = (load(str(CONFIGS / f"{place}.yaml")) for place in (f"ladder/{name}", "small"))
+    sizes = ("layers", "width", "ffn", "heads", "hidden_dropout", "attention_dropout")
+    as_small = {size: getattr(small.model, size) for size in sizes}
+    assert replace(step.model, **as_small) == small.model
+    assert (step.objective, step.masking, step.mixture, step.data) == (
+        small.objective,
+        small.masking,
+        small.mixture,
+        small.data,
+    )
+    assert step.run.name == f"ladder_{name}" and step.model.ffn == 4 * step.model.width
+    assert step.optim.global_batch >= step.engine.micro_batch
+    with torch.device("meta"):
+        parts = Mert(step.model, step.objective, (CodeColumn("codes", 8, 1024),), 336).parts()
+    encoder = sum(count for part, count in parts.items() if not part.endswith(("_head", "_heads")))
+    assert encoder == pytest.approx(LADDER[name], rel=0.16)
 
 
 @pytest.mark.parametrize(
