@@ -58,9 +58,7 @@ class Training:
         self.config, self.world, self.run_dir = config, world, run_dir
         self.pinned, self.run_log, self.dtype = pinned, run_log, DTYPES[config.engine.precision]
         torch.manual_seed(config.run.seed)  # initial weights are the same on every rank
-        octave = (pinned.cqt.bins_per_octave,) if pinned.cqt else ()
-        labels = (pinned.codes, pinned.cqt_bins, *octave)
-        self.model = Mert(config.model, config.objective, *labels).to(world.device)
+        self.model = Mert(config.model, config.objective, *pinned.targets).to(world.device)
         self.target = self.model.cqt_head.target if self.model.cqt_head else None
         online = pinned.cqt is not None and config.data.cqt == "online"
         self.online = OnlineCqt(magnitude=pinned.cqt.magnitude, device=world.device) if online else None

@@ -118,6 +118,12 @@ class Pinned:
         return self.cqt.bins if self.cqt else None
 
     @property
+    def targets(self) -> tuple[tuple[CodeColumn, ...], int | None, int]:
+        """What a model learns from: code columns, bins of the CQT and bins of its octave."""
+        octave = self.cqt.bins_per_octave if self.cqt else CqtColumn.bins_per_octave
+        return self.codes, self.cqt_bins, octave
+
+    @property
     def samples_per_epoch(self) -> int:
         return self.order.samples_per_epoch
 

@@ -109,13 +109,16 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [renamed(json.loads(text)) for text in metrics.read_text().splitlines()]
-    updates, valid = ([r for r in rows if r["kind"] == kind] for kind in ("update", "valid"))
+    updates, valid, probes = ([r for r in rows if r["kind"] == kind] for kind in ("update", "valid", "probe"))
     if not updates:
         return
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    plots = loss, gain, cqt, gradient = [*figure.subplots(2, 2).flat]
-    titles = ("loss", "gain_over_unigram", "CQT error", "gradient norm")
-    for axes, title, unit in zip(plots, titles, ("nats + error", "nats", "mean square", ""), strict=True):
+    targets = len(updates[0].get("musical_error", []))
+    figure = Figure(figsize=(12, 12 if targets or probes else 8), layout="constrained")
+    plots = [*figure.subplots(3 if targets or probes else 2, 2).flat]
+    loss, gain, cqt, gradient, *further = plots
+    titles = ("loss", "gain_over_unigram", "CQT error", "gradient norm", "musical error", "held-out probes")
+    units = ("nats + error", "nats", "mean square", "", "mean square", "best layer")
+    for axes, title, unit in zip(plots, titles, units, strict=False):
         axes.set(title=title, xlabel="update", ylabel=unit)
         for start in [r["update"] for r in rows if r["kind"] == "start"][1:]:
             axes.axvline(start, color="gray", lw=0.5, ls=":")
@@ -127,6 +130,14 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     for key, label in labels.items():
         _curve(cqt, valid or updates, f"cqt_{key}", label)
     _curve(gradient, updates, "grad_norm", "before clipping")
+    if further:
+        for k in range(targets):
+            _curve(further[0], valid or updates, "musical_error", f"target {k}", "-", k)
+        best = [
+            row | {key: max(row[key]) for key in ("recording", "chroma") if row.get(key)} for row in probes
+        ]
+        _curve(further[1], best, "recording", "nearest crop is of the same recording", "o-")
+        _curve(further[1], best, "chroma", "pitch classes, R²", "o-")
     for axes in plots:
         axes.grid(alpha=0.3)
         if axes.lines:

@@ -67,6 +67,21 @@ def test_the_picture_joins_rows_with_old_and_new_names(tmp_path, monkeypatch):
     assert list(axes) == ["loss", "gain_over_unigram", "CQT error", "gradient norm"]
 
 
+def test_the_picture_has_musical_errors_and_probes_where_there_are_any(tmp_path, monkeypatch):
+    rows = [UPDATE | {"update": n, "musical_error": [1.0 / n, 0.5]} for n in (1, 2)]
+    rows += [
+        {"kind": "probe", "update": n, "recording": [0.1, 0.1 * n], "chroma": [0.5, 0.25]} for n in (1, 2)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda own, *a, **k: figures.append(own) or save(own, *a, **k))
+    display.draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    musical, probes = figures[0].axes[4:]
+    assert [line.get_label() for line in musical.lines] == ["target 0", "target 1"]
+    assert [list(line.get_ydata()) for line in musical.lines] == [[1.0, 0.5], [0.5, 0.5]]
+    assert [list(line.get_ydata()) for line in probes.lines] == [[0.1, 0.2], [0.5, 0.5]]
+
+
 def test_tensorboard_gets_a_scalar_for_each_figure(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
