@@ -20,6 +20,8 @@ def card(run: TrainedRun) -> str:
         for c in data["codes"]
     )
     cqt = f"| CQT | {data['cqt_bins']} bins | 75 Hz |" if data.get("cqt_bins") else ""
+    musical = (run.config.get("objective") or {}).get("musical")
+    cqt += f"\n| of the CQT | {', '.join(musical)} | |" if musical else ""
     names = ("model", "objective", "masking", "mixture", "optim")
     recipe = {name: run.config[name] for name in names if name in run.config}
     probes = run.path / PROBES

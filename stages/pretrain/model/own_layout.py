@@ -9,12 +9,12 @@ from torch import Tensor
 from stages import config
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.front_end import spectrum_of
+from stages.pretrain.model.hubert import HEADS
 from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 
 KIND = "overtone"
 MODELLING = "modeling_overtone"
 HIDDEN = ("front_end", "stack", "norm", "heads", "positions", "attention_bias")
-HEADS = ("code_heads.", "cqt_head.")
 
 
 def own_config(model: Model) -> dict[str, Any]:

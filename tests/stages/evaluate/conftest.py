@@ -8,13 +8,14 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
+from stages.pretrain.model.objective import Objective
 from tests.stages.pretrain.sizes import COLUMN, mert, small
 
 
-def write_run(path: Path, **choices) -> tuple[Path, object]:
+def write_run(path: Path, objective: Objective | None = None, **choices) -> tuple[Path, object]:
     """RUN with two checkpoints, of which the second is the latest; returns the latest's model too."""
     for number, name in enumerate(("u00000001", "u00000002")):
-        net = mert(small(**choices), seed=number)
+        net = mert(small(**choices), objective, seed=number)
         folder = path / "checkpoints" / name
         folder.mkdir(parents=True)
         save_file(net.state_dict(), folder / "model.safetensors")

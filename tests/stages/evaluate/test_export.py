@@ -12,6 +12,7 @@ from transformers import AutoFeatureExtractor, AutoModel, HubertModel
 from pipeline.cli import main
 from stages.evaluate.card import card
 from stages.evaluate.run import open_backbone, open_run
+from stages.pretrain.model.objective import Objective
 from stages.shards import catalog
 from stages.shards.storage import Storage
 from tests.stages.evaluate.conftest import write_run
@@ -114,6 +115,18 @@ def test_what_no_hubert_layout_expresses_comes_with_a_modelling_file(tmp_path, c
     text = (tmp_path / "out" / "README.md").read_text()
     assert "trust_remote_code=True" in text and "## Probes\n\n| key | 0.61 |\n" in text
     assert ("37.5 frames\na second" in text) == ("stack" in choices)
+
+
+@pytest.mark.parametrize("choices", [{}, {"front_end": "mel"}], ids=["HuBERT's", "own layout"])
+def test_heads_of_musical_targets_stay_behind_and_the_card_names_them(tmp_path, choices):
+    objective = Objective(head_width=6, musical=("chroma", "onsets"))
+    run, net = write_run(tmp_path / "run", objective, **choices)
+    assert any(name.startswith("musical_head.") for name in net.state_dict())
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    kept = load_file(tmp_path / "out" / "model.safetensors")
+    assert not [name for name in kept if "_head" in name]
+    assert "| of the CQT | chroma, onsets | |" in (tmp_path / "out" / "README.md").read_text()
+    assert "| of the CQT |" not in card(open_run(write_run(tmp_path / "plain")[0]))
 
 
 def test_the_card_tells_sources_and_licences(tmp_path):
