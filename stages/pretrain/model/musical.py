@@ -15,7 +15,7 @@ from stages.signal.rates import HOP_SAMPLES, RATE_HZ
 CLASSES = 12
 SILENCE = 1e-4  # power added to each class: a frame far below it has all classes alike
 LOG_FLOOR = 1e-3  # of magnitudes, as the CQT's own target
-# mean and deviation over 11 hours of music: targets are near 0 and 1, so that their weights compare
+# mean and deviation of 13 minutes of 19 recordings (D): targets are near 0 and 1, so that weights compare
 SCALES = {"chroma": (0.24, 0.30), "harmony": (0.24, 0.24), "onsets": (0.19, 0.24)}
 
 

@@ -112,13 +112,18 @@ def test_the_loss_gains_the_weighted_errors_of_masked_frames():
     torch.testing.assert_close(found["musical"], error.detach(), rtol=1e-4, atol=0)
 
 
-def test_visible_frames_count_when_they_are_asked_for():
+def test_visible_frames_count_by_their_own_targets():
+    own = {"codes_weight": 0, "cqt_weight": 0, "penalty_weight": 0}
+    alone, net = with_targets(**own), with_targets(**own, visible_weight=0.5)
     inputs = batch(with_targets())
-    alone = with_targets(codes_weight=0, cqt_weight=0, penalty_weight=0)(**inputs)
-    both = with_targets(codes_weight=0, cqt_weight=0, penalty_weight=0, visible_weight=0.5)(**inputs)
-    other = dict(inputs, mask_BT=~inputs["mask_BT"])
-    assert both["loss"] > alone["loss"] and other["mask_BT"].any()
-    torch.testing.assert_close(both["musical"], alone["musical"])
+    masked, both = alone(**inputs), net(**inputs)
+    mask_BT = inputs["mask_BT"]
+    _, _, predicted = net.predict(inputs["wave_BN"], mask_BT)
+    target = net.musical_head.target(inputs["cqt_BLF"])[:, : predicted.shape[1]]
+    shown = net.musical_head.errors(predicted, target)[~mask_BT].mean(0).sum()
+    expected = 0.5 * mask_BT.sum() * 2 * shown
+    torch.testing.assert_close(both["loss"] - masked["loss"], expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(both["musical"], masked["musical"])
 
 
 def test_musical_targets_alone_are_enough_to_learn_from():
