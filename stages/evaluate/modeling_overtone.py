@@ -63,9 +63,9 @@ class ConvFrontEnd(nn.Module):
 class Spectrum(nn.Module):
     """In fp32 whatever the model's dtype, roughly of mean 0 and deviation 1 on music."""
 
-    def __init__(self, config):
+    def __init__(self, config, about=None):
         super().__init__()
-        self.hop, self.about = config.hop_samples, config.spectrum
+        self.hop, self.about = config.hop_samples, about or config.spectrum
 
     def frames(self, samples):
         return samples // self.hop
@@ -76,8 +76,8 @@ class Spectrum(nn.Module):
 
 
 class MelFrontEnd(Spectrum):
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, about=None):
+        super().__init__(config, about)
         self.n_fft, mels = config.model["mel"]["n_fft"], config.model["mel"]["mels"]
         self.register_buffer("window", torch.empty(self.n_fft))
         self.register_buffer("filters", torch.empty(self.n_fft // 2 + 1, mels))
@@ -95,8 +95,8 @@ class CqtFrontEnd(Spectrum):
     sampled once a hop, a bin is ifft(Σ_R table · spectrum), with the spectrum as R rows of M. Kernels of odd
     length are centred half a sample earlier."""
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, about=None):
+        super().__init__(config, about)
         for number, (bins, _, _, rows) in enumerate(self.about["tables"]):
             self.register_buffer(f"table{number}", torch.empty(self.about["block_frames"], len(bins), rows))
 
@@ -118,6 +118,19 @@ class CqtFrontEnd(Spectrum):
             value = torch.fft.ifft(torch.view_as_complex(folded.contiguous()))
             out_BJKM[:, :, bins] = value[..., around : around + payload].abs()
         return (out_BJKM.transpose(2, 3).flatten(1, 2)[:, :frames] + self.about["floor"]).log()
+
+
+class BothFrontEnd(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.mel = MelFrontEnd(config, config.spectrum["mel"])
+        self.cqt = CqtFrontEnd(config, config.spectrum["cqt"])
+
+    def frames(self, samples):
+        return self.mel.frames(samples)
+
+    def forward(self, wave_BN):
+        return torch.cat([self.mel(wave_BN), self.cqt(wave_BN)], -1)
 
 
 class Positions(nn.Module):
@@ -270,6 +283,7 @@ class OvertoneModel(PreTrainedModel):
             "conv": (ConvFrontEnd, model["conv"]["channels"][-1]),
             "mel": (MelFrontEnd, model["mel"]["mels"]),
             "cqt": (CqtFrontEnd, model["cqt"]["bins"]),
+            "mel_cqt": (BothFrontEnd, model["mel"]["mels"] + model["cqt"]["bins"]),
         }[model["front_end"]]
         self.stack = model.get("stack", 1)  # frames of the front-end joined into one
         width = self.stack * channels

@@ -80,7 +80,8 @@ class CqtFront:
 class Model:
     """The network. Defaults are the 95M model's (M config/pretrain)."""
 
-    front_end: Literal["conv", "mel", "cqt"] = "conv"  # which of the sections below
+    # which of the sections below; mel_cqt: both spectra side by side
+    front_end: Literal["conv", "mel", "cqt", "mel_cqt"] = "conv"
     conv: ConvFront = ConvFront()
     mel: MelFront = MelFront()
     cqt: CqtFront = CqtFront()
@@ -126,7 +127,7 @@ class Model:
             check(self.conformer_kernel % 2 == 1, self, "conformer_kernel", "expected an odd number")
 
     def frames(self, samples: int) -> int:
-        """Model frames of a crop: 120,000 samples are 374 (conv) or 375 (mel, cqt), divided by `stack`."""
+        """Model frames of a crop: 120,000 samples are 374 (conv) or 375 (spectra), divided by `stack`."""
         if self.front_end != "conv":
             return samples // self.hop_samples
         for kernel, stride in zip(self.conv.kernels, self.conv.strides, strict=True):
@@ -149,5 +150,10 @@ class Model:
     @property
     def front_width(self) -> int:
         """Values of one model frame, `stack` frames of the front-end joined."""
-        width = {"conv": self.conv.channels[-1], "mel": self.mel.mels, "cqt": self.cqt.bins}[self.front_end]
-        return self.stack * width
+        width = {"conv": self.conv.channels[-1], "mel": self.mel.mels, "cqt": self.cqt.bins}
+        return self.stack * sum(width[section] for section in self.front_sections)
+
+    @property
+    def front_sections(self) -> tuple[str, ...]:
+        """The sections that the front-end is made by."""
+        return tuple(self.front_end.split("_"))

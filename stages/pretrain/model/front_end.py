@@ -85,39 +85,52 @@ class ConvFrontEnd(nn.Module):
 
 
 class LogSpectrum(nn.Module):
-    """Log-mel power or log constant-Q magnitudes, roughly of mean 0 and deviation 1 on music: float32 (B, N)
-    → (B, T, F) in `dtype`."""
+    """Log-mel power, log constant-Q magnitudes or both side by side, roughly of mean 0 and deviation 1 on
+    music: float32 (B, N) → (B, T, F) in `dtype`."""
 
-    def __init__(self, sizes: MelFront | CqtFront):
+    def __init__(self, *sizes: MelFront | CqtFront):
         super().__init__()
         self.sizes, self._made = sizes, {}
 
     @torch.no_grad()
     def forward(self, wave_BN: Tensor, dtype: torch.dtype) -> Tensor:
-        made, frames = self.made(str(wave_BN.device)), wave_BN.shape[1] // HOP_SAMPLES
-        if isinstance(made, LogMel):
-            return ((made(wave_BN, 0, frames) - MEL_CENTRE_DB) / MEL_SCALE_DB).to(dtype)
-        magnitude_BTF = made.frames(wave_BN, 0, frames)
-        return (((magnitude_BTF + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE).to(dtype)
+        frames = wave_BN.shape[1] // HOP_SAMPLES
+        parts = [_scaled(made, wave_BN, frames) for made in self.made(str(wave_BN.device))]
+        return torch.cat(parts, 2).to(dtype)
 
-    def made(self, device: str) -> LogMel | ConstantQ:
+    def made(self, device: str) -> list[LogMel | ConstantQ]:
         if device not in self._made:
-            self._made[device] = self._make(device)
+            self._made[device] = [_spectrum(sizes, device) for sizes in self.sizes]
         return self._made[device]
 
-    def _make(self, device: str) -> LogMel | ConstantQ:
-        sizes = self.sizes
-        if isinstance(sizes, MelFront):
-            return LogMel(RATE_HZ, HOP_SAMPLES, sizes.mels, sizes.n_fft, device)
-        spec = CqtSpec(RATE_HZ, HOP_SAMPLES, sizes.fmin_hz, sizes.bins, sizes.bins_per_octave)
-        return ConstantQ(spec, table_cache(), device)
+
+def _scaled(made: LogMel | ConstantQ, wave_BN: Tensor, frames: int) -> Tensor:
+    if isinstance(made, LogMel):
+        return (made(wave_BN, 0, frames) - MEL_CENTRE_DB) / MEL_SCALE_DB
+    return ((made.frames(wave_BN, 0, frames) + CQT_FLOOR).log() - CQT_CENTRE) / CQT_SCALE
+
+
+def _spectrum(sizes: MelFront | CqtFront, device: str) -> LogMel | ConstantQ:
+    if isinstance(sizes, MelFront):
+        return LogMel(RATE_HZ, HOP_SAMPLES, sizes.mels, sizes.n_fft, device)
+    spec = CqtSpec(RATE_HZ, HOP_SAMPLES, sizes.fmin_hz, sizes.bins, sizes.bins_per_octave)
+    return ConstantQ(spec, table_cache(), device)
 
 
 def spectrum_of(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a front-end without parameters computes with: numbers, and its tables; for `own_layout`."""
+    """What a front-end without parameters computes with: numbers, and its tables; for `own_layout`. Of two
+    spectra, each one's under its section's name."""
     if model.front_end == "conv":
         return {}, {}
-    made = front_end(model).made("cpu")
+    told = [_told(made) for made in front_end(model).made("cpu")]
+    if len(told) == 1:
+        return told[0]
+    named = list(zip(model.front_sections, told, strict=True))
+    tables = {f"{name}.{key}": table for name, (_, own) in named for key, table in own.items()}
+    return {name: numbers for name, (numbers, _) in named}, tables
+
+
+def _told(made: LogMel | ConstantQ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(made, LogMel):
         numbers = {"centre": MEL_CENTRE_DB, "scale": MEL_SCALE_DB, "floor": FLOOR_POWER}
         return numbers, {"window": made.window, "filters": made.filters}
@@ -128,5 +141,5 @@ def spectrum_of(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def front_end(model: Model) -> nn.Module:
-    kind = ConvFrontEnd if model.front_end == "conv" else LogSpectrum
-    return kind(getattr(model, model.front_end))
+    sizes = [getattr(model, section) for section in model.front_sections]
+    return ConvFrontEnd(*sizes) if model.front_end == "conv" else LogSpectrum(*sizes)

@@ -45,7 +45,7 @@ def own_model(about: dict[str, Any]) -> Model:
 def choices(about: dict[str, Any]) -> dict[str, Any]:
     """Of a config.json, those that no tensor's shape shows."""
     model = own_model(about)
-    return {name: getattr(model, name) for name in (*HIDDEN, model.front_end)}
+    return {name: getattr(model, name) for name in (*HIDDEN, *model.front_sections)}
 
 
 def from_own(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
-"""Where the CQT head starts: `objective.cqt_start`. Least squares finds at once what takes Adam hundreds of
-updates: an untrained encoder's hidden states already hold the sound around a masked frame, by convolutional
-positions and attention, which begins as a mean over the crop (figures: docs/training.md)."""
+"""What is counted before the first update: baselines, how the input is whitened, and where the CQT head
+starts: `objective.cqt_start`.
+
+Least squares finds at once what takes Adam hundreds of updates: an untrained encoder's hidden states already
+hold the sound around a masked frame, by convolutional positions and attention, which begins as a mean over
+the crop (figures: docs/training.md)."""
 
 from collections.abc import Iterable
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.pretrain.data.batch import Batch, CodeColumn
+from stages.pretrain.model.input_head import whitening
 from stages.pretrain.model.layers import autocast
 from stages.pretrain.model.mert import MaskedFrames, Mert
 from stages.pretrain.run import metrics
@@ -59,10 +63,14 @@ class CqtStart:
 
 def baselines_and_start(
     model: Mert, batches: Iterable[Batch], codes: tuple[CodeColumn, ...], how: str, dtype: torch.dtype
-) -> tuple[metrics.Baselines, tuple[Tensor | None, Tensor | None]]:
+) -> tuple[metrics.Baselines, dict[str, tuple]]:
+    """And by head what its `start` is given."""
     start, target = CqtStart(model, how, dtype), model.cqt_head.target if model.cqt_head else None
-    counter = metrics.Counter(codes, target)
+    counter, heard = metrics.Counter(codes, target), 0.0
     for batch in batches:
         counter.add(start.add(batch))
+        if model.input_head:
+            heard = heard + model.input_head.moments(model.front_end(batch.wave_BN, torch.float32))
     baselines = counter.baselines()
-    return baselines, start.head(baselines.cqt_mean_F)
+    starts = {"cqt_head": start.head(baselines.cqt_mean_F)} if model.cqt_head else {}
+    return baselines, starts | ({"input_head": whitening(heard)} if model.input_head else {})

@@ -21,6 +21,7 @@ CHOICES = [
     {"front_end": "mel", "norm": "pre", "positions": "rotary"},
     {"front_end": "cqt", "attention_bias": "alibi", "attend_masked": False, "masked_input": "line"},
     {"front_end": "cqt", "cqt": CqtFront(90, 24, 60.0), "block": "conformer", "norm": "pre"},
+    {"front_end": "mel_cqt", "cqt": CqtFront(60, 12, 60.0), "stack": 3},
     {"positions": "rotary"},
     {"norm": "pre", "attention_bias": "alibi"},
     {"norm": "pre", "block": "conformer", "positions": "rotary", "attention_bias": "alibi"},

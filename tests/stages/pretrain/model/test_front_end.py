@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.pretrain.model.config import CqtFront, Model
+from stages.pretrain.model.config import CqtFront, MelFront, Model
 from stages.pretrain.model.front_end import CQT_CENTRE, CQT_FLOOR, CQT_SCALE, front_end
 from stages.signal.cqt import ConstantQ, CqtSpec
 
@@ -35,6 +35,15 @@ def test_constant_q_frames_tell_low_semitones_apart_where_mels_do_not():
         loudest[name] = [int(front(wave, torch.float32)[0, 50:100].mean(0).argmax()) for wave in (low, high)]
     assert loudest["mel"][0] == loudest["mel"][1]
     assert loudest["cqt"][1] - loudest["cqt"][0] == 2  # bins, of 24 an octave
+
+
+def test_both_spectra_stand_side_by_side_mels_first():
+    wave_BN = tone(440.0)
+    sizes = {"mel": MelFront(mels=40, n_fft=1024), "cqt": CqtFront(bins=24, bins_per_octave=12)}
+    ends = (front_end(Model(front_end=name, **sizes)) for name in ("mel", "cqt", "mel_cqt"))
+    mel, cqt, both = (end(wave_BN, torch.float32) for end in ends)
+    assert torch.equal(both, torch.cat([mel, cqt], 2))
+    assert Model(front_end="mel_cqt", stack=3, **sizes).front_width == 3 * 64
 
 
 @pytest.mark.parametrize(
