@@ -18,7 +18,7 @@ class OvertoneConfig(PretrainedConfig):
     model_type = "overtone"
 
     def __init__(self, model=None, sample_rate=24_000, hop_samples=320, spectrum=None, **others):
-        """`spectrum`: what a front-end without parameters computes with, beside its tables."""
+        """`spectrum`: what each spectrum of the front-end computes with, beside its tables."""
         self.model, self.spectrum = model or {}, spectrum or {}
         self.sample_rate, self.hop_samples = sample_rate, hop_samples
         self.hidden_size, self.num_hidden_layers = self.model.get("width"), self.model.get("layers")
@@ -42,6 +42,7 @@ class ConvFrontEnd(nn.Module):
     def __init__(self, config):
         super().__init__()
         conv = config.model["conv"]
+        self.channels = conv["channels"][-1]
         self.sizes = list(zip(conv["kernels"], conv["strides"], strict=True))
         first, *rest = zip(conv["channels"], *zip(*self.sizes, strict=True), strict=True)
         self.first = FirstConv(*first)
@@ -60,49 +61,58 @@ class ConvFrontEnd(nn.Module):
         return x_BCT.transpose(1, 2)
 
 
-class Spectrum(nn.Module):
-    """In fp32 whatever the model's dtype, roughly of mean 0 and deviation 1 on music."""
+class Spectra(nn.Module):
+    """One or two side by side, roughly of mean 0 and deviation 1 on music; in fp32 whatever the dtype."""
 
-    def __init__(self, config, about=None):
+    def __init__(self, config):
         super().__init__()
-        self.hop, self.about = config.hop_samples, about or config.spectrum
+        self.hop = config.hop_samples
+        for name in config.model["front_end"].split("_"):
+            setattr(self, name, {"mel": LogMel, "cqt": LogConstantQ}[name](config))
+        self.channels = sum(part.about["bins"] for part in self.children())
 
     def frames(self, samples):
         return samples // self.hop
 
     def forward(self, wave_BN):
         with torch.autocast(wave_BN.device.type, enabled=False):
-            return (self.logarithm(wave_BN.float()) - self.about["centre"]) / self.about["scale"]
+            parts = [(x(wave_BN.float()) - x.about["centre"]) / x.about["scale"] for x in self.children()]
+        return torch.cat(parts, -1)
 
 
-class MelFrontEnd(Spectrum):
-    def __init__(self, config, about=None):
-        super().__init__(config, about)
-        self.n_fft, mels = config.model["mel"]["n_fft"], config.model["mel"]["mels"]
+class LogMel(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.hop, self.n_fft, self.about = (
+            config.hop_samples,
+            config.model["mel"]["n_fft"],
+            config.spectrum["mel"],
+        )
         self.register_buffer("window", torch.empty(self.n_fft))
-        self.register_buffer("filters", torch.empty(self.n_fft // 2 + 1, mels))
+        self.register_buffer("filters", torch.empty(self.n_fft // 2 + 1, self.about["bins"]))
 
-    def logarithm(self, wave_BN):
+    def forward(self, wave_BN):
         """dB; frame i is centred on sample hop · (i + ½)."""
-        half, frames = self.n_fft // 2, self.frames(wave_BN.shape[1])
+        half, frames = self.n_fft // 2, wave_BN.shape[1] // self.hop
         around = F.pad(wave_BN, (half - self.hop // 2, half)).unfold(1, self.n_fft, self.hop)[:, :frames]
         power = torch.view_as_real(torch.fft.rfft(around * self.window.float())).square().sum(-1)
         return (power @ self.filters.float()).clamp_min(self.about["floor"]).log10() * 10
 
 
-class CqtFrontEnd(Spectrum):
-    """Of constant-Q magnitudes; frame i is centred on sample hop · i. One FFT of a block serves all bins:
-    sampled once a hop, a bin is ifft(Σ_R table · spectrum), with the spectrum as R rows of M. Kernels of odd
-    length are centred half a sample earlier."""
+class LogConstantQ(nn.Module):
+    """Of magnitudes; frame i is centred on sample hop · i. One FFT of a block serves all bins: sampled once a
+    hop, a bin is ifft(Σ_R table · spectrum), with the spectrum as R rows of M. Kernels of odd length are
+    centred half a sample earlier."""
 
-    def __init__(self, config, about=None):
-        super().__init__(config, about)
+    def __init__(self, config):
+        super().__init__()
+        self.hop, self.about = config.hop_samples, config.spectrum["cqt"]
         for number, (bins, _, _, rows) in enumerate(self.about["tables"]):
             self.register_buffer(f"table{number}", torch.empty(self.about["block_frames"], len(bins), rows))
 
-    def logarithm(self, wave_BN):
+    def forward(self, wave_BN):
         M, around, hop = self.about["block_frames"], self.about["context_frames"], self.hop
-        frames, payload = self.frames(wave_BN.shape[1]), M - 2 * around
+        frames, payload = wave_BN.shape[1] // hop, M - 2 * around
         blocks = -(-frames // payload)
         end = (blocks * payload + around) * hop - wave_BN.shape[1]
         blocks_BJN = F.pad(wave_BN, (around * hop, end)).unfold(1, M * hop, payload * hop)
@@ -118,19 +128,6 @@ class CqtFrontEnd(Spectrum):
             value = torch.fft.ifft(torch.view_as_complex(folded.contiguous()))
             out_BJKM[:, :, bins] = value[..., around : around + payload].abs()
         return (out_BJKM.transpose(2, 3).flatten(1, 2)[:, :frames] + self.about["floor"]).log()
-
-
-class BothFrontEnd(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.mel = MelFrontEnd(config, config.spectrum["mel"])
-        self.cqt = CqtFrontEnd(config, config.spectrum["cqt"])
-
-    def frames(self, samples):
-        return self.mel.frames(samples)
-
-    def forward(self, wave_BN):
-        return torch.cat([self.mel(wave_BN), self.cqt(wave_BN)], -1)
 
 
 class Positions(nn.Module):
@@ -178,8 +175,10 @@ def rotate(x_BHTE):
 class FeedForward(nn.Module):
     def __init__(self, model):
         super().__init__()
-        self.wide = nn.Linear(model["width"], model["ffn"])
-        self.narrow = nn.Linear(model["ffn"], model["width"])
+        self.wide, self.narrow = (
+            nn.Linear(model["width"], model["ffn"]),
+            nn.Linear(model["ffn"], model["width"]),
+        )
         self.dropout = nn.Dropout(model["hidden_dropout"])
         self.inner_dropout = nn.Dropout(model["activation_dropout"])
 
@@ -279,16 +278,10 @@ class OvertoneModel(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         model = config.model
-        front_end, channels = {
-            "conv": (ConvFrontEnd, model["conv"]["channels"][-1]),
-            "mel": (MelFrontEnd, model["mel"]["mels"]),
-            "cqt": (CqtFrontEnd, model["cqt"]["bins"]),
-            "mel_cqt": (BothFrontEnd, model["mel"]["mels"] + model["cqt"]["bins"]),
-        }[model["front_end"]]
         self.stack = model.get("stack", 1)  # frames of the front-end joined into one
-        width = self.stack * channels
         self.mask_vector = nn.Parameter(torch.zeros(model["width"]))  # of pre-training
-        self.front_end = front_end(config)
+        self.front_end = (ConvFrontEnd if model["front_end"] == "conv" else Spectra)(config)
+        width = self.stack * self.front_end.channels
         self.input_norm = nn.LayerNorm(width) if model["front_end"] == "conv" else nn.Identity()
         self.input_projection = nn.Linear(width, model["width"])
         self.input_dropout = nn.Dropout(model["input_dropout"])

@@ -118,21 +118,20 @@ def _spectrum(sizes: MelFront | CqtFront, device: str) -> LogMel | ConstantQ:
 
 
 def spectrum_of(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a front-end without parameters computes with: numbers, and its tables; for `own_layout`. Of two
-    spectra, each one's under its section's name."""
+    """What a front-end without parameters computes with: numbers by section, and its tables; for
+    `own_layout`."""
     if model.front_end == "conv":
         return {}, {}
-    told = [_told(made) for made in front_end(model).made("cpu")]
-    if len(told) == 1:
-        return told[0]
-    named = list(zip(model.front_sections, told, strict=True))
-    tables = {f"{name}.{key}": table for name, (_, own) in named for key, table in own.items()}
-    return {name: numbers for name, (numbers, _) in named}, tables
+    numbers, tables = {}, {}
+    for name, made in zip(model.front_sections, front_end(model).made("cpu"), strict=True):
+        numbers[name], own = _told(made)
+        tables |= {f"{name}.{key}": table for key, table in own.items()}
+    return numbers, tables
 
 
 def _told(made: LogMel | ConstantQ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(made, LogMel):
-        numbers = {"centre": MEL_CENTRE_DB, "scale": MEL_SCALE_DB, "floor": FLOOR_POWER}
+        numbers = {"centre": MEL_CENTRE_DB, "scale": MEL_SCALE_DB, "floor": FLOOR_POWER, "bins": made.mels}
         return numbers, {"window": made.window, "filters": made.filters}
     numbers = {"centre": CQT_CENTRE, "scale": CQT_SCALE, "floor": CQT_FLOOR}
     numbers |= {name: getattr(made.spec, name) for name in ("bins", "block_frames", "context_frames")}
