@@ -83,26 +83,21 @@ class Spectra(nn.Module):
 class LogMel(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.hop, self.n_fft, self.about = (
-            config.hop_samples,
-            config.model["mel"]["n_fft"],
-            config.spectrum["mel"],
-        )
-        self.register_buffer("window", torch.empty(self.n_fft))
-        self.register_buffer("filters", torch.empty(self.n_fft // 2 + 1, self.about["bins"]))
+        self.hop, self.about = config.hop_samples, config.spectrum["mel"]
+        self.register_buffer("window", torch.empty(self.about["n_fft"]))
+        self.register_buffer("filters", torch.empty(self.about["n_fft"] // 2 + 1, self.about["bins"]))
 
     def forward(self, wave_BN):
         """dB; frame i is centred on sample hop · (i + ½)."""
-        half, frames = self.n_fft // 2, wave_BN.shape[1] // self.hop
-        around = F.pad(wave_BN, (half - self.hop // 2, half)).unfold(1, self.n_fft, self.hop)[:, :frames]
+        half, frames = self.about["n_fft"] // 2, wave_BN.shape[1] // self.hop
+        around = F.pad(wave_BN, (half - self.hop // 2, half)).unfold(1, 2 * half, self.hop)[:, :frames]
         power = torch.view_as_real(torch.fft.rfft(around * self.window.float())).square().sum(-1)
         return (power @ self.filters.float()).clamp_min(self.about["floor"]).log10() * 10
 
 
 class LogConstantQ(nn.Module):
-    """Of magnitudes; frame i is centred on sample hop · i. One FFT of a block serves all bins: sampled once a
-    hop, a bin is ifft(Σ_R table · spectrum), with the spectrum as R rows of M. Kernels of odd length are
-    centred half a sample earlier."""
+    """Of magnitudes; frame i is centred on sample hop · i, of odd kernels half a sample earlier. One FFT of a
+    block serves all bins: sampled once a hop, each is ifft(Σ_R table · spectrum), of its R rows."""
 
     def __init__(self, config):
         super().__init__()
@@ -175,10 +170,8 @@ def rotate(x_BHTE):
 class FeedForward(nn.Module):
     def __init__(self, model):
         super().__init__()
-        self.wide, self.narrow = (
-            nn.Linear(model["width"], model["ffn"]),
-            nn.Linear(model["ffn"], model["width"]),
-        )
+        self.wide = nn.Linear(model["width"], model["ffn"])
+        self.narrow = nn.Linear(model["ffn"], model["width"])
         self.dropout = nn.Dropout(model["hidden_dropout"])
         self.inner_dropout = nn.Dropout(model["activation_dropout"])
 

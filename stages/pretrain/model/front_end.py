@@ -131,7 +131,8 @@ def spectrum_of(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _told(made: LogMel | ConstantQ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(made, LogMel):
-        numbers = {"centre": MEL_CENTRE_DB, "scale": MEL_SCALE_DB, "floor": FLOOR_POWER, "bins": made.mels}
+        numbers = {"centre": MEL_CENTRE_DB, "scale": MEL_SCALE_DB, "floor": FLOOR_POWER}
+        numbers |= {"bins": made.mels, "n_fft": made.n_fft}
         return numbers, {"window": made.window, "filters": made.filters}
     numbers = {"centre": CQT_CENTRE, "scale": CQT_SCALE, "floor": CQT_FLOOR}
     numbers |= {name: getattr(made.spec, name) for name in ("bins", "block_frames", "context_frames")}
