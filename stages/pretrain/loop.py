@@ -93,12 +93,12 @@ class Training:
         self.micro_batches = self.loader.micro_batches(self.state)
         peak = matrix_peak(world.device, self.dtype)
         crops = map(self._on_device, self.loader.sample(config.watch.baseline_crops))
-        baselines, starts = world.on_rank_0(
+        baselines, head = world.on_rank_0(
             baselines_and_start, self.model, crops, self.pinned.codes, head_start, self.dtype
         )
         self.baselines = baselines.to(world.device)
-        for head, values in starts.items():
-            getattr(self.model, head).start(*values)
+        if self.model.cqt_head:
+            self.model.cqt_head.start(*head)
         largest = self._on_device(next(self.loader.read(self.state)))
         check_memory(self.model, largest, self.dtype, world, config.engine.copies(world.size))
         self.engine = Engine(self.model, config.engine, config.optim, world, self.micro_batches)

@@ -32,7 +32,7 @@ LAYER_MODULES = {
 }
 REST = re.compile(r"front_end\.rest\.(\d+)\.weight")  # our rest.0 is their convolution 1
 LAYER = re.compile(r"(encoder\.layers\.\d+)\.(.+)\.(weight|bias)")
-HEADS = ("code_heads.", "cqt_head.", "musical_head.", "input_head.")
+HEADS = ("code_heads.", "cqt_head.", "musical_head.")
 
 # Keys of config.json → our field and transformers' default, which are the 95M model's sizes.
 SIZES = {

@@ -11,7 +11,6 @@ from stages.pretrain.data.batch import Batch, CodeColumn
 from stages.pretrain.model.backbone import Backbone
 from stages.pretrain.model.config import Model
 from stages.pretrain.model.heads import CodeHead, CqtHead
-from stages.pretrain.model.input_head import InputHead
 from stages.pretrain.model.layers import working_dtype
 from stages.pretrain.model.musical import MusicalHead
 from stages.pretrain.model.objective import Objective
@@ -71,11 +70,6 @@ class Mert(Backbone):
             require(bool(cqt_bins), "objective.musical", "no CQT", "it is computed from the CQT's column")
             sizes = (cqt_bins, bins_per_octave, model.stack)
             self.musical_head = MusicalHead(model.width, objective.musical, *sizes)
-        self.input_head = None
-        if objective.input_weight:
-            remedy = "it predicts a spectrum: set model.front_end to mel, cqt or mel_cqt, or the weight to 0"
-            require(model.front_end != "conv", "objective.input_weight", objective.input_weight, remedy)
-            self.input_head = InputHead(model.width, model.front_width // model.stack, model.stack)
 
     def forward(
         self,
@@ -91,19 +85,16 @@ class Mert(Backbone):
 
         `loss` is the recipe's sum, fp32, to be divided by the masked frames of the global batch; `frames` is
         S. Detached, fp32: `ce_K` summed cross entropy and `correct_K` argmax hits (0 where `trained_K` is
-        False), `cqt`, `musical` (one a target) and `input` the summed frame errors, `penalty`.
-        `keep_layers` and `codebooks` are `draw`'s. ValueError for labels too short."""
+        False), `cqt` and `musical` (one a target) the summed frame errors, `penalty`. `keep_layers` and
+        `codebooks` are `draw`'s. ValueError for labels too short."""
         dtype = working_dtype(self.mask_vector)
         wanted = tuple(range(self.codebooks)) if codebooks is None else codebooks
         with torch.autocast(wave_BN.device.type, enabled=False):
             features_BTC, penalty = self._features(wave_BN, dtype)
             _, hidden_BTD = self._encode(features_BTC, mask_BT, keep_layers)
             masked, weights = MaskedFrames.of(mask_BT), self.objective
-            further = {
-                "musical": self._musical_target(cqt_BLF),
-                "input": self.input_head.target(features_BTC) if self.input_head else None,
-            }
-            told = (hidden_BTD, codes, cqt_BLF, further, wanted)
+            musical_BLV = self._musical_target(cqt_BLF)
+            told = (hidden_BTD, codes, cqt_BLF, musical_BLV, wanted)
             loss, sums = self._errors(masked, *told)
             frames = len(masked.clip_S)
             if weights.visible_weight:
@@ -137,7 +128,7 @@ class Mert(Backbone):
         hidden_BTD: Tensor,
         codes: dict[str, Tensor],
         cqt_BLF: Tensor | None,
-        further: dict[str, Tensor | None],
+        musical_BLV: Tensor | None,
         wanted: tuple[int, ...],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum over these frames, and its parts: see `forward`."""
@@ -147,13 +138,9 @@ class Mert(Backbone):
         loss = weights.codes_weight * ce_K.sum() + weights.cqt_weight * cqt
         sums = {"ce_K": ce_K, "correct_K": correct_K, "cqt": cqt}
         if self.musical_head:
-            target_SV = frames.labels("cqt_BLF", further["musical"], HOP_SAMPLES)
+            target_SV = frames.labels("cqt_BLF", musical_BLV, HOP_SAMPLES)
             sums["musical"] = self.musical_head.errors(self.musical_head(x_SD), target_SV).sum(0)
             loss = loss + weights.musical_weight * sums["musical"].sum()
-        if self.input_head:
-            error_SF = self.input_head(x_SD) - further["input"][frames.clip_S, frames.frame_S]
-            sums["input"] = error_SF.square().mean(1).sum()
-            loss = loss + weights.input_weight * sums["input"]
         return loss, sums
 
     def _code_errors(

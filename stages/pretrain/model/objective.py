@@ -2,9 +2,8 @@
 
     loss = codes_weight · Σ_K (summed cross entropy) + S · (penalty_weight · penalty + cqt_weight · CQT error)
 
-and musical_weight times the sums over frames of the musical targets' errors (`musical`) and input_weight
-times that of the input's (`input_head`), each the mean square over values; and S · visible_weight times the
-mean of all the same over frames that are not masked.
+and musical_weight times the sums over frames of the musical targets' errors (`musical`), each the mean square
+over values; and S · visible_weight times the mean of all the same over frames that are not masked.
 
 The penalty is the mean square of the front-end's output, the CQT error the mean square over frames and bins.
 It is a sum: the trainer divides it by the masked frames of the global batch."""
@@ -36,8 +35,6 @@ class Objective:
     # predicted beside the CQT, from whose column they are computed (D; docs/evidence.md); [] : none
     musical: Several[Literal["chroma", "harmony", "onsets"]] = ()
     musical_weight: NotNegative = 3.0  # of each one's mean square error; they are scaled to deviation 1
-    # of the mean square error of the model's own input frame, whitened (D; see `input_head`); not with conv
-    input_weight: NotNegative = 0.0
 
     def __post_init__(self):
         learns = self.codes_weight > 0 or self.cqt_weight > 0 or bool(self.musical)

@@ -1,9 +1,6 @@
-"""What is counted before the first update: baselines, how the input is whitened, and where the CQT head
-starts: `objective.cqt_start`.
-
-Least squares finds at once what takes Adam hundreds of updates: an untrained encoder's hidden states already
-hold the sound around a masked frame, by convolutional positions and attention, which begins as a mean over
-the crop (figures: docs/training.md)."""
+"""Where the CQT head starts: `objective.cqt_start`. Least squares finds at once what takes Adam hundreds of
+updates: an untrained encoder's hidden states already hold the sound around a masked frame, by convolutional
+positions and attention, which begins as a mean over the crop (figures: docs/training.md)."""
 
 from collections.abc import Iterable
 
@@ -11,7 +8,6 @@ import torch
 from torch import Tensor
 
 from stages.pretrain.data.batch import Batch, CodeColumn
-from stages.pretrain.model.input_head import whitening
 from stages.pretrain.model.layers import autocast
 from stages.pretrain.model.mert import MaskedFrames, Mert
 from stages.pretrain.run import metrics
@@ -63,14 +59,10 @@ class CqtStart:
 
 def baselines_and_start(
     model: Mert, batches: Iterable[Batch], codes: tuple[CodeColumn, ...], how: str, dtype: torch.dtype
-) -> tuple[metrics.Baselines, dict[str, tuple]]:
-    """And by head what its `start` is given."""
+) -> tuple[metrics.Baselines, tuple[Tensor | None, Tensor | None]]:
     start, target = CqtStart(model, how, dtype), model.cqt_head.target if model.cqt_head else None
-    counter, heard = metrics.Counter(codes, target), 0.0
+    counter = metrics.Counter(codes, target)
     for batch in batches:
         counter.add(start.add(batch))
-        if model.input_head:
-            heard = heard + model.input_head.moments(model.front_end(batch.wave_BN, torch.float32))
     baselines = counter.baselines()
-    starts = {"cqt_head": start.head(baselines.cqt_mean_F)} if model.cqt_head else {}
-    return baselines, starts | ({"input_head": whitening(heard)} if model.input_head else {})
+    return baselines, start.head(baselines.cqt_mean_F)

@@ -29,8 +29,6 @@ def line(row: dict[str, Any], updates: int) -> str:
         parts.append(f"cqt {own} (mean {mean}, line {across})")
     if row.get("musical_error"):
         parts.append(f"musical {_n(row['musical_error'], 3)}")
-    if "input_error" in row:
-        parts.append(f"input {row['input_error']:.3f}")
     if is_update:
         parts += [f"grad {_n(row['grad_norm'], 2)}", f"lr {_n(row['lr'], 6)}"]
         if row.get("scale", 1) != 1:

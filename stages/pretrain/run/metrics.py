@@ -120,8 +120,6 @@ def row(sums: dict[str, Tensor], frames: int) -> dict[str, object]:
         figures["gain_over_unigram"] = mean(sums["frequency_ce_K"] - sums["ce_K"])
     if "musical" in sums:
         figures["musical_error"] = [float(error) / frames for error in sums["musical"]]
-    if "input" in sums:
-        figures["input_error"] = float(sums["input"]) / frames
     if "cqt_mean" in sums:
         figures |= {f"{key}_error": float(sums[key]) / frames for key in ("cqt", "cqt_mean", "cqt_line")}
     return figures

@@ -29,8 +29,7 @@ def hidden_and_target(model, batch):
 def test_it_is_the_ridge_regression_of_numpy():
     """Least squares over the frames and √(S·ridge)·I below them is the ridge's solution."""
     model, batches = toy.model(), [heard(update) for update in range(3)]
-    _, starts = baselines_and_start(model, batches, toy.CODES, "fit", FLOAT)
-    weight, bias = starts["cqt_head"]
+    _, (weight, bias) = baselines_and_start(model, batches, toy.CODES, "fit", FLOAT)
     found = [hidden_and_target(model, batch) for batch in batches]
     x, y = np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
     centred, width = x - x.mean(0), x.shape[1]
@@ -49,8 +48,7 @@ def test_it_is_the_ridge_regression_of_numpy():
 
 def test_it_tells_more_than_the_mean_of_each_bin():
     model, batch = toy.model(), heard(0)
-    baselines, starts = baselines_and_start(model, [batch], toy.CODES, "fit", FLOAT)
-    weight, bias = starts["cqt_head"]
+    baselines, (weight, bias) = baselines_and_start(model, [batch], toy.CODES, "fit", FLOAT)
     model.cqt_head.start(weight, bias)
     x, y = hidden_and_target(model, batch)
     with torch.no_grad():
@@ -62,8 +60,7 @@ def test_it_tells_more_than_the_mean_of_each_bin():
 def test_what_is_not_asked_for_stays(how):
     model, batch = toy.model(), heard(0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    baselines, starts = baselines_and_start(model, [batch], toy.CODES, how, FLOAT)
-    head = starts["cqt_head"]
+    baselines, head = baselines_and_start(model, [batch], toy.CODES, how, FLOAT)
     model.cqt_head.start(*head)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == ({"cqt_head.bias"} if how == "mean" else set())
