@@ -13,12 +13,21 @@ import sys
 from pathlib import Path
 
 CONFIG = "configs/pretrain/small.yaml"
-# six layers of 256 and the recipe's two losses on masked frames alone: what the other experiments change
-NARROW = ("model.layers=6", "model.width=256", "model.ffn=1024", "model.heads=4")
+# one teacher alone, or both: no musical targets
+TEACHERS = ("objective.musical=[]",)
+CODES = (*TEACHERS, "objective.cqt_weight=0")
+# six layers of 256 on the CQT, and the recipe's two losses on masked frames alone
+NARROW = ("model.front_end=cqt", "model.layers=6", "model.width=256", "model.ffn=1024", "model.heads=4")
 BASE = (*NARROW, "objective.visible_weight=0", "objective.musical=[]")
 VISIBLE = (*NARROW, "objective.musical=[]")
 EXPERIMENTS = {
-    "small": (),  # as the file: wide, visible frames, musical targets
+    "small": (),  # as the file: mel and CQT, wide, visible frames, musical targets
+    "cqt-front": ("model.front_end=cqt",),
+    "codes-and-cqt": TEACHERS,
+    "cqt-alone": (*TEACHERS, "objective.codes_weight=0"),
+    "mel-rvq": CODES,
+    "best-rq": CODES,  # this and the next: --corpus labelled with configs/labels/best_rq.yaml, kmeans.yaml
+    "kmeans": CODES,
     "base": BASE,
     "visible": VISIBLE,
     "musical": NARROW,
@@ -27,13 +36,11 @@ EXPERIMENTS = {
     "vector": (*BASE, "model.masked_input=vector", "objective.cqt_start=default"),
     "visible-codes": (*VISIBLE, "objective.cqt_weight=0"),
     "musical-heavy": (*NARROW, "objective.musical_weight=10", "objective.cqt_weight=2"),
-    "wide-visible": ("objective.musical=[]",),
     "short-spans": (*BASE, "masking.span=4"),
     "wide-batch": (*BASE, "optim.global_batch=32", "engine.micro_batch=32"),
     # three times the frames for the same audio: not equal compute, to compare with `base`
     "75hz": (*BASE, "model.stack=1", "masking.span=40"),
 }
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.evidence", description=__doc__.split("\n")[0])
