@@ -42,6 +42,7 @@ EXPERIMENTS = {
     "75hz": (*BASE, "model.stack=1", "masking.span=40"),
 }
 
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.evidence", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
