@@ -30,7 +30,7 @@ part() { # NAME COMMAND…: runs it, and notes its wall clock
 }
 
 # One GPU: both label stages share it, and 24M parameters see some hundred hours of crops.
-# Two cores: 9M parameters, whose settings are in the file.
+# Two cores: 10M parameters, whose settings are in the file.
 label_options=() train_options=() config=configs/pretrain/small.yaml
 machine="$(nproc) cores"
 gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")')

@@ -50,7 +50,7 @@ def sections(name: str) -> tuple[Model, Objective]:
         ("mert_95m", None, 94_371_712),
         ("mert_330m", None, 315_428_992),
         ("tiny", (0.8e6, 1.2e6), None),
-        ("small", (6e6, 10e6), None),
+        ("small", (6e6, 11e6), None),
     ],
 )
 def test_parameter_counts(name, heads, encoder):
