@@ -76,7 +76,9 @@ def test_frames_of_a_crop(samples, conv, mel):
         assert [len(s[0]) for s in mert(small(front_end="mel")).hidden(torch.zeros(1, samples))] == [mel] * 3
 
 
-@pytest.mark.parametrize("model", [Model(), Model(front_end="mel"), Model(front_end="cqt"), small()])
+@pytest.mark.parametrize(
+    "model", [Model(), Model(front_end="mel"), Model(front_end="cqt"), Model(front_end="mel_cqt"), small()]
+)
 def test_shortest_crop_of_so_many_frames(model):
     for frames in (1, 2, 374):
         assert model.frames(model.samples(frames)) == frames == model.frames(model.samples(frames) - 1) + 1
