@@ -13,7 +13,7 @@ from transformers import HubertConfig, HubertModel
 
 from stages.evaluate.run import open_backbone
 from stages.pretrain.data.batch import CodeColumn
-from stages.pretrain.model.config import MelFront
+from stages.pretrain.model.config import CqtFront, MelFront
 from stages.pretrain.model.hubert import hubert_config, model_of, to_hubert
 from stages.pretrain.model.objective import Objective
 from stages.pretrain.model.own_layout import own_config, own_weights
@@ -181,6 +181,24 @@ def test_what_export_wrote_is_gone_on_with(tmp_path):
     ):
         with pytest.raises(ValueError, match=says):
             load_into(new(2, front_end="mel", **other), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "other, says",
+    [
+        ({"mel": MelFront(24, 1024)}, "model.mel is .*1024.*trained with .*512"),
+        ({"cqt": CqtFront(24, 12, 110.0)}, "model.cqt is .*110.*trained with .*220"),
+    ],
+)
+def test_of_two_spectra_both_must_be_those_of_the_weights(tmp_path, other, says):
+    source = new(1, front_end="mel_cqt")
+    (tmp_path / "config.json").write_text(json.dumps(own_config(source.model)))
+    save_file(own_weights(source.model, source.state_dict()), tmp_path / "model.safetensors")
+    net = new(2, front_end="mel_cqt")
+    load_into(net, tmp_path)
+    assert same(source, net, ("code_heads", "cqt_head"))
+    with pytest.raises(ValueError, match=says):
+        load_into(new(2, front_end="mel_cqt", **other), tmp_path)
 
 
 def same(a, b, but: tuple[str, ...] = ()) -> bool:
