@@ -32,9 +32,7 @@ def parsed(name: str):
     from music21 import corpus
 
     path, _, number = name.partition("#")
-    if number:
-        return {str(s.metadata.number): s for s in parsed(path).scores}[number]
-    return corpus.parse(path)
+    return corpus.parse(path, number=int(number)) if number else corpus.parse(path)
 
 
 def notes(name: str) -> list[Note]:

@@ -25,6 +25,7 @@ SOUNDFONTS = {
 RINGING = (0, 1, 4, 6, 11, 24, 25, 46)
 HELD = (16, 19, 20, 40, 41, 42, 48, 49, 60, 65, 68, 70, 71, 73, 74)
 PER_KEY = {"train": 10, "valid": 2, "test": 5}
+MORE_PER_KEY = 5  # for the test, from the other half of O'Neill's book
 FROM_CHORALES = 120  # of each mode: the other half are O'Neill's, so that a mode is not a kind of music
 CHORD_EXCERPTS = {"train": 200, "valid": 45, "test": 85}
 KEY_S, CHORD_S = 20.0, 16.0
@@ -73,10 +74,10 @@ def chorales() -> list[Tune]:
     return found
 
 
-def dances() -> list[Tune]:
-    """Of every second part of O'Neill's book, those that end on their key's first degree."""
+def dances(first_part: int) -> list[Tune]:
+    """Of every second part of O'Neill's book from one on, those that end on their key's first degree."""
     found = []
-    for path in sorted((scores.corpus_folder() / "oneills1850").glob("*.abc"))[::2]:
+    for path in sorted((scores.corpus_folder() / "oneills1850").glob("*.abc"))[first_part::2]:
         book = f"oneills1850/{path.name}"
         for score in getattr(scores.parsed(book), "scores", ()):  # one part holds a single tune
             name = f"{book}#{score.metadata.number}"
@@ -98,7 +99,7 @@ def key() -> tuple[list[Item], list[Render]]:
     wanted = {side: {mode: 12 * n for mode in ("major", "minor")} for side, n in PER_KEY.items()}
     chosen, seen = [], Counter()
     side_of: dict[tuple, str] = {}
-    sacred, worldly = (_shuffled([t for t in pool if t.mode], rng) for pool in (chorales(), dances()))
+    sacred, worldly = (_shuffled([t for t in pool if t.mode], rng) for pool in (chorales(), dances(0)))
     for tune in [*sacred, *worldly]:
         if not tune.bar and seen[tune.mode] >= FROM_CHORALES:
             continue
@@ -112,7 +113,7 @@ def key() -> tuple[list[Item], list[Render]]:
     if any(n for left in wanted.values() for n in left.values()):
         raise ValueError(f"too few tunes: {wanted} are missing")
     items, renders, placed = [], [], Counter()
-    for tune, side in _shuffled(chosen, rng):
+    for tune, side in [*_shuffled(chosen, rng), *_more(side_of)]:
         target = placed[side, tune.mode] % 12
         placed[side, tune.mode] += 1
         qpm = float(rng.integers(66, 97) if not tune.bar else rng.integers(90, 131))
@@ -126,6 +127,18 @@ def key() -> tuple[list[Item], list[Render]]:
         )
         items.append(Item(audio, None, None, _group(tune), side, f"{PITCHES[target]} {tune.mode}"))
     return _sorted(items), _sorted(renders)
+
+
+def _more(side_of: dict[tuple, str]) -> list[tuple[Tune, str]]:
+    """Further tunes for the test, as many in each mode; melodies of training and validation are left out."""
+    left, chosen = {mode: 12 * MORE_PER_KEY for mode in ("major", "minor")}, []
+    for tune in _shuffled(dances(1), np.random.default_rng(2)):
+        if left[tune.mode] and side_of.get(tune.melody, "test") == "test":
+            left[tune.mode] -= 1
+            chosen.append((tune, "test"))
+    if any(left.values()):
+        raise ValueError(f"too few tunes: {left} are missing")
+    return chosen
 
 
 def chord() -> tuple[list[Item], list[Render]]:
