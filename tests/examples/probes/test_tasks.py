@@ -75,7 +75,7 @@ def test_keys_are_equally_common_and_chords_nearly(tmp_path):
     assert {side: {n for (s, _), n in keys.items() if s == side} for side in SOUNDFONTS} == {
         "train": {10},
         "valid": {2},
-        "test": {5},
+        "test": {10},
     }
     chords = Counter(item.target for item in task("chord", tmp_path).items)
     majors = [n for name, n in chords.items() if name.endswith(":maj")]
