@@ -2,6 +2,7 @@
 by events."""
 
 import contextlib
+import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -70,3 +71,53 @@ class _Stream:
         if store.error:
             raise store.error
         return self.source.read(min(count, store.most or count))
+
+
+class Gate:
+    """Stands before a server on another port, and passes all bytes on until it is to hold them."""
+
+    def __init__(self, address: str):
+        host, port = address.removeprefix("http://").split(":")
+        self._server, self._listening = (host, int(port)), socket.create_server(("127.0.0.1", 0))
+        self.address = "http://{}:{}".format(*self._listening.getsockname())
+        self._left, self.held, self._open = None, threading.Event(), threading.Event()
+        self._open.set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def hold_after(self, count: int) -> None:
+        """No more than so many bytes of bodies come through; `held` tells when."""
+        self.held.clear()
+        self._open.clear()
+        self._left = count
+
+    def release(self) -> None:
+        self._left = None
+        self._open.set()
+
+    def close(self) -> None:
+        self.release()
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(self._server)
+                for ends in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if (
+                    counted and self._left is not None and len(data) > 4096
+                ):  # less is a request without a body
+                    if len(data) >= self._left:
+                        self.held.set()
+                        self._open.wait()
+                    else:
+                        self._left -= len(data)
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from stages.label import gathering
 from stages.label.plan import PlanSummary, plan
 from stages.label.recipe import Config
 from stages.label.scan.scan import ScanSummary, scan
-from stages.shards import catalog
+from stages.shards import catalog, scratch
 from stages.shards.storage import Storage
 
 CATALOG, PLAN, REJECTED = "catalog.parquet", "plan.parquet", "rejected.parquet"
@@ -98,7 +97,7 @@ class Catalogs:
 
     @contextlib.contextmanager
     def _replacing(self, name: str) -> Iterator[tuple[Path | None, Path]]:
-        with self._previous(name) as previous, tempfile.TemporaryDirectory(prefix="overtone-") as folder:
+        with self._previous(name) as previous, scratch.directory() as folder:
             new = self.out.local(name) if self.out.is_local else Path(folder) / name
             yield previous, new
             if not self.out.is_local:

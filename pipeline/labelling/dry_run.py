@@ -1,7 +1,6 @@
 """`--dry-run`: the plan of a run, from a real scan."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from cluster.pools import available_cpus
@@ -13,6 +12,7 @@ from pipeline.labelling.run import bytes_per_s
 from pipeline.labelling.summary import left_out_lines, shown
 from pipeline.labels import check
 from stages.label.recipe import Config
+from stages.shards import scratch
 from stages.shards.storage import Storage
 
 
@@ -21,7 +21,7 @@ def describe(config: Config, plain: bool) -> str:
     check(config, plain)
     known = registry.planned(out, config.recipe)
     catalogs = Catalogs(out, config, Progress(out))
-    with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
+    with scratch.directory() as folder:
         shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)), config.recipe.decode.max_recording_h)
     s, p = catalogs.scanned, catalogs.planned
     decoded = decoded_seconds(out, known.names if known else ())

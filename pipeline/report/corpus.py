@@ -3,7 +3,6 @@ path and split too, `shards` a row a shard and column, `rejected` a row a file. 
 lacks are NULL."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import duckdb
 
 from pipeline.labelling import registry
-from stages.shards import tables
+from stages.shards import scratch, tables
 from stages.shards.storage import Storage
 from stages.signal.rates import RATE_HZ
 
@@ -89,8 +88,8 @@ def opened(place: str) -> Iterator[Corpus]:
                 f"status {place})"
             )
     with contextlib.ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="overtone-"))
-        db = stack.enter_context(tables.connect(Path(scratch), MEMORY_GB))
+        spill = stack.enter_context(scratch.directory())
+        db = stack.enter_context(tables.connect(Path(spill), MEMORY_GB))
         corpus = Corpus(place, out, known, db)
         for name in REMEDIES:
             if out.exists(f"{name}.parquet"):

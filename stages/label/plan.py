@@ -4,7 +4,6 @@ A planned recording keeps its place: new recordings make new shards, missing or 
 tombstone. Tables stay in DuckDB, which spills to disk: 2.4 million recordings take under 4 GiB."""
 
 import hashlib
-import tempfile
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from stages.label.scan.probing import UNREADABLE
+from stages.shards import scratch
 from stages.shards.catalog import BYTES_PER_S, CATALOG, PLAN, check_schema, write_parquet
 from stages.shards.tables import connect
 
@@ -59,8 +59,8 @@ def plan(
         raise ValueError(f"plan.validation_share is {validation_share}; give a share from 0 to below 1")
     check_schema(Path(catalog), CATALOG, "catalog")
     with (
-        tempfile.TemporaryDirectory(prefix="overtone-plan-") as scratch,
-        closing(connect(Path(scratch), MEMORY_GB)) as db,
+        scratch.directory() as spill,
+        closing(connect(Path(spill), MEMORY_GB)) as db,
     ):
         _load(db, previous, Path(catalog), retry)
         _run(db, _NEW)

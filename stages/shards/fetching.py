@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from stages.shards import scratch
+
 CHUNK = 8 << 20  # bytes copied at once
 Fetch = Callable[[str], contextlib.AbstractContextManager[str | os.PathLike]]
 
@@ -64,7 +66,10 @@ class Arrival:
 @contextlib.contextmanager
 def arriving(name: str, source: Any) -> Iterator[Arrival]:
     """Copy the stream `source` to a temporary file, in a thread."""
-    with tempfile.NamedTemporaryFile(prefix="overtone-") as copy, ThreadPoolExecutor(1, "arriving") as pool:
+    with (
+        tempfile.NamedTemporaryFile(dir=scratch.folder()) as copy,
+        ThreadPoolExecutor(1, "arriving") as pool,
+    ):
         arrival = Arrival(name, Path(copy.name))
         arrival.start(pool, source, copy)
         try:

@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import os
-import tempfile
+
+from stages.shards import scratch
 
 
 def printable(text: str) -> str:
@@ -19,9 +20,7 @@ def utf8_alias(path: str) -> str:
         raw.decode()
         return path
     name = hashlib.sha256(raw).hexdigest()[:16]
-    alias = os.path.join(tempfile.gettempdir(), f"overtone-link-{os.getuid()}-{name}")
+    alias = os.path.join(scratch.folder(), f"link-{name}")
     with contextlib.suppress(FileExistsError):
         os.symlink(raw, alias)
-    if os.readlink(os.fsencode(alias)) != raw:
-        raise OSError(f"{alias} is no link to {printable(path)}: remove it")
     return alias

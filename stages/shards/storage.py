@@ -1,13 +1,12 @@
 """One folder of files, local or on an object store, in which no half-written file has a real name.
 
 Locally a file is written under an attempt's name, flushed, and renamed. For S3 it is finished in a temporary
-file, then put in one upload: an object appears whole or not at all."""
+file, then uploaded (`objects.py`)."""
 
 import contextlib
 import io
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,21 +15,20 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from stages.shards import fetching
+from stages.shards import fetching, objects, scratch
 from stages.shards.names import utf8_alias
 
 ATTEMPT = ".attempt-"  # prefix of unfinished files; a run that died leaves them
 
 
 def s3_filesystem() -> pafs.FileSystem:
-    """S3 by the usual variables: AWS_ENDPOINT_URL(_S3), AWS_REGION, credentials by the AWS chain."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    options = {"connect_timeout": 10, "request_timeout": 60}
+    """S3 for reading, by the usual variables (`objects.reached`), credentials by the AWS chain."""
+    endpoint, region = objects.reached()
+    options = {"connect_timeout": objects.CONNECT_S, "request_timeout": objects.REQUEST_S}
+    options["retry_strategy"] = pafs.AwsStandardS3RetryStrategy(max_attempts=objects.ATTEMPTS)
     if endpoint:
         scheme = "http" if endpoint.startswith("http://") else "https"
         options |= {"endpoint_override": endpoint, "scheme": scheme}
-        region = region or "us-east-1"  # a private store has no region; AWS's look-up would hang
     return pafs.S3FileSystem(**options, **({"region": region} if region else {}))
 
 
@@ -103,8 +101,11 @@ class Storage:
         return pq.read_table(self.path(name), filesystem=self.fs, columns=columns)
 
     def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_file(self.path(name))
+        """Nothing where it is missing."""
+        if self.is_local:
+            self.local(name).unlink(missing_ok=True)
+        else:
+            objects.delete(self.path(name))
 
     def write(self, name: str, data: bytes) -> None:
         with self.attempt(name) as path:
@@ -127,7 +128,7 @@ class Storage:
                 Path(self.base, folder).mkdir(exist_ok=True)
             path = place.with_name(f"{unique}-{place.name}")
         else:
-            path = Path(tempfile.gettempdir()) / f"overtone{unique}"
+            path = scratch.folder() / unique
         try:
             yield path
             self._publish(path, name)
@@ -135,18 +136,13 @@ class Storage:
             path.unlink(missing_ok=True)
 
     def _publish(self, path: Path, name: str) -> None:
-        if self.is_local:
-            fsync(path)
-            place = self.local(name)
-            os.replace(path, place)
-            fsync(place.parent)
+        if not self.is_local:
+            objects.upload(self.path(name), path)
             return
-        # Not in a `with`: an exception would close the stream, and a closed stream is a finished object.
-        # An upload left open never appears.
-        stream = self.fs.open_output_stream(self.path(name))
-        with open(path, "rb") as source:
-            shutil.copyfileobj(source, stream, fetching.CHUNK)
-        stream.close()
+        fsync(path)
+        place = self.local(name)
+        os.replace(path, place)
+        fsync(place.parent)
 
     @contextlib.contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
@@ -166,7 +162,7 @@ class Storage:
             yield arrival.path, arrival.wait
 
     def sweep(self, folder: str) -> int:
-        """Remove the attempts of dead runs from one folder; returns how many."""
+        """Remove the attempts of dead runs from one local folder; returns how many."""
         left = [n for n in self._listed(folder) if n.startswith(ATTEMPT)] if self.is_local else []
         for name in left:
             Path(self.path(folder), name).unlink(missing_ok=True)

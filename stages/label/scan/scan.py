@@ -7,7 +7,6 @@ does not grow with the corpus: listing, facts and hashes are parquet files, join
 import fnmatch
 import os
 import re
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ from stages.label.scan.identity import HASHED, LISTING, PROBED, Identity
 from stages.label.scan.listing import LeftOut, open_root
 from stages.label.scan.probe_pool import probe_all
 from stages.label.scan.probing import UNREADABLE, full_sha256, recording_id, words
+from stages.shards import scratch
 from stages.shards.catalog import CATALOG, read_catalog, write_parquet
 
 BATCH = 4096  # rows in one write
@@ -85,7 +85,7 @@ def scan(
     if previous is not None and (previous := Path(previous)).exists():
         read_catalog(previous, columns=["size"])
     report, counts, left_out = _Report(progress), Counter(), Counter()
-    with tempfile.TemporaryDirectory(prefix="overtone-scan-") as name:
+    with scratch.directory() as name:
         listing, probed, hashed = (Path(name) / f"{step}.parquet" for step in ("listing", "probed", "hashed"))
         _write(listing, LISTING, _list(roots, exclude, include_hidden, left_out, report))
         with closing(Identity(listing, previous, Path(name), retry_rejected)) as identity:

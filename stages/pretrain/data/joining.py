@@ -1,7 +1,6 @@
 """One corpus's columns joined and checked, and each segment kept or left out with a reason."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from stages.pretrain.data.corpora import THREADS, PinnedCorpus, first_line
 from stages.pretrain.data.settings import Data
-from stages.shards import column, storage
+from stages.shards import column, scratch, storage
 from stages.shards.tables import connect
 from stages.signal.rates import RATE_HZ
 
@@ -38,8 +37,8 @@ def join(corpus: PinnedCorpus, data: Data, first: int, labels: Labels) -> Iterat
     if data.where:
         reasons.append(("NOT s.wanted", "data.where"))
     with contextlib.ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="overtone-"))
-        db = stack.enter_context(contextlib.closing(connect(Path(scratch), MEMORY_GB)))
+        spill = stack.enter_context(scratch.directory())
+        db = stack.enter_context(contextlib.closing(connect(Path(spill), MEMORY_GB)))
         _load(db, corpus, stack)
         _check_labels(db, corpus, labels)
         filtered = bool(statistics or data.where)

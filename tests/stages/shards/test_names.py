@@ -24,14 +24,10 @@ class TestAlias:
         assert utf8_alias(f"{tmp_path}/é") == f"{tmp_path}/é"
 
     def test_any_other_is_reached_by_a_link(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(names.tempfile, "gettempdir", lambda: str(tmp_path))
+        monkeypatch.setattr(names.scratch, "folder", lambda: tmp_path)
         place = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"m\xfcsic"))
         alias = utf8_alias(place)
         alias.encode()
         os.mkdir(place)
         (tmp_path / alias / "x").touch()
         assert os.listdir(place) == ["x"] and utf8_alias(place) == alias
-        os.unlink(alias)
-        os.symlink("elsewhere", alias)
-        with pytest.raises(OSError, match=r"is no link to .*m\\xfcsic: remove it"):
-            utf8_alias(place)

@@ -11,6 +11,7 @@ import pytest
 
 from stages.shards import storage as storage_module
 from stages.shards.storage import ATTEMPT, Storage, fetch_url, s3_filesystem, table_bytes
+from tests.object_store import served
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -166,58 +167,29 @@ def test_a_standing_root_is_not_made_anew_but_folders_below_it_are(tmp_path):
     assert not gone.is_gone() and Storage(tmp_path / "none").names("a") == {"b.bin"}
 
 
-class ObjectStore(pafs.LocalFileSystem):
-    """Folders stand for buckets; an upload is seen once its stream is closed."""
-
-    def __init__(self, breaks_after: int | None = None):
-        super().__init__()
-        self.breaks_after, self.closed = breaks_after, []
-
-    def open_output_stream(self, path):
-        store = self
-
-        class Upload(io.BytesIO):
-            def write(self, data):
-                if store.breaks_after is not None and self.tell() + len(data) > store.breaks_after:
-                    raise OSError(errno.EIO, "connection lost")
-                return super().write(data)
-
-            def close(self):
-                store.closed.append(path)
-                Path(path).write_bytes(self.getvalue())
-
-        self.upload = Upload()  # held: what nobody refers to any more would be closed
-        return self.upload
+@pytest.fixture(scope="module")
+def store():
+    with served("labels"):
+        yield "s3://labels"
 
 
-def remote(tmp_path, **options) -> Storage:
-    storage = Storage(tmp_path)
-    storage.is_local, storage.fs = False, ObjectStore(**options)
-    return storage
-
-
-def test_an_object_appears_by_one_upload_and_leaves_no_local_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage_module.tempfile, "gettempdir", lambda: str(tmp_path / "scratch"))
-    (tmp_path / "scratch").mkdir()
-    storage = remote(tmp_path)
+def test_an_object_appears_by_one_upload_and_leaves_no_local_file(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage_module.scratch, "folder", lambda: tmp_path)
+    storage = Storage(f"{store}/out")
     with storage.attempt("b.bin") as path:
         path.write_bytes(b"whole")
-        assert not storage.exists("b.bin") and path.parent.name == "scratch" and ATTEMPT in path.name
-    assert storage.fs.closed == [f"{tmp_path}/b.bin"] and storage.read("b.bin") == b"whole"
-    assert not list((tmp_path / "scratch").iterdir())
-
-
-def test_an_upload_that_breaks_is_never_closed(tmp_path):
-    storage = remote(tmp_path, breaks_after=3)
-    with pytest.raises(OSError, match="connection lost"):
-        storage.write("b.bin", b"whole")
-    assert not storage.fs.closed and not storage.exists("b.bin")
+        assert not storage.exists("b.bin") and path.parent == tmp_path and path.name.startswith(ATTEMPT)
+    assert storage.read("b.bin") == b"whole" and storage.names("") == {"b.bin"}
+    assert not list(tmp_path.iterdir())
+    storage.delete("b.bin")
+    storage.delete("b.bin")
+    assert not storage.exists("b.bin")
 
 
 def test_an_object_is_fetched_to_a_copy_that_goes_with_the_block(tmp_path):
-    storage = remote(tmp_path)
-    (tmp_path / "a").mkdir()
+    storage = Storage(tmp_path)
     storage.write("a/b.bin", b"whole")
+    storage.is_local = False
     with storage.fetched("a/b.bin") as path:
         assert path != tmp_path / "a/b.bin" and path.read_bytes() == b"whole"
     assert not path.exists()
@@ -275,6 +247,7 @@ def test_an_object_store_is_reached_by_the_usual_variables(monkeypatch, environm
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(pafs, "S3FileSystem", lambda **given: given)
     given = s3_filesystem()
+    assert isinstance(given.pop("retry_strategy"), pafs.AwsStandardS3RetryStrategy)
     assert (given.pop("connect_timeout"), given.pop("request_timeout")) == (10, 60) and given == options
     storage = Storage("s3://bucket/prefix/")
     assert (

@@ -1,0 +1,119 @@
+"""Writing to S3: an object is there whole, or stays as it was, whatever becomes of its writer.
+
+A small object is one request that states its length; a large one an upload in parts, which is no object
+before it is completed and is aborted by an error. Each request carries a checksum that the store compares."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PART = 16 << 20  # bytes of one part, and of the largest object in one request
+ATTEMPTS = 8  # of a request: 503, time-outs, lost connections; with growing, random pauses up to 20 s
+CONNECT_S, REQUEST_S = 10, 60
+
+
+class Changed(OSError):
+    """A conditional write found another object than it expected."""
+
+
+KINDS = {
+    401: PermissionError,
+    403: PermissionError,
+    404: FileNotFoundError,
+    409: Changed,
+    412: Changed,
+}  # of error, by the status of an answer
+
+
+def reached() -> tuple[str | None, str | None]:
+    """(endpoint, region) by the usual variables: AWS_ENDPOINT_URL(_S3), AWS_REGION, AWS_DEFAULT_REGION."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    # a private store has no region; AWS's look-up would hang
+    return endpoint, region or ("us-east-1" if endpoint else None)
+
+
+def upload(address: str, path: Path) -> None:
+    """A local file under a name `bucket/key`."""
+    from boto3.s3.transfer import TransferConfig
+
+    parts = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
+    bucket, key = _split(address)
+    with _told(address):
+        _client().upload_file(str(path), bucket, key, Config=parts)
+
+
+def put(address: str, data: bytes, **condition: str) -> str:
+    """In one request; returns the ETag. `IfNoneMatch="*"`: only where there is none; `IfMatch=etag`: only in
+    place of that one; raises Changed otherwise."""
+    bucket, key = _split(address)
+    with _told(address):
+        return _client().put_object(Bucket=bucket, Key=key, Body=data, **condition)["ETag"]
+
+
+def get(address: str) -> tuple[bytes, str]:
+    """(bytes, ETag); FileNotFoundError."""
+    bucket, key = _split(address)
+    with _told(address):
+        found = _client().get_object(Bucket=bucket, Key=key)
+        return found["Body"].read(), found["ETag"]
+
+
+def delete(address: str) -> None:
+    """Nothing where there is none."""
+    bucket, key = _split(address)
+    with _told(address):
+        _client().delete_object(Bucket=bucket, Key=key)
+
+
+def abort_uploads(folder: str) -> int:
+    """End the unfinished uploads of dead writers below `bucket/prefix`: parts cost storage until then."""
+    bucket, prefix = _split(f"{folder}/")
+    with _told(folder):
+        pages = _client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
+        left = [one for page in pages for one in page.get("Uploads", ())]
+        for one in left:
+            _client().abort_multipart_upload(Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
+    return len(left)
+
+
+def _split(address: str) -> tuple[str, str]:
+    bucket, _, key = address.partition("/")
+    return bucket, key
+
+
+def _client() -> Any:
+    return _opened(os.getpid(), *reached())  # a connection does not survive a fork
+
+
+@functools.cache
+def _opened(pid: int, endpoint: str | None, region: str | None) -> Any:
+    from boto3.session import Session
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_S,
+        read_timeout=REQUEST_S,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        s3={"addressing_style": "path"} if endpoint else {},  # as Arrow's client, which reads
+    )
+    return Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+@contextlib.contextmanager
+def _told(address: str) -> Iterator[None]:
+    """The store's errors as those of a file: FileNotFoundError, PermissionError, Changed, OSError."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        yield
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        cause = error if isinstance(error, ClientError) else error.__context__
+        said = cause.response if isinstance(cause, ClientError) else {}
+        status = said.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        kind = PermissionError if isinstance(error, NoCredentialsError) else KINDS.get(status, OSError)
+        raise kind(f"s3://{address}: {error}") from error

@@ -1,0 +1,72 @@
+"""Temporary files that outlive no process: one folder below TMPDIR for each, removed at its end, or, where it
+was killed, by the next process that makes one."""
+
+import atexit
+import fcntl
+import functools
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+LOCK = ".lock"  # ends the name of the file that a process holds as long as it lives, beside its folder
+
+
+def folder() -> Path:
+    """This process's own; a fork gets another one."""
+    return _folder(os.getpid(), tempfile.gettempdir())
+
+
+def directory() -> tempfile.TemporaryDirectory:
+    """A folder for a `with` block."""
+    return tempfile.TemporaryDirectory(dir=folder())
+
+
+@functools.cache
+def _folder(pid: int, place: str) -> Path:
+    base = Path(place, f"overtone-{os.getuid()}")
+    base.mkdir(mode=0o700, exist_ok=True)
+    sweep(base)
+    own = base / f"{pid}-{uuid.uuid4().hex[:12]}"
+    while not _held(lock := own.with_name(own.name + LOCK)):
+        pass
+    own.mkdir()
+    atexit.register(_remove, own, lock, pid)
+    return own
+
+
+def sweep(base: Path) -> int:
+    """Remove what dead processes left; how many they were. The kernel frees a file lock with its process."""
+    dead = 0
+    for lock in base.glob(f"*{LOCK}"):
+        try:
+            handle = os.open(lock, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.with_name(lock.name.removesuffix(LOCK)), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+            dead += 1
+        except BlockingIOError:
+            pass  # it lives
+        finally:
+            os.close(handle)
+    return dead
+
+
+def _held(lock: Path) -> bool:
+    """Whether the lock file is ours now; not if it was swept between its making and its locking."""
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)  # left open: held until the process ends
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    if lock.exists() and os.path.samestat(os.fstat(handle), os.stat(lock)):
+        return True
+    os.close(handle)
+    return False
+
+
+def _remove(own: Path, lock: Path, pid: int) -> None:
+    if os.getpid() == pid:  # not at the end of a fork of it
+        shutil.rmtree(own, ignore_errors=True)
+        lock.unlink(missing_ok=True)
