@@ -2,24 +2,64 @@
 by events."""
 
 import contextlib
+import random
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow.fs as pafs
 import pytest
 
 
+class Faults:
+    """What a store does beside serving: one request in so many is answered 503, `before` sees each, and the
+    bytes that it gives away are counted by name."""
+
+    def __init__(self, share: float = 0.0, seed: int = 0):
+        self.share, self._draw, self._lock = share, random.Random(seed), threading.Lock()
+        self.before: Callable[[str, str], None] = lambda method, path: None
+        self.refused, self.seen, self.given = 0, Counter(), Counter()
+
+    def around(self, application: Callable) -> Callable:
+        def answer(environ: dict, start_response: Callable) -> Iterable[bytes]:
+            method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+            self.before(method, path)
+            with self._lock:
+                self.seen[method] += 1
+                refuse = self._draw.random() < self.share
+                self.refused += refuse
+
+            def counted(status: str, headers: list, *rest) -> Callable:
+                length = next((value for name, value in headers if name.lower() == "content-length"), 0)
+                with self._lock:
+                    self.given[path] += int(length) if method == "GET" else 0
+                return start_response(status, headers, *rest)
+
+            if not refuse:
+                return application(environ, counted)
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("503 Slow Down", [("Content-Type", "application/xml")])
+            return [
+                b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            ]
+
+        return answer
+
+
 @contextlib.contextmanager
-def served(*buckets: str) -> Iterator[dict[str, str]]:
+def served(*buckets: str, faults: Faults | None = None) -> Iterator[dict[str, str]]:
     """An S3 server with these buckets. Within the block the usual variables name it, here and in processes
     begun here."""
-    from moto.server import ThreadedMotoServer
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
+    application = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, application, threaded=True)
+    serving = threading.Thread(target=server.serve_forever, daemon=True)
+    serving.start()
+    address = f"http://127.0.0.1:{server.server_port}"
     environment = {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "test",
@@ -29,12 +69,15 @@ def served(*buckets: str) -> Iterator[dict[str, str]]:
     try:
         for bucket in buckets:
             urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
+        if faults:
+            server.app = faults.around(application)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
             yield environment
     finally:
-        server.stop()
+        server.shutdown()
+        serving.join()
 
 
 class SlowStore(pafs.LocalFileSystem):

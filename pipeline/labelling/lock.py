@@ -1,6 +1,8 @@
 """One run at a time on one OUT: the second is refused with the name of the first."""
 
+import _thread
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -8,22 +10,39 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from stages.shards import objects
 from stages.shards.storage import Storage
 
 NAME = "run.lock"
-BEAT_S = 20.0
-STALE_S = 90.0
-SETTLE_S = 2.0  # within it two that start at once have both written
+BEAT_S = 5.0
+STALE_S = 60.0  # without a beat the holder is dead; by the clock of who waits, who has seen none
+FENCE_S = 30.0  # without a beat that arrived the holder gives up, before another can come in
+WATCH_S, SAY_S = 1.0, 10.0
+CHANGED = (objects.Changed, FileNotFoundError)  # what a write meets where its version is no longer there
 
 
 @contextlib.contextmanager
-def locked(out: Storage) -> Iterator[None]:
-    """ValueError naming the holder when another run has OUT. Locally a kernel lock, which ends with its
-    process; on an object store an object that is written again and again, free `STALE_S` after its run
-    died."""
-    with _local(out) if out.is_local else _beating(out):
+def locked(out: Storage, say: Callable[[str], None] = print, part: str = "") -> Iterator[None]:
+    """ValueError naming the holder when another run has OUT, or the same part of it; parts run side by side.
+
+    Locally a kernel lock, which ends with its process. On an object store an object that its holder writes
+    every `BEAT_S`; each write replaces the version before it or fails (If-Match), so that of two only one has
+    it. A dead holder of this machine is followed at once, one elsewhere when `STALE_S` have passed without a
+    beat; `say` gets the countdown. OSError within seconds when the lock is lost in the block."""
+    with contextlib.ExitStack() as stack:
+        own = f"run-{part}.lock" if part else NAME
+        if out.is_local:
+            stack.enter_context(_local(out, NAME, shared=bool(part)))
+            if part:
+                stack.enter_context(_local(out, own))
+        else:
+            stack.enter_context(Beating(out, say, own))
+            others = [n for n in out.names("") if n.startswith("run-") and n.endswith(".lock")]
+            for other in [NAME] if part else others:  # who comes next finds ours
+                Beating(out, say, other).left()
         yield
 
 
@@ -31,67 +50,165 @@ def _own() -> dict:
     return {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
-def _refusal(out: Storage, data: bytes) -> ValueError:
+def _who(held: dict) -> str:
     try:
-        held = json.loads(data)
-        who = f"process {held['pid']} on {held['host']} since {held['since']}"
-    except (ValueError, KeyError, TypeError):
-        who = "another process"
+        return f"process {held['pid']} on {held['host']} since {held['since']}"
+    except (KeyError, TypeError):
+        return "another process"
+
+
+def _parsed(data: bytes) -> dict:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refusal(out: Storage, held: dict) -> ValueError:
     return ValueError(
-        f"{out.root} is in use by another run ({who}): wait for it or stop it; nothing was changed"
+        f"{out.root} is in use by another run ({_who(held)}): wait for it or stop it; nothing was changed"
     )
 
 
 @contextlib.contextmanager
-def _local(out: Storage) -> Iterator[None]:
-    path = out.local(NAME)
+def _local(out: Storage, name: str, shared: bool = False) -> Iterator[None]:
+    path, how = out.local(name), fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ValueError(
+                    f"{path} cannot be locked ({error.strerror}), nothing would keep a second run out: mount "
+                    f"its file system with locks (NFS: the lock service, Lustre: -o flock), or move OUT"
+                ) from None
             file.seek(0)
-            raise _refusal(out, file.read()) from None
+            raise _refusal(out, _parsed(file.read())) from None
         file.truncate(0)
         file.write(json.dumps(_own()).encode())
         file.flush()
         yield
 
 
-@contextlib.contextmanager
-def _beating(out: Storage) -> Iterator[None]:
-    token = uuid.uuid4().hex
+class Beating:
+    """The lock of an object store. At its end the object stays, marked as free: its `generation` grows by one
+    with each holder."""
 
-    def beat() -> None:
-        out.write(NAME, json.dumps(_own() | {"token": token, "beat": time.time()}).encode())
+    def __init__(self, out: Storage, say: Callable[[str], None], name: str = NAME):
+        self.out, self.say, self.where = out, say, out.path(name)
+        self.entry = _own() | {"machine": _machine(), "token": uuid.uuid4().hex}
+        if self.entry["machine"]:
+            self.entry["born"] = _born(os.getpid())
+        self.etag, self.lost = "", ""
+        self._end, self._thread = threading.Event(), threading.Thread(target=self._keep, daemon=True)
 
-    def holder() -> dict:
+    def left(self) -> tuple[dict, str]:
+        """The entry and its version when nobody holds it any more; a refusal when somebody does."""
+        while True:
+            held, etag = self._seen()
+            if not held.get("token") or held.get("free") or (lives := _lives(held)) is False:
+                return held, etag
+            if lives:
+                raise _refusal(self.out, held)
+            if self._outwaited(held, etag):
+                return held, etag
+
+    def __enter__(self) -> None:
+        while True:
+            held, etag = self.left()
+            self.entry["generation"] = int(held.get("generation", 0)) + 1
+            with contextlib.suppress(*CHANGED):  # another was faster: look again
+                self._write({"IfMatch": etag} if etag else {"IfNoneMatch": "*"})
+                break
+        self._thread.start()
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        self._end.set()
+        self._thread.join()
+        if self.lost:
+            if kind in (None, KeyboardInterrupt):
+                raise OSError(self.lost) from None
+            return
+        with contextlib.suppress(OSError):  # the next run waits until it is stale
+            self._write({"IfMatch": self.etag}, free=True)
+
+    def _write(self, condition: dict[str, str], **more) -> None:
+        data = json.dumps(self.entry | {"beat": time.time()} | more).encode()
+        self.etag = objects.put(self.where, data, **condition)
+
+    def _seen(self) -> tuple[dict, str]:
         try:
-            return json.loads(out.read(NAME))
-        except (FileNotFoundError, ValueError):
-            return {}
+            data, etag = objects.get(self.where)
+        except FileNotFoundError:
+            return {}, ""
+        return _parsed(data), etag
 
-    held = holder()
-    if time.time() - held.get("beat", 0) < STALE_S:
-        raise _refusal(out, json.dumps(held).encode())
-    beat()
-    time.sleep(SETTLE_S)  # of two that start at once, the later writer has it
-    held = holder()
-    if held.get("token") != token:
-        raise _refusal(out, json.dumps(held).encode())
-    stop = threading.Event()
+    def _outwaited(self, held: dict, etag: str) -> bool:
+        """Whether the entry stayed as it was; False when its holder ended; a refusal at its first beat."""
+        began, said = time.monotonic(), STALE_S + SAY_S
+        while (left := began + STALE_S - time.monotonic()) > 0:
+            if said - left >= SAY_S:
+                said = left
+                self.say(
+                    f"{self.out.root}: no sign of life from {_who(held)} yet; taken over in {left:.0f} s"
+                )
+            time.sleep(min(left, WATCH_S))
+            now, seen = self._seen()
+            if seen != etag:
+                if seen and not now.get("free"):
+                    raise _refusal(self.out, now)
+                return False
+        return True
 
-    def keep() -> None:
-        while not stop.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # after one failure the next beat is still in time
-                beat()
+    def _keep(self) -> None:
+        last = time.monotonic()
+        while not self._end.wait(BEAT_S):
+            began = time.monotonic()
+            try:
+                self._write({"IfMatch": self.etag})
+                last = began
+            except CHANGED:
+                with contextlib.suppress(OSError):
+                    held, etag = self._seen()
+                    if held.get("token") == self.entry["token"]:  # our own, whose answer was lost
+                        self.etag, last = etag, began
+                    else:
+                        return self._stop(f"{_who(held)} took it over")
+            except OSError as error:
+                if time.monotonic() - last > FENCE_S:
+                    return self._stop(f"the store does not answer: {error}")
 
-    thread = threading.Thread(target=keep, daemon=True)
-    thread.start()
+    def _stop(self, why: str) -> None:
+        self.lost = (
+            f"{self.out.root} is no longer this run's ({why}): it was stopped; finished shards are kept, run "
+            f"the same command again"
+        )
+        if not self._end.is_set():
+            _thread.interrupt_main()
+
+
+def _machine() -> str:
+    """This boot of this machine and its space of process numbers, of which each container has its own; empty
+    where the system does not tell."""
     try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        if holder().get("token") == token:
-            out.delete(NAME)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str:
+    """When a process began, in clock ticks since the boot: numbers are used again."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def _lives(held: dict) -> bool | None:
+    """Whether the holder is a process of this machine that lives; None: of another one."""
+    if not held.get("machine") or held["machine"] != _machine():
+        return None
+    try:
+        return _born(held["pid"]) == held["born"]
+    except (OSError, KeyError):
+        return False

@@ -6,13 +6,19 @@ before it is completed and is aborted by an error. Each request carries a checks
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 PART = 16 << 20  # bytes of one part, and of the largest object in one request
+READS, PAUSE_S = 5, 0.5  # of one whole read that fails in its middle, and before the second
 ATTEMPTS = 8  # of a request: 503, time-outs, lost connections; with growing, random pauses up to 20 s
 CONNECT_S, REQUEST_S = 10, 60
+HASTE_S = 5  # for those who wait for an answer, twice
 
 
 class Changed(OSError):
@@ -48,17 +54,17 @@ def upload(address: str, path: Path) -> None:
 
 def put(address: str, data: bytes, **condition: str) -> str:
     """In one request; returns the ETag. `IfNoneMatch="*"`: only where there is none; `IfMatch=etag`: only in
-    place of that one; raises Changed otherwise."""
+    place of that one; raises Changed otherwise. An error comes within half a minute."""
     bucket, key = _split(address)
     with _told(address):
-        return _client().put_object(Bucket=bucket, Key=key, Body=data, **condition)["ETag"]
+        return _client(hasty=True).put_object(Bucket=bucket, Key=key, Body=data, **condition)["ETag"]
 
 
 def get(address: str) -> tuple[bytes, str]:
-    """(bytes, ETag); FileNotFoundError."""
+    """(bytes, ETag); FileNotFoundError. An error comes within half a minute."""
     bucket, key = _split(address)
     with _told(address):
-        found = _client().get_object(Bucket=bucket, Key=key)
+        found = _client(hasty=True).get_object(Bucket=bucket, Key=key)
         return found["Body"].read(), found["ETag"]
 
 
@@ -85,22 +91,36 @@ def _split(address: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _client() -> Any:
-    return _opened(os.getpid(), *reached())  # a connection does not survive a fork
+def _client(hasty: bool = False) -> Any:
+    return _opened(os.getpid(), *reached(), hasty)  # a connection does not survive a fork
 
 
 @functools.cache
-def _opened(pid: int, endpoint: str | None, region: str | None) -> Any:
+def _opened(pid: int, endpoint: str | None, region: str | None, hasty: bool) -> Any:
     from boto3.session import Session
     from botocore.config import Config
 
     config = Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=REQUEST_S,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        connect_timeout=HASTE_S if hasty else CONNECT_S,
+        read_timeout=HASTE_S if hasty else REQUEST_S,
+        retries={"mode": "standard", "total_max_attempts": 2 if hasty else ATTEMPTS},
         s3={"addressing_style": "path"} if endpoint else {},  # as Arrow's client, which reads
     )
     return Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """What a read gives, again after a pause where the store did not answer, or not to the end."""
+    for attempt in range(READS):
+        try:
+            return read()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if attempt + 1 == READS:
+                raise
+            time.sleep(PAUSE_S * 2**attempt * (1 + random.random()))
+    raise AssertionError
 
 
 @contextlib.contextmanager
@@ -116,4 +136,4 @@ def _told(address: str) -> Iterator[None]:
         said = cause.response if isinstance(cause, ClientError) else {}
         status = said.get("ResponseMetadata", {}).get("HTTPStatusCode")
         kind = PermissionError if isinstance(error, NoCredentialsError) else KINDS.get(status, OSError)
-        raise kind(f"s3://{address}: {error}") from error
+        raise kind(f"s3://{address}: {cause if said else error}") from error

@@ -2,6 +2,7 @@
 was killed, by the next process that makes one."""
 
 import atexit
+import contextlib
 import fcntl
 import functools
 import os
@@ -49,8 +50,8 @@ def sweep(base: Path) -> int:
             shutil.rmtree(lock.with_name(lock.name.removesuffix(LOCK)), ignore_errors=True)
             lock.unlink(missing_ok=True)
             dead += 1
-        except BlockingIOError:
-            pass  # it lives
+        except OSError:
+            pass  # it lives, or this file system has no locks: then nothing is ever swept
         finally:
             os.close(handle)
     return dead
@@ -59,7 +60,8 @@ def sweep(base: Path) -> int:
 def _held(lock: Path) -> bool:
     """Whether the lock file is ours now; not if it was swept between its making and its locking."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)  # left open: held until the process ends
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    with contextlib.suppress(OSError):  # no locks on this file system: nobody will take it for dead
+        fcntl.flock(handle, fcntl.LOCK_EX)
     if lock.exists() and os.path.samestat(os.fstat(handle), os.stat(lock)):
         return True
     os.close(handle)

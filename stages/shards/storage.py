@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from stages.shards import fetching, objects, scratch
 from stages.shards.names import utf8_alias
 
+T = TypeVar("T")
 ATTEMPT = ".attempt-"  # prefix of unfinished files; a run that died leaves them
 
 
@@ -58,6 +60,11 @@ class Storage:
         """The root for other processes: an absolute path, or its s3:// address."""
         return os.path.abspath(self.root) if self.is_local else self.root
 
+    @property
+    def real(self) -> str:
+        """The root without links, to be compared with others."""
+        return os.path.realpath(self.root) if self.is_local else self.root
+
     def path(self, name: str) -> str:
         return f"{self.base}/{name}" if name else self.base
 
@@ -75,30 +82,39 @@ class Storage:
         if self.is_local:
             return {name for name in self._listed(folder) if not name.startswith(ATTEMPT)}
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
-        return {info.base_name for info in self.fs.get_file_info(selector)}
+        return {info.base_name for info in self._patiently(lambda: self.fs.get_file_info(selector))}
 
     def is_gone(self) -> bool:
         """A local root that is no folder; an object store has no folders to lose."""
         return self.is_local and not os.path.isdir(self.base)
 
     def exists(self, name: str) -> bool:
-        return self.fs.get_file_info(self.path(name)).type == pafs.FileType.File
+        return self._info(name).type == pafs.FileType.File
+
+    def _info(self, name: str) -> pafs.FileInfo:
+        return self._patiently(lambda: self.fs.get_file_info(self.path(name)))
+
+    def _patiently(self, read: Callable[[], T]) -> T:
+        return read() if self.is_local else objects.patiently(read)
 
     def size(self, name: str) -> int:
-        info = self.fs.get_file_info(self.path(name))
+        info = self._info(name)
         if info.type != pafs.FileType.File:
             raise FileNotFoundError(self.path(name))
         return info.size
 
     def read(self, name: str) -> bytes:
-        with self.open(name) as f:
-            return f.read()
+        def read() -> bytes:
+            with self.open(name) as f:
+                return f.read()
+
+        return self._patiently(read)
 
     def open(self, name: str) -> pa.NativeFile:
         return self.fs.open_input_file(self.path(name))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        return pq.read_table(self.path(name), filesystem=self.fs, columns=columns)
+        return self._patiently(lambda: pq.read_table(self.path(name), filesystem=self.fs, columns=columns))
 
     def delete(self, name: str) -> None:
         """Nothing where it is missing."""
@@ -147,9 +163,16 @@ class Storage:
     @contextlib.contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
         """A local path: the file itself, or a temporary copy."""
-        with self.arriving(name) as (path, arrived):
-            arrived(self.size(name))
-            yield path
+        with contextlib.ExitStack() as stack:
+
+            def copied() -> Path:
+                with contextlib.ExitStack() as attempt:
+                    path, arrived = attempt.enter_context(self.arriving(name))
+                    arrived(self.size(name))
+                    stack.push(attempt.pop_all())
+                    return path
+
+            yield self._patiently(copied)
 
     @contextlib.contextmanager
     def arriving(self, name: str) -> Iterator[tuple[Path, Callable[[int], None]]]:

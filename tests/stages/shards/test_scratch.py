@@ -1,5 +1,6 @@
 """Temporary files: gone with their process, or with the next one."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -90,3 +91,13 @@ def test_a_lock_swept_between_its_making_and_its_locking_is_made_again(tmp_path,
 
     monkeypatch.setattr(fcntl, "flock", late)
     assert not scratch._held(lock) and scratch._held(lock) and scratch.sweep(tmp_path) == 0
+
+
+def test_where_a_file_system_has_no_locks_nothing_is_swept(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    own = scratch.folder()
+    assert own.is_dir() and scratch.sweep(own.parent) == 0 and own.is_dir()

@@ -175,7 +175,7 @@ def store():
 
 def test_an_object_appears_by_one_upload_and_leaves_no_local_file(store, tmp_path, monkeypatch):
     monkeypatch.setattr(storage_module.scratch, "folder", lambda: tmp_path)
-    storage = Storage(f"{store}/out")
+    storage = Storage(f"{store}/one-upload")
     with storage.attempt("b.bin") as path:
         path.write_bytes(b"whole")
         assert not storage.exists("b.bin") and path.parent == tmp_path and path.name.startswith(ATTEMPT)
