@@ -18,6 +18,8 @@ def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: st
     unknown column or unfinished shards."""
     out, target = Storage(place), Storage(to)
     known = registry.existing(out)
+    if f"{target.real}/".startswith(f"{out.real}/") or target.exists(registry.NAME):
+        raise ValueError(f"--to {to} holds labels, whose tars it would replace: give a folder of its own")
     names = columns or known.names
     for name in names:
         if name not in known.columns:

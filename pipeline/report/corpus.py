@@ -39,12 +39,12 @@ OF_SHARDS = {
 HOURS = "coalesce(sum(length_s), 0) / 3600 AS hours"
 AMOUNT = f"count(*) AS segments, count(DISTINCT recording) AS recordings, {HOURS}"
 REGATHER = (
-    "delete index.parquet, segments.parquet and shards.parquet there and run the same `labels` "
-    "again, which gathers them anew"
+    "move index.parquet, segments.parquet and shards.parquet away and run the same `labels` again, which "
+    "gathers them anew"
 )
 REMEDIES = dict.fromkeys(("segments", "shards"), REGATHER) | {
-    "plan": "restore it, or use another OUT",
-    "rejected": "delete it and run the same `labels` again, which writes it anew",
+    "plan": "restore it from a copy, or use another OUT",
+    "rejected": "run the same `labels` again, which writes it anew",
 }
 Row = dict[str, Any]
 
@@ -79,7 +79,7 @@ def as_dicts(cursor: duckdb.DuckDBPyConnection) -> list[Row]:
 @contextlib.contextmanager
 def opened(place: str) -> Iterator[Corpus]:
     """ValueError when `place` holds no labels, none are gathered yet, or a table is damaged."""
-    out, files = Storage(place), {}
+    out, files, paths = Storage(place), {}, []
     known = registry.existing(out)
     for name in ("segments", "shards", "plan"):
         if not out.exists(f"{name}.parquet"):
@@ -94,6 +94,7 @@ def opened(place: str) -> Iterator[Corpus]:
         for name in REMEDIES:
             if out.exists(f"{name}.parquet"):
                 path = str(stack.enter_context(out.fetched(f"{name}.parquet")))
+                paths.append(path)
                 table = f"read_parquet({quoted(path)})"
                 try:
                     columns = corpus.rows(f"DESCRIBE SELECT * FROM {table}")
@@ -111,6 +112,7 @@ def opened(place: str) -> Iterator[Corpus]:
             USING (recording);
             CREATE VIEW rejected AS SELECT stage, reason, path FROM {rejected}"""
         )
+        tables.lock(db, paths, out)
         yield corpus
 
 

@@ -3,7 +3,6 @@
 `path_bytes` is exact (file names need not be UTF-8); `path` is for people."""
 
 import math
-from collections import namedtuple
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from stages.shards.record import UPGRADE
 from stages.shards.storage import Storage, fields
 
 ROW_GROUP = 65_536  # rows; fixed, so that the same rows are the same bytes
@@ -49,23 +49,30 @@ PLAN = pa.schema(
     metadata={"overtone.plan": "1"},
 )
 
+REMEDIES = {
+    "catalog": "move it away to have the audio scanned again",
+    # whoever makes it anew plans every recording into other shards
+    "plan": "restore it from a copy (an older version of the object, a snapshot), or use another OUT",
+}
 LATER = frozenset({"duration_from"})  # columns that came after the first version
 BYTES_PER_S = 16_000  # 128 kbit/s, where nothing states a duration
 LEAST_BYTES_PER_S = 12.5  # 100 bit/s: FLAC of digital silence; no codec says less about a second
-
-Planned = namedtuple("Planned", PLAN.names)
 
 
 def check_schema(path: Path, schema: pa.Schema, what: str) -> None:
     """ValueError, with the remedy, unless `path` is a parquet file of this schema, or its first version."""
     older = [pa.schema([field for field in schema if field.name not in LATER])]
     try:
-        known = any(pq.read_schema(path).equals(one) for one in (schema, *older))
-        problem = "" if known else "its columns are not this version's"
+        seen = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
-        problem = error
-    if problem:
-        raise ValueError(f"{what} {path}: {problem}; delete it to have it made again")
+        raise ValueError(f"{what} {path}: {error}; {REMEDIES[what]}") from None
+    if any(seen.equals(one) for one in (schema, *older)):
+        return
+    key = f"overtone.{what}".encode()
+    version, own = ((one.metadata or {}).get(key, b"none").decode() for one in (seen, schema))
+    if version not in map(str, range(1, int(own) + 1)):
+        raise ValueError(f"{what} {path} has format {version}; this version reads {own}: {UPGRADE}")
+    raise ValueError(f"{what} {path}: its columns are not those of its format {version}; {REMEDIES[what]}")
 
 
 def read_catalog(path: Path | str, columns: list[str] | None = None) -> pa.Table:
@@ -128,9 +135,24 @@ def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterato
         yield held.combine_chunks()
 
 
-def read_shard(storage: Storage, shard: str) -> list[Planned]:
+class ShardRows:
+    """The live recordings of each shard, by id, of a plan that is read once: what decoding needs of them."""
+
+    COLUMNS = ["recording", "shard", "path", "path_bytes", "size", "mtime_ns", "quick", "tombstone"]
+
+    def __init__(self, path: Path | str):
+        self._live = live(read_plan(path, self.COLUMNS)).drop_columns("tombstone")
+        self.slices = shard_slices(self._live)
+
+    def __call__(self, shard: str) -> list[dict]:
+        """Rows of `PLAN`, some columns of it."""
+        start, count = self.slices[shard]
+        return self._live.slice(start, count).sort_by("recording").to_pylist()
+
+
+def read_shard(storage: Storage, shard: str) -> list[dict]:
     """The live recordings of one shard, by id, from OUT/plan.parquet; reads only the rows it needs."""
     wanted = (pc.field("shard") == shard) & pc.field("tombstone").is_null()
     path = storage.path("plan.parquet")
     table = pq.read_table(path, filesystem=storage.fs, filters=wanted, partitioning=None)
-    return [Planned(**row) for row in table.sort_by("recording").to_pylist()]
+    return table.sort_by("recording").to_pylist()

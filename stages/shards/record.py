@@ -12,6 +12,11 @@ from typing import Any
 from stages.shards.storage import Storage
 
 FORMAT = 1
+UPGRADE = "use the version of overtone that wrote it, or a newer one; nothing was changed"
+
+
+class UnknownFormat(OSError):
+    """A record that another version wrote. It cannot be read, which is no damage: it is never made again."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +51,22 @@ def _digest(data: dict) -> str:
 
 
 def parse(data: bytes, name: str) -> Record:
-    """ValueError when it is not a record, or not as it was written."""
+    """ValueError when it is not a record, or not as it was written; UnknownFormat for that of another
+    version, whatever its fields are."""
     try:
         fields = json.loads(data)
-        noted = fields.pop("record_sha256", None)
+        noted, seen = fields.pop("record_sha256", None), fields.get("format")
+        if isinstance(seen, int) and seen != FORMAT:
+            raise UnknownFormat(f"{name} has format {seen}; this version reads {FORMAT}: {UPGRADE}")
         record = Record(**fields)
+    except UnknownFormat:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is not a record ({error})") from None
     if noted != (seen := _digest(fields)):
         raise ValueError(
             f"{name} is damaged: its fields have sha256 {seen[:12]}…, it says {str(noted)[:12]}…"
         )
-    if record.format != FORMAT:
-        raise ValueError(f"{name} has format {record.format}; this version reads {FORMAT}")
     return record
 
 
@@ -83,7 +91,9 @@ def finished(storage: Storage, column: str) -> set[str]:
 
 
 def discard(storage: Storage, column: str, shard: str) -> None:
-    """Delete a shard of a column. The record goes first: it marks the shard as finished."""
+    """Delete a shard of a column. Its marks go first: the notes that it was audited, and its record."""
+    for columns in storage.names("audited"):
+        storage.delete(f"audited/{columns}/{shard}.json")
     for kind in ("json", "tar", "index.parquet", "stats.parquet", "sums.parquet"):
         storage.delete(file(column, shard, kind))
 

@@ -197,3 +197,14 @@ def test_verify_finds_damage_and_repair_gives_the_same_bytes(labelled, excerpts,
     assert tars(out) == tars(labelled)
     assert untouched == {p: p.stat().st_mtime_ns for p in untouched}
     assert run_overtone("verify", out).returncode == 0
+
+
+@pytest.mark.parametrize("place", ["columns/audio", "", "new", "../link"])
+def test_merged_tars_replace_no_tar_of_a_column(labelled, tmp_path, run_overtone, place):
+    out = tmp_path / "out"
+    shutil.copytree(labelled, out)
+    (tmp_path / "link").symlink_to(out / "columns")
+    before = tars(out)
+    done = run_overtone("merge", out, "--to", f"{out}/{place}".rstrip("/"))
+    assert done.returncode == 2 and "holds labels, whose tars it would replace: give a folder" in done.stderr
+    assert tars(out) == before

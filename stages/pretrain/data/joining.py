@@ -11,8 +11,7 @@ import pyarrow as pa
 
 from stages.pretrain.data.corpora import THREADS, PinnedCorpus, first_line
 from stages.pretrain.data.settings import Data
-from stages.shards import column, scratch, storage
-from stages.shards.tables import connect
+from stages.shards import column, scratch, storage, tables
 from stages.signal.rates import RATE_HZ
 
 MEMORY_GB = 2.0
@@ -38,7 +37,7 @@ def join(corpus: PinnedCorpus, data: Data, first: int, labels: Labels) -> Iterat
         reasons.append(("NOT s.wanted", "data.where"))
     with contextlib.ExitStack() as stack:
         spill = stack.enter_context(scratch.directory())
-        db = stack.enter_context(contextlib.closing(connect(Path(spill), MEMORY_GB)))
+        db = stack.enter_context(contextlib.closing(tables.connect(Path(spill), MEMORY_GB)))
         _load(db, corpus, stack)
         _check_labels(db, corpus, labels)
         filtered = bool(statistics or data.where)
@@ -91,8 +90,11 @@ def _own_index(corpus: PinnedCorpus, name: str, shard: str) -> pa.Table:
 
 
 def _parquet(corpus: PinnedCorpus, name: str, stack: contextlib.ExitStack) -> str:
-    path = str(stack.enter_context(corpus.storage.fetched(name))).replace("'", "''")
-    return f"read_parquet('{path}')"
+    return read_parquet(str(stack.enter_context(corpus.storage.fetched(name))))
+
+
+def read_parquet(path: str) -> str:
+    return "read_parquet('{}')".format(path.replace("'", "''"))
 
 
 def _check_labels(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, labels: Labels) -> None:
@@ -134,7 +136,9 @@ def _load_statistics(
             f"{root} has no segments.parquet, which data.where and the filters read: run `overtone labels` "
             "to its end"
         )
-    table = _parquet(corpus, "segments.parquet", stack)
+    path = str(stack.enter_context(corpus.storage.fetched("segments.parquet")))
+    table = read_parquet(path)
+    tables.lock(db, [path], corpus.storage)
     columns = "".join(f"{name}, " for name in names)
     try:  # of several recipes' rows of one segment, those of the columns in use
         db.execute(

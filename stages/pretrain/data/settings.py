@@ -45,7 +45,8 @@ class Data:
     min_rms_db: Number | None = None  # level; this and the next three: filters over OUT/segments.parquet
     max_silence: Share | None = None  # share of 10-ms frames below -60 dBFS
     max_clipping: Share | None = None  # share of samples at full scale
-    # SQL condition over its columns, for example: rms_db > -40 and source_rate_hz >= 44100
+    # SQL condition over its columns, for example: rms_db > -40 and source_rate_hz >= 44100. Of other files
+    # it reads lists below OUT/report only
     where: str | None = None
     window_shards: Count = 64  # samples are shuffled inside so many shards
     valid_crops: Natural = 256  # held-out crops, at most; 0: no validation

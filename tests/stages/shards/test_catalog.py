@@ -55,11 +55,13 @@ def test_only_wanted_columns_are_read(plan, tmp_path):
 
 
 def test_another_file_is_refused_with_its_remedy(plan, tmp_path):
-    with pytest.raises(ValueError, match="plan.parquet.*delete it"):
+    with pytest.raises(ValueError, match="catalog .*plan.parquet has format none"):
         catalog.read_catalog(tmp_path / "plan.parquet")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="torn.parquet"):
+    with pytest.raises(ValueError, match="torn.parquet.*; restore it from a copy"):
         catalog.read_plan(tmp_path / "torn.parquet")
+    with pytest.raises(ValueError, match="torn.parquet.*; move it away"):
+        catalog.read_catalog(tmp_path / "torn.parquet")
     with pytest.raises(ValueError, match="absent.parquet"):
         catalog.read_plan(tmp_path / "absent.parquet")
 
@@ -94,9 +96,9 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path):
 def test_a_shards_live_recordings_come_by_id(tmp_path):
     rows = [row(1, "sa"), row(3, "sb"), row(2, "sb", "edited"), row(0, "sb")]
     write_parquet(tmp_path / "plan.parquet", PLAN, [pa.RecordBatch.from_pylist(rows, schema=PLAN)])
-    assert [p.recording for p in catalog.read_shard(Storage(tmp_path), "sb")] == ["r0", "r3"]
+    assert [p["recording"] for p in catalog.read_shard(Storage(tmp_path), "sb")] == ["r0", "r3"]
     assert catalog.read_shard(Storage(tmp_path), "sx") == []
-    assert catalog.read_shard(Storage(tmp_path), "sa")[0] == catalog.Planned(**row(1, "sa"))
+    assert catalog.read_shard(Storage(tmp_path), "sa")[0] == row(1, "sa")
 
 
 def test_rows_of_a_shard_must_be_neighbours():
@@ -109,16 +111,21 @@ def test_rows_of_a_shard_must_be_neighbours():
     }
 
 
-def test_a_table_of_another_version_is_refused_with_its_remedy(plan, tmp_path):
-    with pytest.raises(
-        ValueError,
-        match="catalog .*plan.parquet: its columns are not this version's; delete it to have it made again",
-    ):
-        catalog.read_catalog(tmp_path / "plan.parquet")
+def test_a_table_of_another_version_is_refused_and_none_is_told_to_be_deleted(plan, tmp_path):
+    """Whoever deletes a plan labels everything anew."""
     catalog.check_schema(tmp_path / "plan.parquet", PLAN, "plan")
-    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="plan .*torn.parquet: .*; delete it to have it made again"):
-        catalog.read_plan(tmp_path / "torn.parquet")
+    for version, problem in (
+        (
+            b"2",
+            "has format 2; this version reads 1: use the version of overtone that wrote it, or a newer one",
+        ),
+        (b"1", "its columns are not those of its format 1; restore it from a copy"),
+    ):
+        newer = PLAN.append(pa.field("invented", pa.int64())).with_metadata({b"overtone.plan": version})
+        pq.write_table(newer.empty_table(), tmp_path / "newer.parquet")
+        with pytest.raises(ValueError, match=f"plan .*newer.parquet:? {problem}") as error:
+            catalog.read_plan(tmp_path / "newer.parquet")
+        assert "delete" not in str(error.value)
 
 
 def test_a_catalog_is_written_and_read_with_its_row_groups(tmp_path, monkeypatch):
@@ -160,3 +167,13 @@ def test_a_catalog_of_the_first_version_is_read(tmp_path):
 def test_a_recording_weighs_no_more_than_its_bytes_can_hold(duration_s, size, most_h, seconds):
     plan = pa.table({"duration_s": [duration_s], "size": [size]})
     assert catalog.likely_seconds(plan, most_h).tolist() == pytest.approx([seconds])
+
+
+def test_the_plan_is_read_once_for_all_shards(tmp_path):
+    rows = [row(1, "sa"), row(3, "sb"), row(2, "sb", "edited"), row(0, "sb")]
+    write_parquet(tmp_path / "plan.parquet", PLAN, [pa.RecordBatch.from_pylist(rows, schema=PLAN)])
+    planned = catalog.ShardRows(tmp_path / "plan.parquet")
+    for shard in ("sa", "sb"):
+        whole = catalog.read_shard(Storage(tmp_path), shard)
+        assert planned(shard) == [{name: one[name] for name in planned(shard)[0]} for one in whole]
+        assert set(planned(shard)[0]) >= {"recording", "path", "path_bytes", "size", "mtime_ns", "quick"}
