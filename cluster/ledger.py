@@ -1,9 +1,7 @@
-"""Not in `sharded.py`, so that its process need not import Ray Data, which takes a second."""
+"""What a function on the cluster tells while it works. A module of its own, which imports little."""
 
 import contextlib
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,22 +13,13 @@ POLL_S = 0.5  # a worker's report arrives within it
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
-    """Counts attempts, to give up a shard that kills its worker; carries events."""
+    """Carries events from a function on the cluster to its driver."""
 
     def __init__(self):
-        self.attempts: Counter[tuple[str, str]] = Counter()
         self.events: list[dict] = []
 
-    def begin(self, stage: str, shard: str, host: str) -> int:
-        now = time.time()
-        self.events.append(dict(event="begin", stage=stage, shard=shard, host=host, started=now))
-        self.attempts[stage, shard] += 1
-        return self.attempts[stage, shard]
-
-    def end(self, row: dict) -> None:
-        # a later death of another shard in its block does not count
-        self.attempts.pop((row.get("stage"), row.get("shard")), None)
-        self.events.append({"event": "end", **row})
+    def add(self, event: dict) -> None:
+        self.events.append(event)
 
     def drain(self) -> list[dict]:
         events, self.events = self.events, []

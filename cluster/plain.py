@@ -8,7 +8,6 @@ import platform
 import signal
 import time
 import traceback
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,23 +16,24 @@ from typing import Any
 
 import psutil
 
+from cluster import chain
+from cluster.chain import Node
 from cluster.pools import (
     Session,
     StageSpec,
     available_cpus,
     check_gpus,
+    check_machine,
     debugging,
     outcome,
-    passed_on,
-    size_pools,
 )
+from stages.label.machine import Kinds, machine
 from stages.shards.storage import Storage
 
 NAME = "processes"
 SPAWN = multiprocessing.get_context("spawn")  # a fork would share torch's threads and the driver's files
 PR_SET_PDEATHSIG = 1
 RETRIES = 3  # of a function whose process dies
-CLOSE_S = 5.0  # for a worker to end by itself
 
 preflight = check_gpus
 
@@ -46,8 +46,10 @@ def session(cpus: int | None = None) -> Iterator[Session]:
     yield Session(count, torch.cuda.device_count(), count, psutil.virtual_memory().total)
 
 
-def check_nodes(out: Storage, roots: list[str]) -> None:
-    """Nothing: the scan has read the audio on this machine, and OUT was written to."""
+def check_nodes(out: Storage, roots: list[str], kinds: Kinds | None = None) -> Callable[[dict], str]:
+    """As `session.check_nodes`. The scan has read the audio on this machine, and OUT was written to."""
+    check_machine("this machine", machine(), kinds)
+    return lambda node: ""
 
 
 class Process:
@@ -105,15 +107,15 @@ def _begin(driver: int, pipe: Connection, target: Callable, *args: Any) -> None:
             pipe.send(error)
 
 
-def _serve(pipe: Connection, spec: StageSpec, attempts: int) -> None:
-    """A worker of a stage: (shard, attempt) → row, until the driver closes the pipe."""
+def _serve(pipe: Connection, spec: StageSpec) -> None:
+    """A worker of a stage: (shard, payload) → row, until the driver closes the pipe."""
     opening = ThreadPoolExecutor(1).submit(spec.make)  # the first shard reports an error of it
     while True:
         try:
-            shard, tried = pipe.recv()
+            shard, payload = pipe.recv()
         except (EOFError, ConnectionResetError):
             return
-        pipe.send(outcome(spec.name, shard, opening.result, tried, attempts))
+        pipe.send(outcome(spec.name, shard, payload, opening.result))
 
 
 def _once(pipe: Connection, work: Callable, args: tuple) -> None:
@@ -131,71 +133,60 @@ def _received(pipe: Connection) -> Any:
     return message
 
 
-class Stage:
-    """The shards that wait for a stage, and its workers."""
+class Crew:
+    """Processes of this machine, as `chain.Crew`. A GPU worker gets the card that is the fullest of those
+    with room."""
 
-    def __init__(self, spec: StageSpec, attempts: int, on_event: Callable[[dict], None]):
-        self.spec, self.attempts, self.on_event = spec, attempts, on_event
-        self.waiting: deque[dict] = deque()  # rows of the chain
-        self.tried: Counter[str] = Counter()
-        self.idle: list[Process] = []
-        self.busy: dict[Connection, tuple[Process, dict]] = {}
+    def __init__(self, session: Session):
+        self._here = Node(platform.node(), session.cpus, session.gpus, session.memory_bytes)
+        self._held = [0.0] * int(session.gpus)  # of each card
 
-    def begin(self, process: Process) -> None:
-        """Give it the next shard."""
-        row = self.waiting.popleft()
-        shard, name = row["shard"], self.spec.name
-        self.tried[shard] += 1
-        self.on_event(dict(event="begin", stage=name, shard=shard, host=platform.node(), started=time.time()))
-        self.busy[process.pipe] = process, row
-        with suppress(OSError):  # it is dead: `end` finds out
-            process.pipe.send((shard, self.tried[shard]))
+    def nodes(self) -> list[Node]:
+        return [self._here]
 
-    def end(self, pipe: Connection) -> dict | None:
-        """The row of a shard that a process has ended with; None when the process died, and another one
-        is to try."""
-        process, row = self.busy.pop(pipe)
-        self.idle.append(process)
-        shard = row["shard"]
+    def start(self, spec: StageSpec, cpus: float, node: Node) -> "Worker":
+        card, need = None, spec.needs.gpus
+        if need:
+            card = max(
+                range(len(self._held)), key=lambda i: (self._held[i] + need <= 1 + 1e-6, self._held[i])
+            )
+            self._held[card] += need
+        return Worker(self, spec, card)
+
+    def ended(self, busy: list["Worker"], timeout_s: float) -> list[tuple["Worker", dict | None]]:
+        if not busy:
+            time.sleep(timeout_s)
+        by_pipe, found = {worker.process.pipe: worker for worker in busy}, []
+        for pipe in wait(list(by_pipe), timeout_s):
+            try:
+                found.append((by_pipe[pipe], _received(pipe)))
+            except EOFError:
+                found.append((by_pipe[pipe], None))
+        return found
+
+    def lost(self, worker: "Worker") -> bool:
+        return False
+
+    def give_back(self, spec: StageSpec, card: int) -> None:
+        self._held[card] -= spec.needs.gpus
+
+
+class Worker:
+    def __init__(self, crew: Crew, spec: StageSpec, card: int | None):
+        self._crew, self._spec, self.node = crew, spec, platform.node()
+        self.process = Process(_serve, spec, cpus=spec.needs.cpus, card=card)
+
+    def begin(self, shard: str, payload: Any) -> bool:
         try:
-            out = _received(pipe)
-        except EOFError:
-            self.idle.pop().close()
-            if self.tried[shard] < self.attempts:
-                self.waiting.appendleft(row)
-                return None
-            out = outcome(self.spec.name, shard, dict, self.attempts + 1, self.attempts)
-        self.on_event({"event": "end", **out})
-        return passed_on(row, self.spec.name, out)
+            self.process.pipe.send((shard, payload))
+        except OSError:
+            return False
+        return self.process.alive()
 
     def close(self, patience_s: float = 0.0) -> None:
-        processes = [*self.idle, *(process for process, _ in self.busy.values())]
-        self.idle, self.busy = [], {}
-        for process in processes:
-            process.pipe.close()
-        for process in processes:
-            process.close(patience_s)
-
-
-def shares(specs: list[StageSpec], session: Session) -> list[int]:
-    """Workers of each stage: one, and while CPUs, GPUs and memory are left, one more where each has most to
-    do."""
-    pools = size_pools(specs, session.cpus, session.gpus, session.node_cpus)
-    needs = [
-        (pool.cpus, spec.needs.gpus, spec.needs.memory_gb) for pool, spec in zip(pools, specs, strict=True)
-    ]
-    left = [session.cpus, session.gpus, session.memory_bytes / 2**30]
-    counts = [0] * len(specs)
-
-    def able(i: int) -> bool:
-        fits = all(need <= have + 1e-6 for need, have in zip(needs[i], left, strict=True))
-        return not counts[i] or fits and counts[i] < pools[i].max_workers
-
-    while chosen := [i for i in range(len(specs)) if able(i)]:
-        i = max(chosen, key=lambda i: (not counts[i], specs[i].cpu_s / max(1, counts[i])))
-        counts[i] += 1
-        left = [have - need for need, have in zip(needs[i], left, strict=True)]
-    return counts
+        self.process.close(patience_s)
+        if self.process.card is not None:
+            self._crew.give_back(self._spec, self.process.card)
 
 
 def run_chain(
@@ -204,53 +195,10 @@ def run_chain(
     session: Session,
     attempts: int = 3,
     on_event: Callable[[dict], None] = lambda event: None,
+    payload: Callable[[str], Any] = lambda shard: None,
 ) -> Iterator[dict]:
-    """As `sharded.run_chain`; events come in this thread."""
-    stages = [Stage(spec, attempts, on_event) for spec in specs]
-    stages[0].waiting.extend({"shard": shard} for shard in shards)
-    try:
-        while stages:
-            yield from _work_off(stages, session)
-            stages.pop(0).close(CLOSE_S)  # its CPUs go to the later ones
-    finally:
-        for stage in stages:
-            stage.close()
-
-
-def _work_off(stages: list[Stage], session: Session) -> Iterator[dict]:
-    """Rows that leave the chain, until nothing is left for its first stage."""
-    most = shares([stage.spec for stage in stages], session)
-    for stage in stages:
-        if not stage.idle and not stage.busy:  # all pools load their models at once
-            stage.idle.append(_worker(stage, stages, session))
-    while stages[0].waiting or stages[0].busy:
-        for stage, count in zip(stages, most, strict=True):
-            while stage.waiting and (stage.idle or len(stage.busy) < count):
-                process = stage.idle.pop() if stage.idle else _worker(stage, stages, session)
-                if process.alive():
-                    stage.begin(process)
-                else:  # while it was idle
-                    process.close()
-        for pipe in wait([pipe for stage in stages for pipe in stage.busy]):
-            place = next(i for i, stage in enumerate(stages) if pipe in stage.busy)
-            row = stages[place].end(pipe)
-            if row and ("failed" in row or place + 1 == len(stages)):
-                yield row
-            elif row:
-                stages[place + 1].waiting.append(row)
-
-
-def _worker(stage: Stage, stages: list[Stage], session: Session) -> Process:
-    """On the GPU that is the fullest of those with room."""
-    need, card = stage.spec.needs.gpus, None
-    if need:
-        held = [0.0] * int(session.gpus)
-        for other in stages:
-            for process in (*other.idle, *(process for process, _ in other.busy.values())):
-                if process.card is not None:
-                    held[process.card] += other.spec.needs.gpus
-        card = max(range(len(held)), key=lambda i: (held[i] + need <= 1 + 1e-6, held[i]))
-    return Process(_serve, stage.spec, stage.attempts, cpus=stage.spec.needs.cpus, card=card)
+    """As `chain.run_chain`, in processes of this machine."""
+    yield from chain.run_chain(specs, shards, Crew(session), attempts, on_event, payload)
 
 
 def run_one_reporting(

@@ -4,12 +4,14 @@ stage: the same for Ray and for plain processes."""
 import math
 import os
 import platform
+import traceback
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stages.label.base import Needs
+from stages.label.machine import Kinds, another
 
-SLACK = 0.1  # share of the CPUs left for Ray Data's own tasks
+SLACK = 0.1  # share of the CPUs left for the driver and for what else a node does
 
 
 class Session(NamedTuple):
@@ -19,6 +21,8 @@ class Session(NamedTuple):
     gpus: float
     node_cpus: float  # of the largest node
     memory_bytes: float
+    grows: bool = False  # nodes may join
+    check: Callable[[dict], str] = lambda node: ""  # why one that joined cannot be used
 
 
 class StageSpec(NamedTuple):
@@ -69,25 +73,63 @@ def size_pools(
     return pools
 
 
-def outcome(stage: str, shard: str, opened: Callable[[], Callable], tried: int, attempts: int) -> dict:
-    """The row of a shard at a stage, at its `tried`-th attempt; `opened()` gives the worker, or raises what
-    went wrong when it was opened."""
-    row = {"shard": shard, "stage": stage, "status": "failed"}
-    if tried > attempts:
-        error = f"the worker died {attempts} times on this shard (out of memory?)"
-        row |= {"host": platform.node(), "error": error}
-    else:
-        try:
-            row = opened()(shard)
-        # opening failed: every shard would fail alike
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            row |= {"error": str(error), "fatal": True}
-    return row | {"attempts": tried}
+def shares(specs: list[StageSpec], session: Session) -> list[int]:
+    """Workers of each stage: one, and while CPUs, GPUs and memory are left, one more where each has most to
+    do. None of a stage that needs a GPU where there is none: a node that joins later may have one."""
+    wanted = sum(spec.needs.gpus for spec in specs)
+    pools = size_pools(specs, session.cpus, max(session.gpus, wanted), session.node_cpus)
+    needs = [
+        (pool.cpus, spec.needs.gpus, spec.needs.memory_gb) for pool, spec in zip(pools, specs, strict=True)
+    ]
+    left = [session.cpus, session.gpus, session.memory_bytes / 2**30]
+    counts = [0] * len(specs)
+
+    def able(i: int) -> bool:
+        if needs[i][1] > session.gpus:
+            return False
+        fits = all(need <= have + 1e-6 for need, have in zip(needs[i], left, strict=True))
+        return not counts[i] or fits and counts[i] < pools[i].max_workers
+
+    while chosen := [i for i in range(len(specs)) if able(i)]:
+        i = max(chosen, key=lambda i: (not counts[i], specs[i].cpu_s / max(1, counts[i])))
+        counts[i] += 1
+        left = [have - need for need, have in zip(needs[i], left, strict=True)]
+    return counts
+
+
+def check_fits(specs: list[StageSpec], session: Session) -> None:
+    """ValueError naming a stage that needs more GPUs than there are or may come."""
+    if not session.grows:
+        size_pools(specs, session.cpus, session.gpus, session.node_cpus)
+
+
+def check_machine(where: str, seen: dict[str, str], kinds: Kinds | None) -> None:
+    """ValueError for a machine of another kind; None: they may be mixed."""
+    if kinds is not None and (problem := another(seen, kinds)):
+        raise ValueError(
+            f"{where}: {problem}; the same audio may get other labels there: leave it out, or allow it with "
+            f"run.mixed_devices=true"
+        )
+
+
+def outcome(stage: str, shard: str, payload: Any, opened: Callable[[], Callable]) -> dict:
+    """What a worker answers about a shard; `opened()` gives the worker, or raises what went wrong when it was
+    opened, which every shard would meet here: `unopened`."""
+    try:
+        work = opened()
+    except Exception as error:
+        row = {"shard": shard, "stage": stage, "status": "failed", "unopened": str(error) or repr(error)}
+        return row | {"traceback": traceback.format_exc(), "host": platform.node()}
+    return work(shard) if payload is None else work(shard, payload)
 
 
 def passed_on(row: dict, stage: str, out: dict) -> dict:
-    """The chain's row of a shard, after a stage whose own row is `out`."""
+    """The chain's row of a shard, after a stage whose own row is `out`: with the recordings that its stages
+    rejected so far."""
     row = row | {stage: out["status"]}
+    if "rejected" in out:
+        row.setdefault("recordings", out["kept"] + out["rejected"])
+        row["rejected"] = row.get("rejected", 0) + out["rejected"]
     if out["status"] == "failed":
         fatal = bool(out.get("fatal") or out.get("disk_full"))
         row |= {"failed": stage, "error": out["error"], "fatal": fatal}

@@ -9,14 +9,15 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.pools import Session, available_cpus, check_gpus, debugging
+from cluster.pools import Session, available_cpus, check_gpus, check_machine, debugging
+from stages.label.machine import Kinds, machine
 from stages.label.shard import software
 from stages.shards.storage import Storage
 
@@ -41,7 +42,9 @@ def session(cpus: int | None = None) -> Iterator[Session]:
     else:
         reachable(address)
         root = Path(__file__).resolve().parent.parent
-        options["runtime_env"] = {"py_modules": [f"{root}/{n}" for n in ("pipeline", "stages", "cluster")]}
+        given = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        modules = [f"{root}/{name}" for name in ("pipeline", "stages", "cluster")]
+        options["runtime_env"] = {"py_modules": modules} | ({"env_vars": given} if given else {})
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         if any(not argument.isascii() for argument in sys.argv):
@@ -53,7 +56,8 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         raise ValueError(f"Ray at {address} cannot be used: {str(error).splitlines()[0]}") from None
     try:
         total, largest = ray.cluster_resources(), max(n["Resources"]["CPU"] for n in alive())
-        yield Session(total.get("CPU", 0), total.get("GPU", 0), largest, total.get("memory", 0))
+        seen = Session(total.get("CPU", 0), total.get("GPU", 0), largest, total.get("memory", 0))
+        yield seen._replace(grows=address != "local")
     finally:
         ray.shutdown()
 
@@ -141,19 +145,36 @@ def alive() -> list[dict]:
 def _look(out: str, probe: str, roots: list[str]) -> dict:
     missing = [r for r in roots if "://" not in r and not os.path.exists(r)]
     sees = Storage(out).exists(probe)
-    return {"host": socket.gethostname(), "sees": sees, "software": software(), "missing": missing}
+    found = {"host": socket.gethostname(), "sees": sees, "software": software(), "missing": missing}
+    return found | {"machine": machine()}
 
 
-def check_nodes(out: Storage, roots: list[str]) -> None:
-    """ValueError naming a node that does not see OUT or the audio, or has other packages."""
-    if len(alive()) == 1 and not os.environ.get("RAY_ADDRESS"):
-        return  # this machine: the scan has read the audio, and OUT was written to
+def check_nodes(out: Storage, roots: list[str], kinds: Kinds | None = None) -> Callable[[dict], str]:
+    """ValueError naming a node that does not see OUT or the audio, has other packages, or is of another kind
+    than `kinds`, which it is added to; None: they may be mixed. Returns what says the same of a node that
+    joins later."""
+    if len(alive()) > 1 or os.environ.get("RAY_ADDRESS"):
+        _check_nodes(out, roots, alive(), kinds)  # else it is this machine, where the scan has read the audio
+    else:
+        check_machine("this machine", machine(), kinds)
+
+    def late(node: dict) -> str:
+        try:
+            _check_nodes(out, roots, [node], kinds)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return ""
+
+    return late
+
+
+def _check_nodes(out: Storage, roots: list[str], nodes: list[dict], kinds: Kinds | None) -> None:
     roots = [r if "://" in r else os.path.abspath(r) for r in roots]
     probe = f"probe-{uuid.uuid4().hex}"
     out.write(probe, b"seen\n")
     try:
         tasks = []
-        for node in alive():
+        for node in nodes:
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = _look.options(scheduling_strategy=where).remote(out.place, probe, roots)
             tasks.append((node["NodeManagerAddress"], task))
@@ -167,6 +188,7 @@ def check_nodes(out: Storage, roots: list[str]) -> None:
                     f"see its Ray logs"
                 ) from None
             _check_node(seen, address, own, out)
+            check_machine(f"node {seen['host']} ({address})", seen["machine"], kinds)
     finally:
         out.delete(probe)
 

@@ -1,52 +1,116 @@
-"""A chain of stages over shard names as one stream: while one shard is decoded, another is labelled."""
+"""A chain of stages on a Ray cluster: a worker is an actor, pinned to a node by `chain.py`."""
 
-import json
-import logging
-import math
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import ray
-import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster import chain
+from cluster.chain import LOOK_S, Node
 from cluster.ledger import ledger_here, watching
-from cluster.pools import Session, StageSpec, debugging, outcome, passed_on, size_pools
+from cluster.pools import Session, StageSpec, outcome
+from cluster.session import alive
 from cluster.session import check_nodes as check_nodes
 from cluster.session import preflight as preflight
 from cluster.session import session as session
 
 NAME = "Ray"
+DIED = "worker process has died"  # Ray of an actor whose node lives; of others it only says the node is gone
 
 
+@ray.remote(max_restarts=0)
 class Actor:
-    """A process of a pool, which opens its worker; rows of failed shards are passed on."""
+    """Opens a worker of a stage, and runs shards."""
 
-    def __init__(self, spec: StageSpec, ledger: Any, attempts: int):
-        self.spec, self.ledger, self.attempts = spec, ledger, attempts
-        # In a thread, so that all pools load their models at once; the first shard reports an error of it.
-        self.opening = ThreadPoolExecutor(1).submit(spec.make)
+    def __init__(self, spec: StageSpec):
+        # In a thread, so that all load their models at once; the first shard reports an error of it.
+        self.name, self.opening = spec.name, ThreadPoolExecutor(1).submit(spec.make)
 
-    def __call__(self, batch: dict) -> dict:
-        return {"row": [json.dumps(self._one(json.loads(text))) for text in batch["row"]]}
+    def run(self, shard: str, payload: Any) -> dict:
+        return outcome(self.name, shard, payload, self.opening.result)
 
-    def _one(self, row: dict) -> dict:
-        if row.get("failed"):
-            return row
-        import platform
-
-        shard, name = row["shard"], self.spec.name
-        tried = ray.get(self.ledger.begin.remote(name, shard, platform.node()))
-        out = outcome(name, shard, self.opening.result, tried, self.attempts)
-        ray.get(self.ledger.end.remote(out))  # now: the driver does not wait for it after the last row
-        return passed_on(row, name, out)
+    def end(self) -> None:
+        ray.actor.exit_actor()  # which runs what is to be done at exit; `ray.kill` does not
 
 
-def blocks(shards: int) -> int:
-    """One per shard, of thousands up to five in one: a block costs the scheduler some 20 ms in each chain,
-    and enters the next stage as a whole."""
-    return max(1, min(shards, max(2000, math.ceil(shards / 5))))
+class Worker:
+    def __init__(self, actor: Any, node: str):
+        self.actor, self.node, self.answer, self.error = actor, node, None, ""
+
+    def begin(self, shard: str, payload: Any) -> bool:
+        self.answer = self.actor.run.remote(shard, payload)
+        return True
+
+    def close(self, patience_s: float = 0.0) -> None:
+        with suppress(ray.exceptions.RayError):
+            if patience_s:
+                self.actor.end.remote()
+            else:
+                ray.kill(self.actor)
+
+
+class Crew:
+    """Actors, as `chain.Crew`."""
+
+    def __init__(self, session: Session, specs: list[StageSpec], say: Callable[[dict], None]):
+        # Reserved only where there is plenty: Ray counts memory, but does not measure it.
+        self._plenty = session.memory_bytes >= 2 * sum(spec.needs.memory_gb for spec in specs) * 2**30
+        self._check, self._seen = session.check, {node["NodeID"]: "" for node in alive()}  # why not
+        self._say = say
+        self._nodes, self._looked = [], float("-inf")
+
+    def nodes(self) -> list[Node]:
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._looked, found = time.monotonic(), []
+            for node in alive():
+                name, has = node["NodeID"], node["Resources"]
+                if name not in self._seen:
+                    self._seen[name] = problem = self._check(node)
+                    event = "node-left-out" if problem else "node-joined"
+                    self._say({"event": event, "node": node["NodeManagerAddress"], "error": problem})
+                if not self._seen[name]:
+                    memory, host = has.get("memory", 0.0), node["NodeManagerHostname"]
+                    found.append(Node(name, has["CPU"], has.get("GPU", 0.0), memory, host))
+            self._nodes = found
+        return self._nodes
+
+    def start(self, spec: StageSpec, cpus: float, node: Node) -> Worker:
+        memory = spec.needs.memory_gb * 2**30 if self._plenty else None
+        where = NodeAffinitySchedulingStrategy(node.name, soft=False)
+        options = {"num_cpus": cpus, "num_gpus": spec.needs.gpus, "memory": memory}
+        return Worker(Actor.options(scheduling_strategy=where, **options).remote(spec), node.name)
+
+    def ended(self, busy: list[Worker], timeout_s: float) -> list[tuple[Worker, dict | None]]:
+        if not busy:
+            time.sleep(timeout_s)
+            return []
+        by_answer = {worker.answer: worker for worker in busy}
+        try:
+            ready, rest = ray.wait(list(by_answer), timeout=timeout_s)
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0] if ready and rest else []
+            return [(by_answer[answer], self._answered(by_answer[answer])) for answer in ready]
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # a defect of ours, with its traceback
+        except ray.exceptions.RayError as error:
+            raise OSError(
+                f"the Ray cluster failed ({str(error).splitlines()[0]}); finished shards are kept, run again"
+            ) from None
+
+    def _answered(self, worker: Worker) -> dict | None:
+        try:
+            return ray.get(worker.answer)
+        except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
+            worker.error = str(error)
+            return None
+
+    def lost(self, worker: Worker) -> bool:
+        self._looked = float("-inf")
+        return DIED not in worker.error
 
 
 def run_chain(
@@ -55,45 +119,14 @@ def run_chain(
     session: Session,
     attempts: int = 3,
     on_event: Callable[[dict], None] = lambda event: None,
+    payload: Callable[[str], Any] = lambda shard: None,
 ) -> Iterator[dict]:
-    """A row per shard as it leaves the chain: {shard, <stage>: status…, failed?, error?, fatal?}. `on_event`
-    gets its begin and end at each stage, in another thread."""
-    pools = size_pools(specs, session.cpus, session.gpus, session.node_cpus)
-    if not debugging():
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own reports would break our screen
-    ledger, items = ledger_here(), [{"row": json.dumps({"shard": s})} for s in shards]
-    rows = ray.data.from_items(items, override_num_blocks=blocks(len(shards)))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
-    # To reserve object-store memory for mere names takes a third of the scheduler's CPU.
-    context.op_resource_reservation_enabled = False
-    # Reserved only where there is plenty: Ray counts memory, but does not measure it.
-    plenty = session.memory_bytes >= 2 * sum(spec.needs.memory_gb for spec in specs) * 2**30
-    for spec, pool in zip(specs, pools, strict=True):
-        rows = rows.map_batches(
-            Actor,
-            fn_constructor_args=(spec, ledger, attempts),
-            batch_size=None,
-            num_cpus=pool.cpus,
-            num_gpus=spec.needs.gpus,
-            memory=spec.needs.memory_gb * 2**30 if plenty else None,
-            compute=ray.data.ActorPoolStrategy(min_size=pool.min_workers, max_size=pool.max_workers),
-        )
-    with watching(ledger, on_event):
-        try:
-            for row in rows.iter_rows():
-                yield json.loads(row["row"])
-        except ray.exceptions.RayTaskError:
-            raise  # a defect of ours, with its traceback
-        except ray.exceptions.RayError as error:
-            raise OSError(
-                f"the Ray cluster failed ({str(error).splitlines()[0]}); finished shards are kept, run again"
-            ) from None
+    """As `chain.run_chain`, on the nodes of the cluster that are there and those that join."""
+    yield from chain.run_chain(specs, shards, Crew(session, specs, on_event), attempts, on_event, payload)
 
 
 def report(ledger: Any, event: dict) -> None:
-    ray.get(ledger.end.remote(event))  # the last one must arrive before the function's own value
+    ray.get(ledger.add.remote(event))  # the last one must arrive before the function's own value
 
 
 def run_one_reporting(
@@ -103,7 +136,7 @@ def run_one_reporting(
     ledger = ledger_here()
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work)
     task = remote.remote(*args, partial(report, ledger))
-    with watching(ledger, lambda event: on_event({k: v for k, v in event.items() if k != "event"})):
+    with watching(ledger, on_event):
         try:
             return ray.get(task)
         except ray.exceptions.RayTaskError as error:

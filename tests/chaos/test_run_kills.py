@@ -90,7 +90,7 @@ def test_workers_killed_while_they_work(config, undisturbed, how):
     ):
         if wait(seen, process):
             names = descendants(process.pid).items()
-            workers = [pid for pid, name in names if "MapWorker" in name or "spawn_main" in name]
+            workers = [pid for pid, name in names if "ray::Actor" in name or "spawn_main" in name]
             kills += sum(kill(pid) for pid in workers[:2])
     finish(process)
     assert kills > 0

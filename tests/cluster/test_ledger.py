@@ -1,4 +1,4 @@
-"""The ledger counts attempts of each shard at each stage, and carries what workers report to the driver."""
+"""The ledger carries what a function on the cluster reports to the driver."""
 
 import threading
 from types import SimpleNamespace
@@ -16,36 +16,10 @@ def ledger():
     return plain(Ledger)()
 
 
-def test_attempts_are_counted_for_each_shard_and_stage_alone(ledger):
-    assert [
-        ledger.begin("codes", "s1", "n1"),
-        ledger.begin("codes", "s1", "n2"),
-        ledger.begin("codes", "s1", "n1"),
-    ] == [1, 2, 3]
-    assert ledger.begin("codes", "s2", "n1") == 1 and ledger.begin("cqt", "s1", "n1") == 1
-
-
-def test_a_shard_that_ended_begins_at_one_again_and_its_neighbours_do_not(ledger):
-    for stage, shard in (("codes", "s1"), ("codes", "s2"), ("cqt", "s1")):
-        ledger.begin(stage, shard, "n1")
-    ledger.end({"stage": "codes", "shard": "s1", "status": "finished"})
-    assert [ledger.begin(*what, "n1") for what in (("codes", "s1"), ("codes", "s2"), ("cqt", "s1"))] == [
-        1,
-        2,
-        2,
-    ]
-    ledger.end({"progress": 0.5})  # a report of no shard
-
-
-def test_events_are_given_once_in_order(ledger, monkeypatch):
-    monkeypatch.setattr(module.time, "time", lambda: 12.5)
-    ledger.begin("codes", "s1", "n1")
-    ledger.end({"stage": "codes", "shard": "s1", "status": "finished", "attempts": 1})
-    assert ledger.drain() == [
-        {"event": "begin", "stage": "codes", "shard": "s1", "host": "n1", "started": 12.5},
-        {"event": "end", "stage": "codes", "shard": "s1", "status": "finished", "attempts": 1},
-    ]
-    assert ledger.drain() == []
+def test_events_are_given_once_in_order(ledger):
+    ledger.add({"step": 1})
+    ledger.add({"step": 2})
+    assert ledger.drain() == [{"step": 1}, {"step": 2}] and ledger.drain() == []
 
 
 def test_it_outlives_its_process_and_takes_no_cpu():

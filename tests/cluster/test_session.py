@@ -229,8 +229,11 @@ def test_without_a_number_all_cpus_of_this_process_are_taken(monkeypatch):
     assert ray.began[0]["num_cpus"] == 5
 
 
-def test_a_cluster_is_given_the_packages_of_this_one(asked, monkeypatch):
+def test_a_cluster_is_given_the_packages_of_this_one_and_the_stores_variables(asked, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_PROFILE", "music")
     ray = Ray(
         monkeypatch,
         node(4, gpus=2),
@@ -247,7 +250,7 @@ def test_a_cluster_is_given_the_packages_of_this_one(asked, monkeypatch):
         "log_to_driver": False,
         "logging_level": 40,
         "address": "head:6379",
-        "runtime_env": {"py_modules": modules},
+        "runtime_env": {"py_modules": modules, "env_vars": {"AWS_PROFILE": "music"}},
     }
     assert all(Path(m).is_dir() for m in modules) and asked == ["head:6379"] and ray.ended == 1
 

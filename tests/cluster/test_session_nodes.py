@@ -9,6 +9,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, WorkerCrashedError
 
 from cluster import session
 from cluster.session import _check_node, _look, check_nodes
+from stages.label.machine import machine
 from stages.label.shard import software
 from stages.shards.storage import Storage
 from tests.cluster.fakes import Clock, node
@@ -55,6 +56,7 @@ def test_a_node_looks_for_the_probe_and_for_local_audio(tmp_path):
         "sees": True,
         "software": software(),
         "missing": [str(tmp_path / "none")],
+        "machine": machine(),
     }
     assert _look._function(str(tmp_path), "other", [])["sees"] is False
     assert _look._default_options == {

@@ -66,4 +66,4 @@ def test_a_dead_worker_is_not_the_functions_own_error(asked):
 
 def test_reports_go_to_the_ledger(ledger):
     report(Later(ledger), {"step": 1})
-    assert ledger.drain() == [{"event": "end", "step": 1}]
+    assert ledger.drain() == [{"step": 1}]
