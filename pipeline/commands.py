@@ -81,6 +81,15 @@ def labels_config(function: Callable) -> Callable:
 
 @top.command("labels")
 @labels_config
+@click.option(
+    "--limit", type=click.IntRange(1), metavar="N", help="only the first N shards of the plan, to look at"
+)
+@click.option(
+    "--shards",
+    metavar="K/N",
+    help="only every N-th shard of the plan that is there, from the K-th on: for Slurm's arrays",
+)
+@click.option("--finish", is_flag=True, help="label nothing, write the tables of what --shards finished")
 @click.option("--dry-run", is_flag=True, help="print the plan and write nothing")
 @click.option(
     "--retry-rejected",
@@ -135,8 +144,20 @@ def train(config: str, overrides: tuple[str, ...]) -> int:
 @top.command("status")
 @click.argument("out", metavar="OUT|RUN")
 @as_json
-def status(out: str, as_json: bool) -> None:
+@click.option(
+    "--watch",
+    is_flag=False,
+    flag_value=10.0,
+    type=click.FloatRange(0.1),
+    metavar="[SECONDS]",
+    help="what the labels run of OUT is doing, again every so many seconds (10)",
+)
+def status(out: str, as_json: bool, watch: float | None) -> None:
     """Show what is finished in an OUT, or how far a training RUN is."""
+    if watch is not None:
+        from pipeline.watching import watch as again
+
+        return again(out, watch)
     from pipeline.status import status
 
     found, text = status(out)

@@ -10,8 +10,8 @@ from pipeline.labelling import registry, teachers
 from pipeline.labelling.catalogs import Catalogs
 from pipeline.labelling.lock import locked
 from pipeline.labelling.progress import Progress
-from pipeline.labelling.run import LabelRun
-from pipeline.labelling.summary import Outcome, summarise
+from pipeline.labelling.run import LabelRun, too_many
+from pipeline.labelling.summary import Outcome, summarise, summarise_part
 from stages.label.recipe import Config
 from stages.label.scan.scan import check_roots
 from stages.shards.storage import Storage
@@ -24,14 +24,41 @@ class LabelOptions:
     retry_rejected: str | None = None
     refit: bool = False
     plain: bool = False  # in processes of this machine, without Ray
+    shards: str | None = None  # K/N: every N-th shard of the plan that is there, from the K-th on
+    finish: bool = False  # only the tables, of what is finished
+    limit: int | None = None  # the first shards of the plan
+
+    def __post_init__(self):
+        whole = self.finish or self.refit or self.retry_rejected is not None
+        if self.shards is not None and whole:
+            raise ValueError(
+                "--shards is for a part: --finish, --refit and --retry-rejected are of a whole run"
+            )
+        self.stripe  # noqa: B018 - checked
+
+    @property
+    def stripe(self) -> tuple[int, int] | None:
+        if self.shards is None:
+            return None
+        first, slash, count = self.shards.partition("/")
+        if not (slash and first.isdigit() and count.isdigit() and int(first) < int(count)):
+            raise ValueError(
+                f"--shards is {self.shards!r}: expected K/N with K from 0 to N - 1, such as 3/64"
+            )
+        return int(first), int(count)
+
+    @property
+    def part(self) -> str:
+        """The name of what may run beside other parts; empty for a whole run."""
+        return "{}-of-{}".format(*self.stripe) if self.stripe else ""
 
 
 def label(config: Config, options: LabelOptions = LabelOptions()) -> Outcome:
     """The same command goes on after any interruption."""
     published = check(config, options.plain)
     out = open_out(config)
-    with locked(out):
-        progress = Progress(out)
+    progress = Progress(out)
+    with locked(out, progress.say, options.part):
         progress.log("start", audio=list(config.run.audio), **asdict(options))
         try:
             outcome = _label(config, options, out, progress, published)
@@ -53,12 +80,21 @@ def _label(
 ) -> Outcome:
     catalogs, run = _planned(config, out, progress, options)
     run.weights = run.known_weights(published, options.refit)
-    if run.weights is None or run.pending():
+    if (options.part or options.finish) and run.weights is None:
+        raise ValueError(
+            "the teacher of this configuration is not fitted yet: run `overtone fit-codes` with it first, or "
+            "`overtone labels` without --shards and --finish, with --limit 1"
+        )
+    scanned = catalogs.scanned
+    run.stopped = too_many(config.run, "scan", scanned.rejected, scanned.found)
+    if not options.finish and not run.stopped and (run.weights is None or run.pending()):
         run.check_space()
         run.compute(options.refit)
+    if options.part:
+        return summarise_part(out, run, options.part)
     run.gather(catalogs.live(), catalogs.refused())
     catalogs.write_rejected(run.registry.names)
-    return summarise(out, config, catalogs, run.registry, run.failed)
+    return summarise(out, config, catalogs, run, options.finish)
 
 
 def check(config: Config, plain: bool) -> bytes | None:
@@ -73,8 +109,14 @@ def _planned(
 ) -> tuple[Catalogs, LabelRun]:
     known = registry.planned(out, config.recipe)
     catalogs = Catalogs(out, config, progress)
-    catalogs.scan_and_plan(options.retry_rejected)
-    return catalogs, LabelRun(config, out, progress, known, catalogs.live_shards(), runner(options.plain))
+    if options.finish or options.part:
+        catalogs.as_they_are()
+    else:
+        catalogs.scan_and_plan(options.retry_rejected)
+    planned = catalogs.live_shards()
+    first, step = options.stripe or (0, 1)
+    own = planned[first::step][: options.limit]
+    return catalogs, LabelRun(config, out, progress, known, own, runner(options.plain), planned, options.part)
 
 
 def fit_only(config: Config, options: LabelOptions) -> str:
@@ -83,8 +125,9 @@ def fit_only(config: Config, options: LabelOptions) -> str:
         raise ValueError("recipe.codes names no teacher that is fitted: nothing to fit (mel_rvq is one)")
     check(config, options.plain)
     out = open_out(config)
-    with locked(out):
-        _, run = _planned(config, out, Progress(out), options)
+    progress = Progress(out)
+    with locked(out, progress.say):
+        _, run = _planned(config, out, progress, options)
         run.weights = run.known_weights(None, options.refit)
         if run.weights is None:
             run.compute(options.refit, fit_only=True)

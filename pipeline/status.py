@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.labelling import registry
 from pipeline.labelling.catalogs import decoded_seconds
+from pipeline.labelling.summary import machine_lines
 from stages.pretrain.run.display import duration, line
 from stages.pretrain.run.rows import renamed, with_old_names
 from stages.shards import catalog, record
@@ -71,6 +72,8 @@ def _labels(place: str) -> tuple[dict[str, Any], str]:
         f"  columns/{name:<16} {c['shards']:>6}/{found['shards']} shards {c['hours']:>9.2f} h"
         for name, c in columns.items()
     ]
+    if known and out.exists("shards.parquet"):
+        lines += [f"  {line}" for line in machine_lines(out, known)]
     lines += [f"  rejected at {stage}: {count}" for stage, count in found["rejected"].items()]
     if found["tombstoned"]:
         lines.append(f"  no longer used (edited, vanished, excluded): {found['tombstoned']}")

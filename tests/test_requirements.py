@@ -12,7 +12,7 @@ from tests.test_floors import FILES, ROOT, tops
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MODULES = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "threadpoolctl": "scikit-learn"}
-MODULES |= {"pydantic_core": "pydantic", "torchaudio": "encodec"}
+MODULES |= {"pydantic_core": "pydantic", "torchaudio": "encodec", "botocore": "boto3"}
 BY_CHOICE = {"wandb", "transformers"}  # named in a message or in text for the user
 OWN = {"pipeline", "stages", "cluster"}
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cluster.pools import available_cpus
 from pipeline.labelling.progress import Progress
@@ -26,6 +28,7 @@ class Catalogs:
 
     scanned: ScanSummary
     planned: PlanSummary
+    tombstoned: dict[str, int]  # recordings of the plan that are no longer used, by reason
     rejected: pa.Table
 
     def __init__(self, out: Storage, config: Config, progress: Progress):
@@ -36,6 +39,23 @@ class Catalogs:
             self._scan(previous, new, retry_rejected)
         with self.out.fetched(CATALOG) as found, self._replacing(PLAN) as (previous, new):
             self._plan(previous, found, new, self._retried(retry_rejected))
+
+    def as_they_are(self) -> None:
+        """Of an earlier run. ValueError where there is none."""
+        if not self.out.exists(PLAN):
+            raise ValueError(
+                f"{self.out.root} has no plan yet, which says what is in which shard: run the same command "
+                f"without --shards and --finish first, with --limit 1 to label no more than a first shard"
+            )
+        with self.out.fetched(CATALOG) as path:
+            seen = Counter(catalog.read_catalog(path, ["status"])["status"].to_pylist())
+        with self.out.fetched(PLAN) as path:
+            plan = catalog.read_plan(path, ["tombstone"])["tombstone"]
+        found = seen["kept"] + seen["rejected"] + seen["duplicate"]
+        counts = {name: seen[name] for name in ("kept", "rejected", "excluded")}
+        unread = dict(ignored=0, unchanged=found, hours=0.0, estimated=0, endings={}, sidecars={})
+        self.scanned = ScanSummary(found=found, duplicates=seen["duplicate"], **counts, **unread)
+        self.tombstoned = dict(sorted(Counter(plan.drop_null().to_pylist()).items()))
 
     def dry_scan_and_plan(self, folder: Path) -> Path:
         """Returns the plan's path in `folder`. OUT is only read."""
@@ -60,20 +80,21 @@ class Catalogs:
             exclude=run.exclude,
             include_hidden=run.include_hidden,
             retry_rejected=_wanted(retry),
-            known_sha256=lambda recording: self._known.get(recording),
+            known_sha256=lambda recording: self._known(recording),
             progress=show,
         )
 
     def _plan(self, previous: Path | None, found: Path, new: Path, retry: list[str]) -> None:
         self.planned = plan(previous, found, new, **asdict(self.config.recipe.plan), retry=retry)
+        self.tombstoned = self.planned.tombstoned
 
     @functools.cached_property
-    def _known(self) -> dict[str, str]:
-        """Recording → sha256 of the bytes it was labelled from, to tell an edit from a touch."""
+    def _known(self) -> Callable[[str], str | None]:
+        """Of a recording the sha256 of the bytes it was labelled from, to tell an edit from a touch."""
         if not self.out.exists("segments.parquet"):
-            return {}
-        table = self.out.read_table("segments.parquet", ["recording", "source_sha256"])
-        return dict(zip(*table.to_pydict().values(), strict=True))
+            return lambda recording: None
+        with self.out.open("segments.parquet") as source:
+            return gathering.sources(pq.ParquetFile(source))
 
     def _of_stages(self) -> pa.Table:
         """By the latest rejected.parquet."""

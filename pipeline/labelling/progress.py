@@ -1,7 +1,11 @@
-"""Progress of a run: a screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl."""
+"""Progress of a run: a screen on a terminal, plain lines elsewhere, JSON lines in OUT/log.jsonl, or, on an
+object store, whose objects cannot grow, in OUT/log/*.jsonl."""
 
 import contextlib
+import itertools
 import json
+import os
+import platform
 import sys
 import threading
 import time
@@ -16,7 +20,8 @@ from stages.shards.storage import Storage
 from stages.signal.rates import RATE_HZ
 
 LINE_S = 10.0  # between plain lines
-UPLOAD_S = 30.0  # between uploads of the log to an object store
+UPLOAD_S = 30.0  # between parts of the log on an object store
+LOG_PARTS = "log"
 
 
 @dataclass
@@ -25,6 +30,7 @@ class StageProgress:
     done: int = 0
     failed: int = 0
     rejected: int = 0
+    again: int = 0
     audio_s: float = 0.0
     started: float | None = None
 
@@ -36,6 +42,8 @@ class Progress:
         self.attempts: dict[tuple[str, str], int] = {}  # by (column, shard)
         self.note, self._live, self._lines, self._lock = "", None, [], threading.RLock()
         self._printed = self._uploaded = 0.0
+        self._parts = itertools.count()
+        self._own = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{platform.node()}-{os.getpid()}"
 
     def log(self, event: str, **facts: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str) + "\n"
@@ -45,12 +53,17 @@ class Progress:
                 with open(self.out.local("log.jsonl"), "a") as file:
                     file.write(line)
                 return
-            if not self._lines and self.out.exists("log.jsonl"):
-                self._lines.append(self.out.read("log.jsonl").decode())
             self._lines.append(line)
             if time.monotonic() - self._uploaded > UPLOAD_S or event in ("end", "stopped", "failed"):
-                self.out.write("log.jsonl", "".join(self._lines).encode())
                 self._uploaded = time.monotonic()
+                self.out.write(
+                    f"{LOG_PARTS}/{self._own}-{next(self._parts):06}.jsonl", "".join(self._lines).encode()
+                )
+                self._lines = []
+
+    @property
+    def log_place(self) -> str:
+        return self.out.path("log.jsonl" if self.out.is_local else f"{LOG_PARTS}/{self._own}-*.jsonl")
 
     def say(self, *lines: str) -> None:
         for line in lines:
@@ -79,18 +92,31 @@ class Progress:
     def start(self, totals: dict[str, int]) -> None:
         self.stages = {name: StageProgress(total) for name, total in totals.items()}
         self.note, self._printed = "", time.monotonic()
+        self.log("stages", totals=totals)
         if self.console.is_terminal:
             self._live = Live(self._table(), console=self.console, refresh_per_second=2)
             self._live.start()
 
     def event(self, event: dict) -> None:
+        """What `cluster.chain` tells: begin and end of a shard at a stage, what is tried again, and nodes."""
         with self._lock:
-            stage = self.stages.get(event["stage"])
+            kind, stage = event["event"], self.stages.get(event.get("stage"))
+            facts = {k: v for k, v in event.items() if k != "event"}
+            self.log(f"shard-{kind}" if kind in ("begin", "end", "again") else kind, **facts)
+            if kind.endswith("left-out"):
+                of = f" for {event['stage']}" if stage else ""
+                self.say(f"node {event['node']} is left out{of}: {event['error']}")
+            elif kind == "node-joined":
+                self.say(f"node {event['node']} joined")
+            elif kind == "waits":
+                self.say(f"{event['stage']} waits for a node with {event['gpus']:g} GPU")
             if stage is None:
                 return
-            if event["event"] == "begin":
+            if kind == "begin":
                 stage.started = stage.started or time.time()
-            else:
+            elif kind == "again":
+                stage.again += 1
+            elif kind == "end":
                 stage.failed += event["status"] == "failed"
                 stage.done += event["status"] != "failed"
                 stage.rejected += event.get("rejected", 0)
@@ -98,7 +124,6 @@ class Progress:
                     self.attempts[event["column"], event["shard"]] = event["attempts"]
                 if event["status"] == "finished":
                     stage.audio_s += event.get("samples", 0) / RATE_HZ
-            self.log(f"shard-{event['event']}", **{k: v for k, v in event.items() if k != "event"})
             self._show(*self.lines())
 
     def stop(self) -> None:
@@ -119,7 +144,7 @@ class Progress:
                 seconds = int(elapsed / s.done * (s.total - s.done))
                 left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
             speed = f"{s.audio_s / elapsed:.0f}" if elapsed and s.audio_s else ""
-            counts = ((s.rejected, "rejected"), (s.failed, "failed"))
+            counts = ((s.rejected, "rejected"), (s.failed, "failed"), (s.again, "tried again"))
             problems = ", ".join(f"{n} {what}" for n, what in counts if n)
             rows.append((name, f"{s.done}/{s.total}", speed, left, problems))
         return rows

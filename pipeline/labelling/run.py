@@ -2,6 +2,8 @@
 
 import contextlib
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
@@ -9,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 
-from cluster.pools import Session, StageSpec, size_pools
+from cluster.pools import Session, StageSpec, check_fits
 from pipeline.labelling import registry, teachers
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.registry import Registry
@@ -18,9 +20,10 @@ from stages.label import audit, gathering
 from stages.label import recipe as recipes
 from stages.label.base import Needs
 from stages.label.codes import Codes
+from stages.label.machine import recorded
 from stages.label.recipe import Config
 from stages.label.shard import Job, ShardWorker
-from stages.shards import catalog
+from stages.shards import catalog, objects
 from stages.shards import record as records
 from stages.shards.fetching import OneAhead
 from stages.shards.names import printable
@@ -28,6 +31,8 @@ from stages.shards.storage import Storage, fetch_url
 from stages.signal.rates import FRAMES_PER_S, RATE_HZ
 
 LONGEST = 10  # recordings named where the space is too small
+FEW = 10  # failed shards, whatever their share
+ENOUGH = 1000  # recordings, for the share of those rejected to be judged
 
 
 def bytes_per_s(recipe: recipes.Recipe) -> dict[str, int]:
@@ -46,10 +51,13 @@ class LabelRun:
     out: Storage
     progress: Progress
     known: Registry | None
-    shards: list[tuple[str, float]]  # name and planned seconds, in plan order
+    shards: list[tuple[str, float]]  # to be done: name and planned seconds, in plan order
     runner: ModuleType  # of cluster.runner
+    planned: list[tuple[str, float]]  # all of the plan
+    part: str = ""  # beside others
     weights: teachers.Weights | None = None
     failed: dict[str, str] = field(default_factory=dict)  # shard → error
+    stopped: str = ""  # why, before all shards were worked on
     _registry: Registry | None = None
     _done: dict[str, set[str]] = field(default_factory=dict)
 
@@ -100,9 +108,14 @@ class LabelRun:
 
     def pending(self) -> list[str]:
         """Shards, in plan order, with an unfinished column or not yet audited; from one listing a column."""
-        columns = [job.column for job in self.jobs()]
-        done = set.intersection(*map(self.done, columns)) & gathering.gathered(self.out, columns)
+        done = self.complete([job.column for job in self.jobs()])
         return [name for name, _ in self.shards if name not in done]
+
+    def complete(self, columns: Sequence[str]) -> set[str]:
+        """Shards that are finished in each of these columns and audited. Those that older versions gathered
+        were audited too."""
+        marked = audit.audited(self.out, columns) | gathering.gathered(self.out, columns)
+        return set.intersection(*map(self.done, columns)) & marked
 
     def check_space(self) -> None:
         """Refuse a run whose output cannot fit."""
@@ -131,11 +144,15 @@ class LabelRun:
         """On Ray or in plain processes: check the nodes, fit the teacher if it is new, run the chain."""
         self.progress.status(f"starting {self.runner.NAME}")
         with self.runner.session(self.config.run.cpus) as session:
-            self.runner.check_nodes(self.out, list(self.config.run.audio))
+            kinds = None
+            if not self.config.run.mixed_devices:
+                kinds = recorded(self.out, tuple(job.column for job in self.jobs()))
+            check = self.runner.check_nodes(self.out, list(self.config.run.audio), kinds)
+            session = session._replace(check=check)
             self.sweep()
             whole = replace(self, weights=self.weights or teachers.Weights(None, None))
             specs = whole.specs(whole.jobs(), audited=True)
-            size_pools(specs, session.cpus, session.gpus, session.node_cpus)
+            check_fits(specs, session)
             if self.weights is None:
                 self.fit(session, refit)
             pending = [] if fit_only else self.pending()
@@ -147,7 +164,7 @@ class LabelRun:
     def fit(self, session: Session, refit: bool) -> None:
         """Decode the shards a fit needs, fit, and store: once for this OUT and recipe."""
         recipe, (audio, audio8) = self.config.recipe, self.audio
-        name, chosen = recipe.codes.name, teachers.fit_shards(recipe, self.shards, refit)
+        name, chosen = recipe.codes.name, teachers.fit_shards(recipe, self.planned, refit)
         done = self.done(audio)
         self.chain(session, self.jobs()[:1], [s for s in chosen if s not in done], audited=False)
         if self.failed:
@@ -189,15 +206,22 @@ class LabelRun:
             return
         run, specs = self.config.run, self.specs(jobs, audited)
         self.progress.start({spec.name: len(pending) for spec in specs})
-        rows = self.runner.run_chain(specs, pending, session, run.attempts, self.progress.event)
+        with self.out.fetched("plan.parquet") as path:
+            planned = catalog.ShardRows(path)
+        rows = self.runner.run_chain(specs, pending, session, run.attempts, self.progress.event, planned)
+        heard, most = Counter(), most_failed(run.max_failed_shards, len(pending))
         with contextlib.closing(rows):
             for row in rows:
+                heard.update({name: row.get(name, 0) for name in ("recordings", "rejected")})
+                self.stopped = too_many(run, "shards so far", heard["rejected"], heard["recordings"])
+                if self.stopped:
+                    break
                 if "failed" in row:
                     self.failed[row["shard"]] = f"{row['failed']}: {row['error']}"
                     if self.out.is_gone():
                         # `label` gives the message; every other shard would fail alike
                         raise FileNotFoundError(self.out.base)
-                    if row["fatal"] or len(self.failed) > run.max_failed_shards:
+                    if row["fatal"] or len(self.failed) > most:
                         break
         self._done.clear()
         self.progress.stop()
@@ -205,7 +229,7 @@ class LabelRun:
     def gather(self, live: pa.Table, refused: pa.Array) -> None:
         """Add finished shards to the tables of indexes and statistics, where those lack them."""
         out, columns = self.out, self.registry.names
-        done = set.intersection(*map(self.done, columns)) - set(self.failed)
+        done = self.complete(columns) - set(self.failed)
         missing, stale = gathering.ungathered(out, columns, live, refused)
         new = (done - gathering.gathered(out, columns)) | (missing & done)
         if new or stale:
@@ -213,10 +237,33 @@ class LabelRun:
             gathering.gather(out, columns, sorted(new), recordings, self.progress.attempts)
 
     def sweep(self) -> None:
-        """Remove the attempts of killed runs; the lock excludes other live runs."""
+        """Remove the attempts and end the uploads of killed runs; the lock excludes other live runs."""
+        if self.part:  # others work beside it
+            return
         folders = [records.folder(column) for column in self.out.names("columns")]
         for folder in (*folders, "", teachers.FOLDER):
             self.out.sweep(folder)
+        if not self.out.is_local:
+            try:
+                if count := objects.abort_uploads(self.out.base):
+                    self.progress.log("aborted-uploads", count=count)
+            except OSError as error:  # a right that labels themselves do not need
+                self.progress.log("aborted-uploads", error=str(error))
+
+
+def most_failed(limit: float, pending: int) -> float:
+    """Shards that may fail before a run stops."""
+    return limit if limit >= 1 or not limit else max(FEW, limit * pending)
+
+
+def too_many(run: recipes.Run, where: str, rejected: int, recordings: int) -> str:
+    """Why a run stops that rejects more than it may; empty before there is enough to judge."""
+    if recordings < ENOUGH or rejected <= run.max_rejected_share * recordings:
+        return ""
+    return (
+        f"stopped: {rejected} of {recordings} recordings of the {where} were rejected, more than "
+        f"run.max_rejected_share {run.max_rejected_share:.1%}; raise it to label the others all the same"
+    )
 
 
 def _device(pool: recipes.Pool) -> str:

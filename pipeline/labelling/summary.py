@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from pipeline.labelling.registry import Registry
-from stages.label import gathering
+from stages.label import gathering, machine
 from stages.label.recipe import Config
 from stages.label.scan.scan import ScanSummary
 from stages.shards.names import printable
@@ -27,15 +27,17 @@ class Outcome:
     failed: dict[str, str]
     text: str
     too_many_rejected: bool
+    incomplete: bool = False  # --finish, and shards are missing
 
     @property
     def code(self) -> int:
-        return 1 if self.failed or self.too_many_rejected else 0
+        return 1 if self.failed or self.too_many_rejected or self.incomplete else 0
 
 
-def summarise(out: Storage, config: Config, catalogs, registry: Registry, failed: dict[str, str]) -> Outcome:
-    """Counts of the OUT, and the text of them."""
-    scanned, planned = catalogs.scanned, catalogs.planned
+def summarise(out: Storage, config: Config, catalogs, run, finish: bool = False) -> Outcome:
+    """Counts of the OUT after a run, and the text of them."""
+    registry, failed = run.registry, run.failed
+    scanned = catalogs.scanned
     _, valid = catalogs.labelled()
     rejects = catalogs.rejected.to_pylist()
     rejected = scanned.rejected + len({r["recording"] for r in rejects if r["stage"] != "scan"})
@@ -48,14 +50,39 @@ def summarise(out: Storage, config: Config, catalogs, registry: Registry, failed
         f"duplicates; {valid} of the kept are for validation"
     )
     lines += [f"  {line}" for line in left_out_lines(scanned)]
-    if unused := ", ".join(f"{n} {why}" for why, n in planned.tombstoned.items() if n):
+    if unused := ", ".join(f"{n} {why}" for why, n in catalogs.tombstoned.items() if n):
         lines.append(f"  no longer used: {unused}")
     lines += rejected_lines(rejects)
-    if share > limit:
+    if run.stopped:
+        lines.append(f"  {run.stopped}; see {out.path('rejected.parquet')}")
+    elif share > limit:
         lines.append(
             f"  {share:.1%} of the recordings were rejected, more than run.max_rejected_share {limit:.1%}: "
             f"see {out.path('rejected.parquet')}; the others are labelled"
         )
+    if missing := len(run.planned) - len(run.complete(registry.names)) - len(failed):
+        lines.append(f"  {missing} of the plan's {len(run.planned)} shards are still to be labelled")
+    lines += failed_lines(run)
+    stopped = bool(run.stopped) or share > limit
+    text, lacks = "\n".join(lines), bool(finish and missing)
+    return Outcome(scanned.found, kept, rejected, scanned.duplicates, failed, text, stopped, lacks)
+
+
+def summarise_part(out: Storage, run, part: str) -> Outcome:
+    """Of a part of the shards, which leaves the tables to `--finish`."""
+    done = run.complete([job.column for job in run.jobs()]) & {name for name, _ in run.shards}
+    lines = [
+        f"{printable(out.root)}: {len(done)} of the {len(run.shards)} shards of part {part} are finished; "
+        f"when all parts are, the same command with --finish instead of --shards writes the tables"
+    ]
+    lines += [f"  {run.stopped}"] if run.stopped else []
+    lines += failed_lines(run)
+    return Outcome(0, 0, 0, 0, run.failed, "\n".join(lines), bool(run.stopped))
+
+
+def failed_lines(run) -> list[str]:
+    """Shards that failed, by their reasons."""
+    lines, failed = [], run.failed
     if failed:
         lines.append(f"  {len(failed)} shards are not finished; the same command tries them again:")
         by_reason: dict[str, list[str]] = {}
@@ -64,7 +91,8 @@ def summarise(out: Storage, config: Config, catalogs, registry: Registry, failed
         lines += [
             f"    {len(names):>6}  {printable(why)}  (e.g. {names[0]})" for why, names in by_reason.items()
         ]
-    return Outcome(scanned.found, kept, rejected, scanned.duplicates, failed, "\n".join(lines), share > limit)
+        lines.append(f"    what raised each: {run.progress.log_place}")
+    return lines
 
 
 def left_out_lines(scanned: ScanSummary) -> list[str]:
@@ -97,8 +125,16 @@ def column_lines(out: Storage, registry: Registry) -> list[str]:
         size = (pc.sum(own["bytes"]).as_py() or 0) / 2**20
         lines.append(f"columns/{name:<16} {own.num_rows:>6} shards {size:>10.1f} MiB")
     samples = gathering.segments(out, registry.names, ["samples"])["samples"]
+    lines += machine_lines(out, registry)
     hours = (pc.sum(samples).as_py() or 0) / RATE_HZ / 3600
     return [*lines, f"{len(samples)} segments, {hours:.2f} h of audio"]
+
+
+def machine_lines(out: Storage, registry: Registry) -> list[str]:
+    """Where the labels in use are of several kinds of CPU or GPU."""
+    kinds = machine.recorded(out, registry.names)
+    several = [f"{', '.join(sorted(found))}" for found in kinds.values() if len(found) > 1]
+    return [f"made on several kinds of machine: {what}" for what in several]
 
 
 def rejected_lines(rejects: list[dict]) -> list[str]:

@@ -15,7 +15,8 @@ from stages.signal.rates import RATE_HZ as RATE_HZ
 
 
 class RejectRecording(ValueError):
-    """The decoder's or a teacher's reason why this recording cannot be labelled, for people to read."""
+    """The decoder's or a teacher's reason why this recording cannot be labelled, for people to read. Nothing
+    else rejects one: any other exception is a defect or a read error, and fails the shard."""
 
 
 class ReadError(Exception):
@@ -85,7 +86,7 @@ class Wave(Protocol):
 
 
 # Yields consecutive uint16 (t, K) blocks, at least ceil(floor(samples / 320) · 320 / hop_samples) frames in
-# all. It reads samples with `read_checked`; `RejectRecording` (any ValueError) rejects the recording.
+# all. It reads samples with `read_checked`; `RejectRecording`, and nothing else, rejects the recording.
 LabelFunction = Callable[[Wave], Iterator[np.ndarray]]
 
 
@@ -148,7 +149,7 @@ def outcomes(
     blocks: Callable[[Any], Iterable[np.ndarray]],
     described: Callable[[np.ndarray, int], tuple],
 ) -> Iterator[Item]:
-    """Each recording's samples and outcome; any ValueError rejects it.
+    """Each recording's samples and outcome.
 
     described: members, statistics and histograms of a segment's frames and its number."""
     for wave in waves:
@@ -157,7 +158,7 @@ def outcomes(
                 row = {name: segment[name] for name in ("recording", "start", "samples", "frames")}
                 members, stats, histograms = described(frames_TC, number)
                 yield Sample(segment["key"], members, row, stats, histograms)
-        except ValueError as error:
-            yield Rejected(wave.recording, str(error))
+        except RejectRecording as refused:
+            yield Rejected(wave.recording, str(refused))
         else:
             yield Kept(wave.recording)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.config import NUMBER, Count, Positive, check, settings
-from stages.label.base import Item, outcomes, read_checked
+from stages.label.base import Item, RejectRecording, outcomes, read_checked
 from stages.label.statistics.pitch import of_cqt
 from stages.shards.column import npy_bytes
 from stages.shards.frames import STEPS, decode_cqt, encode_uint8
@@ -108,7 +108,7 @@ class CqtRun:
             try:
                 for block_TF in self._blocks(wave):
                     low, high = min(low, block_TF.min()), max(high, block_TF.max())
-            except ValueError:
+            except RejectRecording:
                 continue  # rejected, with its reason, in the second pass
         if high < low:
             return {"offset": 0.0, "scale": 0.0}

@@ -13,7 +13,6 @@ from stages.config import (
     NUMBER,
     Count,
     Flag,
-    Natural,
     NotNegative,
     OneOrMore,
     PathName,
@@ -136,8 +135,11 @@ class Run:
     # limit of one decoder
     decode_memory_gb: Annotated[float, Field(ge=0.3), NUMBER, remedy("a decoder needs 0.3")] = 4.0
     attempts: Count = 3  # of one shard at one stage, when its worker dies
+    # one column's shards on several kinds of CPU or GPU, whose labels may differ in a few bytes
+    mixed_devices: Flag = False
     scan_workers: Count | None = None  # that list and probe files; unset: one a CPU
-    max_failed_shards: Natural = 100  # then the run stops
+    # then the run stops: below 1 a share of those it has to do, but never before 10; from 1 on a number
+    max_failed_shards: NotNegative = 0.01
 
 
 @settings

@@ -5,6 +5,7 @@ import hashlib
 import platform
 import resource
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,15 @@ import psutil
 
 from stages.label.base import Item, Kept, ReadError, Rejected, Sample, Stage, TeacherError
 from stages.label.decode import Decode, Source
-from stages.shards import catalog, column
+from stages.label.machine import of_device
+from stages.shards import catalog, column, scratch
 from stages.shards import record as records
 from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LASTING = (FileNotFoundError, PermissionError, records.UnknownFormat)
+SOURCE = ("recording", "path_bytes", "size", "mtime_ns", "quick")
 SOFTWARE = ("overtone", "numpy", "torch", "soxr", "av", "soundfile", "safetensors", "nnAudio")
 
 
@@ -57,6 +62,7 @@ class ShardWorker:
 
     def __init__(self, job: Job):
         self.job, self.storage, self.software = job, Storage(job.out, standing=True), software()
+        scratch.folder()  # and what a killed worker left on this machine goes
         if job.device.startswith("cuda") or job.stage.name != "decode":
             import torch
 
@@ -72,25 +78,30 @@ class ShardWorker:
         if seen != expected:
             raise ValueError(
                 f"{self.storage.path(name)} has sha256 {seen[:12]}…, expected {expected[:12]}…: the file is "
-                f"damaged; remove it and run again"
+                f"damaged; restore it from a copy: without it the teacher is fitted anew, and every shard "
+                f"labelled anew"
             )
         return data
 
-    def __call__(self, shard: str) -> dict:
+    def __call__(self, shard: str, planned: list[dict] | None = None) -> dict:
         """Finish one shard's column; never raises for a problem of one shard.
+
+        planned: the shard's rows of the plan, if they are known, as of `catalog.ShardRows`.
 
         Returns a row: shard, column, status ('finished' | 'skipped' | 'failed'), error, counts, times."""
         stopwatch = Stopwatch()
         row = {"shard": shard, "column": self.job.column, "stage": self.job.stage.name, "error": None}
         try:
             done = self._finished(shard)
-            record = done or self._make(shard)
+            record = done or self._make(shard, planned)
             row |= {"status": "skipped" if done else "finished", "rejected": len(record.rejects)}
             row |= {name: getattr(record, name) for name in ("kept", "samples", "bytes")}
-        except (ReadError, OSError, MemoryError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a defect fails its shard; the log has the traceback
             row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            row["disk_full"] = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            row["fatal"] = isinstance(error, TeacherError)
+            row["traceback"] = traceback.format_exc()
+            row["disk_full"] = isinstance(error, OSError) and error.errno in FULL
+            row["fatal"] = isinstance(error, TeacherError | records.UnknownFormat)
+            row["transient"] = transient(error)
         return row | stopwatch.read()
 
     def _finished(self, shard: str) -> records.Record | None:
@@ -104,15 +115,16 @@ class ShardWorker:
             pass
         return None
 
-    def _make(self, shard: str) -> records.Record:
+    def _make(self, shard: str, planned: list[dict] | None) -> records.Record:
         job, stopwatch = self.job, Stopwatch()
-        with self._inputs(shard) as (inputs, paths, source_sha256):
+        with self._inputs(shard, planned) as (inputs, paths, source_sha256):
             # An old record must not describe the tar that is about to replace its own.
             self.storage.delete(records.file(job.column, shard, "json"))
             with column.publishing(self.storage, job.column, shard) as publication:
                 kept, rejects = write(publication.writer, self.run(inputs), paths)
                 totals = publication.writer.finish()
                 facts, own = getattr(self.run, "facts", dict)(), getattr(self.run, "run_facts", dict)()
+                facts |= {"machine": of_device(job.device)}
                 about = {"inputs": len(paths), "kept": kept, "rejects": rejects, "facts": facts, **totals}
                 about |= {"source_sha256": source_sha256, "software": self.software}
                 about |= {"device": job.device.split(":")[0], "run": stopwatch.read() | own}
@@ -120,15 +132,18 @@ class ShardWorker:
         return publication.record
 
     @contextmanager
-    def _inputs(self, shard: str) -> Iterator[tuple[Any, dict[str, str], str | None]]:
+    def _inputs(
+        self, shard: str, planned: list[dict] | None
+    ) -> Iterator[tuple[Any, dict[str, str], str | None]]:
         """(inputs, path of each recording for people, sha256 of the audio tar)."""
         if isinstance(self.job.stage, Decode):
-            planned = catalog.read_shard(self.storage, shard)
-            sources = [Source(p.recording, p.path_bytes, p.size, p.mtime_ns, p.quick) for p in planned]
+            if planned is None:
+                planned = catalog.read_shard(self.storage, shard)
+            sources = [Source(*(row[name] for name in SOURCE)) for row in planned]
             remote = [s.path_bytes.decode() for s in sources if s.remote]
             fetch = self.job.options.get("fetch")
             with fetch.expecting(remote) if fetch else nullcontext():
-                yield sources, {p.recording: p.path for p in planned}, None
+                yield sources, {row["recording"]: row["path"] for row in planned}, None
             return
         name = self.job.audio_column
         try:
@@ -174,6 +189,18 @@ def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
             yield item
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def transient(error: BaseException | None) -> bool:
+    """Whether it may go away by itself: a disk, a network or a store that did not answer. Not a file that is
+    missing, changed or forbidden, nor a full disk."""
+    while error is not None:
+        if isinstance(error, LASTING) or getattr(error, "errno", None) in FULL:
+            return False
+        if isinstance(error, OSError):
+            return True
+        error = error.__cause__
+    return False
 
 
 class Stopwatch:

@@ -41,7 +41,7 @@ def test_a_damaged_file_is_refused_with_its_path_and_both_checksums(stored):
     job = Job(Codes(RECIPE.codes), "codes-x", "audio", {}, out.base, weights.name, weights.sha256)
     with pytest.raises(
         ValueError,
-        match=rf"{weights.name} has sha256 [0-9a-f]{{12}}…, expected {weights.sha256[:12]}….*remove "
-        rf"it and run again",
+        match=rf"{weights.name} has sha256 [0-9a-f]{{12}}…, expected {weights.sha256[:12]}….*restore "
+        rf"it from a copy",
     ):
         ShardWorker(job)

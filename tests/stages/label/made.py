@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.label.base import RejectRecording
 from stages.label.codes import Codes
 from stages.label.decode import wav_bytes
 from stages.label.shard import Job
@@ -84,7 +85,7 @@ class Ear:
                 raise self.fails(self.errno, "asked for") if self.errno else self.fails("asked for")
             for start in range(0, wave.samples, SEGMENT):
                 if start and wave.recording in self.refuses:
-                    raise ValueError("too loud")
+                    raise RejectRecording("too loud")
                 yield (32_768 * (1 + wave.read(start, start + SEGMENT)[::320, None])).astype(np.uint16)
 
         return label

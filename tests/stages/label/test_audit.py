@@ -181,6 +181,33 @@ def test_each_column_has_its_own_damage_and_labels_are_judged_without_their_audi
     )
 
 
+def test_an_audit_leaves_a_note_that_goes_with_any_column_of_its_shard(tmp_path):
+    storage, names = Storage(tmp_path), ("audio", "codes-ear")
+    audio(storage)
+    assert audit.AuditWorker(str(tmp_path), names)(SHARD)["status"] == "failed"
+    assert audit.audited(storage, names) == set()
+    labels(storage)
+    assert audit.AuditWorker(str(tmp_path), names)(SHARD)["status"] == "finished"
+    assert audit.audited(storage, names) == {SHARD} and audit.audited(storage, ("audio",)) == set()
+    records.discard(storage, "codes-ear", "another")
+    assert audit.audited(storage, names) == {SHARD}
+    records.discard(storage, "codes-ear", SHARD)
+    assert audit.audited(storage, names) == set()
+
+
+def test_the_audit_reads_no_tar_and_verifying_reads_it_whole(tmp_path):
+    storage = Storage(tmp_path)
+    audio(storage)
+    tar = storage.local(records.file("audio", SHARD, "tar"))
+    data = bytearray(tar.read_bytes())
+    data[-2000] ^= 1
+    tar.write_bytes(data)
+    assert audit.AuditWorker(str(tmp_path), ("audio",))(SHARD)["status"] == "finished"
+    assert "has sha256" in audit.damaged(storage, SHARD, ["audio"])["audio"]
+    tar.write_bytes(data[:-512])
+    assert "bytes, its record says" in audit.AuditWorker(str(tmp_path), ("audio",))(SHARD)["error"]
+
+
 def test_bytes_that_cannot_be_read_fail_the_shard(tmp_path, monkeypatch):
     audio(Storage(tmp_path))
 

@@ -3,6 +3,7 @@ left out of them."""
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -274,3 +275,17 @@ def test_a_table_is_whole_before_it_has_its_name(storage, monkeypatch):
     monkeypatch.setattr(Storage, "_publish", whole)
     gathering.gather(storage, BOTH, ["s1"], LIVE)
     assert seen == [(f"{name}.parquet", True) for name in (*gathering.TABLES, "sums")]
+
+
+def test_the_source_of_each_recording_is_found_again(tmp_path, monkeypatch):
+    rng, rows = np.random.default_rng(0), []
+    known = {f"{i:016x}": f"{i:064x}" for i in rng.permutation(50_000).tolist()}
+    for recording, digest in known.items():
+        rows += [{"recording": recording, "source_sha256": digest}] * int(rng.integers(1, 4))
+    rows += [{"recording": "f" * 16, "source_sha256": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "segments.parquet")
+    find = gathering.sources(pq.ParquetFile(tmp_path / "segments.parquet"))
+    assert all(find(recording) == digest for recording, digest in known.items())
+    assert [find(other) for other in ("f" * 16, "0" * 15, "e" * 16, "")] == [None] * 4
+    pq.write_table(pa.Table.from_pylist(rows[-1:]), tmp_path / "none.parquet")
+    assert gathering.sources(pq.ParquetFile(tmp_path / "none.parquet"))("f" * 16) is None

@@ -237,7 +237,7 @@ def test_impossible_values_and_files(tmp_path):
         with pytest.raises(ValueError, match=f"plan.{name} is"):
             plans([kept("a")], **{name: value})
     plans.path.write_bytes(b"not a plan")
-    with pytest.raises(ValueError, match="plan.parquet.*delete it"):
+    with pytest.raises(ValueError, match="plan.parquet"):
         plans([kept("a")])
     assert plans.path.read_bytes() == b"not a plan"
 

@@ -96,7 +96,7 @@ def test_half_a_minute_is_a_shard_and_a_short_recording_counts_by_its_length(pla
 
 def test_a_catalog_of_something_else_is_refused(tmp_path):
     (tmp_path / "catalog.parquet").write_bytes(b"not a catalog")
-    with pytest.raises(ValueError, match=r"^catalog .*catalog.parquet: .*delete it"):
+    with pytest.raises(ValueError, match=r"^catalog .*catalog.parquet: .*move it away"):
         plan(
             None, tmp_path / "catalog.parquet", tmp_path / "plan.parquet", shard_minutes=1, validation_share=0
         )

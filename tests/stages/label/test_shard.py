@@ -2,6 +2,7 @@
 bytes stay the same; CPU is counted."""
 
 import contextlib
+import shutil
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from stages.label.codes import Codes
 from stages.label.plan import plan
 from stages.label.scan.scan import scan
 from stages.label.shard import Job, ShardWorker
-from stages.shards import catalog, column
+from stages.shards import catalog, column, objects
 from stages.shards import record as records
 from stages.shards.fetching import OneAhead
 from stages.shards.storage import Storage
@@ -84,7 +85,14 @@ def test_busy_time_counts_the_decoder(out):
     ), (row, decoder_s)
 
 
-def test_the_next_recording_is_read_while_one_is_computed(out):
+def remote(monkeypatch, worker: ShardWorker, store: SlowStore) -> None:
+    """Its reads are those of a slow store; what it writes is in the folder all the same."""
+    worker.storage.is_local, worker.storage.fs = False, store
+    monkeypatch.setattr(objects, "delete", lambda address: Path(address).unlink(missing_ok=True))
+    monkeypatch.setattr(objects, "upload", lambda address, path: shutil.copyfile(path, address))
+
+
+def test_the_next_recording_is_read_while_one_is_computed(out, monkeypatch):
     shard = shard_of(out)
     assert ShardWorker(decode_job(out))(shard)["kept"] == 2
     first, second = {
@@ -100,7 +108,7 @@ def test_the_next_recording_is_read_while_one_is_computed(out):
         assert store.asked.wait(PATIENCE_S), "the second recording is not read before the first is computed"
 
     worker = ShardWorker(replace(local, stage=Codes(Patient(computing)), column="codes-remote"))
-    worker.storage.is_local, worker.storage.fs = False, store
+    remote(monkeypatch, worker, store)
     (out / "columns" / "codes-remote").mkdir()
     row = worker(shard)
     assert row["status"] == "finished" and store.reads >= 2, row
@@ -110,14 +118,14 @@ def test_the_next_recording_is_read_while_one_is_computed(out):
     assert tars[0] == tars[1]
 
 
-def test_a_tar_that_breaks_off_on_its_way_fails_the_shard_and_rejects_nothing(out):
+def test_a_tar_that_breaks_off_on_its_way_fails_the_shard_and_rejects_nothing(out, monkeypatch):
     shard = shard_of(out)
     ShardWorker(decode_job(out))(shard)
     first = column.read_index(Storage(out), "audio", shard).to_pylist()[0]
     worker = ShardWorker(Job(Codes(Patient()), "codes-x", "audio", {}, str(out)))
     store = SlowStore(first["offset"] + first["size"], PATIENCE_S)
     store.go.set()
-    worker.storage.is_local, worker.storage.fs = False, store
+    remote(monkeypatch, worker, store)
     (out / "columns" / "codes-x").mkdir()
     with open(out / "columns" / "audio" / f"{shard}.tar", "r+b") as tar:
         tar.truncate(first["offset"] + first["size"] + 1000)
