@@ -22,6 +22,8 @@ BASE = (*NARROW, "objective.visible_weight=0", "objective.musical=[]")
 VISIBLE = (*NARROW, "objective.musical=[]")
 EXPERIMENTS = {
     "small": (),  # as the file: mel and CQT, wide, visible frames, musical targets
+    "no-codes": ("objective.codes_weight=0",),
+    "no-cqt": ("objective.cqt_weight=0",),  # but the musical targets, which are made from it
     "cqt-front": ("model.front_end=cqt",),
     "codes-and-cqt": TEACHERS,
     "cqt-alone": (*TEACHERS, "objective.codes_weight=0"),
