@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup labels train music probe-sets evidence test test-all lint schema mutants bench-labels bench-model bench-teachers bench-loader clean
+.PHONY: setup labels train music probe-sets evidence test test-all lint schema mutants bench-labels bench-model bench-teachers bench-loader bench-scale clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,7 +20,7 @@ help:
 	@echo "make mutants     one small defect at a time in the critical modules: a test must fail for each (hours)"
 	@echo "make bench-teachers"
 	@echo "make bench-loader"
-	@echo "make bench-labels bench-model"
+	@echo "make bench-labels bench-model bench-scale"
 
 setup: $(VENV)/.ready
 
@@ -79,6 +79,9 @@ bench-model: setup
 
 bench-teachers: setup
 	@$(BIN)/python -m tests.bench.bench_teachers $(ARGS)
+
+bench-scale: setup
+	@$(BIN)/python -m tests.bench.bench_scale $(ARGS)
 
 bench-loader: setup
 	@$(BIN)/python -m tests.bench.bench_loader $(ARGS)

@@ -53,6 +53,7 @@ def batches(count: int) -> Iterator[pa.RecordBatch]:
             "rate_hz": [44_100] * rows,
             "channels": [2] * rows,
             "duration_s": rng.uniform(60, 420, rows),
+            "duration_from": ["header"] * rows,
         }
         arrays = [pa.array(columns[field.name], field.type) for field in CATALOG]
         yield pa.RecordBatch.from_arrays(arrays, schema=CATALOG)

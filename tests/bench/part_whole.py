@@ -67,6 +67,7 @@ def write_config(
 def alone(config: Path, number: int, of: int) -> None:
     """Every stage over each `of`-th shard in this process, one after the other, without Ray; prints CPU
     seconds by stage."""
+    from cluster.runner import runner
     from pipeline.labelling.catalogs import Catalogs
     from pipeline.labelling.progress import Progress
     from pipeline.labelling.run import LabelRun
@@ -79,7 +80,8 @@ def alone(config: Path, number: int, of: int) -> None:
     out = open_out(asked)
     catalogs = Catalogs(out, asked, Progress(out))
     catalogs.scan_and_plan()
-    todo = LabelRun(asked, out, Progress(out), None, catalogs.live_shards())
+    planned = catalogs.live_shards()
+    todo = LabelRun(asked, out, Progress(out), None, planned, runner(plain=True), planned)
     todo.weights = todo.known_weights(located(asked.recipe, asked.run.weights), False)
     assert todo.weights is not None, "fit first"
     jobs, found = todo.jobs(), {}
