@@ -51,8 +51,8 @@ class Killer:
 def test_kills_at_every_write_of_a_failing_store_change_no_byte(excerpts, labelled, tmp_path):
     faults, killer = Faults(0.05), Killer()
     faults.before = killer
-    with served("labels", faults=faults):
-        config, out = tmp_path / "small.yaml", Storage("s3://labels/out")
+    with served("kills", faults=faults):
+        config, out = tmp_path / "small.yaml", Storage("s3://kills/out")
         config.write_text(SMALL.format(audio=json.dumps(str(excerpts)), out=json.dumps(out.root)))
         writes = 1
         while True:

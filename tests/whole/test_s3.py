@@ -56,7 +56,7 @@ def test_labels_on_s3(store, config, labelled, run_overtone, tmp_path):
     argv, options = command("labels", str(config))
     with open(tmp_path / "said", "w+") as said:
         first = subprocess.Popen(argv, **options, stdout=said, stderr=subprocess.STDOUT)
-        while not out.exists("run.lock"):
+        while not out.exists("run.lock") or json.loads(out.read("run.lock"))["pid"] != first.pid:
             assert first.poll() is None, (tmp_path / "said").read_text()
             time.sleep(0.2)
         second = run_overtone("labels", config)
