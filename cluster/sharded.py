@@ -20,6 +20,12 @@ from cluster.session import preflight as preflight
 from cluster.session import session as session
 
 NAME = "Ray"
+GONE = (
+    ray.exceptions.ActorDiedError,
+    ray.exceptions.ActorUnavailableError,
+    ray.exceptions.ActorUnschedulableError,  # its node went before it came
+)
+UNMADE = "error raised in its creation task"
 DIED = "worker process has died"  # Ray of an actor whose node lives; of others it only says the node is gone
 
 
@@ -39,12 +45,25 @@ class Actor:
 
 
 class Worker:
-    def __init__(self, actor: Any, node: str):
-        self.actor, self.node, self.answer, self.error = actor, node, None, ""
+    def __init__(self, actor: Any, stage: str, node: str):
+        self.actor, self.stage, self.node = actor, stage, node
+        self.shard, self.answer, self.error = "", None, ""
 
     def begin(self, shard: str, payload: Any) -> bool:
+        self.shard = shard
         self.answer = self.actor.run.remote(shard, payload)
         return True
+
+    def unopened(self, error: str) -> dict:
+        """As `pools.outcome`, of an actor that could not be made: a module is missing on its node, say."""
+        last = error.strip().splitlines()[-1].strip()
+        return {
+            "shard": self.shard,
+            "stage": self.stage,
+            "status": "failed",
+            "unopened": last,
+            "traceback": error,
+        }
 
     def close(self, patience_s: float = 0.0) -> None:
         with suppress(ray.exceptions.RayError):
@@ -83,7 +102,7 @@ class Crew:
         memory = spec.needs.memory_gb * 2**30 if self._plenty else None
         where = NodeAffinitySchedulingStrategy(node.name, soft=False)
         options = {"num_cpus": cpus, "num_gpus": spec.needs.gpus, "memory": memory}
-        return Worker(Actor.options(scheduling_strategy=where, **options).remote(spec), node.name)
+        return Worker(Actor.options(scheduling_strategy=where, **options).remote(spec), spec.name, node.name)
 
     def ended(self, busy: list[Worker], timeout_s: float) -> list[tuple[Worker, dict | None]]:
         if not busy:
@@ -104,9 +123,11 @@ class Crew:
     def _answered(self, worker: Worker) -> dict | None:
         try:
             return ray.get(worker.answer)
-        except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            return worker.unopened(str(error))
+        except GONE as error:
             worker.error = str(error)
-            return None
+            return worker.unopened(worker.error) if UNMADE in worker.error else None
 
     def lost(self, worker: Worker) -> bool:
         self._looked = float("-inf")

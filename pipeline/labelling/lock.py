@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stages.shards import objects
@@ -41,8 +42,9 @@ def locked(out: Storage, say: Callable[[str], None] = print, part: str = "") -> 
         else:
             stack.enter_context(Beating(out, say, own))
             others = [n for n in out.names("") if n.startswith("run-") and n.endswith(".lock")]
-            for other in [NAME] if part else others:  # who comes next finds ours
-                Beating(out, say, other).left()
+            if others := [NAME] if part else others:  # who comes next finds ours
+                with ThreadPoolExecutor(len(others)) as pool:  # many dead parts are outwaited at once
+                    list(pool.map(lambda other: Beating(out, say, other).left(), others))
         yield
 
 

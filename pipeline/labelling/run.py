@@ -20,7 +20,7 @@ from stages.label import audit, gathering
 from stages.label import recipe as recipes
 from stages.label.base import Needs
 from stages.label.codes import Codes
-from stages.label.machine import recorded
+from stages.label.machine import Kinds, recorded
 from stages.label.recipe import Config
 from stages.label.shard import Job, ShardWorker
 from stages.shards import catalog, objects
@@ -146,7 +146,7 @@ class LabelRun:
         with self.runner.session(self.config.run.cpus) as session:
             kinds = None
             if not self.config.run.mixed_devices:
-                kinds = recorded(self.out, tuple(job.column for job in self.jobs()))
+                kinds = self.kinds()
             check = self.runner.check_nodes(self.out, list(self.config.run.audio), kinds)
             session = session._replace(check=check)
             self.sweep()
@@ -160,6 +160,18 @@ class LabelRun:
                 self.registry  # noqa: B018 - written before the first shard, for `status`
                 self.chain(session, self.jobs(), pending, audited=True)
         self.sweep()  # files of workers that died during this run
+
+    def kinds(self) -> Kinds:
+        """Of machine, that made the columns in use: of a run that was killed before its tables, by one record
+        of each column."""
+        columns = tuple(job.column for job in self.jobs())
+        if found := recorded(self.out, columns):
+            return found
+        for column in filter(self.done, columns):
+            facts = records.read(self.out, column, min(self.done(column))).facts
+            for part, kind in facts.get("machine", {}).items():
+                found.setdefault(part, set()).add(kind)
+        return found
 
     def fit(self, session: Session, refit: bool) -> None:
         """Decode the shards a fit needs, fit, and store: once for this OUT and recipe."""

@@ -95,3 +95,21 @@ def test_the_address_of_a_cluster_is_taken(ray_session, monkeypatch):
     host, _, _ = address.rpartition(":")
     with pytest.raises(ValueError, match=f"no Ray cluster answers at {host}:1 "):
         reachable(f"{host}:1")
+
+
+def missing():
+    raise ModuleNotFoundError("no module named 'ours'")
+
+
+class Elsewhere:
+    """A teacher whose module is not on the workers' node: its actor dies before it is made."""
+
+    def __reduce__(self):
+        return missing, ()
+
+
+@pytest.mark.timeout(120)
+def test_what_cannot_be_unpickled_on_a_node_is_no_lost_node(ray_session):
+    """Else its shard would be tried for ever."""
+    rows = list(run_chain([StageSpec("one", Elsewhere())], ["s0", "s1"], ray_session))
+    assert {row["fatal"] for row in rows} == {True} and "no module named 'ours'" in rows[0]["error"]
