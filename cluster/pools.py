@@ -125,8 +125,8 @@ def outcome(stage: str, shard: str, payload: Any, opened: Callable[[], Callable]
 
 def passed_on(row: dict, stage: str, out: dict) -> dict:
     """The chain's row of a shard, after a stage whose own row is `out`: with the recordings that its stages
-    rejected so far."""
-    row = row | {stage: out["status"]}
+    rejected so far, and what a stage `made` for the driver."""
+    row = row | {stage: out["status"]} | ({"made": out["made"]} if "made" in out else {})
     if "rejected" in out:
         row.setdefault("recordings", out["kept"] + out["rejected"])
         row["rejected"] = row.get("rejected", 0) + out["rejected"]

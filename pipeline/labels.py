@@ -92,7 +92,7 @@ def _label(
         run.compute(options.refit)
     if options.part:
         return summarise_part(out, run, options.part)
-    run.gather(catalogs.live(), catalogs.refused())
+    run.gather(catalogs.live(), catalogs.refused(), whole=options.finish)
     catalogs.write_rejected(run.registry.names)
     return summarise(out, config, catalogs, run, options.finish)
 

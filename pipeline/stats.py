@@ -10,9 +10,10 @@ from rich.console import Console
 
 from pipeline.report import anomalies, label_tables, terminal, training
 from pipeline.report import corpus as corpora
-from pipeline.report.corpus import AMOUNT, Corpus, quoted
+from pipeline.report.corpus import AMOUNT, Corpus
 from pipeline.report.numbers import numbers
 from pipeline.report.table import number, size, span
+from stages.shards import tables
 from stages.shards.storage import Storage
 
 ROWS = 20  # of segments on a terminal
@@ -71,9 +72,9 @@ def stats(places: Sequence[str], as_json: bool, page: bool, **chosen: str | None
 
 
 def _some(console: Console, corpus: Corpus, as_json: bool, shard: str, recording: str, where: str) -> int:
-    conditions = [f"shard = {quoted(shard)}"] if shard else []
+    conditions = [f"shard = {tables.quoted(shard)}"] if shard else []
     if recording:
-        text = quoted(recording)
+        text = tables.quoted(recording)
         conditions.append(f"(recording = {text} OR path = {text} OR suffix(path, '/' || {text}))")
     if where:
         conditions.append(f"({where})")

@@ -72,7 +72,7 @@ def _labels(place: str) -> tuple[dict[str, Any], str]:
         f"  columns/{name:<16} {c['shards']:>6}/{found['shards']} shards {c['hours']:>9.2f} h"
         for name, c in columns.items()
     ]
-    if known and out.exists("shards.parquet"):
+    if known:
         lines += [f"  {line}" for line in machine_lines(out, known)]
     lines += [f"  rejected at {stage}: {count}" for stage, count in found["rejected"].items()]
     if found["tombstoned"]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.pools import available_cpus
 from pipeline.labelling.progress import Progress
@@ -17,7 +16,7 @@ from stages.label import gathering
 from stages.label.plan import PlanSummary, plan
 from stages.label.recipe import Config
 from stages.label.scan.scan import ScanSummary, scan
-from stages.shards import catalog, scratch
+from stages.shards import catalog, parts, scratch
 from stages.shards.storage import Storage
 
 CATALOG, PLAN, REJECTED = "catalog.parquet", "plan.parquet", "rejected.parquet"
@@ -91,10 +90,7 @@ class Catalogs:
     @functools.cached_property
     def _known(self) -> Callable[[str], str | None]:
         """Of a recording the sha256 of the bytes it was labelled from, to tell an edit from a touch."""
-        if not self.out.exists("segments.parquet"):
-            return lambda recording: None
-        with self.out.open("segments.parquet") as source:
-            return gathering.sources(pq.ParquetFile(source))
+        return gathering.sources(self.out)
 
     def _of_stages(self) -> pa.Table:
         """By the latest rejected.parquet."""
@@ -154,10 +150,10 @@ class Catalogs:
 def decoded_seconds(out: Storage, names: Iterable[str]) -> dict[str, float]:
     """Seconds of audio in each finished and gathered shard of the first of these columns, the audio."""
     audio = next(iter(names), None)
-    if audio is None or not out.exists("shards.parquet"):
+    if audio is None:
         return {}
-    table = out.read_table("shards.parquet", ["shard", "column", "hours"])
-    own = table.filter(pc.equal(table["column"], audio))
+    table = parts.read(out, "shards", ["shard", "column", "hours"])
+    own = table.filter(pc.field("column") == audio)
     return dict(zip(own["shard"].to_pylist(), pc.multiply(own["hours"], 3600).to_pylist(), strict=True))
 
 

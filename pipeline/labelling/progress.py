@@ -101,7 +101,7 @@ class Progress:
         """What `cluster.chain` tells: begin and end of a shard at a stage, what is tried again, and nodes."""
         with self._lock:
             kind, stage = event["event"], self.stages.get(event.get("stage"))
-            facts = {k: v for k, v in event.items() if k != "event"}
+            facts = {k: v for k, v in event.items() if k not in ("event", "made")}
             self.log(f"shard-{kind}" if kind in ("begin", "end", "again") else kind, **facts)
             if kind.endswith("left-out"):
                 of = f" for {event['stage']}" if stage else ""

@@ -16,6 +16,7 @@ from pipeline.labelling import registry, teachers
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.registry import Registry
 from pipeline.labelling.summary import shown
+from pipeline.labelling.tables import Tables
 from stages.label import audit, gathering
 from stages.label import recipe as recipes
 from stages.label.base import Needs
@@ -222,8 +223,10 @@ class LabelRun:
             planned = catalog.ShardRows(path)
         rows = self.runner.run_chain(specs, pending, session, run.attempts, self.progress.event, planned)
         heard, most = Counter(), most_failed(run.max_failed_shards, len(pending))
-        with contextlib.closing(rows):
+        tables = Tables(self.out, planned.recordings, self.progress.attempts)
+        with contextlib.closing(rows), tables:
             for row in rows:
+                tables.add(row)
                 heard.update({name: row.get(name, 0) for name in ("recordings", "rejected")})
                 self.stopped = too_many(run, "shards so far", heard["rejected"], heard["recordings"])
                 if self.stopped:
@@ -238,15 +241,16 @@ class LabelRun:
         self._done.clear()
         self.progress.stop()
 
-    def gather(self, live: pa.Table, refused: pa.Array) -> None:
-        """Add finished shards to the tables of indexes and statistics, where those lack them."""
-        out, columns = self.out, self.registry.names
+    def gather(self, live: pa.Table, refused: pa.Array, whole: bool) -> None:
+        """Add finished shards to the tables of indexes and statistics, where those lack them, and put the
+        tables' parts together: if they are worth it, or `whole`."""
+        out, columns, recordings = self.out, self.registry.names, live["recording"].combine_chunks()
         done = self.complete(columns) - set(self.failed)
         missing, stale = gathering.ungathered(out, columns, live, refused)
         new = (done - gathering.gathered(out, columns)) | (missing & done)
-        if new or stale:
-            recordings = live["recording"].combine_chunks()
-            gathering.gather(out, columns, sorted(new), recordings, self.progress.attempts)
+        gathering.gather(out, columns, sorted(new), recordings, self.progress.attempts)
+        if stale or gathering.due(out, whole):
+            gathering.compact(out, recordings)
 
     def sweep(self) -> None:
         """Remove the attempts and end the uploads of killed runs; the lock excludes other live runs."""

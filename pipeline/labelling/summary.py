@@ -8,6 +8,7 @@ from pipeline.labelling.registry import Registry
 from stages.label import gathering, machine
 from stages.label.recipe import Config
 from stages.label.scan.scan import ScanSummary
+from stages.shards import parts
 from stages.shards.names import printable
 from stages.shards.storage import Storage
 from stages.signal.rates import RATE_HZ
@@ -116,9 +117,9 @@ def shown(size: float) -> str:
 
 def column_lines(out: Storage, registry: Registry) -> list[str]:
     """One line per current column, and the audio in use: without that of tombstoned recordings."""
-    if not out.exists("shards.parquet"):
+    table = parts.read(out, "shards", ["column", "bytes"])
+    if not table.num_rows:
         return ["no shard is finished"]
-    table = out.read_table("shards.parquet", ["column", "bytes"])
     lines = []
     for name in registry.names:
         own = table.filter(pc.equal(table["column"], name))

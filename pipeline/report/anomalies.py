@@ -4,8 +4,9 @@ trainer's `data.where` takes it. Segments without the statistic are kept."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.report.corpus import AMOUNT, Corpus, Row, quoted
+from pipeline.report.corpus import AMOUNT, Corpus, Row
 from pipeline.report.duplicates import groups
+from stages.shards import tables
 
 EXAMPLES = 3
 NAMED_AT_MOST = 40  # recordings in one condition; more go to a file next to the page
@@ -95,10 +96,10 @@ def _duplicates(corpus: Corpus) -> list[Anomaly]:
         why += f"; {across} groups are in both train and validation"
     # DuckDB reads no file of an object store here
     if len(spare) <= NAMED_AT_MOST or not corpus.out.is_local:
-        listed = ", ".join(map(quoted, spare))
+        listed = ", ".join(map(tables.quoted, spare))
     else:
         corpus.out.write(DUPLICATES, "".join(f"{recording}\n" for recording in spare).encode())
-        path = quoted(corpus.out.path(DUPLICATES))
+        path = tables.quoted(corpus.out.path(DUPLICATES))
         listed = f"SELECT column0 FROM read_csv({path}, header=false, all_varchar=true)"
     examples = [" = ".join(group["paths"][:3]) for group in found[:EXAMPLES]]
     one = _segments(corpus, "near-duplicates", f"recording IN ({listed})", why)
@@ -119,7 +120,7 @@ def _far_shards(corpus: Corpus) -> list[Anomaly]:
         WHERE abs(mean - middle) > {FAR} * 1.4826 * greatest(deviation, 0.01 * abs(middle), 0.002)
         ORDER BY shard LIMIT {NAMED_AT_MOST}"""
     )
-    where = f"shard IN ({', '.join(quoted(row['shard']) for row in rows)})"
+    where = f"shard IN ({', '.join(tables.quoted(row['shard']) for row in rows)})"
     why = "means of loudness, silence, bandwidth, code entropy or CQT are far from the other shards'"
     return [_segments(corpus, "far shards", where, why)] if rows else []
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from pipeline.labelling import registry
-from stages.shards import scratch, tables
+from stages.shards import parts, scratch, tables
 from stages.shards.storage import Storage
 from stages.signal.rates import RATE_HZ
 
@@ -39,10 +40,11 @@ OF_SHARDS = {
 HOURS = "coalesce(sum(length_s), 0) / 3600 AS hours"
 AMOUNT = f"count(*) AS segments, count(DISTINCT recording) AS recordings, {HOURS}"
 REGATHER = (
-    "move index.parquet, segments.parquet and shards.parquet away and run the same `labels` again, which "
-    "gathers them anew"
+    "move index.parquet, segments.parquet, shards.parquet and the folder tables away and run the same "
+    "`labels` again, which gathers them anew"
 )
-REMEDIES = dict.fromkeys(("segments", "shards"), REGATHER) | {
+GATHERED = ("segments", "shards")
+REMEDIES = dict.fromkeys(GATHERED, REGATHER) | {
     "plan": "restore it from a copy, or use another OUT",
     "rejected": "run the same `labels` again, which writes it anew",
 }
@@ -82,7 +84,7 @@ def opened(place: str) -> Iterator[Corpus]:
     out, files, paths = Storage(place), {}, []
     known = registry.existing(out)
     for name in ("segments", "shards", "plan"):
-        if not out.exists(f"{name}.parquet"):
+        if not (parts.present(out, name) if name in GATHERED else out.exists(f"{name}.parquet")):
             raise ValueError(
                 f"{place} holds no {name}.parquet: it is written when a `labels` run ends (see overtone "
                 f"status {place})"
@@ -92,16 +94,20 @@ def opened(place: str) -> Iterator[Corpus]:
         db = stack.enter_context(tables.connect(Path(spill), MEMORY_GB))
         corpus = Corpus(place, out, known, db)
         for name in REMEDIES:
-            if out.exists(f"{name}.parquet"):
-                path = str(stack.enter_context(out.fetched(f"{name}.parquet")))
-                paths.append(path)
-                table = f"read_parquet({quoted(path)})"
-                try:
-                    columns = corpus.rows(f"DESCRIBE SELECT * FROM {table}")
-                    files[name] = table, [row["column_name"] for row in columns]
-                except duckdb.Error as error:
-                    why = str(error).splitlines()[0]
-                    raise ValueError(f"{place}/{name}.parquet is damaged ({why}): {REMEDIES[name]}") from None
+            if name not in GATHERED and not out.exists(f"{name}.parquet"):
+                continue
+            try:
+                if name in GATHERED:
+                    table, own = tables.gathered(db, out, name, stack)
+                else:
+                    own = [str(stack.enter_context(out.fetched(f"{name}.parquet")))]
+                    table = f"read_parquet({tables.quoted(own[0])})"
+                columns = corpus.rows(f"DESCRIBE SELECT * FROM {table}")
+            except (duckdb.Error, pa.ArrowInvalid) as error:
+                why = str(error).splitlines()[0]
+                raise ValueError(f"{place}/{name}.parquet is damaged ({why}): {REMEDIES[name]}") from None
+            files[name] = table, [row["column_name"] for row in columns]
+            paths += own
         _segments(corpus, *files["segments"])
         _shards(corpus, *files["shards"])
         rejected, *_ = files.get("rejected", ("(SELECT '' AS stage, '' AS path, '' AS reason WHERE false)",))
@@ -116,10 +122,6 @@ def opened(place: str) -> Iterator[Corpus]:
         yield corpus
 
 
-def quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _segments(corpus: Corpus, table: str, names: list[str]) -> None:
     corpus.missing = [name for name in STATISTICS if name not in names]
     fields = [f'"{name}"' for name in names if name not in STATISTICS and name != "columns"]
@@ -127,7 +129,9 @@ def _segments(corpus: Corpus, table: str, names: list[str]) -> None:
     for name, kind in STATISTICS.items():
         value = "NULL" if name in corpus.missing else f'"{name}"'
         fields.append(f'{value}::{kind} AS "{name}"')
-    current = f"WHERE columns = {quoted(' '.join(corpus.registry.names))}" if "columns" in names else ""
+    current = (
+        f"WHERE columns = {tables.quoted(' '.join(corpus.registry.names))}" if "columns" in names else ""
+    )
     corpus.db.execute(
         f"CREATE VIEW segments AS SELECT {', '.join(fields)}, samples / {RATE_HZ}.0 AS length_s, "
         f"list_avg(code_entropy_bits) AS entropy_bits FROM {table} {current}"
@@ -137,7 +141,7 @@ def _segments(corpus: Corpus, table: str, names: list[str]) -> None:
 def _shards(corpus: Corpus, table: str, names: list[str]) -> None:
     fields = [name if name in names else f"NULL::{kind} AS {name}" for name, kind in OF_SHARDS.items()]
     fields += [f"{name}::DOUBLE AS {name}" for name in ("started", "wall_s", "busy_s")]
-    current = ", ".join(map(quoted, corpus.registry.names))
+    current = ", ".join(map(tables.quoted, corpus.registry.names))
     corpus.db.execute(
         f"""CREATE TABLE shards AS SELECT shard, "column", inputs, kept, rejected, segments, samples, frames,
         bytes, host, {", ".join(fields)}, samples / {RATE_HZ}.0 / 3600 AS hours,

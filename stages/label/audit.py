@@ -1,12 +1,18 @@
 """A finished shard in every column, its labels compared with its audio; that it was is a fact on its own."""
 
+import functools
 import hashlib
+import io
 import json
 import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.label.rows import rows
 from stages.shards import checking, column
 from stages.shards.storage import Storage
 
@@ -17,7 +23,8 @@ SPAN = ["key", "recording", "start", "samples", "frames"]  # of an index row: th
 @dataclass(frozen=True)
 class AuditWorker:
     """The last stage of the chain. It reads tables: the tars' bytes were compared when they were written, by
-    the store with their checksums, and `overtone verify` is what reads them all."""
+    the store with their checksums, and `overtone verify` is what reads them all. A finished shard's rows of
+    the tables go along: `made`."""
 
     out: str
     columns: tuple[str, ...]  # audio first
@@ -25,16 +32,28 @@ class AuditWorker:
     def __call__(self, shard: str) -> dict:
         started = time.time()
         row = {"shard": shard, "column": "audit", "stage": "audit", "host": platform.node()}
-        storage = Storage(self.out, standing=True)
+        storage = Remembering(self.out, standing=True)
         try:
             damage = damaged(storage, shard, self.columns, whole=False)
             if not damage:
+                row["made"] = rows(storage, self.columns, shard)
                 note = {"format": 1, "shard": shard, "columns": self.columns}
                 storage.write(f"{folder(self.columns)}/{shard}.json", json.dumps(note).encode())
         except OSError as error:
             damage = {"": f"cannot be read back: {error}"}
         row |= {"status": "failed" if damage else "finished", "error": "; ".join(damage.values()) or None}
         return row | {"started": started, "wall_s": time.time() - started}
+
+
+class Remembering(Storage):
+    """Reads each small file once."""
+
+    def __init__(self, root: str, standing: bool):
+        super().__init__(root, standing)
+        self.read = functools.cache(super().read)
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        return pq.read_table(io.BytesIO(self.read(name)), columns=columns)
 
 
 def folder(columns: Iterable[str]) -> str:

@@ -1,54 +1,52 @@
-"""Indexes and statistics of finished shards, gathered into one parquet each.
+"""Indexes and statistics of finished shards, gathered into a few tables.
 
 `OUT/index.parquet` has one row per segment and column, `OUT/segments.parquet` one per segment,
-`OUT/shards.parquet` one per shard and column, `OUT/sums.parquet` a few per column."""
+`OUT/shards.parquet` one per shard and column, `OUT/sums.parquet` a few per column; each with parts that were
+added later (`stages/shards/parts.py`)."""
 
-import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.shards import column, histograms
+from stages.label.rows import TABLES, Rows, rows
+from stages.shards import histograms, parts
 from stages.shards import record as records
 from stages.shards.storage import Storage, fields
-from stages.signal.rates import RATE_HZ
 
-_TIMED = pa.struct(fields(pa.string(), "recording") + fields(pa.float64(), "seconds times_real_time"))
-SHARDS = pa.schema(
-    fields(pa.string(), "shard column")
-    + fields(pa.int64(), "inputs kept rejected segments samples frames bytes")
-    + fields(pa.string(), "sha256 device host")
-    + fields(pa.float64(), "started wall_s busy_s")
-    + fields(pa.string(), "facts")  # JSON
-    + fields(pa.float64(), "hours times_real_time")  # audio seconds per second of wall_s
-    # in the run that made it; null when another run gathered it
-    + fields(pa.int64(), "attempts")
-    + fields(pa.string(), "rejects")  # JSON: reason → how many
-    # of audio: recordings that took longest for their length; null in older records
-    + fields(pa.list_(_TIMED), "slowest")
-)
 REJECTED = pa.schema(fields(pa.string(), "stage shard recording path reason"))
-INDEX_ROWS = pa.schema([*fields(pa.string(), "shard column"), *column.INDEX])
-# And each stage's statistics. `columns`: those the row was made of.
-SEGMENTS = pa.schema(fields(pa.string(), "columns shard key recording") + fields(pa.int64(), "samples"))
-TABLES = {"index": INDEX_ROWS, "segments": SEGMENTS, "shards": SHARDS}
 ROW_GROUP = 65_536  # rows collected before they are written
+PART = 256  # shards of a part
+SMALL = 64 << 20  # bytes of tables that are always put together
 
 
 def gathered(storage: Storage, columns: Iterable[str]) -> set[str]:
-    """Shards already in OUT/shards.parquet with every one of these columns."""
-    if not storage.exists("shards.parquet"):
-        return set()
-    table = storage.read_table("shards.parquet", ["shard", "column"])
+    """Shards that the tables have with every one of these columns."""
+    table = parts.read(storage, "shards", ["shard", "column"])
     sets = [set(table.filter(pc.field("column") == name)["shard"].to_pylist()) for name in columns]
     return set.intersection(*sets) if sets else set()
+
+
+def add(
+    storage: Storage, made: dict[str, Rows], live: pa.Array, attempts: dict[tuple[str, str], int]
+) -> None:
+    """One more part of the tables: these shards, without recordings that are not `live`.
+
+    attempts: of (column, shard), in this run."""
+    ordered = [made[shard] for shard in sorted(made)]
+    tables = {name: _concat([getattr(each, name) for each in ordered]) for name in TABLES}
+    for name in ("index", "segments"):
+        tables[name] = tables[name].filter(pc.is_in(tables[name]["recording"], live))
+    places = zip(*(tables["shards"][name].to_pylist() for name in ("column", "shard")), strict=True)
+    own = pa.array([attempts.get(place) for place in places], pa.int64())
+    at = tables["shards"].schema.get_field_index("attempts")
+    tables["shards"] = tables["shards"].set_column(at, "attempts", own)
+    tables["sums"] = histograms.block({shard: made[shard].sums for shard in sorted(made)})
+    parts.add(storage, tables)
 
 
 def gather(
@@ -58,49 +56,56 @@ def gather(
     live: pa.Array,
     attempts: dict[tuple[str, str], int] | None = None,
 ) -> None:
-    """Add these shards to the tables, replacing the rows they had, without recordings that are not `live`.
-
-    attempts: of (column, shard), in this run."""
-    shard_rows = partial(_shard_rows, attempts=attempts or {})
+    """Add finished shards to the tables, by their own files."""
     with ThreadPoolExecutor(8) as pool:
-        for name, rows in {"index": _index_rows, "segments": _segment_rows, "shards": shard_rows}.items():
-            old = pc.field("shard").isin(pa.array(shards, pa.string()))
-            if name != "segments":
-                old &= pc.field("column").isin(columns)
-            new = pool.map(partial(rows, storage, columns), shards)
-            _write(storage, name, chain(_kept(storage, f"{name}.parquet", ~old), _joined(new)), live)
-    histograms.gather(storage, columns, shards)
+        for start in range(0, len(shards), PART):
+            some = shards[start : start + PART]
+            made = pool.map(partial(rows, storage, columns), some)
+            add(storage, dict(zip(some, made, strict=True)), live, attempts or {})
 
 
-def _write(storage: Storage, name: str, tables: Iterable[pa.Table], live: pa.Array) -> None:
-    writer = None
-    with storage.attempt(f"{name}.parquet") as path:
-        for table in tables:
-            if "recording" in table.column_names:
-                table = table.filter(pc.is_in(table["recording"], live))
-            waiting = [table]
-            schemas = [table.schema] if writer is None else [writer.schema, table.schema]
-            wider = pa.unify_schemas(schemas, promote_options="permissive")
-            if writer is None or wider != writer.schema:
-                if writer is not None:  # a later recipe brought new statistics: start again, widened
-                    writer.close()
-                    waiting.insert(0, pq.read_table(path))
-                writer = pq.ParquetWriter(path, wider, compression="zstd")
-            for each in waiting:
-                writer.write_table(_fit(each, wider))
-        if writer is None:
-            pq.write_table(TABLES[name].empty_table(), path)
-        else:
-            writer.close()
+def compact(storage: Storage, live: pa.Array) -> None:
+    """Put each table together in one file, without recordings that are no longer `live`; the parts go."""
+    held = parts.added(storage)
+    gone = {name: parts.superseded(storage, name) for name in TABLES}
+    anew: dict[str, set[str]] = {}
+    for table in gone["shards"].values():
+        for shard, name in zip(table["shard"].to_pylist(), table["column"].to_pylist(), strict=True):
+            anew.setdefault(name, set()).add(shard)
+    # `shards` first: from then on its parts say what holds, whatever the other tables have so far.
+    for name in ("shards", "index", "segments"):
+        tables = parts.batches(storage, name, gone[name])
+        if name != "shards":
+            tables = (table.filter(pc.is_in(table["recording"], live)) for table in tables)
+        _write(storage, name, tables)
+    histograms.compact(storage, anew)
+    parts.remove(storage, held)
 
 
-def _kept(storage: Storage, file: str, wanted: pc.Expression) -> Iterator[pa.Table]:
-    if storage.exists(file):
-        with storage.open(file) as source:
-            for batch in pq.ParquetFile(source).iter_batches(131_072):
-                kept = pa.Table.from_batches([batch]).filter(wanted)
-                if kept.num_rows:
-                    yield kept
+def due(storage: Storage, whole: bool = False) -> bool:
+    """Whether there are parts, and they are worth being put together, or `whole`: a shard is then written
+    again a few times at most, however many come later. Always if one was made again."""
+    base, beside = (
+        sum(storage.size(parts.file(name, part)) for name in parts.NAMES for part in some if name != "sums")
+        for some in ([""] if storage.exists("shards.parquet") else [], parts.added(storage))
+    )
+    grown = whole or beside > base / 4 or base + beside < SMALL
+    return bool(beside) and (grown or bool(parts.superseded(storage, "shards")))
+
+
+def _write(storage: Storage, name: str, tables: Iterable[pa.Table]) -> None:
+    whole = pa.unify_schemas([TABLES[name], *parts.schemas(storage, name)], promote_options="permissive")
+    with (
+        storage.attempt(parts.file(name)) as path,
+        pq.ParquetWriter(path, whole, compression="zstd") as writer,
+    ):
+        for table in _joined(tables):
+            writer.write_table(_fit(table, whole))
+        writer.close()  # before the file gets its name
+
+
+def _concat(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -109,29 +114,28 @@ def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     for table in tables:
         held += [table] if table.num_rows else []
         if sum(each.num_rows for each in held) > ROW_GROUP:
-            yield pa.concat_tables(held, promote_options="permissive")
+            yield _concat(held)
             held = []
     if held:
-        yield pa.concat_tables(held, promote_options="permissive")
+        yield _concat(held)
 
 
 def segments(storage: Storage, columns: tuple[str, ...], names: list[str]) -> pa.Table:
-    table = storage.read_table("segments.parquet", [*names, "columns"])
+    table = parts.read(storage, "segments", [*names, "columns"])
     return table.filter(pc.field("columns") == " ".join(columns)).select(names)
 
 
-def sources(segments: pq.ParquetFile) -> Callable[[str], str | None]:
-    """Recording → sha256 of its source, by segments.parquet, in 80 bytes a recording."""
-    parts = [(np.empty(0, "S16"), np.empty(0, "S64"))]
-    for batch in segments.iter_batches(131_072, columns=["recording", "source_sha256"]):
-        known = batch.filter(pc.is_valid(batch["source_sha256"]))
-        names, digests = (known[name].to_numpy(zero_copy_only=False) for name in known.schema.names)
-        first = np.append(True, names[1:] != names[:-1])[
-            : len(names)
-        ]  # segments of a recording are neighbours
-        parts.append((names[first].astype("S16"), digests[first].astype("S64")))
-    names, digests = map(np.concatenate, zip(*parts, strict=True))
-    order = np.argsort(names, kind="stable")
+def sources(storage: Storage) -> Callable[[str], str | None]:
+    """Recording → sha256 of its source, by the segments, in 80 bytes a recording."""
+    found = [(np.empty(0, "S16"), np.empty(0, "S64"))]
+    for table in parts.batches(storage, "segments", {}, ["recording", "source_sha256"]):
+        known = table.filter(pc.is_valid(table["source_sha256"]))
+        names, digests = (known[name].to_numpy() for name in ("recording", "source_sha256"))
+        # segments of a recording are neighbours
+        first = np.append(True, names[1:] != names[:-1])[: len(names)]
+        found.append((names[first].astype("S16"), digests[first].astype("S64")))
+    names, digests = map(np.concatenate, zip(*found, strict=True))
+    order = np.argsort(names, kind="stable")  # the last one holds
     names, digests = names[order], digests[order]
 
     def find(recording: str) -> str | None:
@@ -147,7 +151,7 @@ def ungathered(
     """(shards with a live recording that segments.parquet lacks, whether it holds one no longer live).
 
     plan: its live rows; refused: recordings a stage rejected, which have no segments."""
-    if not storage.exists("segments.parquet"):
+    if not parts.present(storage, "segments"):
         return set(), False
     present = pc.unique(segments(storage, columns, ["recording"])["recording"])
     expected = pc.or_(pc.is_in(plan["recording"], present), pc.is_in(plan["recording"], refused))
@@ -163,52 +167,12 @@ def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table.select(schema.names).cast(schema)
 
 
-def _index_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
-    indexes = ((name, column.read_index(storage, name, shard)) for name in columns)
-    return pa.concat_tables([_prefixed(index, shard=shard, column=name) for name, index in indexes])
-
-
-def _segment_rows(storage: Storage, columns: tuple[str, ...], shard: str) -> pa.Table:
-    first, *others = (storage.read_table(records.file(name, shard, "stats.parquet")) for name in columns)
-    for table in others:
-        aligned = table.take(pc.index_in(first["key"], table["key"]))  # null where a column lacks the segment
-        for name in table.column_names:
-            if name not in first.column_names:
-                first = first.append_column(name, aligned[name])
-    return _prefixed(first, columns=" ".join(columns), shard=shard)
-
-
-def _prefixed(table: pa.Table, **values: str) -> pa.Table:
-    """The table with columns of one value each in front."""
-    own = [pa.repeat(value, table.num_rows) for value in values.values()]
-    return pa.table([*own, *table.columns], [*values, *table.column_names])
-
-
-def _shard_rows(
-    storage: Storage, columns: tuple[str, ...], shard: str, attempts: dict[tuple[str, str], int]
-) -> pa.Table:
-    rows = []
-    for name in columns:
-        record = records.read(storage, name, shard)
-        seconds, wall_s = record.samples / RATE_HZ, record.run.get("wall_s")
-        reasons = Counter(reject["reason"] for reject in record.rejects)
-        rows.append(
-            {field: getattr(record, field) for field in SHARDS.names if hasattr(record, field)}
-            | {field: record.run.get(field) for field in ("host", "started", "wall_s", "busy_s", "slowest")}
-            | {"rejected": len(record.rejects), "rejects": json.dumps(reasons)}
-            | {"facts": json.dumps(record.facts), "attempts": attempts.get((name, shard))}
-            | {"hours": seconds / 3600, "times_real_time": seconds / wall_s if wall_s else None}
-        )
-    return pa.Table.from_pylist(rows, schema=SHARDS)
-
-
 def rejected_rows(
     storage: Storage, columns: Iterable[str], done: set[str], wanted: Callable[[str, str], bool]
 ) -> pa.Table:
     """Rejections of finished shards (`done`) for OUT/rejected.parquet; reads only records with some."""
-    rows, shards = [], SHARDS.empty_table()
-    if storage.exists("shards.parquet"):
-        shards = storage.read_table("shards.parquet", ["shard", "column", "rejected"])
+    rows = []
+    shards = parts.read(storage, "shards", ["shard", "column", "rejected"])
     for row in shards.filter(pc.field("rejected") > 0).to_pylist():
         name, shard = row["column"], row["shard"]
         if name in columns and shard in done:

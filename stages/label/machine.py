@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from stages.shards import parts
 from stages.shards.storage import Storage
 
 # What torch and OpenBLAS choose their kernels by, the widest first.
@@ -53,8 +54,8 @@ def another(seen: dict[str, str], kinds: Kinds) -> str:
 def recorded(storage: Storage, columns: tuple[str, ...]) -> Kinds:
     """Of the gathered shards of these columns; older records do not say."""
     found: Kinds = {}
-    if storage.exists("shards.parquet"):
-        table = storage.read_table("shards.parquet", ["column", "facts"])
+    table = parts.read(storage, "shards", ["column", "facts"])
+    if table.num_rows:
         own = table.filter(pc.field("column").isin(columns))["facts"]
         told = pc.extract_regex(own, r'"machine": (?P<machine>\{[^}]*\})').combine_chunks()
         for text in pc.unique(told.field("machine")).drop_null().to_pylist():

@@ -144,6 +144,10 @@ class ShardRows:
         self._live = live(read_plan(path, self.COLUMNS)).drop_columns("tombstone")
         self.slices = shard_slices(self._live)
 
+    @property
+    def recordings(self) -> pa.Array:
+        return self._live["recording"].combine_chunks()
+
     def __call__(self, shard: str) -> list[dict]:
         """Rows of `PLAN`, some columns of it."""
         start, count = self.slices[shard]

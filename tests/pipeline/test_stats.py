@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
-from stages.label.gathering import SEGMENTS
+from stages.label.rows import SEGMENTS
 from stages.shards.storage import Storage
 from tests.object_store import served
 from tests.pipeline.report import synthetic

@@ -50,15 +50,15 @@ def join(corpus: PinnedCorpus, data: Data, first: int, labels: Labels) -> Iterat
 
 
 def _load(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, stack: contextlib.ExitStack) -> None:
-    """Tables `plan` and `idx`: OUT/index.parquet, and own indexes of shards that it does not hold whole."""
+    """Tables `plan` and `idx`: that of OUT, and own indexes of shards that it does not hold whole."""
     rows = [(name, shard, record.segments) for (name, shard), record in corpus.records.items()]
     names, shards, segments = zip(*rows, strict=True)
     db.register("expected", pa.table({"column": names, "shard": shards, "segments": segments}))
     fields = pa.schema([*storage.fields(pa.string(), "column shard"), *column.INDEX])
     db.register("stored", fields.empty_table())
     stored = "stored"
-    if corpus.storage.exists("index.parquet"):
-        stored = _parquet(corpus, "index.parquet", stack)
+    with contextlib.suppress(FileNotFoundError):
+        stored, _ = tables.gathered(db, corpus.storage, "index", stack)
     db.execute(f'CREATE TABLE idx AS FROM {stored} SEMI JOIN expected USING ("column", shard)')
     short = db.execute(
         """SELECT "column", shard FROM expected
@@ -90,11 +90,7 @@ def _own_index(corpus: PinnedCorpus, name: str, shard: str) -> pa.Table:
 
 
 def _parquet(corpus: PinnedCorpus, name: str, stack: contextlib.ExitStack) -> str:
-    return read_parquet(str(stack.enter_context(corpus.storage.fetched(name))))
-
-
-def read_parquet(path: str) -> str:
-    return "read_parquet('{}')".format(path.replace("'", "''"))
+    return f"read_parquet({tables.quoted(str(stack.enter_context(corpus.storage.fetched(name))))})"
 
 
 def _check_labels(db: duckdb.DuckDBPyConnection, corpus: PinnedCorpus, labels: Labels) -> None:
@@ -131,14 +127,14 @@ def _load_statistics(
 ) -> None:
     """Table `stats`: for each segment these columns, and `wanted`, the truth of `where`."""
     root = corpus.storage.root
-    if not corpus.storage.exists("segments.parquet"):
+    try:
+        table, paths = tables.gathered(db, corpus.storage, "segments", stack)
+    except FileNotFoundError:
         raise ValueError(
             f"{root} has no segments.parquet, which data.where and the filters read: run `overtone labels` "
             "to its end"
-        )
-    path = str(stack.enter_context(corpus.storage.fetched("segments.parquet")))
-    table = read_parquet(path)
-    tables.lock(db, [path], corpus.storage)
+        ) from None
+    tables.lock(db, paths, corpus.storage)
     columns = "".join(f"{name}, " for name in names)
     try:  # of several recipes' rows of one segment, those of the columns in use
         db.execute(

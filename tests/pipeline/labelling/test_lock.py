@@ -117,8 +117,8 @@ def out(store, request) -> Storage:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Beats and patience in hundredths of a second; what a waiting run was told."""
-    for name, seconds in {"BEAT_S": 0.02, "STALE_S": 0.5, "FENCE_S": 0.1, "WATCH_S": 0.02}.items():
+    """Beats in hundredths of a second, patience in tenths; what a waiting run was told."""
+    for name, seconds in {"BEAT_S": 0.02, "STALE_S": 1.5, "FENCE_S": 0.7, "WATCH_S": 0.02}.items():
         monkeypatch.setattr(lock, name, seconds)
 
 

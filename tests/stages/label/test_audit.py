@@ -52,11 +52,13 @@ def test_slowest_recordings_are_gathered_beside_shards_of_older_versions(tmp_pat
     storage = Storage(tmp_path)
     publish(storage, "s1", "a", {"wall_s": 1.0})
     gathering.gather(storage, ("audio",), ["s1"], LIVE)
+    gathering.compact(storage, LIVE)
     older = pq.read_table(tmp_path / "shards.parquet").drop_columns("slowest")
     pq.write_table(older, tmp_path / "shards.parquet")
 
     publish(storage, "s2", "b", {"wall_s": 1.0, "slowest": SLOWEST})
     gathering.gather(storage, ("audio",), ["s2"], LIVE)
+    gathering.compact(storage, LIVE)
     rows = storage.read_table("shards.parquet", ["shard", "slowest"]).to_pylist()
     assert rows == [{"shard": "s1", "slowest": None}, {"shard": "s2", "slowest": SLOWEST}]
     assert gathering.gathered(storage, ("audio",)) == {"s1", "s2"}

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.label import audit, gathering
+from stages.label.rows import TABLES
 from stages.label.shard import ShardWorker
-from stages.shards import column, histograms
+from stages.shards import column, histograms, parts
 from stages.shards import record as records
 from stages.shards.storage import Storage
 from tests.stages.label.made import SEGMENT, Ear, audio, codes_job
@@ -30,6 +31,12 @@ def make(storage: Storage, shard: str, recordings: str, refuses: tuple[str, ...]
     assert ShardWorker(codes_job(storage.root, Ear(refuses)))(shard)["status"] in ("finished", "skipped")
 
 
+def gather(storage: Storage, columns, shards, live=LIVE, attempts=None) -> None:
+    """Into one file a table."""
+    gathering.gather(storage, columns, shards, live, attempts)
+    gathering.compact(storage, live)
+
+
 @pytest.fixture
 def storage(tmp_path) -> Storage:
     """Two shards with labels: s1 of a and b, s2 of c."""
@@ -40,7 +47,7 @@ def storage(tmp_path) -> Storage:
 
 
 def test_each_table_has_its_rows(storage):
-    gathering.gather(storage, BOTH, ["s1", "s2"], LIVE)
+    gather(storage, BOTH, ["s1", "s2"], LIVE)
     keys = [
         ("s1", "a-00000"),
         ("s1", "a-00001"),
@@ -61,14 +68,14 @@ def test_each_table_has_its_rows(storage):
     ]
     assert histograms.read(storage, "codes-ear")[1] == 2
     index = storage.read_table("index.parquet")
-    assert index.schema.names == gathering.INDEX_ROWS.names
+    assert index.schema.names == TABLES["index"].names
     places = {(r["shard"], r["key"]): r["offset"] for r in index.to_pylist() if r["column"] == "audio"}
     assert places["s2", "c-00001"] == column.read_index(storage, "audio", "s2")["offset"].to_pylist()[1]
 
 
 def test_segments_hold_the_statistics_of_every_column_beside_their_key(storage):
     make(storage, "s3", "abd", refuses=("b",))
-    gathering.gather(storage, BOTH, ["s3"], LIVE)
+    gather(storage, BOTH, ["s3"], LIVE)
     table = storage.read_table("segments.parquet")
     own = column.read_index(storage, "codes-ear", "s3")["key"].to_pylist()
     stats = {
@@ -87,7 +94,7 @@ def test_segments_hold_the_statistics_of_every_column_beside_their_key(storage):
 
 def test_shards_rows_are_what_their_records_say(storage):
     make(storage, "s3", "abd", refuses=("b", "d"))
-    gathering.gather(storage, BOTH, ["s1", "s3"], LIVE, {("audio", "s1"): 3})
+    gather(storage, BOTH, ["s1", "s3"], LIVE, {("audio", "s1"): 3})
     table = {(r["shard"], r["column"]): r for r in storage.read_table("shards.parquet").to_pylist()}
     first, third, record = (
         table["s1", "audio"],
@@ -122,23 +129,23 @@ def test_shards_rows_are_what_their_records_say(storage):
 
 
 def test_a_shard_that_was_made_anew_replaces_its_rows_and_no_others(storage):
-    gathering.gather(storage, BOTH, ["s1", "s2"], LIVE)
-    before = {name: storage.read_table(f"{name}.parquet").to_pylist() for name in gathering.TABLES}
+    gather(storage, BOTH, ["s1", "s2"], LIVE)
+    before = {name: storage.read_table(f"{name}.parquet").to_pylist() for name in TABLES}
     make(storage, "s1", "ad", seed=1)
-    gathering.gather(storage, BOTH, ["s1"], LIVE)
+    gather(storage, BOTH, ["s1"], LIVE)
     assert sorted(rows(storage, "segments", "key")) == [(f"{r}-0000{i}",) for r in "acd" for i in (0, 1)]
     assert sorted(rows(storage, "shards", "shard", "column")) == [
         (shard, name) for shard in ("s1", "s2") for name in BOTH
     ]
     assert len(rows(storage, "index", "key")) == 12
-    for name in gathering.TABLES:
+    for name in TABLES:
         after = storage.read_table(f"{name}.parquet").to_pylist()
         assert [r for r in after if r["shard"] == "s2"] == [r for r in before[name] if r["shard"] == "s2"]
 
 
 def test_a_new_column_leaves_the_rows_of_others_in_index_and_shards(storage):
-    gathering.gather(storage, ("audio",), ["s1", "s2"], LIVE)
-    gathering.gather(storage, ("codes-ear",), ["s1"], LIVE)
+    gather(storage, ("audio",), ["s1", "s2"], LIVE)
+    gather(storage, ("codes-ear",), ["s1"], LIVE)
     assert sorted(rows(storage, "shards", "shard", "column")) == [
         ("s1", "audio"),
         ("s1", "codes-ear"),
@@ -163,17 +170,17 @@ def test_a_new_column_leaves_the_rows_of_others_in_index_and_shards(storage):
 
 
 def test_recordings_that_are_no_longer_live_leave_index_and_segments(storage):
-    gathering.gather(storage, BOTH, ["s1", "s2"], LIVE)
-    gathering.gather(storage, BOTH, [], pa.array(["b"]))
+    gather(storage, BOTH, ["s1", "s2"], LIVE)
+    gather(storage, BOTH, [], pa.array(["b"]))
     assert rows(storage, "segments", "key") == [("b-00000",), ("b-00001",)]
     assert set(rows(storage, "index", "recording")) == {("b",)}
     assert len(rows(storage, "shards", "shard")) == 4
 
 
 def test_statistics_that_came_later_are_null_in_older_rows(storage):
-    gathering.gather(storage, BOTH, ["s1"], LIVE)
+    gather(storage, BOTH, ["s1"], LIVE)
     make(storage, "s2", "c", stats={"loud": 2.0, "bright": 7.0})
-    gathering.gather(storage, BOTH, ["s2"], LIVE)
+    gather(storage, BOTH, ["s2"], LIVE)
     assert rows(storage, "segments", "key", "loud", "bright") == [
         ("a-00000", 1.0, None),
         ("a-00001", 1.0, None),
@@ -183,7 +190,7 @@ def test_statistics_that_came_later_are_null_in_older_rows(storage):
         ("c-00001", 2.0, 7.0),
     ]
     make(storage, "s1", "a", stats={"quiet": 3.0})
-    gathering.gather(storage, BOTH, ["s1"], LIVE)
+    gather(storage, BOTH, ["s1"], LIVE)
     assert sorted(rows(storage, "segments", "key", "bright")) == [
         ("a-00000", None),
         ("a-00001", None),
@@ -201,9 +208,8 @@ def test_statistics_that_came_later_are_null_in_older_rows(storage):
 def test_nothing_to_gather_gives_empty_tables(tmp_path):
     storage = Storage(tmp_path)
     assert gathering.gathered(storage, BOTH) == set()
-    gathering.gather(storage, BOTH, [], LIVE)
-    schemas = {"index": gathering.INDEX_ROWS, "segments": gathering.SEGMENTS, "shards": gathering.SHARDS}
-    for name, schema in schemas.items():
+    gather(storage, BOTH, [], LIVE)
+    for name, schema in TABLES.items():
         table = storage.read_table(f"{name}.parquet")
         assert table.num_rows == 0 and table.schema.names == schema.names
     assert gathering.gathered(storage, BOTH) == set()
@@ -217,7 +223,7 @@ def test_what_segments_lack_and_what_they_hold_too_much_is_seen(storage):
     whole = plan(("a", "s1"), ("b", "s1"), ("c", "s2"))
     none = pa.array([], pa.string())
     assert gathering.ungathered(storage, BOTH, whole, none) == (set(), False)
-    gathering.gather(storage, BOTH, ["s1", "s2"], LIVE)
+    gather(storage, BOTH, ["s1", "s2"], LIVE)
     assert gathering.ungathered(storage, BOTH, whole, none) == (set(), False)
     more = plan(("a", "s1"), ("b", "s1"), ("c", "s2"), ("x", "s3"), ("y", "s2"))
     assert gathering.ungathered(storage, BOTH, more, none) == ({"s2", "s3"}, False)
@@ -231,7 +237,7 @@ def test_rejections_are_read_from_the_records_that_say_any(storage):
     assert gathering.rejected_rows(storage, BOTH, {"s1"}, lambda shard, recording: True).num_rows == 0
     make(storage, "s3", "abcd", refuses=("b",), live=3)
     make(storage, "s4", "ab", refuses=("b",))
-    gathering.gather(storage, BOTH, ["s1", "s2", "s3", "s4"], LIVE)
+    gather(storage, BOTH, ["s1", "s2", "s3", "s4"], LIVE)
 
     def found(columns=BOTH, done=("s1", "s2", "s3"), wanted=lambda shard, recording: True) -> list[tuple]:
         table = gathering.rejected_rows(storage, columns, set(done), wanted)
@@ -246,7 +252,7 @@ def test_rejections_are_read_from_the_records_that_say_any(storage):
 
 
 def test_segments_begin_with_where_they_belong(storage):
-    gathering.gather(storage, BOTH, ["s1"], LIVE)
+    gather(storage, BOTH, ["s1"], LIVE)
     names = storage.read_table("segments.parquet").column_names
     assert names[:4] == ["columns", "shard", "key", "recording"] and len(set(names)) == len(names)
 
@@ -257,10 +263,11 @@ def test_no_label_column_takes_the_place_of_an_audio_that_is_damaged(storage):
 
 
 @pytest.mark.parametrize("rows_held, groups", [(2, [4, 4]), (4, [6, 2]), (8, [8])])
-def test_shards_share_row_groups_of_more_than_a_number_of_rows(storage, monkeypatch, rows_held, groups):
+def test_parts_share_row_groups_of_more_than_a_number_of_rows(storage, monkeypatch, rows_held, groups):
     make(storage, "s3", "d")
     monkeypatch.setattr(gathering, "ROW_GROUP", rows_held)
-    gathering.gather(storage, BOTH, ["s1", "s2", "s3"], LIVE)
+    monkeypatch.setattr(gathering, "PART", 1)
+    gather(storage, BOTH, ["s1", "s2", "s3"], LIVE)
     written = pq.read_metadata(storage.path("segments.parquet"))
     assert [written.row_group(n).num_rows for n in range(written.num_row_groups)] == groups
 
@@ -274,7 +281,11 @@ def test_a_table_is_whole_before_it_has_its_name(storage, monkeypatch):
 
     monkeypatch.setattr(Storage, "_publish", whole)
     gathering.gather(storage, BOTH, ["s1"], LIVE)
-    assert seen == [(f"{name}.parquet", True) for name in (*gathering.TABLES, "sums")]
+    [part] = parts.added(storage)
+    assert seen == [(parts.file(name, part), True) for name in ("index", "segments", "sums", "shards")]
+    seen.clear()
+    gathering.compact(storage, LIVE)
+    assert seen == [(f"{name}.parquet", True) for name in ("shards", "index", "segments", "sums")]
 
 
 def test_the_source_of_each_recording_is_found_again(tmp_path, monkeypatch):
@@ -283,9 +294,13 @@ def test_the_source_of_each_recording_is_found_again(tmp_path, monkeypatch):
     for recording, digest in known.items():
         rows += [{"recording": recording, "source_sha256": digest}] * int(rng.integers(1, 4))
     rows += [{"recording": "f" * 16, "source_sha256": None}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "segments.parquet")
-    find = gathering.sources(pq.ParquetFile(tmp_path / "segments.parquet"))
+    storage = Storage(tmp_path)
+    assert gathering.sources(storage)("f" * 16) is None
+    storage.write_table("segments.parquet", pa.Table.from_pylist(rows))
+    find = gathering.sources(storage)
     assert all(find(recording) == digest for recording, digest in known.items())
     assert [find(other) for other in ("f" * 16, "0" * 15, "e" * 16, "")] == [None] * 4
-    pq.write_table(pa.Table.from_pylist(rows[-1:]), tmp_path / "none.parquet")
-    assert gathering.sources(pq.ParquetFile(tmp_path / "none.parquet"))("f" * 16) is None
+    later = [{"recording": "0" * 16, "source_sha256": "e" * 64}, rows[-1]]
+    storage.write_table(parts.file("segments", "1"), pa.Table.from_pylist(later))
+    storage.write_table(parts.file("shards", "1"), pa.table({"shard": ["s"], "column": ["audio"]}))
+    assert gathering.sources(storage)("0" * 16) == "e" * 64, "the last one holds"

@@ -109,13 +109,10 @@ class Corpus:
 
     def gather(self) -> "Corpus":
         """OUT/index.parquet, segments.parquet and shards.parquet, as labelling gathers them."""
-        plan = Storage(self.root).read_table("plan.parquet")
-        gathering.gather(
-            Storage(self.root),
-            tuple(self.names.values()),
-            sorted(self.keys),
-            catalog.live(plan)["recording"].combine_chunks(),
-        )
+        storage = Storage(self.root)
+        live = catalog.live(storage.read_table("plan.parquet"))["recording"].combine_chunks()
+        gathering.gather(storage, tuple(self.names.values()), sorted(self.keys), live)
+        gathering.compact(storage, live)
         return self
 
     def tombstone(self, recording: str) -> None:

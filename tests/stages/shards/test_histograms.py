@@ -21,6 +21,10 @@ def put(storage: Storage, shard: str, counts: list[list[int]]) -> None:
     )
 
 
+def again(storage: Storage, columns: list[str], shards: list[str]) -> None:
+    histograms.compact(storage, dict.fromkeys(columns, set(shards)))
+
+
 def test_a_rejected_recordings_sums_are_taken_back(tmp_path):
     writer = ColumnWriter(tmp_path / "x.tar")
     one = {"codes": np.array([[1, 0], [0, 1]])}
@@ -51,7 +55,7 @@ def test_gathering_in_any_order_is_the_total(tmp_path_factory, runs):
             for shard, count in run.items():
                 put(storage, f"s{shard:02d}", [[count, 1]])
                 truth[f"s{shard:02d}"] = count
-            histograms.gather(storage, ["codes-1"], [f"s{shard:02d}" for shard in run])
+            again(storage, ["codes-1"], [f"s{shard:02d}" for shard in run])
     total, shards = histograms.read(storage, "codes-1")
     assert shards == len(truth)
     assert total["codes"].tolist() == [[sum(truth.values()), len(truth)]]
@@ -60,8 +64,8 @@ def test_gathering_in_any_order_is_the_total(tmp_path_factory, runs):
 def test_a_shard_of_an_older_version_has_none_and_others_columns_stay(tmp_path):
     storage = Storage(tmp_path)
     put(storage, "s1", [[5]])
-    histograms.gather(storage, ["codes-1"], ["s1", "s2"])
-    histograms.gather(storage, ["cqt-1"], ["s1"])
+    again(storage, ["codes-1"], ["s1", "s2"])
+    again(storage, ["cqt-1"], ["s1"])
     assert (
         histograms.read(storage, "codes-1")[1] == 1 and histograms.read_shard(storage, "codes-1", "s2") == {}
     )
@@ -97,13 +101,13 @@ def test_a_shard_made_anew_replaces_its_sums_and_a_column_without_any_has_none(t
     assert histograms.read(storage, "codes-1") == ({}, 0)
     for shard, count in (("s1", 5), ("s2", 7)):
         put(storage, shard, [[count], [1]])
-    histograms.gather(storage, ["codes-1", "cqt-1"], ["s1", "s2"])
+    again(storage, ["codes-1", "cqt-1"], ["s1", "s2"])
     put(storage, "s1", [[50], [1]])
-    histograms.gather(storage, ["codes-1"], ["s1"])
+    again(storage, ["codes-1"], ["s1"])
     total, shards = histograms.read(storage, "codes-1")
     assert total["codes"].tolist() == [[57], [2]] and shards == 2
     storage.delete(record.file("codes-1", "s2", histograms.NAME))
-    histograms.gather(storage, ["codes-1"], ["s2"])
+    again(storage, ["codes-1"], ["s2"])
     total, shards = histograms.read(storage, "codes-1")
     assert total["codes"].tolist() == [[50], [1]] and shards == 1
 
@@ -113,7 +117,7 @@ def test_shards_are_added_up_in_blocks(tmp_path, monkeypatch):
     storage = Storage(tmp_path)
     for number in range(5):
         put(storage, f"s{number}", [[1]])
-    histograms.gather(storage, ["codes-1"], [f"s{number}" for number in range(5)])
+    again(storage, ["codes-1"], [f"s{number}" for number in range(5)])
     assert [r["shards"] for r in storage.read_table(histograms.NAME).to_pylist()] == [
         ["s0", "s1"],
         ["s2", "s3"],
