@@ -188,12 +188,13 @@ def test_a_live_process_of_another_container_is_not_taken_for_a_dead_one_here(ou
 
 
 def test_a_run_that_died_elsewhere_is_followed_after_a_countdown(out, quick, monkeypatch):
-    monkeypatch.setattr(lock, "SAY_S", 0.2)
+    monkeypatch.setattr(lock, "SAY_S", 0.6)
     hold(out, beat=2e12, generation=6)  # by its clock in the future
     told = []
     with locked(out, told.append):
         assert entry(out)["generation"] == 7
-    assert told[0] == f"{out.root}: no sign of life from {FAR} yet; taken over in 0 s" and len(told) in (2, 3)
+    assert told[0] in [f"{out.root}: no sign of life from {FAR} yet; taken over in {s} s" for s in (1, 2)]
+    assert len(told) in (2, 3)
 
 
 def test_a_run_elsewhere_is_in_use_at_its_first_beat_whatever_its_clock_says(out, quick, monkeypatch):
