@@ -80,7 +80,7 @@ class LabelRun:
         recipe, run, (audio, audio8) = self.config.recipe, self.config.run, self.audio
         options = {"stall_s": run.stall_s, "memory_gb": run.decode_memory_gb, "fetch": OneAhead(fetch_url)}
         own = recipes.audio_recipe(recipe)
-        jobs = [Job(recipe.decode, audio, audio, own, self.out.place, options=options)]
+        jobs = [Job(recipe.decode, audio, audio, own, self.out.place, cache_gb=run.cache_gb, options=options)]
         labels = []
         if recipe.codes and self.weights:
             own = recipes.codes_recipe(recipe, audio8, self.weights.sha256)
@@ -91,7 +91,7 @@ class LabelRun:
         for stage, own, weights, pool in labels:
             name, device = f"{stage.writes}-{records.recipe8(own)}", _device(pool)
             where = (audio, own, self.out.place, weights.name, weights.sha256, device, recipe.threads)
-            jobs.append(Job(stage, name, *where))
+            jobs.append(Job(stage, name, *where, run.cache_gb))
         return jobs
 
     @property

@@ -138,6 +138,9 @@ class Run:
     # one column's shards on several kinds of CPU or GPU, whose labels may differ in a few bytes
     mixed_devices: Flag = False
     scan_workers: Count | None = None  # that list and probe files; unset: one a CPU
+    # of finished audio kept below each machine's TMPDIR for its other stages, when OUT is on S3; at most half
+    # of what is free there
+    cache_gb: NotNegative = 20.0
     # then the run stops: below 1 a share of those it has to do, but never before 10; from 1 on a number
     max_failed_shards: NotNegative = 0.01
 

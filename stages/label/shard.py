@@ -21,6 +21,7 @@ from stages.label.decode import Decode, Source
 from stages.label.machine import of_device
 from stages.shards import catalog, column, scratch
 from stages.shards import record as records
+from stages.shards.nearby import Nearby
 from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
 
@@ -43,6 +44,7 @@ class Job:
     weights_sha256: str | None = None
     device: str = "cpu"
     threads: int = 1
+    cache_gb: float = 0.0  # of audio tars kept on this machine, when OUT is on an object store
     options: dict = field(default_factory=dict)  # without effect on bytes, e.g. a stall limit
 
 
@@ -63,6 +65,7 @@ class ShardWorker:
     def __init__(self, job: Job):
         self.job, self.storage, self.software = job, Storage(job.out, standing=True), software()
         scratch.folder()  # and what a killed worker left on this machine goes
+        self.nearby = Nearby(0 if self.storage.is_local else job.cache_gb * 2**30)
         if job.device.startswith("cuda") or job.stage.name != "decode":
             import torch
 
@@ -123,6 +126,8 @@ class ShardWorker:
             with column.publishing(self.storage, job.column, shard) as publication:
                 kept, rejects = write(publication.writer, self.run(inputs), paths)
                 totals = publication.writer.finish()
+                if job.column == job.audio_column:
+                    self.nearby.keep(publication.path, totals["sha256"])
                 facts, own = getattr(self.run, "facts", dict)(), getattr(self.run, "run_facts", dict)()
                 facts |= {"machine": of_device(job.device)}
                 about = {"inputs": len(paths), "kept": kept, "rejects": rejects, "facts": facts, **totals}
@@ -152,8 +157,14 @@ class ShardWorker:
             raise ReadError(f"{name}/{shard} is not finished, {self.job.column} waits for it") from None
         index = column.read_index(self.storage, name, shard)
         paths = dict.fromkeys(index.column("recording").to_pylist(), "")
+        with self.nearby.held(audio.sha256) as tar:
+            if tar is not None:
+                yield stored_recordings(tar, index), paths, audio.sha256
+                return
         with self.storage.arriving(records.file(name, shard, "tar")) as (path, arrived):
             yield stored_recordings(path, index, arrived), paths, audio.sha256
+            arrived(audio.bytes)
+            self.nearby.keep(path, audio.sha256)
 
 
 def write(

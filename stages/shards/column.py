@@ -138,7 +138,7 @@ def publishing(storage: Storage, column: str, shard: str) -> Iterator["Publicati
 
     Order: index, statistics and histograms, the tar, the record. An exception changes no file."""
     with storage.attempt(records.file(column, shard, "tar")) as path:
-        publication = Publication(writer := ColumnWriter(path))
+        publication = Publication(writer := ColumnWriter(path), path)
         try:
             yield publication
         finally:
@@ -157,6 +157,7 @@ def publishing(storage: Storage, column: str, shard: str) -> Iterator["Publicati
 @dataclass
 class Publication:
     writer: ColumnWriter
+    path: Path  # of the tar on this machine, within the block
     record: records.Record | None = None
 
 

@@ -19,6 +19,11 @@ def folder() -> Path:
     return _folder(os.getpid(), tempfile.gettempdir())
 
 
+def shared(name: str) -> Path:
+    """One for all processes of this machine that ask for it, as long as one of them lives."""
+    return _shared(os.getpid(), tempfile.gettempdir(), name)
+
+
 def directory() -> tempfile.TemporaryDirectory:
     """A folder for a `with` block."""
     return tempfile.TemporaryDirectory(dir=folder())
@@ -30,11 +35,29 @@ def _folder(pid: int, place: str) -> Path:
     base.mkdir(mode=0o700, exist_ok=True)
     sweep(base)
     own = base / f"{pid}-{uuid.uuid4().hex[:12]}"
-    while not _held(lock := own.with_name(own.name + LOCK)):
+    while _held(lock := own.with_name(own.name + LOCK)) is None:
         pass
     own.mkdir()
     atexit.register(_remove, own, lock, pid)
     return own
+
+
+@functools.cache
+def _shared(pid: int, place: str, name: str) -> Path:
+    base = _folder(pid, place).parent
+    own = base / name
+    while (handle := _held(own.with_name(own.name + LOCK), fcntl.LOCK_SH)) is None:
+        pass
+    own.mkdir(exist_ok=True)
+    atexit.register(_leave, base, handle, pid)
+    return own
+
+
+def _leave(base: Path, handle: int, pid: int) -> None:
+    """The last one of those that share a folder removes it."""
+    if os.getpid() == pid:
+        os.close(handle)
+        sweep(base)
 
 
 def sweep(base: Path) -> int:
@@ -57,15 +80,15 @@ def sweep(base: Path) -> int:
     return dead
 
 
-def _held(lock: Path) -> bool:
-    """Whether the lock file is ours now; not if it was swept between its making and its locking."""
+def _held(lock: Path, how: int = fcntl.LOCK_EX) -> int | None:
+    """The handle of a lock file that is ours now; None if it was swept between its making and its locking."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)  # left open: held until the process ends
     with contextlib.suppress(OSError):  # no locks on this file system: nobody will take it for dead
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, how)
     if lock.exists() and os.path.samestat(os.fstat(handle), os.stat(lock)):
-        return True
+        return handle
     os.close(handle)
-    return False
+    return None
 
 
 def _remove(own: Path, lock: Path, pid: int) -> None:

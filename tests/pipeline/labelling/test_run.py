@@ -142,9 +142,8 @@ def test_a_restart_reads_what_is_missing_and_little_else(tmp_path, three):
         sizes = {
             n: out.size(f"columns/{audio}/{n}") for n in out.names(f"columns/{audio}") if n.endswith(".tar")
         }
-        whole = sum(sizes.values())
         read = {name: count for name, count in faults.given.items() if name.endswith(".tar")}
-        assert sum(read.values()) <= 1.1 * whole, "the audio is read once, by its one label"
+        assert not sum(read.values()), "what this machine wrote, it has"
         lost = min(sizes)[:-4]
         for column in (audio, codes):
             records.discard(out, column, lost)

@@ -90,7 +90,7 @@ def test_a_lock_swept_between_its_making_and_its_locking_is_made_again(tmp_path,
         lock.unlink()
 
     monkeypatch.setattr(fcntl, "flock", late)
-    assert not scratch._held(lock) and scratch._held(lock) and scratch.sweep(tmp_path) == 0
+    assert scratch._held(lock) is None and scratch._held(lock) is not None and scratch.sweep(tmp_path) == 0
 
 
 def test_where_a_file_system_has_no_locks_nothing_is_swept(tmp_path, monkeypatch):
@@ -101,3 +101,40 @@ def test_where_a_file_system_has_no_locks_nothing_is_swept(tmp_path, monkeypatch
     monkeypatch.setattr(fcntl, "flock", flock)
     own = scratch.folder()
     assert own.is_dir() and scratch.sweep(own.parent) == 0 and own.is_dir()
+
+
+SHARER = """
+import sys
+from stages.shards import scratch
+folder = scratch.shared("tars")
+(folder / sys.argv[1]).touch()
+print(folder, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_shared_folder_is_there_as_long_as_one_of_its_processes_is(tmp_path):
+    def begin(name: str) -> tuple[subprocess.Popen, Path]:
+        argv = [sys.executable, "-c", SHARER, name]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        process = subprocess.Popen(argv, cwd=ROOT, env=environment, **pipes)
+        return process, Path(process.stdout.readline().strip())
+
+    (one, folder), (two, same) = begin("one"), begin("two")
+    assert folder == same and files(folder) == {"one", "two"}
+    one.communicate("end\n")
+    assert files(folder) == {"one", "two"}, "the other still uses it"
+    three, _ = begin("three")
+    two.kill()
+    two.wait()
+    assert files(folder) == {"one", "two", "three"}
+    three.communicate("end\n")
+    assert not list(folder.parent.iterdir()), "the last one has removed it, and what the killed one left"
+    four, _ = begin("four")
+    four.kill()
+    four.wait()
+    five, _ = begin("five")
+    assert files(folder) == {"five"}, "what a killed one left goes when another begins"
+    five.communicate("end\n")
+    assert not list(folder.parent.iterdir())
