@@ -2,9 +2,11 @@
 by events."""
 
 import contextlib
+import logging
 import random
 import socket
 import threading
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,13 +16,19 @@ import pytest
 
 
 class Faults:
-    """What a store does beside serving: one request in so many is answered 503, `before` sees each, and the
-    bytes that it gives away are counted by name."""
+    """What a store does beside serving: one request in so many is answered 503, `before` sees each, the bytes
+    that it gives away are counted by name, and listings by their prefix."""
 
     def __init__(self, share: float = 0.0, seed: int = 0):
         self.share, self._draw, self._lock = share, random.Random(seed), threading.Lock()
         self.before: Callable[[str, str], None] = lambda method, path: None
-        self.refused, self.seen, self.given = 0, Counter(), Counter()
+        self.refused, self.seen, self.given, self.listed = 0, Counter(), Counter(), Counter()
+        self.put: set[str] = set()
+
+    def made(self, part: str) -> int:
+        """Objects that were put whose name has this part."""
+        with self._lock:
+            return len([name for name in self.put if part in name])
 
     def around(self, application: Callable) -> Callable:
         def answer(environ: dict, start_response: Callable) -> Iterable[bytes]:
@@ -28,6 +36,9 @@ class Faults:
             self.before(method, path)
             with self._lock:
                 self.seen[method] += 1
+                query = urllib.parse.parse_qs(environ["QUERY_STRING"])
+                if "list-type" in query and "continuation-token" not in query:
+                    self.listed[query["prefix"][0]] += 1
                 refuse = self._draw.random() < self.share
                 self.refused += refuse
 
@@ -35,6 +46,7 @@ class Faults:
                 length = next((value for name, value in headers if name.lower() == "content-length"), 0)
                 with self._lock:
                     self.given[path] += int(length) if method == "GET" else 0
+                    self.put |= {path} if method == "PUT" else set()
                 return start_response(status, headers, *rest)
 
             if not refuse:
@@ -55,6 +67,7 @@ def served(*buckets: str, faults: Faults | None = None) -> Iterator[dict[str, st
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
     application = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, application, threaded=True)
     serving = threading.Thread(target=server.serve_forever, daemon=True)
