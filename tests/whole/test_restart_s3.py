@@ -65,7 +65,7 @@ def test_a_restart_reads_what_is_missing_and_one_listing_a_column(tmp_path):
     missing = sum(size for n, size in after.items() if n.split("/")[1].split(".")[0] not in done)
     given = {name: count for name, count in faults.given.items() if name.startswith("/labels/out/")}
     listed = {name: count for name, count in faults.listed.items() if name.startswith("out/columns/a")}
-    print(missing, sum(given.values()), sorted(given.items(), key=lambda i: -i[1])[:12], faults.listed)
+
     assert sum(given.values()) <= 1.1 * missing
     assert set(faults.listed) >= {f"out/columns/{c}/" for c in columns}
     assert all(count == 1 for count in listed.values())
