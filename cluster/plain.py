@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from cluster import chain
-from cluster.chain import Node
+from cluster.crew import Node
 from cluster.pools import (
     Session,
     StageSpec,
@@ -166,6 +166,9 @@ class Crew:
 
     def lost(self, worker: "Worker") -> bool:
         return False
+
+    def crowded(self, busy: list["Worker"]) -> list["Worker"]:
+        return []
 
     def give_back(self, spec: StageSpec, card: int) -> None:
         self._held[card] -= spec.needs.gpus

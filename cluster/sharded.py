@@ -11,7 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import chain
-from cluster.chain import LOOK_S, Node
+from cluster.crew import LOOK_S, Node
 from cluster.ledger import ledger_here, watching
 from cluster.pools import Session, StageSpec, outcome
 from cluster.session import alive
@@ -26,6 +26,7 @@ GONE = (
     ray.exceptions.ActorUnschedulableError,  # its node went before it came
 )
 UNMADE = "error raised in its creation task"
+READY_S = 30.0  # within which an actor comes where there is room
 DIED = "worker process has died"  # Ray of an actor whose node lives; of others it only says the node is gone
 
 
@@ -44,22 +45,44 @@ class Actor:
         ray.actor.exit_actor()  # which runs what is to be done at exit; `ray.kill` does not
 
 
+@ray.remote(num_cpus=0, max_retries=0)
+def _loads(spec: StageSpec) -> None:
+    """What an actor does before it is there."""
+
+
+def _at(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _is_there(answer: Any) -> bool:
+    return bool(ray.wait([answer], timeout=0)[0])
+
+
 class Worker:
-    def __init__(self, actor: Any, stage: str, node: str):
-        self.actor, self.stage, self.node = actor, stage, node
+    def __init__(self, actor: Any, spec: StageSpec, node: str):
+        self.actor, self.spec, self.node = actor, spec, node
         self.shard, self.answer, self.error = "", None, ""
+        self._begun, self._ready = time.monotonic(), actor.__ray_ready__.remote()
 
     def begin(self, shard: str, payload: Any) -> bool:
         self.shard = shard
         self.answer = self.actor.run.remote(shard, payload)
         return True
 
+    def late(self) -> bool:
+        """Whether it is not there yet, after `READY_S`."""
+        if self._ready is None or time.monotonic() - self._begun < READY_S:
+            return False
+        if _is_there(self._ready):
+            self._ready = None
+        return self._ready is not None
+
     def unopened(self, error: str) -> dict:
         """As `pools.outcome`, of an actor that could not be made: a module is missing on its node, say."""
         last = error.strip().splitlines()[-1].strip()
         return {
             "shard": self.shard,
-            "stage": self.stage,
+            "stage": self.spec.name,
             "status": "failed",
             "unopened": last,
             "traceback": error,
@@ -81,7 +104,8 @@ class Crew:
         self._plenty = session.memory_bytes >= 2 * sum(spec.needs.memory_gb for spec in specs) * 2**30
         self._check, self._seen = session.check, {node["NodeID"]: "" for node in alive()}  # why not
         self._say = say
-        self._nodes, self._looked = [], float("-inf")
+        self._nodes, self._looked, self._asked = [], float("-inf"), float("-inf")
+        self._probes: dict[str, Any] = {}  # of nodes
 
     def nodes(self) -> list[Node]:
         if time.monotonic() - self._looked >= LOOK_S:
@@ -100,9 +124,25 @@ class Crew:
 
     def start(self, spec: StageSpec, cpus: float, node: Node) -> Worker:
         memory = spec.needs.memory_gb * 2**30 if self._plenty else None
-        where = NodeAffinitySchedulingStrategy(node.name, soft=False)
         options = {"num_cpus": cpus, "num_gpus": spec.needs.gpus, "memory": memory}
-        return Worker(Actor.options(scheduling_strategy=where, **options).remote(spec), spec.name, node.name)
+        actor = Actor.options(scheduling_strategy=_at(node.name), **options).remote(spec)
+        return Worker(actor, spec, node.name)
+
+    def crowded(self, busy: list[Worker]) -> list[Worker]:
+        """Actors that Ray cannot place: one that only starts slowly is there before a task without CPUs that
+        loads the same modules on the same node, and is sent when the actor is late."""
+        late = [worker for worker in busy if worker.late()]
+        if not late or time.monotonic() - self._asked < LOOK_S:
+            return []
+        self._asked = time.monotonic()
+        for worker in late:
+            if worker.node not in self._probes:
+                self._probes[worker.node] = _loads.options(scheduling_strategy=_at(worker.node)).remote(
+                    worker.spec
+                )
+        done = {node for node, probe in self._probes.items() if _is_there(probe)}
+        self._probes = {node: probe for node, probe in self._probes.items() if node not in done}
+        return [worker for worker in late if worker.node in done and worker.late()]
 
     def ended(self, busy: list[Worker], timeout_s: float) -> list[tuple[Worker, dict | None]]:
         if not busy:

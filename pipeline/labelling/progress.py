@@ -108,6 +108,8 @@ class Progress:
                 self.say(f"node {event['node']} is left out{of}: {event['error']}")
             elif kind == "node-joined":
                 self.say(f"node {event['node']} joined")
+            elif kind == "crowded":
+                self.say(f"others hold the CPUs of node {event['node']}: {event['stage']} goes on elsewhere")
             elif kind == "waits":
                 self.say(f"{event['stage']} waits for a node with {event['gpus']:g} GPU")
             if stage is None:
