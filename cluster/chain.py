@@ -66,21 +66,25 @@ class Chain:
                 if row and ("failed" in row or place + 1 == len(self.stages)):
                     yield row
                 elif row:
-                    self.stages[place + 1].waiting.append(row)
+                    self.stages[place + 1].waiting.append(row | {"node": worker.node})
 
     def _due(self, stage: Stage) -> None:
         while stage.later and stage.later[0][0] <= time.monotonic():
             stage.again.append(heapq.heappop(stage.later)[2])
 
     def _give(self, stage: Stage) -> None:
-        """Work for those that are idle: what failed before first."""
+        """Work for those that are idle: what failed before first, then what was made on their nodes, then
+        what waits longest."""
         for row in [stage.again.popleft() for _ in range(len(stage.again))]:
             if not stage.idle or not self._begin(stage, row, self._chosen(stage, row)):
                 stage.again.append(row)
-        while stage.idle and stage.waiting:
-            row = stage.waiting.popleft()
-            if not self._begin(stage, row, stage.idle[0]):
-                stage.waiting.appendleft(row)
+        for near in (True, False):
+            for worker in list(stage.idle):
+                if not stage.waiting:
+                    return
+                row = stage.take(worker.node, near)
+                if row and not self._begin(stage, row, worker):
+                    stage.waiting.appendleft(row)
 
     def _begin(self, stage: Stage, row: dict, worker: Worker | None) -> bool:
         """False when there is no such worker, or it died while it was idle."""
@@ -159,7 +163,8 @@ class Chain:
     def _over(self, stage: Stage, row: dict, out: dict) -> dict:
         """The row of a shard after a stage that is done with it."""
         self.on_event({"event": "end", **out, "attempts": stage.tried.pop(row["shard"], 0)})
-        return passed_on({k: v for k, v in row.items() if k != "away"}, stage.spec.name, out)
+        kept = {k: v for k, v in row.items() if k not in ("away", "node")}
+        return passed_on(kept, stage.spec.name, out)
 
     def _hopeless(self, stage: Stage) -> Iterator[dict]:
         """Rows of a stage that opens on no node: every shard would fail alike."""

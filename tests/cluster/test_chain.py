@@ -10,6 +10,7 @@ from cluster import losses, placing
 from cluster.chain import run_chain
 from cluster.crew import Node, whole
 from cluster.pools import StageSpec, check_fits
+from cluster.stage import Stage
 from stages.label.base import Needs
 
 MANY = 64 * 2**30
@@ -130,6 +131,65 @@ def test_what_a_stage_fails_goes_no_further_and_what_it_rejects_is_added_up():
     rows, _ = ran(crew, spec("one"), spec("two"))
     assert rows["s1"] == {"shard": "s1", "one": "failed", "failed": "one", "error": "torn", "fatal": False}
     assert (rows["s0"]["recordings"], rows["s0"]["rejected"]) == (10, 3)
+
+
+# Work goes to the node that made what it needs.
+
+
+def given_in_turn(stage: str, crew: Crew) -> list[tuple[str, str]]:
+    """(node, shard) of a stage."""
+    return [(w.node, shard) for w in crew.workers if w.stage == stage for shard, _ in w.given]
+
+
+def test_a_worker_takes_what_its_own_node_has_made():
+    """Stage one has a worker on each node and so has stage two; in the one `a` is always first, in the other
+    last."""
+
+    class Crossed(Crew):
+        def ended(self, busy, timeout_s):
+            order = sorted(
+                busy, key=lambda worker: (worker.stage, (worker.stage == "two") ^ (worker.node == "b"))
+            )
+            return super().ended(order, timeout_s)
+
+    shards = [f"s{i}" for i in range(40)]
+    crew = Crossed(node("a", 2), node("b", 2))
+    ran(crew, spec("one", most=2), spec("two", most=2), shards=shards)
+    made = {shard: where for where, shard in given_in_turn("one", crew)}
+    assert {where for where in made.values()} == {"a", "b"}
+    own = [made[shard] == where for where, shard in given_in_turn("two", crew)]
+    assert sum(own) >= 38, "a stage that is done gives its worker to another one, at the end"
+
+
+def stage_of(*rows: tuple[str, str]) -> Stage:
+    stage = Stage(spec("two"))
+    stage.waiting.extend({"shard": shard, "node": where} for shard, where in rows)
+    return stage
+
+
+def test_it_looks_at_those_that_wait_longest_only():
+    rows = [(f"s{i}", "a") for i in range(40)]
+    near, far = stage_of(*rows[:31], ("own", "b")), stage_of(*rows[:32], ("own", "b"))
+    assert near.take("b", near=True)["shard"] == "own" and far.take("b", near=True) is None
+    assert far.take("b", near=False)["shard"] == "s0", "none is left idle for it"
+
+
+def test_none_waits_for_ever_for_a_worker_of_its_node():
+    stage = stage_of(("first", "x"), *((f"s{i}", "a") for i in range(100)))
+    taken = [stage.take("a", near=True)["shard"] for _ in range(40)]
+    assert taken.index("first") == 32 and taken[33] == "s32"
+
+
+def test_no_worker_is_left_idle_for_the_sake_of_a_node():
+    crew = Crew(node("a", 1), node("b", 1))
+    chain = module.Chain([spec("one"), spec("two")], crew, 3, lambda event: None, lambda shard: None)
+    stage = chain.stages[1]
+    stage.waiting.extend({"shard": s, "node": "b"} for s in ("s0", "s1", "s2"))
+    chain.placing.look()
+    stage.most = 2
+    chain.placing.man(stage)
+    chain._give(stage)
+    assert {w.node: w.shard for w in stage.busy} == {"b": "s0", "a": "s1"} and not stage.idle
 
 
 # Workers that die.
