@@ -197,6 +197,8 @@ def run_one_reporting(
     ledger = ledger_here()
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work)
     task = remote.remote(*args, partial(report, ledger))
+    if gpus > max(node["Resources"].get("GPU", 0.0) for node in alive()):
+        on_event({"waits": f"for a node with {gpus:g} GPU"})
     with watching(ledger, on_event):
         try:
             return ray.get(task)
