@@ -198,7 +198,7 @@ class LabelRun:
         def show(event: dict) -> None:
             values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in event.items() if v is not None}
             text = "  ".join(f"{k} {v}" for k, v in values.items())
-            self.progress.status(f"fitting {name} on {len(chosen)} shards: {text}")
+            self.progress.status(f"fitting {name} on {len(chosen)} shards: {text}", "waits" in event)
             self.progress.log("fit", **event)
 
         cpus = min(recipe.fit_threads, max(1, int(session.node_cpus)))
