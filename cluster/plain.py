@@ -39,7 +39,8 @@ preflight = check_gpus
 
 
 @contextmanager
-def session(cpus: int | None = None) -> Iterator[Session]:
+def session(cpus: int | None = None, own: str = "") -> Iterator[Session]:
+    """`own`, a user's module, is on the path of every process of this machine."""
     import torch
 
     count = float(cpus or available_cpus())
