@@ -155,7 +155,7 @@ class LabelRun:
     def compute(self, refit: bool, fit_only: bool = False) -> None:
         """On Ray or in plain processes: check the nodes, fit the teacher if it is new, run the chain."""
         self.progress.status(f"starting {self.runner.NAME}")
-        with self.runner.session(self.config.run.cpus) as session:
+        with self.runner.session(self.config.run.cpus, type(self.config.recipe.codes).__module__) as session:
             kinds = None
             if not self.config.run.mixed_devices:
                 kinds = self.kinds()
