@@ -10,14 +10,15 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import chain
+from cluster import canary, chain
 from cluster.crew import LOOK_S, Node
 from cluster.ledger import ledger_here, watching
 from cluster.pools import Session, StageSpec, outcome
-from cluster.session import alive
+from cluster.session import PROBE_S, alive
 from cluster.session import check_nodes as check_nodes
 from cluster.session import preflight as preflight
 from cluster.session import session as session
+from stages.label.machine import machine
 
 NAME = "Ray"
 GONE = (
@@ -48,6 +49,20 @@ class Actor:
 @ray.remote(num_cpus=0, max_retries=0)
 def _loads(spec: StageSpec) -> None:
     """What an actor does before it is there."""
+
+
+@ray.remote(num_cpus=0, max_retries=2)
+def _machine() -> dict[str, str]:
+    return machine()
+
+
+def _kind(node: str) -> str:
+    """Of machine, in words; empty for a node that does not answer."""
+    try:
+        seen = ray.get(_machine.options(scheduling_strategy=_at(node)).remote(), timeout=PROBE_S)
+    except ray.exceptions.RayError:
+        return ""
+    return ", ".join(seen.values())
 
 
 def _at(node: str) -> NodeAffinitySchedulingStrategy:
@@ -106,6 +121,7 @@ class Crew:
         self._say = say
         self._nodes, self._looked, self._asked = [], float("-inf"), float("-inf")
         self._probes: dict[str, Any] = {}  # of nodes
+        self._bad: dict[str, str] = {}  # kinds of nodes that are left out, and why
 
     def nodes(self) -> list[Node]:
         if time.monotonic() - self._looked >= LOOK_S:
@@ -113,7 +129,7 @@ class Crew:
             for node in alive():
                 name, has = node["NodeID"], node["Resources"]
                 if name not in self._seen:
-                    self._seen[name] = problem = self._check(node)
+                    self._seen[name] = problem = self._check(node) or self._of_kind(name)
                     event = "node-left-out" if problem else "node-joined"
                     self._say({"event": event, "node": node["NodeManagerAddress"], "error": problem})
                 if not self._seen[name]:
@@ -121,6 +137,23 @@ class Crew:
                     found.append(Node(name, has["CPU"], has.get("GPU", 0.0), memory, host))
             self._nodes = found
         return self._nodes
+
+    def kinds(self) -> dict[str, set[str]]:
+        """Names of the nodes of each kind of machine."""
+        found: dict[str, set[str]] = {}
+        for node in self.nodes():
+            found.setdefault(_kind(node.name), set()).add(node.name)
+        return found
+
+    def leave_out(self, kind: str, names: set[str], why: str) -> None:
+        """These nodes, and those of their kind that join later."""
+        self._bad[kind] = why
+        self._seen |= dict.fromkeys(names, why)
+        self._looked = float("-inf")
+        self._say({"event": "node-left-out", "node": f"of kind {kind} ({len(names)} now)", "error": why})
+
+    def _of_kind(self, name: str) -> str:
+        return self._bad.get(_kind(name), "") if self._bad else ""
 
     def start(self, spec: StageSpec, cpus: float, node: Node) -> Worker:
         memory = spec.needs.memory_gb * 2**30 if self._plenty else None
@@ -183,7 +216,16 @@ def run_chain(
     payload: Callable[[str], Any] = lambda shard: None,
 ) -> Iterator[dict]:
     """As `chain.run_chain`, on the nodes of the cluster that are there and those that join."""
-    yield from chain.run_chain(specs, shards, Crew(session, specs, on_event), attempts, on_event, payload)
+    crew = Crew(session, specs, on_event)
+    if session.grows and len(shards) > canary.MANY and len(crew.nodes()) > 1:
+        kinds = crew.kinds()
+        bad = canary.tried(specs, shards, crew, kinds, on_event, payload)
+        if len(bad) == len(kinds):
+            yield next(iter(bad.values())) | {"fatal": True}
+            return
+        for kind, row in bad.items():
+            crew.leave_out(kind, kinds[kind], f"{row['failed']}: {row['error']}")
+    yield from chain.run_chain(specs, shards, crew, attempts, on_event, payload)
 
 
 def report(ledger: Any, event: dict) -> None:
