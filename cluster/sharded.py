@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster import canary, chain
 from cluster.crew import LOOK_S, Node
 from cluster.ledger import ledger_here, watching
+from cluster.metrics import Metrics
 from cluster.pools import Session, StageSpec, outcome
 from cluster.session import PROBE_S, alive
 from cluster.session import check_nodes as check_nodes
@@ -216,16 +217,22 @@ def run_chain(
     payload: Callable[[str], Any] = lambda shard: None,
 ) -> Iterator[dict]:
     """As `chain.run_chain`, on the nodes of the cluster that are there and those that join."""
-    crew = Crew(session, specs, on_event)
+    metrics = Metrics(specs, len(shards))
+
+    def tell(event: dict) -> None:
+        metrics.add(event)
+        on_event(event)
+
+    crew = Crew(session, specs, tell)
     if session.grows and len(shards) > canary.MANY and len(crew.nodes()) > 1:
         kinds = crew.kinds()
-        bad = canary.tried(specs, shards, crew, kinds, on_event, payload)
+        bad = canary.tried(specs, shards, crew, kinds, tell, payload)
         if len(bad) == len(kinds):
             yield next(iter(bad.values())) | {"fatal": True}
             return
         for kind, row in bad.items():
             crew.leave_out(kind, kinds[kind], f"{row['failed']}: {row['error']}")
-    yield from chain.run_chain(specs, shards, crew, attempts, on_event, payload)
+    yield from chain.run_chain(specs, shards, crew, attempts, tell, payload)
 
 
 def report(ledger: Any, event: dict) -> None:
