@@ -11,9 +11,11 @@ def own_modules(name: str) -> list[str]:
     """Files and folders of a module's package, and of what this process has imported from beside it. None of
     what is installed, which nodes have as well, and of this project, which is sent anyway."""
     top = sys.modules.get(name.partition(".")[0])
-    beside = {path.parent for path in _places(top) - _here()} - _installed()
+    installed, here = _installed(), _here()
+    beside = {path.parent for path in _places(top) if path.resolve() not in here}
+    beside = {folder for folder in beside if not {folder, folder.resolve()} & installed}
     found = set().union(*map(_places, list(sys.modules.values()))) if beside else set()
-    return sorted(str(path) for path in found - _here() if path.parent in beside)
+    return sorted(str(path) for path in found if path.parent in beside and path.resolve() not in here)
 
 
 def _places(module: ModuleType | None) -> set[Path]:
@@ -22,13 +24,13 @@ def _places(module: ModuleType | None) -> set[Path]:
     if "." in name or name == "__main__":
         return set()
     places = getattr(module, "__path__", None) or [getattr(module, "__file__", None) or ""]
-    paths = {Path(place).resolve() for place in places if place}
+    paths = {Path(place).absolute() for place in places if place}
     return {path for path in paths if path.is_dir() or path.suffix == ".py"}
 
 
 def _installed() -> set[Path]:
     places = [*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()]
-    return {Path(place).resolve() for place in places}
+    return {form for place in map(Path, places) for form in (place.absolute(), place.resolve())}
 
 
 def _here() -> set[Path]:

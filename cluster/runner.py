@@ -16,7 +16,5 @@ def runner(plain: bool) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise ValueError(
-            "ray is not installed: pip install 'ray[data]', or add --plain to run without it"
-        ) from None
+        raise ValueError("ray is not installed: pip install ray, or add --plain to run without it") from None
     return sharded

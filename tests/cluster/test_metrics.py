@@ -1,4 +1,4 @@
-"""Numbers of a run for Prometheus: what each event counts, and, where Ray exports them, that they are there."""
+"""Numbers of a run for Prometheus: what each event counts, and, where Ray exports them, that they are."""
 
 import re
 import time

@@ -25,9 +25,7 @@ def test_a_ray_that_is_not_installed_is_said_with_the_two_ways(monkeypatch):
     assert runner(True) is plain
     with pytest.raises(ValueError) as error:
         runner(False)
-    assert str(error.value) == (
-        "ray is not installed: pip install 'ray[data]', or add --plain to run without it"
-    )
+    assert str(error.value) == ("ray is not installed: pip install ray, or add --plain to run without it")
 
 
 def test_another_missing_package_is_named_as_it_is(monkeypatch):
