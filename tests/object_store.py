@@ -1,15 +1,20 @@
 """Object stores for tests: a real S3 server on a port of this machine, and a slow store whose reads are told
 by events."""
 
+import bisect
 import contextlib
 import logging
 import random
 import socket
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 import pyarrow.fs as pafs
 import pytest
@@ -73,12 +78,7 @@ def served(*buckets: str, faults: Faults | None = None) -> Iterator[dict[str, st
     serving = threading.Thread(target=server.serve_forever, daemon=True)
     serving.start()
     address = f"http://127.0.0.1:{server.server_port}"
-    environment = {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
+    environment = reaching(address)
     try:
         for bucket in buckets:
             urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
@@ -177,3 +177,86 @@ class Gate:
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+class Listed:
+    """An S3 server that does nothing but list: one bucket of sorted keys, of 1,000 bytes each, a page of a
+    thousand a request. `latency_s` passes before each answer; `arrived` is called first."""
+
+    def __init__(self, keys: Sequence[str], latency_s: float = 0.0):
+        self.keys, self.latency_s, self.requests = keys, latency_s, 0
+        self.arrived: Callable[[], None] = lambda: None
+
+    def page(self, asked: dict[str, str]) -> str:
+        prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter", "")
+        token, most = unquote(asked.get("continuation-token", "")), int(asked.get("max-keys", 1000))
+        encoding = "<EncodingType>url</EncodingType>" if "encoding-type" in asked else ""
+        written = quote if encoding else escape
+        keys, place, lines = self.keys, bisect.bisect_left(self.keys, token or prefix), []
+        while place < len(keys) and keys[place].startswith(prefix) and len(lines) < most:
+            key = keys[place]
+            head, cut, _ = key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
+            if cut:
+                lines.append(
+                    f"<CommonPrefixes><Prefix>{quote(prefix + head + cut)}</Prefix></CommonPrefixes>"
+                )
+                place = bisect.bisect_left(keys, prefix + head + chr(ord(cut) + 1))
+            else:
+                lines.append(
+                    f"<Contents><Key>{written(key)}</Key><LastModified>2026-01-02T03:04:05.678Z</LastModified>"
+                    f"<Size>{0 if key.endswith('/') else 1000}</Size></Contents>"
+                )
+                place += 1
+        more = place < len(keys) and keys[place].startswith(prefix)
+        token = f"<NextContinuationToken>{quote(keys[place])}</NextContinuationToken>" if more else ""
+        return (
+            f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}{''.join(lines)}"
+            f"<KeyCount>{len(lines)}</KeyCount>{encoding}</ListBucketResult>"
+        )
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[dict[str, str]]:
+        store = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:  # noqa: N802 - the base class's own name
+                store.requests += 1
+                store.arrived()
+                time.sleep(store.latency_s)
+                asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+                data = store.page(asked).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_HEAD(self) -> None:  # noqa: N802
+                self.send_response(200 if self.path.count("/") == 1 else 404)  # no key is asked for by name
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = reaching(f"http://127.0.0.1:{server.server_port}")
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                yield environment
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
+def reaching(address: str) -> dict[str, str]:
+    """The usual variables."""
+    return {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }

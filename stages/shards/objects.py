@@ -9,8 +9,9 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -18,6 +19,7 @@ PART = 16 << 20  # bytes of one part, and of the largest object in one request
 READS, PAUSE_S = 5, 0.5  # of one whole read that fails in its middle, and before the second
 ATTEMPTS = 8  # of a request: 503, time-outs, lost connections; with growing, random pauses up to 20 s
 CONNECT_S, REQUEST_S = 10, 60
+CONNECTIONS = 16  # kept open, for threads that list
 HASTE_S = 5  # for those who wait for an answer, twice
 
 
@@ -75,6 +77,32 @@ def delete(address: str) -> None:
         _client().delete_object(Bucket=bucket, Key=key)
 
 
+class Page(NamedTuple):
+    """Of a listing: (address, size, mtime_ns) of keys, addresses of folders that were to be set apart, and
+    how it goes on."""
+
+    keys: list[tuple[str, int, int]]
+    folders: list[str]
+    more: str
+
+
+def page(folder: str, apart: bool = False, more: str = "") -> Page:
+    """One request's keys below `bucket/prefix/`, a thousand at most. `apart`: not those in folders of it, but
+    these folders. `more`: of the page before."""
+    bucket, prefix = _split(folder)
+    options = ({"Delimiter": "/"} if apart else {}) | ({"ContinuationToken": more} if more else {})
+    with _told(folder):
+        found = _client().list_objects_v2(Bucket=bucket, Prefix=prefix, **options)
+    keys = [(f"{bucket}/{o['Key']}", o["Size"], _ns(o["LastModified"])) for o in found.get("Contents", ())]
+    folders = [f"{bucket}/{one['Prefix']}" for one in found.get("CommonPrefixes", ())]
+    return Page(keys, folders, found.get("NextContinuationToken", ""))
+
+
+def _ns(moment: datetime) -> int:
+    """Whole milliseconds, as Arrow has them."""
+    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1) * 1_000_000
+
+
 def abort_uploads(folder: str) -> int:
     """End the unfinished uploads of dead writers below `bucket/prefix`: parts cost storage until then."""
     bucket, prefix = _split(f"{folder}/")
@@ -98,15 +126,31 @@ def _client(hasty: bool = False) -> Any:
 @functools.cache
 def _opened(pid: int, endpoint: str | None, region: str | None, hasty: bool) -> Any:
     from boto3.session import Session
+    from botocore import session
     from botocore.config import Config
 
+    core = session.get_session()
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
     config = Config(
         connect_timeout=HASTE_S if hasty else CONNECT_S,
         read_timeout=HASTE_S if hasty else REQUEST_S,
+        max_pool_connections=CONNECTIONS,
         retries={"mode": "standard", "total_max_attempts": 2 if hasty else ATTEMPTS},
         s3={"addressing_style": "path"} if endpoint else {},  # as Arrow's client, which reads
     )
-    return Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    return Session(botocore_session=core).client(
+        "s3", endpoint_url=endpoint, region_name=region, config=config
+    )
+
+
+def _moment(text: Any) -> datetime:
+    """botocore's own way takes most of the time of a listing."""
+    from botocore.utils import parse_timestamp
+
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):  # a number, or as headers have it
+        return parse_timestamp(text)
 
 
 def patiently(read: Callable[[], T]) -> T:

@@ -174,3 +174,19 @@ def test_a_store_is_reached_by_the_usual_variables(monkeypatch, environment, see
     assert config.s3.get("addressing_style") == ("path" if seen[0] else None)
     assert (config.connect_timeout, config.read_timeout) == (10, 60)
     assert config.retries["total_max_attempts"] == 8 and config.retries["mode"] == "standard"
+
+
+def test_times_are_whole_milliseconds_in_lists_and_headers(out):
+    out.write("folder/object", b"x")
+    bucket, _, key = out.path("folder/object").partition("/")
+    [(address, size, mtime_ns)] = objects.page(out.path("folder/")).keys
+    assert (address, size) == (out.path("folder/object"), 1)
+    of_header = objects._client().head_object(Bucket=bucket, Key=key)["LastModified"].timestamp()
+    assert int(of_header) == mtime_ns // 10**9 and mtime_ns % 10**6 == 0
+    assert objects._moment("2026-01-02T03:04:05.678Z").timestamp() == 1767323045.678
+    assert objects._ns(objects._moment("2026-01-02T03:04:05.678999Z")) == 1767323045_678_000_000
+
+
+def test_a_bucket_that_is_not_there_is_no_empty_page(out):
+    with pytest.raises(FileNotFoundError, match="s3://nowhere/"):
+        objects.page("nowhere/a/")
