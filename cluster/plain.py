@@ -8,7 +8,7 @@ import platform
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
@@ -28,6 +28,7 @@ from cluster.pools import (
     outcome,
 )
 from stages.label.machine import Kinds, machine
+from stages.label.scan import probe_pool
 from stages.shards.storage import Storage
 
 NAME = "processes"
@@ -51,6 +52,11 @@ def check_nodes(out: Storage, roots: list[str], kinds: Kinds | None = None) -> C
     """As `session.check_nodes`. The scan has read the audio on this machine, and OUT was written to."""
     check_machine("this machine", machine(), kinds)
     return lambda node: ""
+
+
+def probe_all(files: Iterable[tuple], workers: int, roots: list[str]) -> Iterator[tuple[tuple, dict]]:
+    """As `probing.probe_all`."""
+    return probe_pool.probe_all(files, workers)
 
 
 class Process:

@@ -148,11 +148,11 @@ def alive() -> list[dict]:
 
 
 @ray.remote(num_cpus=0, max_retries=2)
-def _look(out: str, probe: str, roots: list[str]) -> dict:
+def _look(out: str | None, probe: str, roots: list[str]) -> dict:
     missing = [r for r in roots if "://" not in r and not os.path.exists(r)]
     found = {"host": socket.gethostname(), "software": software(), "missing": missing, "problem": ""}
     try:
-        found["sees"] = _reads(out, probe)
+        found["sees"] = out is None or _reads(out, probe)
         for root in roots:
             if root.startswith("s3://"):
                 _reads(root, probe)  # it is not there, which a store says only to those who may list
@@ -174,10 +174,10 @@ def _reads(place: str, name: str) -> bool:
     return True
 
 
-def check_nodes(out: Storage, roots: list[str], kinds: Kinds | None = None) -> Callable[[dict], str]:
-    """ValueError naming a node that does not see OUT or the audio, has other packages, or is of another kind
-    than `kinds`, which it is added to; None: they may be mixed. Returns what says the same of a node that
-    joins later."""
+def check_nodes(out: Storage | None, roots: list[str], kinds: Kinds | None = None) -> Callable[[dict], str]:
+    """ValueError naming a node that does not see OUT (None: it need not) or the audio, has other packages, or
+    is of another kind than `kinds`, which it is added to; None: they may be mixed. Returns what says the same
+    of a node that joins later."""
     if len(alive()) > 1 or os.environ.get("RAY_ADDRESS"):
         _check_nodes(out, roots, alive(), kinds)  # else it is this machine, where the scan has read the audio
     else:
@@ -193,15 +193,16 @@ def check_nodes(out: Storage, roots: list[str], kinds: Kinds | None = None) -> C
     return late
 
 
-def _check_nodes(out: Storage, roots: list[str], nodes: list[dict], kinds: Kinds | None) -> None:
+def _check_nodes(out: Storage | None, roots: list[str], nodes: list[dict], kinds: Kinds | None) -> None:
     roots = [r if "://" in r else os.path.abspath(r) for r in roots]
     probe = f"probe-{uuid.uuid4().hex}"
-    out.write(probe, b"seen\n")
+    if out:
+        out.write(probe, b"seen\n")
     try:
         tasks = []
         for node in nodes:
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = _look.options(scheduling_strategy=where).remote(out.place, probe, roots)
+            task = _look.options(scheduling_strategy=where).remote(out and out.place, probe, roots)
             tasks.append((node["NodeManagerAddress"], task))
         own, deadline = software(), time.monotonic() + PROBE_S
         for address, task in tasks:
@@ -215,10 +216,11 @@ def _check_nodes(out: Storage, roots: list[str], nodes: list[dict], kinds: Kinds
             _check_node(seen, address, own, out)
             check_machine(f"node {seen['host']} ({address})", seen["machine"], kinds)
     finally:
-        out.delete(probe)
+        if out:
+            out.delete(probe)
 
 
-def _check_node(seen: dict, address: str, own: dict[str, str], out: Storage) -> None:
+def _check_node(seen: dict, address: str, own: dict[str, str], out: Storage | None) -> None:
     name, versions = f"node {seen['host']} ({address})", seen["software"]
     if seen["problem"]:
         raise ValueError(f"{name} {seen['problem']}")

@@ -15,6 +15,7 @@ from cluster.crew import LOOK_S, Node
 from cluster.ledger import ledger_here, watching
 from cluster.metrics import Metrics
 from cluster.pools import Session, StageSpec, outcome
+from cluster.probing import probe_all as probe_all
 from cluster.session import PROBE_S, alive
 from cluster.session import check_nodes as check_nodes
 from cluster.session import preflight as preflight

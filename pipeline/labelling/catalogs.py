@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,8 +34,8 @@ class Catalogs:
     tombstoned: dict[str, int]  # recordings of the plan that are no longer used, by reason
     rejected: pa.Table
 
-    def __init__(self, out: Storage, config: Config, progress: Progress):
-        self.out, self.config, self.progress = out, config, progress
+    def __init__(self, out: Storage, config: Config, progress: Progress, runner: ModuleType):
+        self.out, self.config, self.progress, self.runner = out, config, progress, runner
 
     def scan_and_plan(self, retry_rejected: str | None = None) -> None:
         parts = Parts(self.out)
@@ -86,6 +87,7 @@ class Catalogs:
             retry_rejected=_wanted(retry),
             known_sha256=lambda recording: self._known(recording),
             parts=parts,
+            probe_all=functools.partial(self.runner.probe_all, roots=list(run.audio)),
             progress=show,
         )
 

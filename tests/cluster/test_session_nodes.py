@@ -124,6 +124,13 @@ def test_each_node_of_a_cluster_is_looked_at_and_the_probe_removed(here, monkeyp
     assert here.names("") == set()
 
 
+def test_without_an_out_only_the_audio_is_looked_for(here, monkeypatch):
+    nodes = Nodes(monkeypatch, *(node(4, name=f"{i}" * 56) for i in range(2)))
+    check_nodes(None, ["music"])
+    assert [found[1:] for found in nodes.looked] == [(None, [os.path.abspath("music")])] * 2
+    assert not os.path.exists(here.base)
+
+
 def test_an_object_store_is_given_by_its_address(here, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     store = Storage.__new__(Storage)

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.label.decoding.opening import SIZE
+from stages.label.scan import probe_pool
 from stages.label.scan.identity import HASHED, LISTING, PROBED, Identity
 from stages.label.scan.listing import LeftOut, open_root
 from stages.label.scan.parts import NONE, Parts
-from stages.label.scan.probe_pool import probe_all
 from stages.label.scan.probing import UNREADABLE, full_sha256, recording_id, words
 from stages.shards import scratch
 from stages.shards.catalog import CATALOG, read_catalog, write_parquet
@@ -61,6 +61,7 @@ def scan(
     retry_rejected: str | None = None,
     known_sha256: Callable[[str], str | None] = {}.get,
     parts: Parts = NONE,
+    probe_all: Callable[[Iterable[tuple], int], Iterator[tuple[tuple, Row]]] = probe_pool.probe_all,
     progress: Callable[[Row], None] | None = None,
 ) -> ScanSummary:
     """Find, probe and identify; write the catalog to the local path `out`, whole or not at all.
@@ -75,6 +76,7 @@ def scan(
     retry_rejected  rejected files whose reason contains this text are probed again; `all`: every one
     known_sha256    recording id → sha256 of the bytes that were labelled under it, or None
     parts           keep what was read for the next scan, should this one not end; the caller clears them
+    probe_all       what reads the headers, in `workers` processes of this machine or elsewhere
     progress        called with {"stage": "scan", "step": "list" | "probe" | "hash", "done", …},
                     and "last" at the end of a step
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import plain
 from pipeline.labelling.catalogs import CATALOG, PLAN, REJECTED, Catalogs
 from pipeline.labelling.dry_run import describe
 from pipeline.labelling.progress import Progress
@@ -37,7 +38,7 @@ def configured(music: Path, out: str) -> recipes.Config:
 
 def tables(music: Path, out: Storage) -> None:
     """As a run makes them."""
-    catalogs = Catalogs(out, configured(music, out.root), Progress(out))
+    catalogs = Catalogs(out, configured(music, out.root), Progress(out), plain)
     catalogs.scan_and_plan()
     catalogs.write_rejected(())
 
@@ -84,7 +85,7 @@ def test_parts_of_a_scan_that_was_killed_are_read_and_then_removed(music, tmp_pa
     monkeypatch.setattr(parts, "PART_ROWS", 1)
     out = Storage(tmp_path / "out")
     config = configured(music, out.root)
-    catalogs = Catalogs(out, config, Progress(out))
+    catalogs = Catalogs(out, config, Progress(out), plain)
     catalogs._scan(None, tmp_path / "lost.parquet", None, Parts(out))  # as far as it came
     kept = sorted((path.name, path.stat().st_mtime_ns) for path in out.local(FOLDER).iterdir())
     assert len(kept) == 3
