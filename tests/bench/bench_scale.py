@@ -1,18 +1,21 @@
 """What the driver of a run costs at a lab's scale: `make bench-scale`, 160,000 shards of 15 recordings.
 
-The catalogue is synthetic, the columns' files are empty, and the workers sleep: what is measured is the plan,
-what the driver holds of it, how long it takes to see what is finished, and what a shard costs on a cluster of
-simulated nodes, of which one joins late and one is lost.
+The store only lists, the catalogue is synthetic, the columns' files are empty, and the workers sleep: what is
+measured is the scan without its headers, the plan, what the driver holds of it, how long it takes to see what
+is finished, and what a shard costs on a cluster of simulated nodes, of which one joins late and one is lost.
 """
 
 import argparse
+import hashlib
 import multiprocessing
 import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cluster.session import session
@@ -24,6 +27,7 @@ from stages.shards.catalog import CATALOG, write_parquet
 from stages.shards.storage import Storage
 from tests.bench.bench_plan import batches
 from tests.bench.measure import machine
+from tests.object_store import Listed
 
 EACH = 15  # recordings of a shard
 
@@ -48,9 +52,11 @@ def measured(what: str, work: Callable[[], str]) -> None:
     def inside() -> None:
         before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         said = work()
-        seconds, peak = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds, used = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
+        peak, own_s = used.ru_maxrss, used.ru_utime + used.ru_stime
         print(
-            f"{what:44} {seconds:7.1f} s  peak {peak / 2**20:.2f} GiB ({before / 2**20:.2f} before)  {said}",
+            f"{what:44} {seconds:7.1f} s ({own_s:.1f} s CPU)  "
+            f"peak {peak / 2**20:.2f} GiB ({before / 2**20:.2f} before)  {said}",
             flush=True,
         )
 
@@ -58,6 +64,69 @@ def measured(what: str, work: Callable[[], str]) -> None:
     process.start()
     process.join()
     assert process.exitcode == 0
+
+
+class Keys(Sequence):
+    """Of a flat prefix, or of as many folders."""
+
+    def __init__(self, count: int, folders: int = 0):
+        self.count, self.folders = count, folders
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> str:
+        each = -(-self.count // max(1, self.folders))
+        return f"music/{number // each:04}/{number:07}.flac" if self.folders else f"music/{number:07}.flac"
+
+
+def serving(keys: Keys, latency_s: float, address: multiprocessing.Queue) -> None:
+    with Listed(keys, latency_s).served() as environment:
+        address.put(environment)
+        time.sleep(3600)
+
+
+@contextmanager
+def store(keys: Keys, latency_s: float = 0.0) -> Iterator[None]:
+    """Its server is a process of its own."""
+    address = multiprocessing.Queue()
+    server = multiprocessing.Process(target=serving, args=(keys, latency_s, address), daemon=True)
+    server.start()
+    os.environ |= address.get()
+    yield
+    server.kill()
+
+
+def read(files: Iterable[tuple], workers: int) -> Iterator[tuple[tuple, dict]]:
+    """Headers, of no time."""
+    facts = {"container": "flac", "codec": "flac", "rate_hz": 44_100, "channels": 2, "duration_s": 240.0}
+    for file in files:
+        quick = hashlib.sha256(file[0]).hexdigest()
+        yield file, facts | {"quick": quick, "duration_from": "header", "reason": None}
+
+
+def scanned(folder: Path) -> str:
+    """With its parts, and once more with nothing new."""
+    from stages.label.scan.parts import Parts
+    from stages.label.scan.scan import scan
+
+    catalog, said = folder / "scanned.parquet", []
+    for _ in range(2):
+        begun = time.perf_counter()
+        out = Parts(Storage(folder))
+        summary = scan(["s3://b/music"], catalog, catalog, parts=out, probe_all=read)
+        said.append(f"{time.perf_counter() - begun:.0f} s ({summary.unchanged:,} unchanged)")
+        out.clear()
+    return f"{summary.found:,} keys: {', then '.join(said)}"
+
+
+def listed_s3(threads: int) -> str:
+    from stages.label.scan import walking
+    from stages.label.scan.listing import open_root
+
+    walking.THREADS = threads
+    count = sum(1 for _ in open_root("s3://b/music")())
+    return f"{count:,} keys by {threads} threads"
 
 
 def planned(folder: Path) -> str:
@@ -121,9 +190,15 @@ def main() -> None:
     )
     asked = parser.parse_args()
     print(machine())
+    recordings = asked.shards * EACH
+    with store(Keys(recordings // 10, 48), 0.05):
+        for threads in (1, 16):
+            measured("48 folders on a store of 50 ms", partial(listed_s3, threads))
+    with store(Keys(recordings)), tempfile.TemporaryDirectory() as name:
+        measured("scan of one flat prefix, headers of no time", lambda: scanned(Path(name)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_parquet(folder / "catalog.parquet", CATALOG, batches(asked.shards * EACH))
+        write_parquet(folder / "catalog.parquet", CATALOG, batches(recordings))
         measured("plan, from nothing", lambda: planned(folder))
         measured("the driver's hold of the plan", lambda: held(folder))
         measured("files of a column, and one listing", lambda: listed(folder, asked.shards))

@@ -12,8 +12,8 @@ from cluster.simulate import simulated
 from stages.label.scan.scan import scan
 from tests.stages.label.scanned import Scans
 
-# Every Python of the nodes and of their children reads it first. A child tells of which node it is, dies of one
-# file, and waits at each until the gate is there.
+# Every Python of the nodes and of their children reads it first. A child tells of which node it is, dies of
+# one file, and waits at each until the gate is there.
 SITE = """
 import builtins, os, signal, sys, time
 if "stages.label.decoding.child" in sys.orig_argv:
