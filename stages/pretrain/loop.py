@@ -2,7 +2,6 @@
 alike; what one knows alone (losses, clock, a signal) is agreed on in one exchange an update."""
 
 import contextlib
-import math
 import os
 import time
 from collections import defaultdict
@@ -126,13 +125,14 @@ class Training:
                     engine.backward(loss, frames)
 
             # All ranks agree before the last backward pass: DeepSpeed reduces gradients in it, and every
-            # ZeRO stage skips its step if they are not finite.
+            # ZeRO stage skips its step if they are not finite. The host reads what was agreed on afterwards.
             minutes = (time.monotonic() - saved_at) / 60
             save = self.world.is_rank_0 and minutes > config.checkpoints.every_minutes
-            sums = self.world.agree(sums | {"stop": self.stopping.requested(), "save": save})
+            agreed = self.world.agree(sums | {"stop": self.stopping.requested(), "save": save})
+            engine.backward(self.loss_guard.judged(loss, agreed.there["loss"] / frames), frames)
+            sums = agreed.read()
             mean_loss = float(sums["loss"]) / frames
             skip, loss_scale = self.loss_guard.bad(mean_loss), engine.loss_scale.value
-            engine.backward(loss * math.nan if skip else loss, frames)
             grad_norm, applied = engine.step(lr, skip)
             self.state = place.advanced(self.pinned.samples_per_epoch)
             update = self.state.update

@@ -69,6 +69,8 @@ class Reader:
 
         batch, _ = self._read(plan.crops, plan.wants, state.keys(counter_rng.MASK, places_B), another)
         batch.positions = (state.consumed + places_B).tolist()
+        masked_BM = batch.mask_BT.numpy().nonzero()[1].reshape(len(places_B), -1)
+        batch.masked_BM = torch.from_numpy(masked_BM)
         self._mix(batch.wave_BN.numpy(), plan)
         return batch
 

@@ -29,8 +29,18 @@ class MaskedFrames:
     frames: int
 
     @classmethod
-    def of(cls, mask_BT: Tensor) -> "MaskedFrames":
-        return cls(*mask_BT.nonzero(as_tuple=True), mask_BT.shape[1])
+    def of(cls, mask_BT: Tensor, masked_BM: Tensor | None = None) -> "MaskedFrames":
+        """Both ways the same, in the same order; that of `masked_BM` does not wait for the device."""
+        if masked_BM is None:
+            return cls(*mask_BT.nonzero(as_tuple=True), mask_BT.shape[1])
+        clip_B1 = torch.arange(len(masked_BM), device=masked_BM.device)[:, None]
+        return cls(clip_B1.expand_as(masked_BM).flatten(), masked_BM.flatten(), mask_BT.shape[1])
+
+    def visible(self, mask_BT: Tensor) -> "MaskedFrames":
+        """The other frames, where every clip has as many masked."""
+        clips, frames = mask_BT.shape
+        count = frames - len(self.clip_S) // clips
+        return self.of(mask_BT, mask_BT.to(torch.uint8).argsort(dim=1, stable=True)[:, :count])
 
     def labels(self, name: str, labels_BL: Tensor, hop_samples: int) -> Tensor:
         """Model frame t has label frame floor(t · 320 / hop) (F hubert.py feat2tar)."""
@@ -79,33 +89,34 @@ class Mert(Backbone):
         cqt_BLF: Tensor | None = None,
         keep_layers: tuple[bool, ...] | None = None,
         codebooks: tuple[int, ...] | None = None,
+        masked_BM: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The objective on one micro-batch: wave float (B, N), mask bool (B, T), codes int64 (B, L, K) by
-        column.
+        column; masked int64 (B, M) as `Batch` has it.
 
         `loss` is the recipe's sum, fp32, to be divided by the masked frames of the global batch; `frames` is
-        S. Detached, fp32: `ce_K` summed cross entropy and `correct_K` argmax hits (0 where `trained_K` is
-        False), `cqt` and `musical` (one a target) the summed frame errors, `penalty`. `keep_layers` and
-        `codebooks` are `draw`'s. ValueError for labels too short."""
+        S, and like `trained_K` on the CPU. Detached, fp32: `ce_K` summed cross entropy and `correct_K` argmax
+        hits (0 where `trained_K` is False), `cqt` and `musical` (one a target) the summed frame errors,
+        `penalty`. `keep_layers` and `codebooks` are `draw`'s. ValueError for labels too short."""
         dtype = working_dtype(self.mask_vector)
         wanted = tuple(range(self.codebooks)) if codebooks is None else codebooks
         with torch.autocast(wave_BN.device.type, enabled=False):
             features_BTC, penalty = self._features(wave_BN, dtype)
             _, hidden_BTD = self._encode(features_BTC, mask_BT, keep_layers)
-            masked, weights = MaskedFrames.of(mask_BT), self.objective
+            masked, weights = MaskedFrames.of(mask_BT, masked_BM), self.objective
             musical_BLV = self._musical_target(cqt_BLF)
             told = (hidden_BTD, codes, cqt_BLF, musical_BLV, wanted)
             loss, sums = self._errors(masked, *told)
             frames = len(masked.clip_S)
             if weights.visible_weight:
-                visible = MaskedFrames.of(~mask_BT)
+                visible = MaskedFrames.of(~mask_BT) if masked_BM is None else masked.visible(mask_BT)
                 shown, _ = self._errors(visible, *told)
                 loss = loss + weights.visible_weight * frames / max(1, len(visible.clip_S)) * shown
         loss = loss + weights.penalty_weight * frames * penalty
         trained = [k in wanted for k in range(self.codebooks)]
         counts = {"frames": frames, "trained_K": trained}
         found = {name: value.detach() for name, value in (sums | {"penalty": penalty}).items()}
-        found |= {name: torch.tensor(value, device=loss.device) for name, value in counts.items()}
+        found |= {name: torch.tensor(value) for name, value in counts.items()}  # known without the device
         return {"loss": loss, **found}
 
     def predict(self, wave_BN: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor | None]:

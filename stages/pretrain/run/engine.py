@@ -63,7 +63,9 @@ class Engine:
     def forward(self, batch: Batch, keep_layers: tuple, codebooks: tuple) -> tuple[Tensor, dict[str, Tensor]]:
         """One micro-batch's loss with its graph, and all of `Mert.forward`, detached float64."""
         self._deepspeed.train()
-        inputs = {name: getattr(batch, name) for name in ("wave_BN", "mask_BT", "codes", "cqt_BLF")}
+        inputs = {
+            name: getattr(batch, name) for name in ("wave_BN", "mask_BT", "codes", "cqt_BLF", "masked_BM")
+        }
         inputs |= {"keep_layers": keep_layers, "codebooks": codebooks}
         terms = self._deepspeed(self.world.device.type, **inputs)
         return terms["loss"], {name: value.detach().double() for name, value in terms.items()}
@@ -184,10 +186,14 @@ class Engine:
             zero._lazy_init_hp_params_optimizer_state()
 
 
-def deepspeed_config(settings: EngineSettings, optim: Optim, cuda: bool, micro_batches: int) -> dict:
+def deepspeed_config(
+    settings: EngineSettings, optim: Optim, cuda: bool, micro_batches: int, overlap: bool = False
+) -> dict:
     """Our settings as DeepSpeed names them, explicit where its defaults changed, and the user's JSON."""
     zero = {"stage": settings.zero_stage, "contiguous_gradients": True, "reduce_scatter": True}
-    zero |= {"overlap_comm": cuda, "round_robin_gradients": False}
+    # Buckets small enough that reducing one overlaps with computing the next. With nothing to reduce,
+    # DeepSpeed would still wait for the device at each.
+    zero |= {"overlap_comm": overlap, "reduce_bucket_size": 50_000_000, "round_robin_gradients": False}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
     own = {
@@ -206,6 +212,7 @@ def deepspeed_config(settings: EngineSettings, optim: Optim, cuda: bool, micro_b
         "fp16": {"enabled": False},
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a micro-batch
     }
     if settings.deepspeed is None:
         return own
@@ -222,7 +229,7 @@ def _merged(own: dict, user: dict, where: str) -> dict:
         ours = own.get(key, value)
         if isinstance(value, dict) and isinstance(ours, dict):
             merged[key] = _merged(ours, value, f"{where}{key}.")
-        elif value != ours:
+        elif value != ours and key != "reduce_bucket_size":  # a choice, not a part of the recipe
             raise ValueError(
                 f"{where}{key} is {value!r}, but the run's configuration makes it {ours!r}: leave it out "
                 "there, and set it under engine: or optim:"
@@ -238,5 +245,5 @@ def _initialize(module: nn.Module, adam: Adam, settings, optim: Optim, world: Wo
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not cuda:  # its shared-memory sums need a compiler and add in another order than gloo
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    config = deepspeed_config(settings, optim, cuda, micro_batches)
+    config = deepspeed_config(settings, optim, cuda, micro_batches, overlap=cuda and world.size > 1)
     return deepspeed.initialize(model=module, optimizer=adam, config=config, dist_init_required=False)[0]

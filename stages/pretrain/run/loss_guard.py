@@ -5,6 +5,9 @@ import math
 from collections import deque
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from stages.pretrain.run.settings import Guard
 
 
@@ -13,12 +16,21 @@ class LossGuard:
         self.guard, self.in_a_row, self.skipped = guard, in_a_row, skipped
         self.history = deque(history, maxlen=guard.window)
 
+    @property
+    def limit(self) -> float:
+        """The largest mean loss that is no jump."""
+        spike, history = self.guard.spike, self.history
+        jumps = spike and len(history) == history.maxlen
+        return spike * sum(history) / len(history) if jumps else math.inf
+
     def bad(self, loss: float) -> bool:
         """Whether to skip an update of this mean loss over the global batch: every rank decides alike."""
-        if not math.isfinite(loss):
-            return True
-        spike, history = self.guard.spike, self.history
-        return bool(spike and len(history) == history.maxlen and loss > spike * sum(history) / len(history))
+        return not math.isfinite(loss) or loss > self.limit
+
+    def judged(self, loss: Tensor, mean: Tensor) -> Tensor:
+        """The loss, or NaN where an update of this mean is bad, decided where they are: no host waits."""
+        bad = ~mean.isfinite() | (mean > self.limit)
+        return loss * torch.ones_like(loss).masked_fill(bad, math.nan)
 
     def note(self, loss: float, skipped: bool, overflow: bool) -> bool:
         """After an update; True when `guard.in_a_row` bad ones came together. fp16's `overflow` is none."""

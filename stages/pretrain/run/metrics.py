@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stages.pretrain.data.batch import Batch, CodeColumn
 from stages.pretrain.model.masked import interpolated
+from stages.pretrain.model.mert import MaskedFrames
 from stages.signal.rates import HOP_SAMPLES
 
 
@@ -96,7 +97,8 @@ def further_sums(
     if batch.cqt_BLF is not None and baselines.cqt_mean_F is not None:
         target_BTF = target(batch.cqt_BLF[:, : mask_BT.shape[1]])
         values["cqt_mean"], values["cqt_line"] = cqt_errors(target_BTF, mask_BT, baselines.cqt_mean_F)
-    return {name: value[mask_BT].double().sum(0) for name, value in values.items()}
+    masked = MaskedFrames.of(mask_BT, batch.masked_BM)
+    return {n: value[masked.clip_S, masked.frame_S].double().sum(0) for n, value in values.items()}
 
 
 def sample_sum(batch: Batch) -> Tensor:

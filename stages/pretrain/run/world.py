@@ -26,15 +26,19 @@ class World:
     def is_rank_0(self) -> bool:
         return self.rank == 0
 
-    def agree(self, values: dict[str, Tensor | bool]) -> dict[str, Tensor]:
-        """Sums over ranks in one exchange: float64 on the CPU, in the values' shapes; of a flag, the ranks
-        where it is set. gloo and nccl add in rank order for a fixed world."""
-        tensors = [torch.as_tensor(value, dtype=torch.float64) for value in values.values()]
-        flat = torch.cat([tensor.reshape(-1).to(self.device) for tensor in tensors])
+    def agree(self, values: dict[str, Tensor | bool]) -> "Agreed":
+        """Sums over ranks in one exchange; of a flag, the ranks where it is set. gloo and nccl add in rank
+        order for a fixed world. Nobody waits before the sums are read."""
+        tensors = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in values.items()}
+        near = {name: t for name, t in tensors.items() if t.device == self.device}
+        far = {name: t for name, t in tensors.items() if name not in near}
+        parts = [t.reshape(-1) for t in near.values()]
+        if far:  # one copy, for which the host does not wait
+            parts.append(torch.cat([t.reshape(-1) for t in far.values()]).to(self.device, non_blocking=True))
+        flat = torch.cat(parts)
         if self.size > 1:
             dist.all_reduce(flat)
-        parts = flat.cpu().split([tensor.numel() for tensor in tensors])
-        return {n: part.view(t.shape) for n, part, t in zip(values, parts, tensors, strict=True)}
+        return Agreed(flat, {name: t.shape for name, t in (near | far).items()})
 
     def broadcast(self, value: Any) -> Any:
         if self.size == 1:
@@ -65,6 +69,26 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+
+class Agreed:
+    """Sums over all ranks, float64 in the values' shapes: on the device at once, on the CPU by `read`."""
+
+    def __init__(self, flat: Tensor, shapes: dict[str, torch.Size]):
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        self.there = {n: part.view(shape) for (n, shape), part in zip(shapes.items(), parts, strict=True)}
+        self._shapes, self._here, self._arrived = shapes, flat, None
+        if flat.is_cuda:  # begins now: who reads does not wait for what the device is given after it
+            self._here = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._here.copy_(flat, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> dict[str, Tensor]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        parts = self._here.split([shape.numel() for shape in self._shapes.values()])
+        return {n: part.view(s) for (n, s), part in zip(self._shapes.items(), parts, strict=True)}
 
 
 @contextmanager

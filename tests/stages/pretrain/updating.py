@@ -23,7 +23,7 @@ def update(
         sums = {name: value + sums.get(name, 0) for name, value in terms.items()}
         if number < len(batches):
             engine.backward(loss, frames)
-    sums = engine.world.agree(sums)
+    sums = engine.world.agree(sums).read()
     skip, scale = bad(float(sums["loss"]) / frames), engine.loss_scale.value
     engine.backward(loss * math.nan if skip else loss, frames)
     grad_norm, applied = engine.step(lr, skip)

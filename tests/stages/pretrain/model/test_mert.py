@@ -12,6 +12,7 @@ from stages import config
 from stages.pretrain.data.batch import Batch, CodeColumn
 from stages.pretrain.model.attention import attend, attention_bias
 from stages.pretrain.model.config import Model
+from stages.pretrain.model.mert import MaskedFrames
 from stages.pretrain.model.objective import Objective
 from tests.stages.pretrain.sizes import COLUMN, SLOW, batch, mert, small
 
@@ -379,3 +380,19 @@ def test_visible_frames_cost_their_mean_too():
     torch.testing.assert_close(found["loss"], own["loss"] + 0.5 * own["frames"] * mean, rtol=1e-4, atol=1e-3)
     for name in ("ce_K", "correct_K", "cqt", "frames"):  # what is told is of masked frames alone
         torch.testing.assert_close(found[name], own[name])
+
+
+def test_masked_frames_may_be_given_and_change_nothing():
+    """As the loader does, which knows them: a device would have to be waited for."""
+    net = mert(objective=Objective(head_width=6, visible_weight=0.5)).eval()
+    inputs = batch(net)
+    count = int(inputs["mask_BT"].sum(1).min())
+    masked_BM = torch.stack([row.nonzero()[:, 0][:count] for row in inputs["mask_BT"]])
+    inputs["mask_BT"] = torch.zeros_like(inputs["mask_BT"]).scatter(1, masked_BM, True)
+    found, given = net(**inputs), net(**inputs, masked_BM=masked_BM)
+    assert found.keys() == given.keys() and all(found[name].equal(given[name]) for name in found)
+    frames = MaskedFrames.of(inputs["mask_BT"], masked_BM)
+    shown = frames.visible(inputs["mask_BT"])
+    assert [t.tolist() for t in (shown.clip_S, shown.frame_S)] == [
+        t.tolist() for t in (~inputs["mask_BT"]).nonzero(as_tuple=True)
+    ]

@@ -181,7 +181,7 @@ def test_other_ranks_gather_nothing(made, monkeypatch):
 @pytest.mark.parametrize("cuda", [False, True])
 def test_what_deepspeed_is_told(cuda):
     own = deepspeed_config(
-        EngineSettings(zero_stage=2, offload_optimizer=True), Optim(clip_norm=3.0), cuda, 5
+        EngineSettings(zero_stage=2, offload_optimizer=True), Optim(clip_norm=3.0), cuda, 5, overlap=cuda
     )
     assert own == {
         "train_micro_batch_size_per_gpu": 1,
@@ -192,6 +192,7 @@ def test_what_deepspeed_is_told(cuda):
             "contiguous_gradients": True,
             "reduce_scatter": True,
             "overlap_comm": cuda,
+            "reduce_bucket_size": 50_000_000,
             "round_robin_gradients": False,
             "offload_optimizer": {"device": "cpu", "pin_memory": cuda},
         },
@@ -204,6 +205,7 @@ def test_what_deepspeed_is_told(cuda):
         "fp16": {"enabled": False},
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},
     }
     assert (
         "offload_optimizer" not in deepspeed_config(EngineSettings(), Optim(), cuda, 1)["zero_optimization"]

@@ -260,7 +260,11 @@ def test_the_usual_settings():
 
 def test_sums_of_any_shape_come_back_as_they_went_even_empty_ones():
     own = {"none": torch.zeros(0), "one": torch.tensor(2.0), "four": torch.arange(4.0).view(2, 2)}
-    sums = ALONE.agree(own | {"no": False, "yes": True, "count": 16_777_217})
+    agreed = ALONE.agree(own | {"no": False, "yes": True, "count": 16_777_217})
+    sums = agreed.read()
+    assert {name: value.tolist() for name, value in agreed.there.items()} == {
+        name: value.tolist() for name, value in sums.items()
+    }
     assert {name: value.tolist() for name, value in sums.items()} == {
         "none": [],
         "one": 2.0,

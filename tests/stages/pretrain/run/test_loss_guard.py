@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from stages.pretrain.run.loss_guard import LossGuard, given_up
 from stages.pretrain.run.settings import Guard
@@ -110,3 +111,16 @@ def test_giving_up_says_what_was_seen_what_was_tried_and_what_to_do():
         "checkpoint to go back to, or guard.then is stop: lower optim.lr, and see runs/a/metrics.jsonl"
     )
     assert "; u1 was gone back to: lower" in str(given_up(Guard(), 1, "u1 was gone back to", Path("m")))
+
+
+@pytest.mark.parametrize("mean", [1.0, 6.0, 6.1, INF, -INF, NAN])
+def test_a_loss_is_judged_on_its_device_as_on_the_host(mean):
+    own = judge((1.0, 3.0), spike=3.0, window=2)
+    loss = torch.tensor(5.0, requires_grad=True)
+    judged = own.judged(loss, torch.tensor(mean, dtype=torch.float64))
+    judged.backward()
+    if own.bad(mean):
+        assert judged.isnan() and loss.grad.isnan()
+    else:
+        assert judged == 5.0 and loss.grad == 1.0
+    assert own.bad(mean) == (mean not in (1.0, 6.0))
