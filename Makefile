@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup labels train music probe-sets evidence test test-all lint schema mutants bench-labels bench-model bench-teachers bench-loader bench-scale clean
+.PHONY: setup labels train music probe-sets evidence test test-all lint schema mutants bench-labels bench-model bench-teachers bench-loader bench-scale bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-teachers"
 	@echo "make bench-loader"
 	@echo "make bench-labels bench-model bench-scale"
+	@echo "make bench-gpu   what one card does, in 8 minutes: rows for docs/speed.csv"
 
 setup: $(VENV)/.ready
 
@@ -82,6 +83,9 @@ bench-teachers: setup
 
 bench-scale: setup
 	@$(BIN)/python -m tests.bench.bench_scale $(ARGS)
+
+bench-gpu: setup
+	@$(BIN)/python -m tests.bench.bench_gpu $(ARGS)
 
 bench-loader: setup
 	@$(BIN)/python -m tests.bench.bench_loader $(ARGS)

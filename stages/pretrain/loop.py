@@ -130,8 +130,7 @@ class Training:
             save = self.world.is_rank_0 and minutes > config.checkpoints.every_minutes
             agreed = self.world.agree(sums | {"stop": self.stopping.requested(), "save": save})
             engine.backward(self.loss_guard.judged(loss, agreed.there["loss"] / frames), frames)
-            sums = agreed.read()
-            mean_loss = float(sums["loss"]) / frames
+            mean_loss = float((sums := agreed.read())["loss"]) / frames
             skip, loss_scale = self.loss_guard.bad(mean_loss), engine.loss_scale.value
             grad_norm, applied = engine.step(lr, skip)
             self.state = place.advanced(self.pinned.samples_per_epoch)
