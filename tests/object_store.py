@@ -5,6 +5,7 @@ import contextlib
 import random
 import socket
 import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,22 +15,28 @@ import pytest
 
 
 class Faults:
-    """What a store does beside serving: one request in so many is answered 503, `before` sees each, and the
+    """What a store does beside serving: one request in so many is answered 503 (or, with `late_s`, every
+    second one of those so much later), `before` sees each (method, path, the asking process's port), and the
     bytes that it gives away are counted by name."""
 
-    def __init__(self, share: float = 0.0, seed: int = 0):
+    def __init__(self, share: float = 0.0, seed: int = 0, late_s: float = 0.0):
         self.share, self._draw, self._lock = share, random.Random(seed), threading.Lock()
-        self.before: Callable[[str, str], None] = lambda method, path: None
+        self.before: Callable[[str, str, str], None] = lambda method, path, port: None
+        self.late_s, self.late = late_s, 0
         self.refused, self.seen, self.given = 0, Counter(), Counter()
 
     def around(self, application: Callable) -> Callable:
         def answer(environ: dict, start_response: Callable) -> Iterable[bytes]:
             method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-            self.before(method, path)
+            self.before(method, path, environ["REMOTE_PORT"])
             with self._lock:
                 self.seen[method] += 1
-                refuse = self._draw.random() < self.share
-                self.refused += refuse
+                draw = self._draw.random()
+                late = bool(self.late_s) and draw < self.share / 2
+                refuse = not late and draw < self.share
+                self.refused, self.late = self.refused + refuse, self.late + late
+            if late:
+                time.sleep(self.late_s)
 
             def counted(status: str, headers: list, *rest) -> Callable:
                 length = next((value for name, value in headers if name.lower() == "content-length"), 0)
