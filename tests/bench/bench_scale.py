@@ -74,7 +74,7 @@ def restarted(what: str, made: Made, *options: str) -> None:
     argv = [sys.executable, "-c", LABELS, "labels", str(made.config), "--shards", "0/1", *options]
     log = made.out.local("log.jsonl")
     seen, begun, first = log.stat().st_size if log.exists() else 0, time.time(), None
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while first is None:
         assert process.poll() is None, f"{argv} ended"
         time.sleep(0.05)
