@@ -56,9 +56,11 @@ class Faults:
 
 
 @contextlib.contextmanager
-def served(*buckets: str, faults: Faults | None = None) -> Iterator[dict[str, str]]:
+def served(
+    *buckets: str, faults: Faults | None = None, around: Callable[[Callable], Callable] | None = None
+) -> Iterator[dict[str, str]]:
     """An S3 server with these buckets. Within the block the usual variables name it, here and in processes
-    begun here."""
+    begun here. `around`: what else stands before it."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -76,8 +78,8 @@ def served(*buckets: str, faults: Faults | None = None) -> Iterator[dict[str, st
     try:
         for bucket in buckets:
             urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
-        if faults:
-            server.app = faults.around(application)
+        application = around(application) if around else application
+        server.app = faults.around(application) if faults else application
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)

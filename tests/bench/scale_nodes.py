@@ -3,11 +3,9 @@ late and one is lost; `stored`: each writes an object to a store of which one re
 answered late."""
 
 import contextlib
-import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cluster.session import session
@@ -15,11 +13,10 @@ from cluster.sharded import StageSpec, run_chain
 from cluster.simulate import simulated
 from stages.label.base import Needs
 from stages.shards.storage import Storage
-from tests.object_store import Faults, served
+from tests.bench.scale_store import BUCKET, SHARE, store
 
 # Of an hour of audio, divided by 4000: decode 11 s, codes 8, CQT 10, audit 0.4, on one core.
 SLEEPS_S = {"decode": 0.003, "codes": 0.002, "cqt": 0.0025, "audit": 0.0001}
-BUCKET, SHARE, LATE_S = "sleeping", 0.05, 2.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Sleeping:
 def scheduled(shards: int, stored: bool = False) -> str:
     """On three simulated nodes of four CPUs each."""
     names, events = [f"s{n:012x}" for n in range(shards)], Counter()
-    with store() if stored else contextlib.nullcontext() as counts, simulated(2, 4) as cluster:
+    with store(SHARE) if stored else contextlib.nullcontext() as counts, simulated(2, 4) as cluster:
         out = f"s3://{BUCKET}/out" if stored else ""
         needs = Needs(1, 0, 0.1)
         specs = [StageSpec(name, Sleeping(name, s, out), needs, cpu_s=s) for name, s in SLEEPS_S.items()]
@@ -69,29 +66,3 @@ def scheduled(shards: int, stored: bool = False) -> str:
     again = f"a node joined, one was lost, {events['again']} tried again"
     said = f"{each} after the first row ({first_s:.1f} s), {again}"
     return said + (f"; of {counts[0]:,} requests {counts[1]:,} refused, {counts[2]:,} late" if stored else "")
-
-
-@contextlib.contextmanager
-def store() -> Iterator[list[int]]:
-    """In a process of its own; what it has counted when the block has ended: requests, refused, late."""
-    here, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    before, counts = dict(os.environ), []
-    os.environ |= here.recv()
-    try:
-        yield counts
-        here.send(None)
-        counts += here.recv()
-    finally:
-        process.kill()
-        os.environ.clear()
-        os.environ |= before
-
-
-def _serve(pipe) -> None:
-    faults = Faults(SHARE, late_s=LATE_S)
-    with served(BUCKET, faults=faults) as environment:
-        pipe.send(environment)
-        pipe.recv()
-        pipe.send([sum(faults.seen.values()), faults.refused, faults.late])
