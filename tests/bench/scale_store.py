@@ -14,15 +14,16 @@ from tests.object_store import Faults, served
 
 BUCKET, SHARE, LATE_S = "bench", 0.05, 2.0
 LIST_S = 0.1  # of a store, for a page of a thousand keys
-PAGE = 1000
 
 
 class Keys:
     """Around an S3 application: lists these keys of a bucket, where `below` begins what is asked for.
     moto itself goes through all keys of a bucket for each page."""
 
-    def __init__(self, keys: Iterable[str], below: tuple[str, ...], latency_s: float = LIST_S):
-        self.keys, self.below, self.latency_s = sorted(keys), below, latency_s
+    def __init__(
+        self, keys: Iterable[str], below: tuple[str, ...], latency_s: float = LIST_S, page: int = 1000
+    ):
+        self.keys, self.below, self.latency_s, self.page = sorted(keys), below, latency_s, page
 
     def around(self, application: Callable) -> Callable:
         def answer(environ: dict, start_response: Callable) -> Iterable[bytes]:
@@ -40,7 +41,7 @@ class Keys:
         token, after = unquote(asked.get("continuation-token", "")), asked.get("start-after", "")
         at = bisect.bisect_left(self.keys, token) if token else bisect.bisect_left(self.keys, prefix)
         at = max(at, bisect.bisect_right(self.keys, after))
-        while at < len(self.keys) and self.keys[at].startswith(prefix) and len(found) < PAGE:
+        while at < len(self.keys) and self.keys[at].startswith(prefix) and len(found) < self.page:
             name, folder, _ = self.keys[at][len(prefix) :].partition(delimiter)
             key, kind = quote(prefix + name + folder), "CommonPrefixes" if folder else "Contents"
             inner = f"<Prefix>{key}</Prefix>" if folder else f"<Key>{key}</Key>{ABOUT}"

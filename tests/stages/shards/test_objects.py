@@ -181,9 +181,9 @@ def test_a_store_is_reached_by_the_usual_variables(monkeypatch, environment, see
 @pytest.mark.parametrize("other", [(), ("a.json", "s5/", "s5x/in/it", "s4", "sg.tar", "z~.json")])
 def test_names_of_a_folder_that_takes_many_pages(other):
     """Some of them in folders, or beside the letters that threads begin at."""
-    hashes = [f"s{hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()[:12]}" for n in range(3000)]
+    hashes = [f"s{hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()[:12]}" for n in range(1500)]
     own = [f"{name}.{kind}" for name in hashes for kind in ("tar", "json")]
-    keys = Keys([f"out/a/{name}" for name in (*own, *other, "")] + ["out/a0", "out/b/x"], ("out/a/",), 0)
+    keys = Keys([f"out/a/{name}" for name in (*own, *other, "")] + ["out/a0", "out/b/x"], ("out/a/",), 0, 50)
     with served("pages", around=keys.around):
         expected = {*own, *(name.partition("/")[0] for name in other)}
         assert objects.names("pages/out/a") == expected
