@@ -90,10 +90,9 @@ def _living(table: pa.Table, live: pa.Array) -> pa.Table:
 def due(storage: Storage, whole: bool = False) -> bool:
     """Whether there are parts, and they are worth being put together, or `whole`: a shard is then written
     again a few times at most, however many come later. Always if one was made again."""
-    base, beside = (
-        sum(parts.at_once(storage.size, [parts.file(name, part) for name in TABLES for part in some]))
-        for some in ([""] if storage.exists("shards.parquet") else [], parts.added(storage))
-    )
+    own = filter(storage.exists, map(parts.file, TABLES))  # not all, after a kill
+    added = (parts.file(name, part) for part in parts.added(storage) for name in TABLES)
+    base, beside = (sum(parts.at_once(storage.size, [*files])) for files in (own, added))
     grown = whole or beside > base / 4 or base + beside < SMALL
     return bool(beside) and (grown or bool(parts.superseded(storage, "shards")))
 

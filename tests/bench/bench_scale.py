@@ -15,16 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from stages.label import audit, gathering
 from stages.shards import catalog, parts, record
+from stages.shards.storage import Storage
 from tests.bench.measure import ROOT, machine
 from tests.bench.scale_nodes import scheduled
 from tests.bench.scale_out import Made
+from tests.bench.scale_store import BUCKET, Keys, store
 
 MANY = 2000  # shards whose rows are looked up
 # The command on a disk that has room for what it would write.
@@ -69,24 +72,42 @@ def command(*arguments: str) -> None:
     shown(f"overtone {what}", time.perf_counter() - begun, usage, said[0].rpartition("/")[2])
 
 
-def restarted(what: str, made: Made, *options: str) -> None:
-    """The real command until its first shard begins; then SIGKILL."""
-    argv = [sys.executable, "-c", LABELS, "labels", str(made.config), "--shards", "0/1", *options]
-    log = made.out.local("log.jsonl")
-    seen, begun, first = log.stat().st_size if log.exists() else 0, time.time(), None
+def restarted(what: str, config: Path, out: Storage, *options: str) -> None:
+    """The real command until its first shard begins and its log says so; then SIGKILL."""
+    argv = [sys.executable, "-c", LABELS, "labels", str(config), "--shards", "0/1", *options]
+    begun, events = time.time(), {}
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while first is None:
+    while "shard-begin" not in events:
         assert process.poll() is None, f"{argv} ended"
-        time.sleep(0.05)
-        lines = log.read_bytes()[seen:].splitlines(keepends=True) if log.exists() else []
-        events = [json.loads(line) for line in lines if line.endswith(b"\n")]
-        first = next((e for e in events if e["event"] == "shard-begin"), None)
-    stages = next(e for e in events if e["event"] == "stages")
+        time.sleep(0.1)
+        for event in logged(out):
+            if event["time"] >= begun:
+                events.setdefault(event["event"], event)
     process.send_signal(signal.SIGKILL)
     _, _, usage = os.wait4(process.pid, 0)
     process.returncode = -signal.SIGKILL
-    said = f"to the first shard's begin; {stages['totals']['decode']:,} to be done, then SIGKILL"
-    shown(what, first["started"] - begun, usage, said)
+    said = f"to the first shard's begin; {events['stages']['totals']['decode']:,} to be done, then SIGKILL"
+    shown(what, events["shard-begin"]["started"] - begun, usage, said)
+
+
+def logged(out: Storage) -> Iterator[dict]:
+    names = [f"log/{name}" for name in sorted(out.names("log"))] if not out.is_local else ["log.jsonl"]
+    for name in filter(out.exists, names):
+        yield from (json.loads(line) for line in out.read(name).splitlines(True) if line.endswith(b"\n"))
+
+
+def on_store(made: Made) -> None:
+    """The same OUT on a store that lists the columns' files, and holds what a run reads before it begins."""
+    with store(keys=partial(Keys.of, str(made.out.local("")), "out")) as counts:
+        out, config = Storage(f"s3://{BUCKET}/out"), made.folder / "store.yaml"
+        config.write_text(made.config.read_text().replace(made.out.root, out.root))
+        for name in ("catalog.parquet", "plan.parquet", "recipe.yaml"):
+            out.write(name, made.out.read(name))
+        for part in parts.added(made.out):
+            out.write(parts.file("shards", part), made.out.read(parts.file("shards", part)))
+        for what in ("labels on S3 at half of its shards, on Ray", "the same after SIGKILL, on Ray"):
+            restarted(what, config, out)
+    print(f"{'':52} {counts[0]:,} requests of both together; 0.1 s a page of a listing")
 
 
 def held(made: Made) -> str:
@@ -153,9 +174,10 @@ def on_out(made: Made, shards: int) -> None:
     measured("plan, from nothing", lambda: made.plan(shards))
     measured("the driver's hold of the plan", lambda: held(made))
     measured("half of the shards finished: files, tables' parts", lambda: grown(made, 0, shards // 2))
-    restarted("labels at half of its shards, on Ray", made)
-    restarted("the same after SIGKILL, on Ray", made)
-    restarted("the same after SIGKILL, in processes", made, "--plain")
+    restarted("labels at half of its shards, on Ray", made.config, made.out)
+    restarted("the same after SIGKILL, on Ray", made.config, made.out)
+    restarted("the same after SIGKILL, in processes", made.config, made.out, "--plain")
+    on_store(made)
     measured("the other half", lambda: grown(made, shards // 2, shards * 2))
     measured("listings of three columns and the audit's notes", lambda: listed(made))
     reading(made)

@@ -25,6 +25,14 @@ class Keys:
     ):
         self.keys, self.below, self.latency_s, self.page = sorted(keys), below, latency_s, page
 
+    @classmethod
+    def of(cls, folder: str, root: str) -> "Keys":
+        """The columns of a local OUT, and the notes of its audit."""
+        tops = ("columns", "audited")
+        places = [f"{top}/{name}" for top in tops for name in os.listdir(f"{folder}/{top}")]
+        keys = [f"{root}/{place}/{name}" for place in places for name in os.listdir(f"{folder}/{place}")]
+        return cls(keys, tuple(f"{root}/{top}/" for top in tops))
+
     def around(self, application: Callable) -> Callable:
         def answer(environ: dict, start_response: Callable) -> Iterable[bytes]:
             asked = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
