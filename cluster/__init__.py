@@ -3,7 +3,6 @@
 import os
 
 # Ray reads these when it is imported.
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 if not os.environ.get("OVERTONE_DEBUG"):  # its warnings would tear our screen

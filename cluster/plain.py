@@ -8,7 +8,7 @@ import platform
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from cluster import chain
-from cluster.chain import Node
+from cluster.crew import Node
 from cluster.pools import (
     Session,
     StageSpec,
@@ -28,6 +28,7 @@ from cluster.pools import (
     outcome,
 )
 from stages.label.machine import Kinds, machine
+from stages.label.scan import probe_pool
 from stages.shards.storage import Storage
 
 NAME = "processes"
@@ -39,7 +40,8 @@ preflight = check_gpus
 
 
 @contextmanager
-def session(cpus: int | None = None) -> Iterator[Session]:
+def session(cpus: int | None = None, own: str = "") -> Iterator[Session]:
+    """`own`, a user's module, is on the path of every process of this machine."""
     import torch
 
     count = float(cpus or available_cpus())
@@ -50,6 +52,11 @@ def check_nodes(out: Storage, roots: list[str], kinds: Kinds | None = None) -> C
     """As `session.check_nodes`. The scan has read the audio on this machine, and OUT was written to."""
     check_machine("this machine", machine(), kinds)
     return lambda node: ""
+
+
+def probe_all(files: Iterable[tuple], workers: int, roots: list[str]) -> Iterator[tuple[tuple, dict]]:
+    """As `probing.probe_all`."""
+    return probe_pool.probe_all(files, workers)
 
 
 class Process:
@@ -166,6 +173,9 @@ class Crew:
 
     def lost(self, worker: "Worker") -> bool:
         return False
+
+    def crowded(self, busy: list["Worker"]) -> list["Worker"]:
+        return []
 
     def give_back(self, spec: StageSpec, card: int) -> None:
         self._held[card] -= spec.needs.gpus

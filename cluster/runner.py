@@ -4,7 +4,8 @@ from types import ModuleType
 
 
 def runner(plain: bool) -> ModuleType:
-    """A module with `preflight`, `session`, `check_nodes`, `run_chain`, `run_one_reporting` and its `NAME`.
+    """A module with `preflight`, `probe_all`, `session`, `check_nodes`, `run_chain`, `run_one_reporting` and
+    its `NAME`.
 
     ValueError where Ray is wanted and not installed."""
     if plain:
@@ -16,7 +17,5 @@ def runner(plain: bool) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise ValueError(
-            "ray is not installed: pip install 'ray[data]', or add --plain to run without it"
-        ) from None
+        raise ValueError("ray is not installed: pip install ray, or add --plain to run without it") from None
     return sharded

@@ -16,9 +16,11 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.modules import own_modules
 from cluster.pools import Session, available_cpus, check_gpus, check_machine, debugging
 from stages.label.machine import Kinds, machine
 from stages.label.shard import software
+from stages.shards import objects
 from stages.shards.storage import Storage
 
 CONNECT_S = 5.0
@@ -27,11 +29,15 @@ LONGEST_TMPDIR = 40
 SHORT_FOLDERS = ("/tmp", "/dev/shm", "/var/tmp")  # noqa: S108
 HEALTH_S = 20.0
 PROBE_S = 60.0
+CREDENTIALS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY where this is started (AWS_* goes to all nodes), or "
+    "give that node an instance role"
+)
 
 
 @contextmanager
-def session(cpus: int | None = None) -> Iterator[Session]:
-    """By RAY_ADDRESS, or started on this machine."""
+def session(cpus: int | None = None, own: str = "") -> Iterator[Session]:
+    """By RAY_ADDRESS, or started on this machine. `own`: a module that nodes may not have."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     level = logging.INFO if debugging() else logging.ERROR
@@ -43,7 +49,7 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         reachable(address)
         root = Path(__file__).resolve().parent.parent
         given = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        modules = [f"{root}/{name}" for name in ("pipeline", "stages", "cluster")]
+        modules = [f"{root}/{name}" for name in ("pipeline", "stages", "cluster")] + own_modules(own)
         options["runtime_env"] = {"py_modules": modules} | ({"env_vars": given} if given else {})
     on_term = signal.getsignal(signal.SIGTERM)
     try:
@@ -52,7 +58,7 @@ def session(cpus: int | None = None) -> Iterator[Session]:
         with _quiet():
             ray.init(**options)
         signal.signal(signal.SIGTERM, on_term)  # ray.init replaces it with its own
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, TimeoutError, ray.exceptions.RuntimeEnvSetupError) as error:
         raise ValueError(f"Ray at {address} cannot be used: {str(error).splitlines()[0]}") from None
     try:
         total, largest = ray.cluster_resources(), max(n["Resources"]["CPU"] for n in alive())
@@ -142,17 +148,36 @@ def alive() -> list[dict]:
 
 
 @ray.remote(num_cpus=0, max_retries=2)
-def _look(out: str, probe: str, roots: list[str]) -> dict:
+def _look(out: str | None, probe: str, roots: list[str]) -> dict:
     missing = [r for r in roots if "://" not in r and not os.path.exists(r)]
-    sees = Storage(out).exists(probe)
-    found = {"host": socket.gethostname(), "sees": sees, "software": software(), "missing": missing}
+    found = {"host": socket.gethostname(), "software": software(), "missing": missing, "problem": ""}
+    try:
+        found["sees"] = out is None or _reads(out, probe)
+        for root in roots:
+            if root.startswith("s3://"):
+                _reads(root, probe)  # it is not there, which a store says only to those who may list
+    except OSError as error:
+        found |= {"sees": False, "problem": f"cannot read from the store: {error}"}
+        if isinstance(error, PermissionError):
+            found["problem"] = f"has no S3 credentials with the right to read: {error}; {CREDENTIALS}"
     return found | {"machine": machine()}
 
 
-def check_nodes(out: Storage, roots: list[str], kinds: Kinds | None = None) -> Callable[[dict], str]:
-    """ValueError naming a node that does not see OUT or the audio, has other packages, or is of another kind
-    than `kinds`, which it is added to; None: they may be mixed. Returns what says the same of a node that
-    joins later."""
+def _reads(place: str, name: str) -> bool:
+    """Whether there is such a file. PermissionError for a store that does not let this node read."""
+    if not place.startswith("s3://"):
+        return Storage(place).exists(name)
+    try:
+        objects.get(f"{place.removeprefix('s3://').rstrip('/')}/{name}")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def check_nodes(out: Storage | None, roots: list[str], kinds: Kinds | None = None) -> Callable[[dict], str]:
+    """ValueError naming a node that does not see OUT (None: it need not) or the audio, has other packages, or
+    is of another kind than `kinds`, which it is added to; None: they may be mixed. Returns what says the same
+    of a node that joins later."""
     if len(alive()) > 1 or os.environ.get("RAY_ADDRESS"):
         _check_nodes(out, roots, alive(), kinds)  # else it is this machine, where the scan has read the audio
     else:
@@ -168,15 +193,16 @@ def check_nodes(out: Storage, roots: list[str], kinds: Kinds | None = None) -> C
     return late
 
 
-def _check_nodes(out: Storage, roots: list[str], nodes: list[dict], kinds: Kinds | None) -> None:
+def _check_nodes(out: Storage | None, roots: list[str], nodes: list[dict], kinds: Kinds | None) -> None:
     roots = [r if "://" in r else os.path.abspath(r) for r in roots]
     probe = f"probe-{uuid.uuid4().hex}"
-    out.write(probe, b"seen\n")
+    if out:
+        out.write(probe, b"seen\n")
     try:
         tasks = []
         for node in nodes:
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = _look.options(scheduling_strategy=where).remote(out.place, probe, roots)
+            task = _look.options(scheduling_strategy=where).remote(out and out.place, probe, roots)
             tasks.append((node["NodeManagerAddress"], task))
         own, deadline = software(), time.monotonic() + PROBE_S
         for address, task in tasks:
@@ -190,11 +216,14 @@ def _check_nodes(out: Storage, roots: list[str], nodes: list[dict], kinds: Kinds
             _check_node(seen, address, own, out)
             check_machine(f"node {seen['host']} ({address})", seen["machine"], kinds)
     finally:
-        out.delete(probe)
+        if out:
+            out.delete(probe)
 
 
-def _check_node(seen: dict, address: str, own: dict[str, str], out: Storage) -> None:
+def _check_node(seen: dict, address: str, own: dict[str, str], out: Storage | None) -> None:
     name, versions = f"node {seen['host']} ({address})", seen["software"]
+    if seen["problem"]:
+        raise ValueError(f"{name} {seen['problem']}")
     if not seen["sees"]:
         raise ValueError(
             f"{name} does not see {out.root}: OUT must be on storage that every node shares, or s3://"

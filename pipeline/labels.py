@@ -107,8 +107,8 @@ def check(config: Config, plain: bool) -> bytes | None:
 def _planned(
     config: Config, out: Storage, progress: Progress, options: LabelOptions
 ) -> tuple[Catalogs, LabelRun]:
-    known = registry.planned(out, config.recipe)
-    catalogs = Catalogs(out, config, progress)
+    known, runs = registry.planned(out, config.recipe), runner(options.plain)
+    catalogs = Catalogs(out, config, progress, runs)
     if options.finish or options.part:
         catalogs.as_they_are()
     else:
@@ -116,7 +116,7 @@ def _planned(
     planned = catalogs.live_shards()
     first, step = options.stripe or (0, 1)
     own = planned[first::step][: options.limit]
-    return catalogs, LabelRun(config, out, progress, known, own, runner(options.plain), planned, options.part)
+    return catalogs, LabelRun(config, out, progress, known, own, runs, planned, options.part)
 
 
 def fit_only(config: Config, options: LabelOptions) -> str:

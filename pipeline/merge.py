@@ -3,11 +3,13 @@
 import contextlib
 import tarfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import pyarrow.compute as pc
 
 from pipeline.labelling import registry
+from pipeline.spread import spread
 from stages.shards import catalog, column, record
 from stages.shards.storage import Storage
 
@@ -38,12 +40,20 @@ def merge(place: str, to: str, columns: tuple[str, ...] | None = None, split: st
             f"{len(missing)} shards are not finished (first {missing[0]}): run `labels` to its end first"
         )
     segments = size = 0
-    for shard, (start, rows) in shards.items():
-        wanted = set(plan["recording"].slice(start, rows).to_pylist())
-        with target.attempt(f"{shard}.tar") as path:
-            segments += _join(out, shard, names, wanted, path)
-            size += path.stat().st_size
+    wanted = lambda shard: plan["recording"].slice(*shards[shard]).to_pylist()  # noqa: E731
+    for _, made in spread("merge", partial(_merge, out, target, names), list(shards), target, wanted):
+        if isinstance(made, OSError):
+            raise made
+        segments, size = segments + made[0], size + made[1]
     return f"{to}: {len(shards)} tars, {segments} segments, {size / 2**20:.1f} MiB, columns {listed}"
+
+
+def _merge(
+    out: Storage, target: Storage, names: tuple[str, ...], shard: str, wanted: list[str]
+) -> tuple[int, int]:
+    """(segments, bytes) of the shard's tar."""
+    with target.attempt(f"{shard}.tar") as path:
+        return _join(out, shard, names, set(wanted), path), path.stat().st_size
 
 
 def _join(out: Storage, shard: str, names: tuple[str, ...], wanted: set[str], path: Path) -> int:

@@ -2,11 +2,11 @@
 
 import contextlib
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from pipeline.labelling import registry
 from pipeline.labelling.lock import locked
+from pipeline.spread import spread
 from stages.label import audit
 from stages.shards import record
 from stages.shards.storage import Storage
@@ -19,8 +19,8 @@ def verify(place: str, repair: bool) -> int:
     # A shard counts as finished in a column when any of its files is there: a lost record is damage too.
     shards = sorted({name.split(".")[0] for c in known.names for name in out.names(record.folder(c))})
     unfinished = damaged = unreadable = 0
-    with locked(out) if repair else contextlib.nullcontext(), ThreadPoolExecutor(4) as pool:
-        for shard, found in zip(shards, pool.map(partial(_check, out, known.names), shards), strict=True):
+    with locked(out) if repair else contextlib.nullcontext():
+        for shard, found in spread("verify", partial(_check, out, known.names), shards, out):
             # a network or a disk that does not answer: no reason to discard anything
             if isinstance(found, OSError):
                 unreadable += 1
@@ -45,8 +45,5 @@ def verify(place: str, repair: bool) -> int:
     return 1 if damaged or unreadable else 0
 
 
-def _check(out: Storage, columns: tuple[str, ...], shard: str) -> dict[str, str] | OSError:
-    try:
-        return audit.damaged(out, shard, columns)
-    except OSError as error:
-        return error
+def _check(out: Storage, columns: tuple[str, ...], shard: str, _: str) -> dict[str, str]:
+    return audit.damaged(out, shard, columns)

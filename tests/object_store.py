@@ -1,14 +1,20 @@
 """Object stores for tests: a real S3 server on a port of this machine, and a slow store whose reads are told
 by events."""
 
+import bisect
 import contextlib
+import logging
 import random
 import socket
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 import pyarrow.fs as pafs
 import pytest
@@ -16,14 +22,20 @@ import pytest
 
 class Faults:
     """What a store does beside serving: one request in so many is answered 503 (or, with `late_s`, every
-    second one of those so much later), `before` sees each (method, path, the asking process's port), and the
-    bytes that it gives away are counted by name."""
+    second one of those so much later), `before` sees each (method, path, the asking process's port), the
+    bytes that it gives away are counted by name, and listings by their prefix."""
 
     def __init__(self, share: float = 0.0, seed: int = 0, late_s: float = 0.0):
         self.share, self._draw, self._lock = share, random.Random(seed), threading.Lock()
         self.before: Callable[[str, str, str], None] = lambda method, path, port: None
         self.late_s, self.late = late_s, 0
-        self.refused, self.seen, self.given = 0, Counter(), Counter()
+        self.refused, self.seen, self.given, self.listed = 0, Counter(), Counter(), Counter()
+        self.put: set[str] = set()
+
+    def made(self, part: str) -> int:
+        """Objects that were put whose name has this part."""
+        with self._lock:
+            return len([name for name in self.put if part in name])
 
     def around(self, application: Callable) -> Callable:
         def answer(environ: dict, start_response: Callable) -> Iterable[bytes]:
@@ -31,6 +43,9 @@ class Faults:
             self.before(method, path, environ["REMOTE_PORT"])
             with self._lock:
                 self.seen[method] += 1
+                query = urllib.parse.parse_qs(environ["QUERY_STRING"])
+                if "list-type" in query and "continuation-token" not in query:
+                    self.listed[query["prefix"][0]] += 1
                 draw = self._draw.random()
                 late = bool(self.late_s) and draw < self.share / 2
                 refuse = not late and draw < self.share
@@ -42,6 +57,7 @@ class Faults:
                 length = next((value for name, value in headers if name.lower() == "content-length"), 0)
                 with self._lock:
                     self.given[path] += int(length) if method == "GET" else 0
+                    self.put |= {path} if method == "PUT" else set()
                 return start_response(status, headers, *rest)
 
             if not refuse:
@@ -64,17 +80,13 @@ def served(
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
     application = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, application, threaded=True)
     serving = threading.Thread(target=server.serve_forever, daemon=True)
     serving.start()
     address = f"http://127.0.0.1:{server.server_port}"
-    environment = {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
+    environment = reaching(address)
     try:
         for bucket in buckets:
             urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
@@ -173,3 +185,104 @@ class Gate:
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+class Listed:
+    """An S3 server that does nothing but list: one bucket of sorted keys, of 1,000 bytes each, a page of a
+    thousand (`most`) a request. `latency_s` passes before each answer; `arrived` is called first."""
+
+    def __init__(self, keys: Sequence[str], latency_s: float = 0.0, most: int = 1000):
+        self.keys, self.latency_s, self.most, self.requests = keys, latency_s, most, 0
+        self.arrived: Callable[[], None] = lambda: None
+
+    def page(self, asked: dict[str, str]) -> str:
+        prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter", "")
+        token, most = unquote(asked.get("continuation-token", "")), int(asked.get("max-keys", self.most))
+        encoding = "<EncodingType>url</EncodingType>" if "encoding-type" in asked else ""
+        written = quote if encoding else escape
+        keys, place, lines = self.keys, bisect.bisect_left(self.keys, token or prefix), []
+        place = max(place, bisect.bisect_right(keys, asked.get("start-after", "")))
+        while place < len(keys) and keys[place].startswith(prefix) and len(lines) < most:
+            key = keys[place]
+            head, cut, _ = key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
+            if cut:
+                lines.append(
+                    f"<CommonPrefixes><Prefix>{quote(prefix + head + cut)}</Prefix></CommonPrefixes>"
+                )
+                place = bisect.bisect_left(keys, prefix + head + chr(ord(cut) + 1))
+            else:
+                lines.append(
+                    f"<Contents><Key>{written(key)}</Key><LastModified>2026-01-02T03:04:05.678Z</LastModified>"
+                    f"<Size>{0 if key.endswith('/') else 1000}</Size></Contents>"
+                )
+                place += 1
+        more = place < len(keys) and keys[place].startswith(prefix)
+        token = f"<NextContinuationToken>{quote(keys[place])}</NextContinuationToken>" if more else ""
+        return (
+            f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}{''.join(lines)}"
+            f"<KeyCount>{len(lines)}</KeyCount>{encoding}</ListBucketResult>"
+        )
+
+    def before(self, *below: str) -> Callable[[Callable], Callable]:
+        """Of these prefixes, in front of an S3 application that has the rest, and would go through all keys
+        of a bucket for each page."""
+
+        def around(application: Callable) -> Callable:
+            def answer(environ: dict, start_response: Callable) -> Iterable[bytes]:
+                asked = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
+                if "list-type" not in asked or not asked.get("prefix", "").startswith(below):
+                    return application(environ, start_response)
+                time.sleep(self.latency_s)
+                start_response("200 OK", [("Content-Type", "application/xml")])
+                return [self.page(asked).encode()]
+
+            return answer
+
+        return around
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[dict[str, str]]:
+        store = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:  # noqa: N802 - the base class's own name
+                store.requests += 1
+                store.arrived()
+                time.sleep(store.latency_s)
+                asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+                data = store.page(asked).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_HEAD(self) -> None:  # noqa: N802
+                self.send_response(200 if self.path.count("/") == 1 else 404)  # no key is asked for by name
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = reaching(f"http://127.0.0.1:{server.server_port}")
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                yield environment
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
+def reaching(address: str) -> dict[str, str]:
+    """The usual variables."""
+    return {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }

@@ -1,11 +1,14 @@
 """Scan and plan of an OUT."""
 
 import contextlib
+import filecmp
 import functools
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +18,7 @@ from pipeline.labelling.progress import Progress
 from stages.label import gathering
 from stages.label.plan import PlanSummary, plan
 from stages.label.recipe import Config
+from stages.label.scan.parts import Parts
 from stages.label.scan.scan import ScanSummary, scan
 from stages.shards import catalog, parts, scratch
 from stages.shards.storage import Storage
@@ -30,12 +34,14 @@ class Catalogs:
     tombstoned: dict[str, int]  # recordings of the plan that are no longer used, by reason
     rejected: pa.Table
 
-    def __init__(self, out: Storage, config: Config, progress: Progress):
-        self.out, self.config, self.progress = out, config, progress
+    def __init__(self, out: Storage, config: Config, progress: Progress, runner: ModuleType):
+        self.out, self.config, self.progress, self.runner = out, config, progress, runner
 
     def scan_and_plan(self, retry_rejected: str | None = None) -> None:
+        parts = Parts(self.out)
         with self._replacing(CATALOG) as (previous, new):
-            self._scan(previous, new, retry_rejected)
+            self._scan(previous, new, retry_rejected, parts)
+        parts.clear()
         with self.out.fetched(CATALOG) as found, self._replacing(PLAN) as (previous, new):
             self._plan(previous, found, new, self._retried(retry_rejected))
 
@@ -59,12 +65,12 @@ class Catalogs:
     def dry_scan_and_plan(self, folder: Path) -> Path:
         """Returns the plan's path in `folder`. OUT is only read."""
         with self._previous(CATALOG) as previous:
-            self._scan(previous, folder / CATALOG, None)
+            self._scan(previous, folder / CATALOG, None, Parts(self.out, writes=False))
         with self._previous(PLAN) as previous:
             self._plan(previous, folder / CATALOG, folder / PLAN, [])
         return folder / PLAN
 
-    def _scan(self, previous: Path | None, new: Path, retry: str | None) -> None:
+    def _scan(self, previous: Path | None, new: Path, retry: str | None, parts: Parts) -> None:
         def show(event: dict) -> None:
             step = event["step"]
             done = {"list": "seen", "probe": "headers read", "hash": "hashed"}.get(step, step)
@@ -80,6 +86,8 @@ class Catalogs:
             include_hidden=run.include_hidden,
             retry_rejected=_wanted(retry),
             known_sha256=lambda recording: self._known(recording),
+            parts=parts,
+            probe_all=functools.partial(self.runner.probe_all, roots=list(run.audio)),
             progress=show,
         )
 
@@ -114,11 +122,13 @@ class Catalogs:
 
     @contextlib.contextmanager
     def _replacing(self, name: str) -> Iterator[tuple[Path | None, Path]]:
+        """(the file in OUT, a path for the next one), which replaces it unless its bytes are the same."""
         with self._previous(name) as previous, scratch.directory() as folder:
-            new = self.out.local(name) if self.out.is_local else Path(folder) / name
+            new = Path(folder) / name
             yield previous, new
-            if not self.out.is_local:
-                self.out.write(name, new.read_bytes())
+            if previous is None or not filecmp.cmp(previous, new, shallow=False):
+                with self.out.attempt(name) as path:
+                    shutil.move(new, path)
 
     def live(self) -> pa.Table:
         with self.out.fetched(PLAN) as path:
@@ -144,7 +154,8 @@ class Catalogs:
         done = set(place.values())
         rows = gathering.rejected_rows(self.out, columns, done, lambda shard, r: place.get(r) == shard)
         self.rejected = pa.concat_tables([pa.Table.from_pylist(scanned, gathering.REJECTED), rows])
-        self.out.write_table(REJECTED, self.rejected)
+        if not self.out.exists(REJECTED) or not self.out.read_table(REJECTED).equals(self.rejected):
+            self.out.write_table(REJECTED, self.rejected)
 
 
 def decoded_seconds(out: Storage, names: Iterable[str]) -> dict[str, float]:

@@ -20,7 +20,7 @@ def describe(config: Config, plain: bool) -> str:
     out = Storage(config.run.out)
     check(config, plain)
     known = registry.planned(out, config.recipe)
-    catalogs = Catalogs(out, config, Progress(out))
+    catalogs = Catalogs(out, config, Progress(out), runner(plain))
     with scratch.directory() as folder:
         shards = live_shards(catalogs.dry_scan_and_plan(Path(folder)), config.recipe.decode.max_recording_h)
     s, p = catalogs.scanned, catalogs.planned

@@ -108,6 +108,10 @@ class Progress:
                 self.say(f"node {event['node']} is left out{of}: {event['error']}")
             elif kind == "node-joined":
                 self.say(f"node {event['node']} joined")
+            elif kind == "crowded":
+                self.say(f"others hold the CPUs of node {event['node']}: {event['stage']} goes on elsewhere")
+            elif kind == "canary":
+                self.say(canary_line(event))
             elif kind == "waits":
                 self.say(f"{event['stage']} waits for a node with {event['gpus']:g} GPU")
             if stage is None:
@@ -163,3 +167,14 @@ class Progress:
         for row in self.rows():
             table.add_row(*row)
         return table
+
+
+def canary_line(event: dict) -> str:
+    """How one shard went through the stages on a node of one kind."""
+    parts = []
+    for name, seen in event["stages"].items():
+        wall_s, audio_s = seen.get("wall_s") or 0.0, (seen.get("samples") or 0) / RATE_HZ
+        speed = f", {audio_s / wall_s:.0f} audio-s/s" if wall_s and audio_s else ""
+        parts.append(f"{name} {seen['status']} in {wall_s:.1f} s{speed}")
+    parts += [event["error"]] if event["error"] else []
+    return f"first shard on {event['node'] or 'no node'} ({event['kind']}): {'; '.join(parts)}"

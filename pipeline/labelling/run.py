@@ -60,7 +60,8 @@ class LabelRun:
     failed: dict[str, str] = field(default_factory=dict)  # shard → error
     stopped: str = ""  # why, before all shards were worked on
     _registry: Registry | None = None
-    _done: dict[str, set[str]] = field(default_factory=dict)
+    _done: dict[str, set[str]] = field(default_factory=dict)  # of columns
+    _marked: dict[tuple[str, ...], set[str]] = field(default_factory=dict)  # of sets of columns
 
     @property
     def audio(self) -> tuple[str, str]:
@@ -102,7 +103,7 @@ class LabelRun:
         return self._registry
 
     def done(self, column: str) -> set[str]:
-        """Finished shards of a column, listed once until a chain has run."""
+        """Finished shards of a column, listed once; a chain adds its own."""
         if column not in self._done:
             self._done[column] = records.finished(self.out, column)
         return self._done[column]
@@ -115,8 +116,18 @@ class LabelRun:
     def complete(self, columns: Sequence[str]) -> set[str]:
         """Shards that are finished in each of these columns and audited. Those that older versions gathered
         were audited too."""
-        marked = audit.audited(self.out, columns) | gathering.gathered(self.out, columns)
-        return set.intersection(*map(self.done, columns)) & marked
+        if (own := tuple(columns)) not in self._marked:
+            self._marked[own] = audit.audited(self.out, own) | gathering.gathered(self.out, own)
+        return set.intersection(*map(self.done, own)) & self._marked[own]
+
+    def _note(self, row: dict, jobs: list[Job]) -> None:
+        """What the chain has done of a shard."""
+        for job in jobs:
+            if row.get(job.stage.name) in ("finished", "skipped"):
+                self.done(job.column).add(row["shard"])
+        marked = self._marked.get(tuple(job.column for job in jobs))
+        if marked is not None and row.get("audit") == "finished":
+            marked.add(row["shard"])
 
     def check_space(self) -> None:
         """Refuse a run whose output cannot fit."""
@@ -144,7 +155,7 @@ class LabelRun:
     def compute(self, refit: bool, fit_only: bool = False) -> None:
         """On Ray or in plain processes: check the nodes, fit the teacher if it is new, run the chain."""
         self.progress.status(f"starting {self.runner.NAME}")
-        with self.runner.session(self.config.run.cpus) as session:
+        with self.runner.session(self.config.run.cpus, type(self.config.recipe.codes).__module__) as session:
             kinds = None
             if not self.config.run.mixed_devices:
                 kinds = self.kinds()
@@ -187,7 +198,7 @@ class LabelRun:
         def show(event: dict) -> None:
             values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in event.items() if v is not None}
             text = "  ".join(f"{k} {v}" for k, v in values.items())
-            self.progress.status(f"fitting {name} on {len(chosen)} shards: {text}")
+            self.progress.status(f"fitting {name} on {len(chosen)} shards: {text}", "waits" in event)
             self.progress.log("fit", **event)
 
         cpus = min(recipe.fit_threads, max(1, int(session.node_cpus)))
@@ -227,6 +238,7 @@ class LabelRun:
         with contextlib.closing(rows), tables:
             for row in rows:
                 tables.add(row)
+                self._note(row, jobs)
                 heard.update({name: row.get(name, 0) for name in ("recordings", "rejected")})
                 self.stopped = too_many(run, "shards so far", heard["rejected"], heard["recordings"])
                 if self.stopped:
@@ -238,7 +250,6 @@ class LabelRun:
                         raise FileNotFoundError(self.out.base)
                     if row["fatal"] or len(self.failed) > most:
                         break
-        self._done.clear()
         self.progress.stop()
 
     def gather(self, live: pa.Table, refused: pa.Array, whole: bool) -> None:

@@ -137,7 +137,7 @@ class Run:
     attempts: Count = 3  # of one shard at one stage, when its worker dies
     # one column's shards on several kinds of CPU or GPU, whose labels may differ in a few bytes
     mixed_devices: Flag = False
-    scan_workers: Count | None = None  # that list and probe files; unset: one a CPU
+    scan_workers: Count | None = None  # that read headers, on a cluster in proportion; unset: one a CPU
     # of finished audio kept below each machine's TMPDIR for its other stages, when OUT is on S3; at most half
     # of what is free there
     cache_gb: NotNegative = 20.0

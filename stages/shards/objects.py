@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote_plus
@@ -22,8 +23,8 @@ PART = 16 << 20  # bytes of one part, and of the largest object in one request
 READS, PAUSE_S = 5, 0.5  # of one whole read that fails in its middle, and before the second
 ATTEMPTS = 8  # of a request: 503, time-outs, lost connections; with growing, random pauses up to 20 s
 CONNECT_S, REQUEST_S = 10, 60
-HASTE_S = 5  # for those who wait for an answer, twice
 CONNECTIONS = 16  # kept open, for threads that list
+HASTE_S = 5  # for those who wait for an answer, twice
 
 
 class Changed(OSError):
@@ -83,30 +84,26 @@ def delete(address: str) -> None:
 def names(folder: str) -> set[str]:
     """Of keys and folders directly below `bucket/prefix`: beyond a thousand, by threads that each begin at
     another letter, or digit of hashes, for a store gives a thousand a request, one page after the other."""
-    page = _page(folder, "")
-    if not page.more:
-        return {*page.names}
-    last = max(page.names, default="")
+    first, more = _names(folder, "")
+    if not more:
+        return {*first}
+    last = max(first, default="")
     starts = [last, *(start for digit in "123456789abcdef" if (start := last[:1] + digit) > last)]
 
     def between(start: str, end: str | None) -> list[str]:
-        page, found = _page(folder, start), []
-        found += page.names
-        while page.more and not (end and max(page.names, default="") > end):
-            page = _page(folder, start, page.more)
-            found += page.names
+        own, more = _names(folder, start)
+        found = [*own]
+        while more and not (end and max(own, default="") > end):
+            own, more = _names(folder, start, more)
+            found += own
         return found
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        return {*page.names}.union(*pool.map(between, starts, [*starts[1:], None]))
+        return {*first}.union(*pool.map(between, starts, [*starts[1:], None]))
 
 
-class Page(NamedTuple):
-    names: list[str]
-    more: str  # how it goes on, if it does
-
-
-def _page(folder: str, after: str, more: str = "") -> Page:
+def _names(folder: str, after: str, more: str = "") -> tuple[list[str], str]:
+    """Of one request, and how it goes on."""
     bucket, prefix = _split(f"{folder}/")
     place = {"ContinuationToken": more} if more else {"StartAfter": f"{prefix}{after}"} if after else {}
     with _told(folder):
@@ -114,7 +111,7 @@ def _page(folder: str, after: str, more: str = "") -> Page:
             Bucket=bucket, Prefix=prefix, Delimiter="/", EncodingType="url", **place
         )
     own = (unquote_plus(key)[len(prefix) :].rstrip("/") for key in found["Names"])
-    return Page([name for name in own if name], found.get("NextContinuationToken", ""))
+    return [name for name in own if name], found.get("NextContinuationToken", "")
 
 
 @functools.cache
@@ -130,6 +127,32 @@ def _only_names(response_dict: dict, customized_response_dict: dict, **_: Any) -
     found = re.findall(rb"<(?:Key|CommonPrefixes>\s*<Prefix)>([^<]*)<", body)
     customized_response_dict["Names"] = [html.unescape(key.decode()) for key in found]
     response_dict["body"] = re.sub(rb"<(Contents|CommonPrefixes)>.*</\1>", b"", body, flags=re.DOTALL)
+
+
+class Page(NamedTuple):
+    """Of a listing: (address, size, mtime_ns) of keys, addresses of folders that were to be set apart, and
+    how it goes on."""
+
+    keys: list[tuple[str, int, int]]
+    folders: list[str]
+    more: str
+
+
+def page(folder: str, apart: bool = False, more: str = "") -> Page:
+    """One request's keys below `bucket/prefix/`, a thousand at most. `apart`: not those in folders of it, but
+    these folders. `more`: of the page before."""
+    bucket, prefix = _split(folder)
+    options = ({"Delimiter": "/"} if apart else {}) | ({"ContinuationToken": more} if more else {})
+    with _told(folder):
+        found = _client().list_objects_v2(Bucket=bucket, Prefix=prefix, **options)
+    keys = [(f"{bucket}/{o['Key']}", o["Size"], _ns(o["LastModified"])) for o in found.get("Contents", ())]
+    folders = [f"{bucket}/{one['Prefix']}" for one in found.get("CommonPrefixes", ())]
+    return Page(keys, folders, found.get("NextContinuationToken", ""))
+
+
+def _ns(moment: datetime) -> int:
+    """Whole milliseconds, as Arrow has them."""
+    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1) * 1_000_000
 
 
 def abort_uploads(folder: str) -> int:
@@ -155,8 +178,11 @@ def _client(hasty: bool = False) -> Any:
 @functools.cache
 def _opened(pid: int, endpoint: str | None, region: str | None, hasty: bool) -> Any:
     from boto3.session import Session
+    from botocore import session
     from botocore.config import Config
 
+    core = session.get_session()
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
     config = Config(
         connect_timeout=HASTE_S if hasty else CONNECT_S,
         read_timeout=HASTE_S if hasty else REQUEST_S,
@@ -164,7 +190,19 @@ def _opened(pid: int, endpoint: str | None, region: str | None, hasty: bool) -> 
         retries={"mode": "standard", "total_max_attempts": 2 if hasty else ATTEMPTS},
         s3={"addressing_style": "path"} if endpoint else {},  # as Arrow's client, which reads
     )
-    return Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    return Session(botocore_session=core).client(
+        "s3", endpoint_url=endpoint, region_name=region, config=config
+    )
+
+
+def _moment(text: Any) -> datetime:
+    """botocore's own way takes most of the time of a listing."""
+    from botocore.utils import parse_timestamp
+
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):  # a number, or as headers have it
+        return parse_timestamp(text)
 
 
 def patiently(read: Callable[[], T]) -> T:

@@ -43,7 +43,7 @@ def planning(recordings: int) -> list[Row]:
 
 
 def parts(asked: argparse.Namespace, folder: Path) -> dict[str, Callable[[], list[Row]]]:
-    from tests.bench import part_decode, part_resume, part_scheduling, part_whole
+    from tests.bench import part_decode, part_overhead, part_resume, part_scheduling, part_whole
 
     return {
         "decode": lambda: part_decode.measure(folder, asked.minutes, asked.rounds),
@@ -52,6 +52,7 @@ def parts(asked: argparse.Namespace, folder: Path) -> dict[str, Callable[[], lis
         "whole": lambda: part_whole.against_stages(
             asked.music, folder, asked.hours, asked.shard_minutes, asked.teacher
         ),
+        "overhead": lambda: part_overhead.measure(asked.music, folder, asked.sizes, asked.shard_minutes),
         "today": lambda: part_whole.against_today(folder, asked.minutes),
         "plan": lambda: planning(asked.plan),
     }
@@ -69,11 +70,12 @@ def measured(asked: argparse.Namespace) -> Iterator[Row]:
         print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
 
 
-NAMES = ("decode", "scheduling", "resume", "whole", "today", "plan")
+NAMES = ("decode", "scheduling", "resume", "whole", "overhead", "today", "plan")
 SMALL = {
     "shards": 400,
     "finished": 2_000,
     "hours": 0.25,
+    "sizes": [0.1, 0.2],
     "shard_minutes": 2.0,
     "minutes": 2.0,
     "rounds": 2,
@@ -90,7 +92,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--music", type=Path, default=ROOT / "music", help="the larger corpus, as `make music` lays it out"
     )
     top.add_argument("--hours", type=float, default=2.0, help="of it, for `whole`")
-    top.add_argument("--shard-minutes", type=float, default=5.0, help="for `whole`")
+    top.add_argument(
+        "--sizes", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="hours of it, for `overhead`"
+    )
+    top.add_argument("--shard-minutes", type=float, default=5.0, help="for `whole` and `overhead`")
     top.add_argument("--teacher", choices=("mel_rvq", "encodec"), default="mel_rvq", help="for `whole`")
     top.add_argument(
         "--minutes", type=float, default=5.0, help="of audio, for `decode` (a format) and `today`"

@@ -1,8 +1,9 @@
 """What the driver of a run costs at a lab's scale: `make bench-scale`, 160,000 shards of 15 recordings.
 
-Catalogue, statistics and tables are synthetic, of the size of real ones (`scale_out.py`); the columns' files
-are empty. On them run the real commands. Stages that sleep give what a shard costs on a cluster of simulated
-nodes, of which one joins late and one is lost, without a store and with one that fails.
+Files to be scanned are keys of a store that only lists. Catalogue, statistics and tables are synthetic, of
+the size of real ones (`scale_out.py`); the columns' files are empty. On them run the real commands. Stages
+that sleep give what a shard costs on a cluster of simulated nodes, of which one joins late and one is lost,
+without a store and with one that fails.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,10 +24,11 @@ import pyarrow as pa
 from stages.label import audit, gathering
 from stages.shards import catalog, parts, record
 from stages.shards.storage import Storage
+from tests.bench import scale_scan
 from tests.bench.measure import ROOT, machine
 from tests.bench.scale_nodes import scheduled
 from tests.bench.scale_out import Made
-from tests.bench.scale_store import BUCKET, Keys, store
+from tests.bench.scale_store import BUCKET, store
 
 MANY = 2000  # shards whose rows are looked up
 # The command on a disk that has room for what it would write.
@@ -98,7 +99,7 @@ def logged(out: Storage) -> Iterator[dict]:
 
 def on_store(made: Made) -> None:
     """The same OUT on a store that lists the columns' files, and holds what a run reads before it begins."""
-    with store(keys=partial(Keys.of, str(made.out.local("")), "out")) as counts:
+    with store(out=str(made.out.local(""))) as counts:
         out, config = Storage(f"s3://{BUCKET}/out"), made.folder / "store.yaml"
         config.write_text(made.config.read_text().replace(made.out.root, out.root))
         for name in ("catalog.parquet", "plan.parquet", "recipe.yaml"):
@@ -195,11 +196,14 @@ def reading(made: Made) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scanned", type=int, default=2_400_000, help="files")
     parser.add_argument("--shards", type=int, default=160_000)
     parser.add_argument("--scheduled", type=int, default=4000, help="shards through the simulated cluster")
     parser.add_argument("--stored", type=int, default=1000, help="the same, writing to a store that fails")
     asked = parser.parse_args()
     print(machine())
+    if asked.scanned:
+        scale_scan.measure(measured, asked.scanned)
     with tempfile.TemporaryDirectory() as name:
         if asked.shards:
             on_out(Made(Path(name)), asked.shards)

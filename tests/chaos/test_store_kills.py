@@ -47,6 +47,7 @@ class Runs:
     ):
         while True:
             before = sum(self.killer.done.values())
+            meanwhile(0)
             argv, how = command("labels", str(self.config), *options, TMPDIR=str(self.tmp), **more)
             with open(self.said, "w") as said:
                 run = psutil.Popen(argv, **how, stdout=said, stderr=subprocess.STDOUT)
@@ -134,6 +135,7 @@ def test_nodes_of_a_ray_cluster_killed_with_all_that_runs_on_them(excerpts, labe
             for node in cluster.worker_nodes.intersection(gone):
                 cluster.remove_node(node, allow_graceful=False)
                 cluster.add_node(num_cpus=2)
+                cluster.wait_for_nodes()  # which Ray takes no longer for alive
 
         def raylet(node) -> int:
             return node.all_processes["raylet"][0].process.pid

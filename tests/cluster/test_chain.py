@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from cluster import chain as module
-from cluster.chain import Node, run_chain, whole
+from cluster import losses, placing
+from cluster.chain import run_chain
+from cluster.crew import Node, whole
 from cluster.pools import StageSpec, check_fits
+from cluster.stage import Stage
 from stages.label.base import Needs
 
 MANY = 64 * 2**30
@@ -44,6 +47,7 @@ class Crew:
         self.answers = {key: deque(told) for key, told in (answers or {}).items()}
         self.steps, self.workers, self.waited = deque(steps or ()), [], []
         self.gone: set[Worker] = set()
+        self.held: set[str] = set()  # nodes on which no worker comes
 
     def nodes(self) -> list[Node]:
         return list(self.there)
@@ -72,6 +76,9 @@ class Crew:
 
     def lost(self, worker: Worker) -> bool:
         return worker in self.gone
+
+    def crowded(self, busy: list[Worker]) -> list[Worker]:
+        return [worker for worker in busy if worker.node in self.held]
 
     def of(self, stage: str) -> list[str]:
         """Nodes of a stage's workers, in the order of their start."""
@@ -126,6 +133,65 @@ def test_what_a_stage_fails_goes_no_further_and_what_it_rejects_is_added_up():
     assert (rows["s0"]["recordings"], rows["s0"]["rejected"]) == (10, 3)
 
 
+# Work goes to the node that made what it needs.
+
+
+def given_in_turn(stage: str, crew: Crew) -> list[tuple[str, str]]:
+    """(node, shard) of a stage."""
+    return [(w.node, shard) for w in crew.workers if w.stage == stage for shard, _ in w.given]
+
+
+def test_a_worker_takes_what_its_own_node_has_made():
+    """Stage one has a worker on each node and so has stage two; in the one `a` is always first, in the other
+    last."""
+
+    class Crossed(Crew):
+        def ended(self, busy, timeout_s):
+            order = sorted(
+                busy, key=lambda worker: (worker.stage, (worker.stage == "two") ^ (worker.node == "b"))
+            )
+            return super().ended(order, timeout_s)
+
+    shards = [f"s{i}" for i in range(40)]
+    crew = Crossed(node("a", 2), node("b", 2))
+    ran(crew, spec("one", most=2), spec("two", most=2), shards=shards)
+    made = {shard: where for where, shard in given_in_turn("one", crew)}
+    assert {where for where in made.values()} == {"a", "b"}
+    own = [made[shard] == where for where, shard in given_in_turn("two", crew)]
+    assert sum(own) >= 38, "a stage that is done gives its worker to another one, at the end"
+
+
+def stage_of(*rows: tuple[str, str]) -> Stage:
+    stage = Stage(spec("two"))
+    stage.waiting.extend({"shard": shard, "node": where} for shard, where in rows)
+    return stage
+
+
+def test_it_looks_at_those_that_wait_longest_only():
+    rows = [(f"s{i}", "a") for i in range(40)]
+    near, far = stage_of(*rows[:31], ("own", "b")), stage_of(*rows[:32], ("own", "b"))
+    assert near.take("b", near=True)["shard"] == "own" and far.take("b", near=True) is None
+    assert far.take("b", near=False)["shard"] == "s0", "none is left idle for it"
+
+
+def test_none_waits_for_ever_for_a_worker_of_its_node():
+    stage = stage_of(("first", "x"), *((f"s{i}", "a") for i in range(100)))
+    taken = [stage.take("a", near=True)["shard"] for _ in range(40)]
+    assert taken.index("first") == 32 and taken[33] == "s32"
+
+
+def test_no_worker_is_left_idle_for_the_sake_of_a_node():
+    crew = Crew(node("a", 1), node("b", 1))
+    chain = module.Chain([spec("one"), spec("two")], crew, 3, lambda event: None, lambda shard: None)
+    stage = chain.stages[1]
+    stage.waiting.extend({"shard": s, "node": "b"} for s in ("s0", "s1", "s2"))
+    chain.placing.look()
+    stage.most = 2
+    chain.placing.man(stage)
+    chain._give(stage)
+    assert {w.node: w.shard for w in stage.busy} == {"b": "s0", "a": "s1"} and not stage.idle
+
+
 # Workers that die.
 
 
@@ -140,15 +206,89 @@ def test_a_shard_that_kills_its_worker_is_given_up_after_so_many(attempts):
     assert {e["shard"]: e["attempts"] for e in told(events, "end")}["s1"] == attempts
 
 
-def test_a_lost_node_uses_up_no_attempt():
-    def lose(worker):
-        return "lost"
+def lost_nodes(times: dict[str, int], answers: dict | None = None) -> Crew:
+    """Each worker on a node of its own; `times`: how often each shard's is lost."""
+    told = {("one", shard): ["lost"] * count for shard, count in times.items()}
+    return Crew(*(node(name, 1) for name in "abcd"), answers=told | (answers or {}))
 
-    crew = Crew(node("a"), node("b"), answers={("one", "s1"): [lose] * 7})
+
+def test_a_lost_node_uses_up_no_attempt():
+    crew = lost_nodes({"s1": losses.IN_A_ROW - 1})
     rows, events = ran(crew, spec("one"), attempts=1)
     assert rows["s1"] == {"shard": "s1", "one": "finished"}
     assert {e["error"] for e in told(events, "again")} == {"its node was lost"}
-    assert {e["shard"]: e["attempts"] for e in told(events, "end")}["s1"] == 8
+    assert {e["shard"]: e["attempts"] for e in told(events, "end")}["s1"] == losses.IN_A_ROW
+
+
+def test_a_shard_that_takes_its_node_down_each_time_is_given_up():
+    crew = lost_nodes({"s1": 99})
+    rows, events = ran(crew, spec("one"), spec("two"))
+    why = "the last 5 nodes that were lost were all working on this shard"
+    assert rows["s1"] == {"shard": "s1", "one": "failed", "failed": "one", "error": why, "fatal": False}
+    assert all(rows[s]["two"] == "finished" for s in ("s0", "s2"))
+    assert {e["shard"]: e["attempts"] for e in told(events, "end") if e["stage"] == "one"}["s1"] == 5
+
+
+def test_nodes_that_are_lost_elsewhere_are_no_fault_of_a_shard():
+    """Of three workers at a time, each on its own node, which are all taken away again and again."""
+    shards = [f"s{i}" for i in range(4)]
+    crew = lost_nodes(dict.fromkeys(shards, 2 * losses.IN_A_ROW))
+    rows, events = ran(crew, spec("one", most=3), shards=shards, attempts=1)
+    assert all(row == {"shard": s, "one": "finished"} for s, row in rows.items())
+    assert len(told(events, "again")) == 8 * losses.IN_A_ROW
+
+
+def test_a_shard_whose_node_is_lost_again_and_again_is_given_up_among_others_that_are_lost():
+    shards = [f"s{i}" for i in range(4)]
+    rows, _ = ran(lost_nodes(dict.fromkeys(shards, 99)), spec("one", most=3), shards=shards)
+    assert any(row["error"] == "its node was lost 25 times" for row in rows.values())
+    assert {row["one"] for row in rows.values()} == {"failed"}
+
+
+def test_a_node_that_is_lost_with_several_workers_is_one_loss():
+    crew = Crew(node("a", 4), answers={("one", s): ["lost"] * 4 for s in ("s0", "s1", "s2")})
+    rows, events = ran(crew, spec("one", most=3), attempts=1)
+    assert len(told(events, "again")) == 12 and {row["one"] for row in rows.values()} == {"finished"}
+
+
+# Nodes that others hold.
+
+
+def test_a_shard_whose_worker_finds_no_room_on_its_node_goes_to_another_node():
+    crew = Crew(node("a", 2), node("b", 1), steps=[lambda crew: None])
+    crew.held = {"a"}
+    rows, events = ran(crew, spec("one"), attempts=1)
+    assert {row["one"] for row in rows.values()} == {"finished"}
+    assert [e["node"] for e in told(events, "crowded")] == ["a"]
+    assert {e["error"] for e in told(events, "again")} == {"others hold its node"}
+    assert crew.of("one").count("a") == 2, "it is not tried there again at once"
+
+
+def test_where_others_hold_every_node_it_waits_for_one(monkeypatch):
+    crew = Crew(node("a", 1), steps=[lambda crew: None] * 9)
+    crew.held = {"a"}
+    rows, events = ran(crew, spec("one"), attempts=1)
+    assert {row["one"] for row in rows.values()} == {"finished"} and not told(events, "again")
+    assert crew.of("one") == ["a"]
+
+
+def test_where_others_hold_all_nodes_each_is_tried_in_turn():
+    """Also one that had room, and was only slow."""
+    free = [lambda crew: crew.held.clear()]
+    crew = Crew(node("a", 1), node("b", 1), steps=[lambda crew: None] * 9 + free)
+    crew.held = {"a", "b"}
+    rows, events = ran(crew, spec("one"), shards=["s0"], attempts=1)
+    assert rows["s0"]["one"] == "finished"
+    assert crew.of("one")[:6] in (["a", "b"] * 3, ["b", "a"] * 3)
+    assert sorted(e["node"] for e in told(events, "crowded")) == ["a", "b"], "told once"
+
+
+def test_a_node_that_others_held_is_tried_again_later(monkeypatch):
+    monkeypatch.setattr(placing, "CROWDED_S", 0.0)
+    crew = Crew(node("a", 2), node("b", 1), steps=[lambda crew: crew.held.clear()])
+    crew.held = {"a"}
+    ran(crew, spec("one"), shards=[f"s{i}" for i in range(9)])
+    assert crew.of("one").count("a") == 4, "two that were left, two that found room"
 
 
 def test_a_worker_that_died_while_it_was_idle_costs_nothing():
@@ -206,9 +346,9 @@ def test_a_shard_waits_for_a_busy_worker_of_another_node_rather_than_fail_there_
     chain = module.Chain([spec("one", cpu_s=9)], crew, 3, lambda event: None, lambda shard: None)
     stage = chain.stages[0]
     stage.waiting.extend({"shard": s} for s in ("s0", "s1"))
-    chain._look()
+    chain.placing.look()
     stage.most = 2
-    chain._man(stage)
+    chain.placing.man(stage)
     chain._give(stage)
     first = next(worker for worker in stage.busy if worker.shard == "s0")
     chain._end(stage, first, failing(first))

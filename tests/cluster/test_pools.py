@@ -10,7 +10,7 @@ from cluster.pools import StageSpec, size_pools
 from stages.label.base import Needs
 
 STAGES = [StageSpec(n, None, Needs(c)) for n, c in (("decode", 1), ("codes", 1), ("cqt", 1), ("audit", 0.5))]
-USABLE = 0.9  # of the CPUs; the rest is for Ray Data's own tasks
+USABLE = 0.9  # of the CPUs; the rest is for the driver
 
 links = st.lists(
     st.tuples(

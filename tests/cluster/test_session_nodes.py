@@ -13,10 +13,11 @@ from stages.label.machine import machine
 from stages.label.shard import software
 from stages.shards.storage import Storage
 from tests.cluster.fakes import Clock, node
+from tests.object_store import served
 
 
 def seen(**changes) -> dict:
-    return {"host": "n2", "sees": True, "software": software(), "missing": []} | changes
+    return {"host": "n2", "sees": True, "software": software(), "missing": [], "problem": ""} | changes
 
 
 def test_a_good_node_passes(tmp_path):
@@ -41,6 +42,10 @@ def test_a_bad_node_is_named_with_what_it_lacks(tmp_path):
             "node n2 (10.0.0.2) has torch 1.0 (here 2.0), numpy None (here 1.0): "
             "labels repeat only with the same versions everywhere",
         ),
+        (
+            {"sees": False, "problem": "cannot read from the store: s3://labels: timed out"},
+            "node n2 (10.0.0.2) cannot read from the store: s3://labels: timed out",
+        ),
     ]:
         with pytest.raises(ValueError) as error:
             _check_node(seen(software=own) | changes, "10.0.0.2", own, Storage(tmp_path))
@@ -49,13 +54,14 @@ def test_a_bad_node_is_named_with_what_it_lacks(tmp_path):
 
 def test_a_node_looks_for_the_probe_and_for_local_audio(tmp_path):
     Storage(tmp_path).write("probe", b"")
-    roots = [str(tmp_path), str(tmp_path / "none"), "s3://music"]
+    roots = [str(tmp_path), str(tmp_path / "none")]
     found = _look._function(str(tmp_path), "probe", roots)
     assert found == {
         "host": os.uname().nodename,
         "sees": True,
         "software": software(),
         "missing": [str(tmp_path / "none")],
+        "problem": "",
         "machine": machine(),
     }
     assert _look._function(str(tmp_path), "other", [])["sees"] is False
@@ -70,10 +76,12 @@ class Nodes:
 
     def __init__(self, monkeypatch, *nodes, answers=lambda node, found: found):
         self.answers, self.looked, self.timeouts, self.clock = answers, [], [], Clock()
+        self.asked: list[str] = []  # of a store
         monkeypatch.setattr(session, "alive", lambda: nodes)
         monkeypatch.setattr(session, "time", self.clock)
         monkeypatch.setattr(session, "_look", SimpleNamespace(options=self.options))
         monkeypatch.setattr(session.ray, "get", self.get)
+        monkeypatch.setattr(session.objects, "get", self.asked.append)
 
     def options(self, scheduling_strategy):
         where = scheduling_strategy
@@ -112,7 +120,15 @@ def test_each_node_of_a_cluster_is_looked_at_and_the_probe_removed(here, monkeyp
     nodes = Nodes(monkeypatch, *(node(4, name=name) for name in names))
     check_nodes(here, ["music", "s3://music/x"])
     assert nodes.looked == [(name, here.base, [os.path.abspath("music"), "s3://music/x"]) for name in names]
+    assert [asked.rpartition("/")[0] for asked in nodes.asked] == ["music/x"] * count
     assert here.names("") == set()
+
+
+def test_without_an_out_only_the_audio_is_looked_for(here, monkeypatch):
+    nodes = Nodes(monkeypatch, *(node(4, name=f"{i}" * 56) for i in range(2)))
+    check_nodes(None, ["music"])
+    assert [found[1:] for found in nodes.looked] == [(None, [os.path.abspath("music")])] * 2
+    assert not os.path.exists(here.base)
 
 
 def test_an_object_store_is_given_by_its_address(here, monkeypatch):
@@ -121,9 +137,35 @@ def test_an_object_store_is_given_by_its_address(here, monkeypatch):
     store.is_local, store.root, store.base = False, "s3://labels/out", "labels/out"
     store.write, store.delete = here.write, here.delete
     nodes = Nodes(monkeypatch, node(4, name="1" * 56))
-    monkeypatch.setattr(session, "Storage", lambda root: here)
     check_nodes(store, [])
     assert [place for _, place, _ in nodes.looked] == ["s3://labels/out"]
+    assert [asked.rpartition("/")[0] for asked in nodes.asked] == ["labels/out"]
+
+
+@pytest.mark.parametrize("root", [[], ["s3://own-music"]])
+def test_a_store_that_refuses_a_node_is_told_as_its_credentials(here, monkeypatch, root):
+    """Asked without any, as on a node without an instance role."""
+    here.write("probe", b"")
+    with served("nodes"):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+        found = _look._function("s3://nodes/out" if not root else here.base, "probe", root)
+    with pytest.raises(ValueError) as error:
+        _check_node(found, "10.0.0.2", software(), here)
+    assert "(10.0.0.2) has no S3 credentials with the right to read: s3://" in str(error.value)
+    assert "Unable to locate credentials; set AWS_ACCESS_KEY_ID" in str(error.value)
+    assert str(error.value).endswith("or give that node an instance role")
+
+
+def test_a_store_that_lets_a_node_read_is_seen(here):
+    with served("nodes-seen"):
+        store = Storage("s3://nodes-seen/out")
+        store.write("probe", b"")
+        assert _look._function(store.place, "probe", ["s3://nodes-seen/music"])["sees"]
+        other = _look._function(store.place, "other", [])
+    assert not other["sees"] and not other["problem"]
 
 
 @pytest.mark.parametrize("answer", [GetTimeoutError("late"), WorkerCrashedError(), RayActorError()])

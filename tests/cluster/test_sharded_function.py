@@ -5,7 +5,7 @@ from ray.exceptions import RayActorError
 
 from cluster import sharded
 from cluster.sharded import report, run_one_reporting
-from tests.cluster.fakes import Later, raised_in_task
+from tests.cluster.fakes import Later, node, raised_in_task
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def asked(ledger, monkeypatch):
         except KeyError as error:
             raise raised_in_task(error) from None
 
+    monkeypatch.setattr(sharded, "alive", lambda: [node(4), node(4, gpus=1)])
     monkeypatch.setattr(sharded.ray, "remote", remote)
     monkeypatch.setattr(sharded.ray, "get", get)
     return found
@@ -42,6 +43,13 @@ def test_a_function_on_the_cluster_reports_and_returns(asked):
         {"num_cpus": 2, "num_gpus": 0, "max_retries": 3},
         {"num_cpus": 0.5, "num_gpus": 1, "max_retries": 3},
     ]
+
+
+@pytest.mark.parametrize("gpus", [0, 0.5, 1, 2])
+def test_it_says_that_it_waits_for_a_node_with_gpus(asked, gpus):
+    events = []
+    assert run_one_reporting(lambda report: 1, events.append, cpus=1, gpus=gpus) == 1
+    assert events == ([{"waits": "for a node with 2 GPU"}] if gpus == 2 else [])
 
 
 def test_what_the_function_raises_is_raised_here_after_its_reports(asked):

@@ -33,6 +33,34 @@ class Slow:
         return {"shard": shard, "stage": self.stage, "status": "finished", "node": here}
 
 
+@ray.remote(num_cpus=2)
+class Other:
+    """Somebody else's job, which has all CPUs of a node."""
+
+    def here(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+
+@pytest.mark.timeout(180)
+def test_a_shard_does_not_wait_for_a_node_whose_cpus_others_hold(monkeypatch):
+    monkeypatch.setattr(chain, "LOOK_S", 0.5)
+    monkeypatch.setattr(sharded, "LOOK_S", 0.5)
+    monkeypatch.setattr(sharded, "READY_S", 3.0)
+    with simulated(2, 2) as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with session() as started:
+            other = Other.remote()
+            taken, events = ray.get(other.here.remote()), []
+            shards = [f"s{i}" for i in range(4)]
+            rows = list(
+                run_chain([StageSpec("one", Slow("one"), Needs(1))], shards, started, 1, events.append)
+            )
+    assert [row["one"] for row in rows] == ["finished"] * 4
+    assert taken not in {e["node"] for e in events if e["event"] == "end"}
+    assert {e["stage"] for e in events if e["event"] == "crowded"} == {"one"}
+    assert {e["error"] for e in events if e["event"] == "again"} == {"others hold its node"}
+
+
 @pytest.fixture
 def grown(monkeypatch):
     """A cluster of one node without a GPU, and a session on it."""

@@ -50,4 +50,4 @@ def test_without_ray_on_a_bare_machine_the_bytes_and_the_records_are_the_same(ou
     assert records(tmp_path / "out") == records(out)
     again = run_overtone(*labels.arguments(tmp_path / "out"), **bare)
     assert again.returncode == 2 and again.stdout == ""
-    assert "ray is not installed: pip install 'ray[data]', or add --plain" in again.stderr
+    assert "ray is not installed: pip install ray, or add --plain" in again.stderr

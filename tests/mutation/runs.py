@@ -39,12 +39,11 @@ PRELOADED = [
     "duckdb",
     "hypothesis",
     "numpy",
-    "pandas",
     "psutil",
     "pyarrow.dataset",
     "pyarrow.parquet",
     "pytest",
-    "ray.data",
+    "ray",
     "safetensors.torch",
     "scipy.signal",
     "soundfile",
@@ -55,7 +54,6 @@ PRELOADED = [
 ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "DS_ACCELERATOR": "cpu",  # these are read when deepspeed and ray are imported
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 PATIENCE_S, FACTOR = 10.0, 4.0  # a test may take this much longer than without a defect; then it hangs

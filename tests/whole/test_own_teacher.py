@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.simulate import simulated
 from pipeline.labelling import teachers
 from stages.label.codes import Codes
 from stages.label.recipe import Recipe, codes_recipe, load
@@ -24,7 +25,7 @@ from stages.shards import record as records
 from stages.shards.frames import CodesDescribed, decode_cqt, describe_codes
 from stages.shards.recordings import stored_recordings
 from stages.shards.storage import Storage
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tars
 from tests.ranks import environment
 
 pytestmark = pytest.mark.slow
@@ -98,6 +99,22 @@ def test_its_codes_stand_in_every_row_and_its_record_describes_them(out):
             power = np.square(wave.read(0, 960 * 10)).reshape(10, 960).mean(1)
             expected = np.clip(-10 * np.log10(power + 1e-12) / 1.5, 0, 63).astype(np.uint16)
             assert codes_TK[:30, 0].tolist() == np.repeat(expected, 3).tolist()
+
+
+def test_on_a_cluster_its_module_is_sent_to_the_nodes(out, run_overtone, tmp_path):
+    """Only the driver has it on its path. The labels are those of one machine."""
+    folder = Path(out.base).parent
+    with simulated(2, 2) as cluster:
+        done = run_overtone(
+            "labels",
+            folder / "own.yaml",
+            "--out",
+            tmp_path / "out",
+            PYTHONPATH=str(folder / "modules"),
+            RAY_ADDRESS=cluster.address,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tars(tmp_path / "out") == tars(folder / "out")
 
 
 def test_an_eight_bit_log_column_is_read_back_by_its_record(out):

@@ -76,8 +76,20 @@ LEFT JOIN accepted t USING (path_bytes, size, quick)
 
 _TO_PROBE = "problem IS NULL AND NOT excluded AND NOT unchanged"
 
+# What scans that did not end read of files that are still the same.
+_ANSWERED = f"""
+CREATE TABLE read AS SELECT path_bytes, size, mtime_ns, any_value(sha256) AS sha256 FROM earlier
+    WHERE sha256 IS NOT NULL GROUP BY ALL;
+CREATE TABLE answered AS SELECT e.* EXCLUDE (sha256), l.name_bytes
+FROM listed l JOIN earlier e USING (path_bytes, size, mtime_ns)
+WHERE {_TO_PROBE} AND e.sha256 IS NULL AND NOT coalesce(starts_with(e.reason, $unreadable)
+    OR $retry = 'all' AND e.reason IS NOT NULL OR contains(e.reason, $retry), false)
+QUALIFY row_number() OVER (PARTITION BY path_bytes ORDER BY e.reason NULLS FIRST) = 1
+"""
+
 _TO_HASH = """
-SELECT path_bytes FROM rows WHERE reason IS NULL AND sha256 IS NULL AND (rule IN ('touched', 'known')
+SELECT path_bytes, size, mtime_ns, read.sha256 FROM rows LEFT JOIN read USING (path_bytes, size, mtime_ns)
+WHERE reason IS NULL AND rows.sha256 IS NULL AND (rule IN ('touched', 'known')
     OR (size, quick) IN (SELECT (size, quick) FROM rows WHERE reason IS NULL
         GROUP BY size, quick HAVING count(*) > 1))
 ORDER BY path_bytes
@@ -129,16 +141,21 @@ FROM listed WHERE excluded OR problem IS NOT NULL
 
 
 class Identity:
-    """One scan's tables. Parquet files go in, the catalog's rows come out. `previous` is a valid catalog."""
+    """One scan's tables. Parquet files go in, the catalog's rows come out. `previous` is a valid catalog,
+    `earlier` what scans that did not end have read (`parts.PART`)."""
 
-    def __init__(self, listing: Path, previous: Path | None, scratch: Path, retry_rejected: str | None):
+    def __init__(
+        self, listing: Path, previous: Path | None, earlier: Path, scratch: Path, retry_rejected: str | None
+    ):
         self._db = connect(scratch, memory_gb=1)
         if previous is not None and previous.exists():
             self._read("old", previous)
         else:
             self._db.register("old", CATALOG.empty_table())
         self._read("listing", listing)
+        self._read("earlier", earlier)
         self._db.execute(_LISTED, {"unreadable": UNREADABLE, "retry": retry_rejected}).fetchall()
+        self._db.execute(_ANSWERED, {"unreadable": UNREADABLE, "retry": retry_rejected}).fetchall()
 
     def close(self) -> None:
         self._db.close()
@@ -149,12 +166,22 @@ class Identity:
         return self._db.execute(query).fetchall()[0]
 
     def to_probe(self) -> Iterator[tuple[bytes, bytes, int, int]]:
-        """(path, name, size, mtime) of each new or changed file."""
+        """(path, name, size, mtime) of each new or changed file, but those of `answered`."""
         columns = "path_bytes, name_bytes, size, mtime_ns"
-        return self._stream(f"SELECT {columns} FROM listed WHERE {_TO_PROBE} ORDER BY path_bytes")
+        todo = f"{_TO_PROBE} AND path_bytes NOT IN (SELECT path_bytes FROM answered)"
+        return self._stream(f"SELECT {columns} FROM listed WHERE {todo} ORDER BY path_bytes")
 
-    def to_hash(self, probed: Path) -> Iterator[tuple[bytes]]:
-        """Paths whose whole content decides an id or a duplicate."""
+    def answered(self) -> Iterator[tuple[tuple[bytes, bytes, int, int], dict]]:
+        """The new or changed files that earlier scans probed, and their facts, as of `probe_all`."""
+        columns = [name for name in PROBED.names if name not in ("path_bytes", "base", "known_sha")]
+        rows = self._stream(f"SELECT path_bytes, name_bytes, {', '.join(columns)} FROM answered")
+        for path, name, *values in rows:
+            facts = {k: v for k, v in zip(columns, values, strict=True) if v is not None}
+            yield (path, name, facts["size"], facts["mtime_ns"]), facts
+
+    def to_hash(self, probed: Path) -> Iterator[tuple[bytes, int, int, str | None]]:
+        """(path, size, mtime) of files whose whole content decides an id or a duplicate, and its sha256 where
+        an earlier scan has read it."""
         self._read("probed", probed)
         self._db.execute(_ROWS).fetchall()
         return self._stream(_TO_HASH)

@@ -5,15 +5,19 @@ import fnmatch
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow.fs import FileInfo, FileSelector, FileType
+from pyarrow.fs import FileInfo, FileType
 
 from stages.label.scan.probing import S3, UNREADABLE, open_bytes, s3, words
+from stages.label.scan.walking import Step, walk
+from stages.shards import objects
 
 _LOSSLESS = "wav wave bwf w64 rf64 flac aif aiff aifc wv ape caf au snd tta dsf dff"
 _LOSSY = "mp3 mp2 mp1 mpga ogg oga opus spx m4a m4b m4r aac wma asf mpc ac3 eac3 amr 3ga mka weba"
@@ -26,6 +30,7 @@ IS_DIRECTORY = "is a directory, not a file"
 EMPTY = "empty file"
 MISSING = "No such file or directory"
 S3_BATCH = 256  # listed objects in one request
+CHUNK = 1024  # names of a folder that one thread looks at
 
 
 class Found(NamedTuple):
@@ -48,6 +53,18 @@ class LeftOut(NamedTuple):
 Listing = Iterator[Found | LeftOut]
 
 
+class Place(NamedTuple):
+    """A folder on the way."""
+
+    folder: bytes
+    include_hidden: bool
+    prefix: bytes = b""  # of names in it
+    ancestors: tuple = ()
+
+    def problem(self, error: OSError) -> Found:
+        return Found(self.folder, self.prefix.rstrip(b"/"), problem=UNREADABLE + words(error))
+
+
 def open_root(root: str, include_hidden: bool = False) -> Callable[[], Listing]:
     """Check now that a root can be read; the result lists it. Raises ValueError naming the root.
 
@@ -62,12 +79,12 @@ def open_root(root: str, include_hidden: bool = False) -> Callable[[], Listing]:
             if kind == FileType.NotFound:
                 raise FileNotFoundError(errno.ENOENT, "no such bucket or prefix")
             if kind == FileType.Directory:
-                return lambda: _walk_s3(_key(path), include_hidden)
+                return lambda: walk(partial(_page, _key(path), _key(path) + "/", include_hidden))
         else:
             path = os.path.abspath(os.fsencode(root))
             if stat.S_ISDIR(os.stat(path).st_mode):
                 os.scandir(path).close()
-                return lambda: _walk(path, include_hidden)
+                return lambda: walk(partial(_enter, Place(path, include_hidden)))
         if not path.endswith((b".txt", b".parquet")):
             kind = "an object: give a prefix" if remote else "a file: give a folder"
             raise ValueError(f"audio root {root!r} is {kind}, or a list ending in .txt or .parquet")
@@ -78,34 +95,47 @@ def open_root(root: str, include_hidden: bool = False) -> Callable[[], Listing]:
         raise ValueError(message) from error
 
 
-def _walk(top: bytes, include_hidden: bool) -> Listing:
-    """Every folder below, by symbolic links too, unless they lead to an ancestor. Not recursive: it may be
-    deeper than the interpreter allows."""
-    stack: list[tuple[bytes, bytes, tuple]] = [(top, b"", ())]
-    while stack:
-        folder, prefix, ancestors = stack.pop()
-        try:
-            info = os.stat(folder)
-            here = (info.st_dev, info.st_ino)
-            if here in ancestors:
-                continue
-            names = sorted(os.listdir(folder))
-        except FileNotFoundError:  # removed since its parent was listed
-            continue
-        except OSError as error:
-            yield Found(folder, prefix.rstrip(b"/"), problem=UNREADABLE + words(error))
-            continue
-        for name in names:
-            found = _look(os.path.join(folder, name), prefix + name)
-            is_folder = found.problem == IS_DIRECTORY
-            if not include_hidden and (pattern := _sidecar(name, is_folder)):
-                yield LeftOut(pattern, sidecar=True)
-            elif is_folder:
-                stack.append((found.path_bytes, found.name_bytes + b"/", (*ancestors, here)))
-            elif not _is_audio(name):
-                yield LeftOut(_ending(name))
-            elif found.problem != MISSING:
-                yield found
+def _enter(place: Place, wide: bool = False) -> tuple[list, list[Step]]:
+    """Every folder below, by symbolic links too, unless they lead to an ancestor."""
+    try:
+        info = os.stat(place.folder)
+        here = (info.st_dev, info.st_ino)
+        if here in place.ancestors:
+            return [], []
+        names = os.scandir(place.folder)
+    except FileNotFoundError:  # removed since its parent was listed
+        return [], []
+    except OSError as error:
+        return [place.problem(error)], []
+    return _names(names, place._replace(ancestors=(*place.ancestors, here)))
+
+
+def _names(entries: Iterator[os.DirEntry], place: Place, wide: bool = False) -> tuple[list, list[Step]]:
+    """Some names of a folder, which may have millions: others look at them, while the next ones are read."""
+    try:
+        names = [entry.name for entry in islice(entries, CHUNK)]
+    except OSError as error:
+        return [place.problem(error)], []
+    if len(names) < CHUNK:
+        return _look_at(names, place)
+    return [], [partial(_names, entries, place), partial(_look_at, names, place)]
+
+
+def _look_at(names: list[bytes], place: Place, wide: bool = False) -> tuple[list, list[Step]]:
+    found, folders = [], []
+    for name in sorted(names):
+        one = _look(os.path.join(place.folder, name), place.prefix + name)
+        is_folder = one.problem == IS_DIRECTORY
+        if not place.include_hidden and (pattern := _sidecar(name, is_folder)):
+            found.append(LeftOut(pattern, sidecar=True))
+        elif is_folder:
+            below = place._replace(folder=one.path_bytes, prefix=one.name_bytes + b"/")
+            folders.append(partial(_enter, below))
+        elif not _is_audio(name):
+            found.append(LeftOut(_ending(name)))
+        elif one.problem != MISSING:
+            found.append(one)
+    return found, folders
 
 
 def _look(path: bytes, name: bytes) -> Found:
@@ -156,17 +186,24 @@ def _key(path: bytes) -> str:
     return path[len(S3) :].decode()
 
 
-def _walk_s3(base: str, include_hidden: bool) -> Listing:
-    """One listing for each folder at the top: few requests, but not everything in memory at once."""
-    for entry in s3().get_file_info(FileSelector(base)):
-        below = []
-        if entry.type == FileType.Directory:
-            below = s3().get_file_info(FileSelector(entry.path, recursive=True, allow_not_found=True))
-        for info in (entry, *below):
-            name = info.path[len(base) + 1 :].encode()
-            if info.type == FileType.Directory:
-                continue
-            yield left_out(name, include_hidden) or _found_s3(info, name)
+def _page(
+    base: str, folder: str, include_hidden: bool, wide: bool, apart: bool | None = None, more: str = ""
+) -> tuple[list, list[Step]]:
+    """One request's keys below a folder of `bucket/prefix`. `apart`: only those in the folder itself; the
+    folders in it are listed by themselves, as long as threads are short of work."""
+    apart = wide if apart is None else apart
+    page = objects.page(folder, apart, more)
+    if page.folders and page.more:  # more than a page of folders: one stream needs fewer requests
+        return [], [partial(_page, base, folder, include_hidden, apart=False)]
+    found, further = [], [partial(_page, base, below, include_hidden) for below in page.folders]
+    for key, size, mtime_ns in page.keys:
+        if not key.endswith("/"):  # which stands for a folder
+            name = key[len(base) + 1 :].encode()
+            own = Found(S3 + key.encode(), name, size, mtime_ns, None if size else EMPTY)
+            found.append(left_out(name, include_hidden) or own)
+    if page.more:
+        further.append(partial(_page, base, folder, include_hidden, apart=apart, more=page.more))
+    return found, further
 
 
 def _found_s3(info: FileInfo, name: bytes) -> Found:

@@ -22,14 +22,17 @@ MEMORY_GB = 4.0  # address space; S3 with its threads takes 0.5
 ANSWER, PROBE = "stages.label.scan.probing:answer", "stages.label.scan.probing:probe"
 
 
-def probe_all(files: Iterable[tuple], workers: int) -> Iterator[tuple[tuple, dict[str, Any]]]:
+def probe_all(
+    files: Iterable[tuple], workers: int, kept: list["_Worker"] | None = None
+) -> Iterator[tuple[tuple, dict[str, Any]]]:
     """(file, facts) of each file, a tuple that begins with its path, in the order of completion.
 
-    A crash or a hang gives facts of a `reason` alone. Raises RuntimeError when a child cannot start.
+    A crash or a hang gives facts of a `reason` alone. Raises RuntimeError when a child cannot start. `kept`:
+    children of the call before, and for the next one.
     """
     source, again = iter(files), deque()
     failed: set[tuple] = set()
-    pool: list[_Worker] = []
+    pool = [] if kept is None else kept
     try:
         while True:
             while (idle := [worker for worker in pool if not worker.pending]) or len(pool) < workers:
@@ -62,7 +65,8 @@ def probe_all(files: Iterable[tuple], workers: int) -> Iterator[tuple[tuple, dic
                 if outcome is not None:
                     yield outcome
     finally:
-        for worker in pool:
+        for worker in [worker for worker in pool if kept is None or worker.pending]:
+            pool.remove(worker)
             worker.end()
 
 

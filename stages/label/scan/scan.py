@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.label.decoding.opening import SIZE
+from stages.label.scan import probe_pool
 from stages.label.scan.identity import HASHED, LISTING, PROBED, Identity
 from stages.label.scan.listing import LeftOut, open_root
-from stages.label.scan.probe_pool import probe_all
+from stages.label.scan.parts import NONE, Parts
 from stages.label.scan.probing import UNREADABLE, full_sha256, recording_id, words
 from stages.shards import scratch
 from stages.shards.catalog import CATALOG, read_catalog, write_parquet
@@ -59,6 +60,8 @@ def scan(
     include_hidden: bool = False,
     retry_rejected: str | None = None,
     known_sha256: Callable[[str], str | None] = {}.get,
+    parts: Parts = NONE,
+    probe_all: Callable[[Iterable[tuple], int], Iterator[tuple[tuple, Row]]] = probe_pool.probe_all,
     progress: Callable[[Row], None] | None = None,
 ) -> ScanSummary:
     """Find, probe and identify; write the catalog to the local path `out`, whole or not at all.
@@ -72,6 +75,8 @@ def scan(
     include_hidden  scan sidecars, such as ._x.mp3, like other files
     retry_rejected  rejected files whose reason contains this text are probed again; `all`: every one
     known_sha256    recording id → sha256 of the bytes that were labelled under it, or None
+    parts           keep what was read for the next scan, should this one not end; the caller clears them
+    probe_all       what reads the headers, in `workers` processes of this machine or elsewhere
     progress        called with {"stage": "scan", "step": "list" | "probe" | "hash", "done", …},
                     and "last" at the end of a step
 
@@ -88,11 +93,13 @@ def scan(
     with scratch.directory() as name:
         listing, probed, hashed = (Path(name) / f"{step}.parquet" for step in ("listing", "probed", "hashed"))
         _write(listing, LISTING, _list(roots, exclude, include_hidden, left_out, report))
-        with closing(Identity(listing, previous, Path(name), retry_rejected)) as identity:
+        earlier = parts.joined(Path(name) / "earlier.parquet")
+        with closing(Identity(listing, previous, earlier, Path(name), retry_rejected)) as identity:
             total, unchanged = identity.counts()
-            outcomes = probe_all(identity.to_probe(), workers)
+            outcomes = parts.keeping(probe_all(identity.to_probe(), workers))
+            outcomes = chain(identity.answered(), outcomes)
             _write(probed, PROBED, _probed(outcomes, total, known_sha256, report))
-            _write(hashed, HASHED, _hash(identity.to_hash(probed), workers, report))
+            _write(hashed, HASHED, _hash(identity.to_hash(probed), workers, parts, report))
             write_parquet(Path(out), CATALOG, _counted(identity.catalog(hashed), counts))
     return ScanSummary(
         found=counts["kept"] + counts["rejected"] + counts["duplicate"],
@@ -157,21 +164,25 @@ def _probed(outcomes: Iterator, total: int, known_sha: Callable, report: "_Repor
         yield row
 
 
-def _hash(paths: Iterator[tuple[bytes]], workers: int, report: "_Report") -> Iterator[Row]:
+def _hash(files: Iterator[tuple], workers: int, parts: Parts, report: "_Report") -> Iterator[Row]:
     """Rows of `HASHED`. In threads: hashing and reading release the GIL, and nothing is decoded."""
 
-    def one(path: bytes) -> Row:
+    def one(file: tuple[bytes, int, int, str | None]) -> Row:
+        path, size, mtime_ns, known = file
+        row = {"path_bytes": path, "size": size, "mtime_ns": mtime_ns}
         try:
-            return {"path_bytes": path, "sha256": full_sha256(path)}
+            return row | {"sha256": known or full_sha256(path)}
         except OSError as error:
-            return {"path_bytes": path, "error": UNREADABLE + words(error)}
+            return row | {"error": UNREADABLE + words(error)}
 
     done = 0
     with ThreadPoolExecutor(workers) as pool:
-        while some := [path for (path,) in islice(paths, 256)]:
-            for row in pool.map(one, some):
+        while some := list(islice(files, 256)):
+            for (*_, known), row in zip(some, pool.map(one, some), strict=True):
                 done += 1
                 report("hash", done=done)
+                if known is None and "error" not in row:
+                    parts.add(row)
                 yield row
 
 

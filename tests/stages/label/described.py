@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.label.scan.identity import HASHED, LISTING, PROBED, Identity
+from stages.label.scan.parts import NONE
 from stages.label.scan.probing import recording_id
 from stages.shards.catalog import CATALOG, read_catalog, write_parquet
 
@@ -69,13 +70,16 @@ class Scans:
         ]  # fmt: skip
         by_path = {f.place: f for f in reversed(files)}
         self._write("listing", LISTING, listing)
-        with closing(Identity(self.folder / "listing", self.catalog, self.folder, retry)) as identity:
+        earlier = NONE.joined(self.folder / "earlier")
+        with closing(
+            Identity(self.folder / "listing", self.catalog, earlier, self.folder, retry)
+        ) as identity:
             todo = list(identity.to_probe())
             self.probed = [path for path, *_ in todo]
             total, self.unchanged = identity.counts()
             assert total == len(todo)
             self._write("probed", PROBED, [self._facts(by_path[path], *rest, known) for path, *rest in todo])
-            self.hashed = [path for (path,) in identity.to_hash(self.folder / "probed")]
+            self.hashed = [path for path, *_ in identity.to_hash(self.folder / "probed")]
             hashes = [
                 {
                     "path_bytes": path,

@@ -12,9 +12,8 @@ import pytest
 
 from stages.shards import objects, scratch
 from stages.shards.storage import Storage
-from tests.bench.scale_store import Keys
 from tests.conftest import ROOT
-from tests.object_store import Gate, served
+from tests.object_store import Gate, Listed, served
 
 OLD = b"what was there before"
 WRITER = """
@@ -183,9 +182,25 @@ def test_names_of_a_folder_that_takes_many_pages(other):
     """Some of them in folders, or beside the letters that threads begin at."""
     hashes = [f"s{hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()[:12]}" for n in range(1500)]
     own = [f"{name}.{kind}" for name in hashes for kind in ("tar", "json")]
-    keys = Keys([f"out/a/{name}" for name in (*own, *other, "")] + ["out/a0", "out/b/x"], ("out/a/",), 0, 50)
-    with served("pages", around=keys.around):
+    keys = sorted([f"out/a/{name}" for name in (*own, *other, "")] + ["out/a0", "out/b/x"])
+    with served("pages", around=Listed(keys, most=50).before("out/a/")):
         expected = {*own, *(name.partition("/")[0] for name in other)}
         assert objects.names("pages/out/a") == expected
         assert Storage("s3://pages/out").names("a") == expected
         assert Storage("s3://pages/out").names("b") == set() == Storage("s3://none/out").names("b")
+
+
+def test_times_are_whole_milliseconds_in_lists_and_headers(out):
+    out.write("folder/object", b"x")
+    bucket, _, key = out.path("folder/object").partition("/")
+    [(address, size, mtime_ns)] = objects.page(out.path("folder/")).keys
+    assert (address, size) == (out.path("folder/object"), 1)
+    of_header = objects._client().head_object(Bucket=bucket, Key=key)["LastModified"].timestamp()
+    assert int(of_header) == mtime_ns // 10**9 and mtime_ns % 10**6 == 0
+    assert objects._moment("2026-01-02T03:04:05.678Z").timestamp() == 1767323045.678
+    assert objects._ns(objects._moment("2026-01-02T03:04:05.678999Z")) == 1767323045_678_000_000
+
+
+def test_a_bucket_that_is_not_there_is_no_empty_page(out):
+    with pytest.raises(FileNotFoundError, match="s3://nowhere/"):
+        objects.page("nowhere/a/")

@@ -1,16 +1,25 @@
 """listing: which files there are under folders, in lists and on S3, and what is wrong with a root."""
 
-from pathlib import Path
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import FileSelector, FileType
 
+from stages.label.scan import listing, walking
+from stages.label.scan.listing import Found, open_root
 from stages.label.scan.probing import s3
 from stages.label.scan.scan import scan
-from tests.object_store import served
+from stages.shards.storage import s3_filesystem
+from tests.conftest import ROOT
+from tests.object_store import Listed, served
 
-QUICKSTART = Path(__file__).resolve().parents[4] / "examples" / "quickstart"
+QUICKSTART = ROOT / "examples" / "quickstart"
 
 
 def test_lists(scans, tmp_path):
@@ -47,11 +56,17 @@ def test_a_root_that_cannot_be_read_is_named(tmp_path, root):
 
 
 @pytest.fixture
-def bucket():
+def forgotten():
+    """No client of an earlier server."""
     s3.cache_clear()
+    yield
+    s3.cache_clear()
+
+
+@pytest.fixture
+def bucket(forgotten):
     with served("corpus"):
         yield s3()
-    s3.cache_clear()
 
 
 def test_s3(scans, bucket, tmp_path):
@@ -177,8 +192,6 @@ def test_sound_under_other_endings_is_a_candidate(scans, ending):
 
 
 def test_a_folder_that_changes_while_it_is_scanned(scans, monkeypatch):
-    from stages.label.scan import listing
-
     for seed in range(6):
         scans.write(f"{seed}.wav", seed)
     look = listing._look
@@ -204,3 +217,139 @@ def test_fifty_thousand_files_in_one_folder(scans):
         (scans.music / f"{number}.wav").write_bytes(first[:-8] + number.to_bytes(8, "little"))
     summary = scans(workers=2)
     assert (summary.found, summary.kept) == (50_000, 50_000)
+
+
+@pytest.fixture
+def nested(scans):
+    """Folders in folders, with links up, across and to nowhere, sidecars, and one that cannot be listed."""
+    for number in range(40):
+        scans.write(f"{number % 4}/{number % 7}/{number}.wav", number, seconds=0.01)
+        (scans.music / f"{number % 4}/{number % 7}/{number}.txt").touch()
+    scans.write("1/@eaDir/x.wav", 50)
+    (scans.music / "2/._x.mp3").touch()
+    (scans.music / "0/up").symlink_to(scans.music)
+    (scans.music / "3/across").symlink_to(scans.music / "2")
+    (scans.music / "3/nowhere.wav").symlink_to("nowhere")
+    (scans.music / "locked").mkdir()
+    return scans
+
+
+def reached(folder: bytes, above: tuple = ()) -> Iterator[bytes]:
+    """The music below a folder, one after the other."""
+    if folder.endswith((b"/locked", b"/@eaDir")) or os.path.realpath(folder) in above:
+        return
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            yield from reached(path, (*above, os.path.realpath(folder)))
+        elif name.endswith(b".wav") and os.path.exists(path):
+            yield path
+
+
+def test_threads_and_pieces_of_folders_change_no_byte(nested, monkeypatch):
+    def listed(folder):
+        if isinstance(folder, bytes) and folder.endswith(b"/locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", listed)
+    catalogs, summaries = set(), []
+    for threads, chunk in ((1, 1000), (16, 1000), (16, 1), (16, 3), (3, 2)):
+        monkeypatch.setattr(walking, "THREADS", threads)
+        monkeypatch.setattr(listing, "CHUNK", chunk)
+        summaries.append(nested())
+        catalogs.add(nested.catalog.read_bytes())
+        nested.catalog.unlink()
+    assert len(catalogs) == 1 and all(repr(one) == repr(summaries[0]) for one in summaries)
+    assert {row["path_bytes"] for row in nested.rows if row["status"] != "rejected"} == set(
+        reached(bytes(nested.music))
+    )
+    assert nested.row("locked")["reason"] == "unreadable: Permission denied"
+    assert summaries[0].sidecars == {"._*": 2, "@eadir": 1}
+
+
+def test_a_folder_that_fails_midway_keeps_what_was_read(scans, monkeypatch):
+    for seed in range(6):
+        scans.write(f"{seed}.wav", seed)
+
+    def failing():
+        yield from sorted(scandir(bytes(scans.music)), key=lambda entry: entry.name)[:4]
+        raise OSError(5, "Input/output error")
+
+    scandir, music = os.scandir, bytes(scans.music)
+    monkeypatch.setattr(os, "scandir", lambda folder: failing() if folder == music else scandir(folder))
+    monkeypatch.setattr(listing, "CHUNK", 2)
+    assert (scans().kept, scans.summary.rejected) == (4, 1)
+    assert scans.row("music")["reason"] == "unreadable: Input/output error"
+
+
+KEYS = sorted(
+    [f"m/{folder}/{number:04}.flac" for folder in "abc" for number in range(1100)]
+    + [f"m/many/{number:04}/ü +%.wav" for number in range(1100)]
+    + [f"m/{number:04}.mp3" for number in range(2500)]
+    + ["m/a/", "m/deep/er/and/deep er/x.ogg", "m/cover.jpg", "m!/y.wav", "other/x.wav"]
+)
+
+
+@pytest.mark.parametrize("root", ["s3://b/m", "s3://b", "s3://b/m/many", "s3://b/m/deep"])
+def test_a_store_is_listed_as_arrow_lists_it(root, forgotten):
+    """Whose listing holds all keys at once."""
+    store = Listed(KEYS)
+    with store.served():
+        found = list(open_root(root)())
+        infos = s3_filesystem().get_file_info(FileSelector(root[5:], recursive=True))
+        infos = [info for info in infos if info.type == FileType.File and not info.path.endswith(".jpg")]
+    files = [one for one in found if isinstance(one, Found)]
+    assert sorted((f.path_bytes.decode(), f.size, f.mtime_ns, f.problem) for f in files) == sorted(
+        ("s3://" + i.path, i.size, i.mtime_ns, None) for i in infos
+    )
+    assert all(f.path_bytes == root.encode() + b"/" + f.name_bytes for f in files)
+    assert len(found) - len(files) == sum(root in f"s3://b/{key}" and key.endswith("jpg") for key in KEYS)
+
+
+def test_more_folders_than_a_page_holds_are_not_asked_for_one_by_one(forgotten):
+    store = Listed([key for key in KEYS if "/many/" in key])
+    with store.served():
+        assert len(list(open_root("s3://b/m/many")())) == 1100
+    assert store.requests <= 2 + 1 + 2, "is it there, its folders, and two pages"
+
+
+def test_folders_of_a_store_are_listed_at_once(forgotten):
+    store = Listed(
+        [f"m/{folder:02}/{number}.wav" for folder in range(walking.THREADS) for number in range(3)]
+    )
+    together = threading.Barrier(walking.THREADS, timeout=30)
+    with store.served():
+        listed = open_root("s3://b/m")
+        at_once = iter([None])  # the request for the folders comes alone
+        store.arrived = lambda: next(at_once, None) is None and store.requests > seen + 1 and together.wait()
+        seen = store.requests
+        assert len(list(listed())) == 3 * walking.THREADS
+
+
+MEMORY = """
+from pathlib import Path
+from stages.label.scan.listing import open_root
+def peak():  # of getrusage that of the parent is a part
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+listed = open_root("s3://b/flat")()
+next(listed)
+before = peak()
+count = 1 + sum(1 for _ in listed)
+print(count, peak() - before)
+"""
+
+
+def test_a_flat_prefix_is_listed_in_bounded_memory():
+    """Its keys alone would be 50 bytes each and an object around them."""
+    with Listed([f"flat/{'x' * 40}{number:07}.flac" for number in range(100_000)]).served() as environment:
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY],
+            cwd=ROOT,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+    count, grown_kib = map(int, done.stdout.split())
+    assert count == 100_000 and grown_kib < 16 << 10, "as much as some pages"

@@ -170,3 +170,18 @@ def _runs(stat):
         return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_children_that_are_kept_serve_the_next_call(fake, tmp_path):
+    kept = []
+    for path, reason in ((b"/a", None), (b"/segfault", "decoder crashed: signal 11"), (b"/b", None)):
+        [(_, facts)] = probe_all([(path,)], 1, kept)
+        assert facts["reason"] == reason
+        if path == b"/a":
+            [first] = kept
+    [last] = kept
+    assert last is not first and last.alive()
+    begun = probe_all([(b"/good",), (b"/hang",)], 1, kept)
+    next(begun)
+    begun.close()
+    assert kept == [] and not last.alive(), "one in the middle of something is not"
