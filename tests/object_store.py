@@ -21,12 +21,14 @@ import pytest
 
 
 class Faults:
-    """What a store does beside serving: one request in so many is answered 503, `before` sees each, the bytes
-    that it gives away are counted by name, and listings by their prefix."""
+    """What a store does beside serving: one request in so many is answered 503 (or, with `late_s`, every
+    second one of those so much later), `before` sees each (method, path, the asking process's port), the
+    bytes that it gives away are counted by name, and listings by their prefix."""
 
-    def __init__(self, share: float = 0.0, seed: int = 0):
+    def __init__(self, share: float = 0.0, seed: int = 0, late_s: float = 0.0):
         self.share, self._draw, self._lock = share, random.Random(seed), threading.Lock()
-        self.before: Callable[[str, str], None] = lambda method, path: None
+        self.before: Callable[[str, str, str], None] = lambda method, path, port: None
+        self.late_s, self.late = late_s, 0
         self.refused, self.seen, self.given, self.listed = 0, Counter(), Counter(), Counter()
         self.put: set[str] = set()
 
@@ -38,14 +40,18 @@ class Faults:
     def around(self, application: Callable) -> Callable:
         def answer(environ: dict, start_response: Callable) -> Iterable[bytes]:
             method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-            self.before(method, path)
+            self.before(method, path, environ["REMOTE_PORT"])
             with self._lock:
                 self.seen[method] += 1
                 query = urllib.parse.parse_qs(environ["QUERY_STRING"])
                 if "list-type" in query and "continuation-token" not in query:
                     self.listed[query["prefix"][0]] += 1
-                refuse = self._draw.random() < self.share
-                self.refused += refuse
+                draw = self._draw.random()
+                late = bool(self.late_s) and draw < self.share / 2
+                refuse = not late and draw < self.share
+                self.refused, self.late = self.refused + refuse, self.late + late
+            if late:
+                time.sleep(self.late_s)
 
             def counted(status: str, headers: list, *rest) -> Callable:
                 length = next((value for name, value in headers if name.lower() == "content-length"), 0)
@@ -66,9 +72,11 @@ class Faults:
 
 
 @contextlib.contextmanager
-def served(*buckets: str, faults: Faults | None = None) -> Iterator[dict[str, str]]:
+def served(
+    *buckets: str, faults: Faults | None = None, around: Callable[[Callable], Callable] | None = None
+) -> Iterator[dict[str, str]]:
     """An S3 server with these buckets. Within the block the usual variables name it, here and in processes
-    begun here."""
+    begun here. `around`: what else stands before it."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -82,8 +90,8 @@ def served(*buckets: str, faults: Faults | None = None) -> Iterator[dict[str, st
     try:
         for bucket in buckets:
             urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
-        if faults:
-            server.app = faults.around(application)
+        application = around(application) if around else application
+        server.app = faults.around(application) if faults else application
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
@@ -181,18 +189,19 @@ class Gate:
 
 class Listed:
     """An S3 server that does nothing but list: one bucket of sorted keys, of 1,000 bytes each, a page of a
-    thousand a request. `latency_s` passes before each answer; `arrived` is called first."""
+    thousand (`most`) a request. `latency_s` passes before each answer; `arrived` is called first."""
 
-    def __init__(self, keys: Sequence[str], latency_s: float = 0.0):
-        self.keys, self.latency_s, self.requests = keys, latency_s, 0
+    def __init__(self, keys: Sequence[str], latency_s: float = 0.0, most: int = 1000):
+        self.keys, self.latency_s, self.most, self.requests = keys, latency_s, most, 0
         self.arrived: Callable[[], None] = lambda: None
 
     def page(self, asked: dict[str, str]) -> str:
         prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter", "")
-        token, most = unquote(asked.get("continuation-token", "")), int(asked.get("max-keys", 1000))
+        token, most = unquote(asked.get("continuation-token", "")), int(asked.get("max-keys", self.most))
         encoding = "<EncodingType>url</EncodingType>" if "encoding-type" in asked else ""
         written = quote if encoding else escape
         keys, place, lines = self.keys, bisect.bisect_left(self.keys, token or prefix), []
+        place = max(place, bisect.bisect_right(keys, asked.get("start-after", "")))
         while place < len(keys) and keys[place].startswith(prefix) and len(lines) < most:
             key = keys[place]
             head, cut, _ = key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
@@ -213,6 +222,23 @@ class Listed:
             f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}{''.join(lines)}"
             f"<KeyCount>{len(lines)}</KeyCount>{encoding}</ListBucketResult>"
         )
+
+    def before(self, *below: str) -> Callable[[Callable], Callable]:
+        """Of these prefixes, in front of an S3 application that has the rest, and would go through all keys
+        of a bucket for each page."""
+
+        def around(application: Callable) -> Callable:
+            def answer(environ: dict, start_response: Callable) -> Iterable[bytes]:
+                asked = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
+                if "list-type" not in asked or not asked.get("prefix", "").startswith(below):
+                    return application(environ, start_response)
+                time.sleep(self.latency_s)
+                start_response("200 OK", [("Content-Type", "application/xml")])
+                return [self.page(asked).encode()]
+
+            return answer
+
+        return around
 
     @contextlib.contextmanager
     def served(self) -> Iterator[dict[str, str]]:

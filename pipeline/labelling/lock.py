@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from stages.shards import objects
@@ -109,8 +110,9 @@ class Beating:
     def left(self) -> tuple[dict, str]:
         """The entry and its version when nobody holds it any more; a refusal when somebody does."""
         while True:
-            held, etag = self._seen()
-            if not held.get("token") or held.get("free") or (lives := _lives(held)) is False:
+            held, etag = objects.patiently(self._seen)
+            ours = held.get("token") in (None, "", self.entry["token"])
+            if ours or held.get("free") or (lives := _lives(held)) is False:
                 return held, etag
             if lives:
                 raise _refusal(self.out, held)
@@ -118,12 +120,15 @@ class Beating:
                 return held, etag
 
     def __enter__(self) -> None:
-        while True:
+        while not self.etag:
             held, etag = self.left()
-            self.entry["generation"] = int(held.get("generation", 0)) + 1
-            with contextlib.suppress(*CHANGED):  # another was faster: look again
-                self._write({"IfMatch": etag} if etag else {"IfNoneMatch": "*"})
+            if held.get("token") == self.entry["token"]:
+                self.etag = etag  # our own, whose answer was lost
                 break
+            self.entry["generation"] = int(held.get("generation", 0)) + 1
+            condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+            with contextlib.suppress(*CHANGED):  # another was faster: look again
+                objects.patiently(partial(self._write, condition))
         self._thread.start()
 
     def __exit__(self, kind: type | None, *_) -> None:
@@ -157,7 +162,7 @@ class Beating:
                     f"{self.out.root}: no sign of life from {_who(held)} yet; taken over in {left:.0f} s"
                 )
             time.sleep(min(left, WATCH_S))
-            now, seen = self._seen()
+            now, seen = objects.patiently(self._seen)
             if seen != etag:
                 if seen and not now.get("free"):
                     raise _refusal(self.out, now)

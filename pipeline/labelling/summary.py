@@ -125,10 +125,10 @@ def column_lines(out: Storage, registry: Registry) -> list[str]:
         own = table.filter(pc.equal(table["column"], name))
         size = (pc.sum(own["bytes"]).as_py() or 0) / 2**20
         lines.append(f"columns/{name:<16} {own.num_rows:>6} shards {size:>10.1f} MiB")
-    samples = gathering.segments(out, registry.names, ["samples"])["samples"]
+    tables = gathering.segments(out, registry.names, ["samples"])
+    counts, samples = zip((0, 0), *((len(t), pc.sum(t["samples"]).as_py() or 0) for t in tables), strict=True)
     lines += machine_lines(out, registry)
-    hours = (pc.sum(samples).as_py() or 0) / RATE_HZ / 3600
-    return [*lines, f"{len(samples)} segments, {hours:.2f} h of audio"]
+    return [*lines, f"{sum(counts)} segments, {sum(samples) / RATE_HZ / 3600:.2f} h of audio"]
 
 
 def machine_lines(out: Storage, registry: Registry) -> list[str]:

@@ -40,7 +40,7 @@ def add(
     ordered = [made[shard] for shard in sorted(made)]
     tables = {name: _concat([getattr(each, name) for each in ordered]) for name in TABLES}
     for name in ("index", "segments"):
-        tables[name] = tables[name].filter(pc.is_in(tables[name]["recording"], live))
+        tables[name] = _living(tables[name], live)
     places = zip(*(tables["shards"][name].to_pylist() for name in ("column", "shard")), strict=True)
     own = pa.array([attempts.get(place) for place in places], pa.int64())
     at = tables["shards"].schema.get_field_index("attempts")
@@ -75,20 +75,24 @@ def compact(storage: Storage, live: pa.Array) -> None:
     # `shards` first: from then on its parts say what holds, whatever the other tables have so far.
     for name in ("shards", "index", "segments"):
         tables = parts.batches(storage, name, gone[name])
-        if name != "shards":
-            tables = (table.filter(pc.is_in(table["recording"], live)) for table in tables)
-        _write(storage, name, tables)
+        _write(storage, name, tables if name == "shards" else (_living(table, live) for table in tables))
     histograms.compact(storage, anew)
     parts.remove(storage, held)
+
+
+def _living(table: pa.Table, live: pa.Array) -> pa.Table:
+    """Rows of recordings that are live. A lookup is made of the table's few, not of the millions of the
+    plan."""
+    own = live.filter(pc.is_in(live, pc.unique(table["recording"])))
+    return table.filter(pc.is_in(table["recording"], own))
 
 
 def due(storage: Storage, whole: bool = False) -> bool:
     """Whether there are parts, and they are worth being put together, or `whole`: a shard is then written
     again a few times at most, however many come later. Always if one was made again."""
-    base, beside = (
-        sum(storage.size(parts.file(name, part)) for name in parts.NAMES for part in some if name != "sums")
-        for some in ([""] if storage.exists("shards.parquet") else [], parts.added(storage))
-    )
+    own = filter(storage.exists, map(parts.file, TABLES))  # not all, after a kill
+    added = (parts.file(name, part) for part in parts.added(storage) for name in TABLES)
+    base, beside = (sum(parts.at_once(storage.size, [*files])) for files in (own, added))
     grown = whole or beside > base / 4 or base + beside < SMALL
     return bool(beside) and (grown or bool(parts.superseded(storage, "shards")))
 
@@ -120,9 +124,11 @@ def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield _concat(held)
 
 
-def segments(storage: Storage, columns: tuple[str, ...], names: list[str]) -> pa.Table:
-    table = parts.read(storage, "segments", [*names, "columns"])
-    return table.filter(pc.field("columns") == " ".join(columns)).select(names)
+def segments(storage: Storage, columns: tuple[str, ...], names: list[str]) -> Iterator[pa.Table]:
+    """Of these columns, a few rows at a time."""
+    gone = parts.superseded(storage, "segments")
+    for table in parts.batches(storage, "segments", gone, [*names, "columns"]):
+        yield table.filter(pc.field("columns") == " ".join(columns)).select(names)
 
 
 def sources(storage: Storage) -> Callable[[str], str | None]:
@@ -153,7 +159,9 @@ def ungathered(
     plan: its live rows; refused: recordings a stage rejected, which have no segments."""
     if not parts.present(storage, "segments"):
         return set(), False
-    present = pc.unique(segments(storage, columns, ["recording"])["recording"])
+    own = (table["recording"] for table in segments(storage, columns, ["recording"]))
+    none = pa.array([], pa.string())
+    present = pc.unique(pa.chunked_array([none, *map(pc.unique, own)]))
     expected = pc.or_(pc.is_in(plan["recording"], present), pc.is_in(plan["recording"], refused))
     missing = plan.filter(pc.invert(expected))
     stale = pc.any(pc.invert(pc.is_in(present, plan["recording"].combine_chunks()))).as_py()

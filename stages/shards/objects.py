@@ -5,13 +5,17 @@ before it is completed and is aborted by an error. Each request carries a checks
 
 import contextlib
 import functools
+import html
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote_plus
 
 T = TypeVar("T")
 
@@ -75,6 +79,54 @@ def delete(address: str) -> None:
     bucket, key = _split(address)
     with _told(address):
         _client().delete_object(Bucket=bucket, Key=key)
+
+
+def names(folder: str) -> set[str]:
+    """Of keys and folders directly below `bucket/prefix`: beyond a thousand, by threads that each begin at
+    another letter, or digit of hashes, for a store gives a thousand a request, one page after the other."""
+    first, more = _names(folder, "")
+    if not more:
+        return {*first}
+    last = max(first, default="")
+    starts = [last, *(start for digit in "123456789abcdef" if (start := last[:1] + digit) > last)]
+
+    def between(start: str, end: str | None) -> list[str]:
+        own, more = _names(folder, start)
+        found = [*own]
+        while more and not (end and max(own, default="") > end):
+            own, more = _names(folder, start, more)
+            found += own
+        return found
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return {*first}.union(*pool.map(between, starts, [*starts[1:], None]))
+
+
+def _names(folder: str, after: str, more: str = "") -> tuple[list[str], str]:
+    """Of one request, and how it goes on."""
+    bucket, prefix = _split(f"{folder}/")
+    place = {"ContinuationToken": more} if more else {"StartAfter": f"{prefix}{after}"} if after else {}
+    with _told(folder):
+        found = _lister(os.getpid(), *reached()).list_objects_v2(
+            Bucket=bucket, Prefix=prefix, Delimiter="/", EncodingType="url", **place
+        )
+    own = (unquote_plus(key)[len(prefix) :].rstrip("/") for key in found["Names"])
+    return [name for name in own if name], found.get("NextContinuationToken", "")
+
+
+@functools.cache
+def _lister(pid: int, endpoint: str | None, region: str | None) -> Any:
+    client = _opened.__wrapped__(pid, endpoint, region, False)
+    client.meta.events.register("before-parse.s3.ListObjectsV2", _only_names)
+    return client
+
+
+def _only_names(response_dict: dict, customized_response_dict: dict, **_: Any) -> None:
+    """Of a page: boto's own way to read a thousand entries takes 30 ms and more."""
+    body = response_dict["body"]
+    found = re.findall(rb"<(?:Key|CommonPrefixes>\s*<Prefix)>([^<]*)<", body)
+    customized_response_dict["Names"] = [html.unescape(key.decode()) for key in found]
+    response_dict["body"] = re.sub(rb"<(Contents|CommonPrefixes)>.*</\1>", b"", body, flags=re.DOTALL)
 
 
 class Page(NamedTuple):
@@ -158,7 +210,7 @@ def patiently(read: Callable[[], T]) -> T:
     for attempt in range(READS):
         try:
             return read()
-        except (FileNotFoundError, PermissionError):
+        except (FileNotFoundError, PermissionError, Changed):
             raise
         except OSError:
             if attempt + 1 == READS:

@@ -6,8 +6,9 @@ not count. Of a shard in several files, the last one says what holds."""
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,10 +16,11 @@ import pyarrow.parquet as pq
 
 from stages.shards.storage import Storage
 
+T = TypeVar("T")
 FOLDER = "tables"
 NAMES = ("index", "segments", "sums", "shards")  # in the order in which a part is written
 BATCH = 131_072  # rows
-AT_ONCE = 16  # files that are fetched
+AT_ONCE = 16  # small files that are read, written or fetched
 
 
 def file(name: str, part: str = "") -> str:
@@ -45,29 +47,29 @@ def present(storage: Storage, name: str) -> list[str]:
 
 def remove(storage: Storage, parts: list[str]) -> None:
     """Those that the tables' own files hold now, and what killed runs left of others."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(storage.delete, [file("shards", part) for part in parts]))
-        held = set(added(storage))
-        left = [
-            f"{FOLDER}/{name}/{left}"
-            for name in NAMES[:-1]
-            for left in storage.names(f"{FOLDER}/{name}")
-            if left.removesuffix(".parquet") not in held
-        ]
-        list(pool.map(storage.delete, left))
+    at_once(storage.delete, [file("shards", part) for part in parts])
+    held = set(added(storage))
+    left = [
+        f"{FOLDER}/{name}/{left}"
+        for name in NAMES[:-1]
+        for left in storage.names(f"{FOLDER}/{name}")
+        if left.removesuffix(".parquet") not in held
+    ]
+    at_once(storage.delete, left)
 
 
 def superseded(storage: Storage, name: str) -> dict[str, pa.Table]:
     """Part → rows that a later part has anew, by shard and column; of `segments`, whose rows are of all
     columns of their shard, by shard."""
     keys, there = ["shard"] if name == "segments" else ["shard", "column"], present(storage, "shards")
-    found = []
-    for part in there if len(there) > 1 else ():
-        table = storage.read_table(file("shards", part), keys).group_by(keys).aggregate([])
-        found.append(table.append_column("part", pa.repeat(part, table.num_rows)))
-    if not found:
+    if len(there) < 2:
         return {}
-    table = pa.concat_tables(found)
+
+    def read(part: str) -> pa.Table:
+        table = storage.read_table(file("shards", part), keys).group_by(keys).aggregate([])
+        return table.append_column("part", pa.repeat(part, table.num_rows))
+
+    table = pa.concat_tables(at_once(read, there))
     last = table.group_by(keys).aggregate([("part", "max")])
     if last.num_rows == table.num_rows:
         return {}
@@ -89,12 +91,13 @@ def current(table: pa.Table, gone: pa.Table | None) -> pa.Table:
 
 def read(storage: Storage, name: str, columns: list[str]) -> pa.Table:
     """Columns of `index`, `segments` or `shards`; no rows where it is in no file yet."""
-    gone, tables = superseded(storage, name), []
-    for part in present(storage, name):
-        more = set(gone[part].column_names) - {*columns} if part in gone else ()
-        table = storage.read_table(file(name, part), [*columns, *more])
-        tables.append(current(table, gone.get(part)).select(columns))
-    if not tables:
+    gone = superseded(storage, name)
+
+    def read(part: str) -> pa.Table:
+        table = storage.read_table(file(name, part), _with_keys(columns, gone.get(part)))
+        return current(table, gone.get(part)).select(columns)
+
+    if not (tables := at_once(read, present(storage, name))):
         return pa.table({each: pa.nulls(0) for each in columns})
     return pa.concat_tables(tables, promote_options="permissive")
 
@@ -104,15 +107,30 @@ def batches(
 ) -> Iterator[pa.Table]:
     """A table, a few rows at a time. `gone`: as `superseded`; `columns`: those of them that a file has."""
     for part in present(storage, name):
+        wanted = columns and _with_keys(columns, gone.get(part))
         with storage.open(file(name, part)) as source:
-            for batch in pq.ParquetFile(source).iter_batches(BATCH, columns=columns):
+            # a part in few requests; a table's own file would be in memory as a whole
+            table = pq.ParquetFile(source, pre_buffer=bool(part))
+            for batch in table.iter_batches(BATCH, columns=wanted):
                 yield current(pa.Table.from_batches([batch]), gone.get(part))
+
+
+def _with_keys(columns: list[str], gone: pa.Table | None) -> list[str]:
+    """What `current` needs, too."""
+    return list(dict.fromkeys([*columns, *(gone.column_names if gone else ())]))
 
 
 def schemas(storage: Storage, name: str) -> list[pa.Schema]:
     """Of the files of a table."""
-    found = []
-    for part in present(storage, name):
+
+    def read(part: str) -> pa.Schema:
         with storage.open(file(name, part)) as source:
-            found.append(pq.read_schema(source))
-    return found
+            return pq.read_schema(source)
+
+    return at_once(read, present(storage, name))
+
+
+def at_once(work: Callable[[str], T], names: list[str]) -> list[T]:
+    """Of each of hundreds of small files, which a store takes its time for."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(work, names))

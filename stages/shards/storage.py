@@ -81,8 +81,10 @@ class Storage:
         """File names in one folder; none where it is missing."""
         if self.is_local:
             return {name for name in self._listed(folder) if not name.startswith(ATTEMPT)}
-        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
-        return {info.base_name for info in self._patiently(lambda: self.fs.get_file_info(selector))}
+        try:
+            return objects.patiently(lambda: objects.names(self.path(folder)))
+        except FileNotFoundError:  # the bucket
+            return set()
 
     def is_gone(self) -> bool:
         """A local root that is no folder; an object store has no folders to lose."""

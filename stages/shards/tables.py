@@ -29,10 +29,11 @@ def gathered(
         copies = [storage.fetched(parts.file(name, part)) for part in there]
         paths = [str(path) for path in pool.map(stack.enter_context, copies)]
     listed = ", ".join(map(quoted, paths))
-    gone = parts.superseded(storage, name)
+    places = dict(zip(there, paths, strict=True))
+    # after a kill, a table may lack its own file, though that of `shards` is there
+    gone = {part: rows for part, rows in parts.superseded(storage, name).items() if part in places}
     if not gone:
         return f"read_parquet([{listed}], union_by_name = true)", paths
-    places = dict(zip(there, paths, strict=True))
     marked = [t.append_column("filename", pa.repeat(places[part], len(t))) for part, t in gone.items()]
     db.register(f"gone_of_{name}", pa.concat_tables(marked))
     keys = ", ".join(f'"{key}"' for key in marked[0].column_names)

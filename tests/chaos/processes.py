@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -37,6 +37,18 @@ def wait(condition: Callable[[], object], process, timeout: float = 180) -> bool
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.01)
     return True
+
+
+def speaker(port: int, pids: Iterable[int]) -> int | None:
+    """Which of these processes has this end of a connection on this machine; None: it has ended."""
+    lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    sockets = {f"socket:[{line[9]}]" for line in lines if int(line[1].rpartition(":")[2], 16) == port}
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.readlink(file) in sockets:
+                    return pid
+    return None
 
 
 def kill(pid: int) -> bool:

@@ -1,85 +1,148 @@
-"""Labels on an object store that refuses one request in twenty, through kills of the driver and its workers
-at one write after the other: the same bytes as undisturbed on a local disk."""
+"""Labels on an object store that refuses one request in twenty, through SIGKILL of drivers, workers and whole
+nodes at each kind of write: the same bytes as undisturbed on a local disk. Together `KILLS` at the least."""
 
 import hashlib
 import json
 import os
 import signal
 import subprocess
-import threading
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
+from cluster.simulate import simulated
 from stages.shards.storage import Storage
+from tests.chaos.killer import Killer
 from tests.chaos.processes import descendants, kill
-from tests.conftest import SMALL, command, tars
+from tests.conftest import ROOT, SMALL, command, tars
 from tests.object_store import Faults, served
 
-KILLS = 30
-WRITES = ("PUT", "POST", "DELETE")
+PLAIN, RAY = 45, {"node": 10, "worker": 6, "driver": 5}  # kills, of 60 together
+assert sum(RAY.values()) + PLAIN >= 60
+
+# Whom a run on Ray loses at the first write of such a thing that a worker is about to make.
+LOSSES = {
+    "node": ("tar", "json", "stats.parquet"),
+    "worker": ("index.parquet", "audited"),
+    "driver": ("json", "audited"),
+}
 
 
-class Killer:
-    """Kills a run at its so many-th write, before the store has done it."""
+class Runs:
+    """The same command over and over, on a store that fails, until nobody is killed any more."""
 
-    def __init__(self):
-        self.lock, self.process, self.left, self.whom = threading.Lock(), None, 0, ""
-        self.killed = {"driver": 0, "worker": 0}
+    def __init__(self, tmp_path: Path, excerpts: Path, out: Storage, killer: Killer, expected: dict):
+        self.out, self.killer, self.expected, self.tmp = out, killer, expected, tmp_path / "tmp"
+        self.tmp.mkdir()
+        self.config, self.said = tmp_path / "small.yaml", tmp_path / "said"
+        text = SMALL.format(audio=json.dumps(str(excerpts)), out=json.dumps(out.root))
+        self.config.write_text(f"{text}  attempts: 100\n")
 
-    def watch(self, process: subprocess.Popen, writes: int, whom: str) -> None:
-        with self.lock:
-            self.process, self.left, self.whom = process, writes, whom
+    def until_unharmed(
+        self, *options: str, roots: tuple[int, ...] = (), meanwhile: Callable = time.sleep, **more: str
+    ):
+        while True:
+            before = sum(self.killer.done.values())
+            meanwhile(0)
+            argv, how = command("labels", str(self.config), *options, TMPDIR=str(self.tmp), **more)
+            with open(self.said, "w") as said:
+                run = psutil.Popen(argv, **how, stdout=said, stderr=subprocess.STDOUT)
+                self.killer.watch(run, roots)
+                deadline = time.monotonic() + 300
+                while run.poll() is None:
+                    assert time.monotonic() < deadline, self.said.read_text()
+                    meanwhile(0.05)
+                self.killer.watch(None)
+            assert run.returncode in (0, -signal.SIGKILL), self.said.read_text()
+            if run.returncode == 0:
+                found = {n: hashlib.sha256(self.out.read(n)).hexdigest() for n in self._names(".tar")}
+                assert found == self.expected
+                if sum(self.killer.done.values()) == before:
+                    return
+                for name in self._names(""):  # begin again
+                    self.out.delete(name)
 
-    def __call__(self, method: str, path: str) -> None:
-        with self.lock:
-            if self.process is None or method not in WRITES or path.endswith("run.lock"):
-                return
-            self.left -= 1
-            if self.left:
-                return
-            workers = [pid for pid, name in descendants(self.process.pid).items() if "spawn_main" in name]
-            if self.whom == "worker" and workers:
-                self.killed["worker"] += kill(workers[-1])
-            else:
-                self.killed["driver"] += kill(self.process.pid)
-            self.process = None
+    def _names(self, ending: str) -> list[str]:
+        import pyarrow.fs as pafs
+
+        infos = self.out.fs.get_file_info(pafs.FileSelector(self.out.base, True, True))
+        names = [info.path[len(self.out.base) + 1 :] for info in infos if info.is_file]
+        return sorted(name for name in names if name.endswith(ending))
+
+    def left(self) -> list[Path]:
+        """Temporary files that the next process of overtone on this machine does not remove."""
+        look = "from stages.shards import scratch; scratch.folder()"
+        env = os.environ | {"TMPDIR": str(self.tmp)}
+        subprocess.run([sys.executable, "-c", look], cwd=ROOT, env=env, check=True)
+        return [p for p in Path(self.tmp, f"overtone-{os.getuid()}").rglob("*") if p.is_file()]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_kills_at_every_write_of_a_failing_store_change_no_byte(excerpts, labelled, tmp_path):
-    faults, killer = Faults(0.05), Killer()
+def test_drivers_and_workers_killed_at_each_kind_of_write(excerpts, labelled, tmp_path):
+    def once(killer: Killer, who: str, step: str) -> str | None:
+        """A worker at its own writes; the driver at its own and at those of workers."""
+        return next((whom for whom in dict.fromkeys((who, "driver")) if not killer.done[whom, step]), None)
+
+    faults, killer = Faults(0.05), Killer("kills/out", once)
     faults.before = killer
     with served("kills", faults=faults):
-        config, out = tmp_path / "small.yaml", Storage("s3://kills/out")
-        config.write_text(SMALL.format(audio=json.dumps(str(excerpts)), out=json.dumps(out.root)))
-        writes = 1
-        while True:
-            argv, options = command("labels", str(config), "--plain", TMPDIR=str(tmp_path))
-            with open(tmp_path / "said", "w+") as said:
-                run = subprocess.Popen(argv, **options, stdout=said, stderr=subprocess.STDOUT)
-                if sum(killer.killed.values()) < KILLS:
-                    killer.watch(run, writes, ("driver", "worker")[writes % 2])
-                code = run.wait(300)
-                killer.watch(None, 0, "")
-            text = (tmp_path / "said").read_text()
-            assert code in (0, -signal.SIGKILL), text
-            if sum(killer.killed.values()) >= KILLS and code == 0:
-                break
-            writes += 1
-            if code == 0:  # begin again, until it was killed often enough
-                for name in sorted(names(out)):
-                    out.delete(name)
-        assert killer.killed["driver"] >= 5 and killer.killed["worker"] >= 5 and faults.refused > 50
-        found = {n: hashlib.sha256(out.read(n)).hexdigest() for n in names(out) if n.endswith(".tar")}
-        assert found == tars(labelled)
-    left = [path for path in Path(tmp_path, f"overtone-{os.getuid()}").rglob("*") if path.is_file()]
-    assert not left, "temporary files of killed processes"
+        runs = Runs(tmp_path, excerpts, Storage("s3://kills/out"), killer, tars(labelled))
+        runs.until_unharmed("--plain")
+    print(dict(killer.done))
+    assert killer.count("driver") >= 20 and killer.count("worker") >= 10 and faults.refused > 50
+    assert sum(killer.done.values()) >= PLAIN
+    assert not runs.left()
 
 
-def names(out: Storage) -> list[str]:
-    import pyarrow.fs as pafs
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_nodes_of_a_ray_cluster_killed_with_all_that_runs_on_them(excerpts, labelled, tmp_path, monkeypatch):
+    """And workers and drivers. For each node that is lost, one joins."""
 
-    infos = out.fs.get_file_info(pafs.FileSelector(out.base, recursive=True, allow_not_found=True))
-    return [info.path[len(out.base) + 1 :] for info in infos if info.is_file]
+    def due(killer: Killer, who: str, step: str) -> str | None:
+        """Those first of which fewest were killed."""
+        rest = [whom for whom in sorted(RAY, key=killer.count) if killer.count(whom) < RAY[whom]]
+        fits = (w for w in rest if step.endswith(LOSSES[w]) and step.startswith("put"))
+        return next(fits, None) if who == "worker" else None
+
+    faults, killer = Faults(0.05), Killer("nodes/out", due)
+    faults.before = killer
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # noqa: S108 - of sockets, whose paths are short
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    with served("nodes", faults=faults), simulated(3, 2) as cluster:
+        gone = []
+
+        def lose(pid: int) -> bool:
+            """The node of this worker; another one where that is the head's, without which there is no
+            cluster."""
+            raylets = {node: raylet(node) for node in cluster.worker_nodes if node not in gone}
+            node = next(
+                (n for n, own in raylets.items() if pid in descendants(own)), next(iter(raylets), None)
+            )
+            if node is None:
+                return False
+            gone.append(node)
+            below = descendants(raylets[node])
+            return sum([kill(each) for each in (raylets[node], *below)]) > 1
+
+        def replace(pause_s: float) -> None:
+            time.sleep(pause_s)
+            for node in cluster.worker_nodes.intersection(gone):
+                cluster.remove_node(node, allow_graceful=False)
+                cluster.add_node(num_cpus=2)
+                cluster.wait_for_nodes()  # which Ray takes no longer for alive
+
+        def raylet(node) -> int:
+            return node.all_processes["raylet"][0].process.pid
+
+        killer.means["node"] = lose
+        runs = Runs(tmp_path, excerpts, Storage("s3://nodes/out"), killer, tars(labelled))
+        runs.until_unharmed(roots=(os.getpid(),), meanwhile=replace, RAY_ADDRESS=cluster.address)
+    print(dict(killer.done))
+    assert {whom: killer.count(whom) for whom in RAY} == RAY and faults.refused > 20
+    assert not runs.left()

@@ -66,7 +66,7 @@ def test_what_did_not_change_is_left_alone(music, tmp_path):
 
 def test_on_an_object_store_nothing_is_put(music):
     faults, written = Faults(), []
-    faults.before = lambda method, path: (
+    faults.before = lambda method, path, port: (
         written.append(path) if method != "GET" and method != "HEAD" else None
     )
     with served("catalogs", faults=faults):

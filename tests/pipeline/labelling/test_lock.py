@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -221,6 +222,27 @@ def refuse_after(out: Storage, monkeypatch, act) -> str:
     with pytest.raises(ValueError) as error, locked(out, at_the_first_word(monkeypatch, act)):
         raise AssertionError("two runs at once")
     return str(error.value)
+
+
+@pytest.mark.parametrize("before", [None, {"free": True}])
+def test_a_store_that_refuses_now_and_then_starts_no_run_in_vain(out, monkeypatch, before):
+    """The first look and the first write come to nothing; of the second one only the answer is lost."""
+    monkeypatch.setattr(objects, "PAUSE_S", 0.01)
+    if before:
+        hold(out, **before)
+    real, left = {"get": objects.get, "put": objects.put}, {"get": [OSError()], "put": [OSError(), None]}
+
+    def failing(name: str, *args, **condition):
+        if not left[name]:
+            return real[name](*args, **condition)
+        if (error := left[name].pop(0)) is None:
+            real[name](*args, **condition)
+        raise error or OSError("its answer was lost")
+
+    for name in real:
+        monkeypatch.setattr(objects, name, partial(failing, name))
+    with locked(out):
+        assert entry(out)["pid"] == os.getpid() and not any(left.values())
 
 
 @pytest.mark.parametrize("data", [b"torn", b"", b"[3]", b'{"beat": 1}'])

@@ -1,5 +1,6 @@
 """Objects of a real S3 server: whole or as before, whatever becomes of who writes them."""
 
+import hashlib
 import io
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from stages.shards import objects, scratch
 from stages.shards.storage import Storage
 from tests.conftest import ROOT
-from tests.object_store import Gate, served
+from tests.object_store import Gate, Listed, served
 
 OLD = b"what was there before"
 WRITER = """
@@ -174,6 +175,19 @@ def test_a_store_is_reached_by_the_usual_variables(monkeypatch, environment, see
     assert config.s3.get("addressing_style") == ("path" if seen[0] else None)
     assert (config.connect_timeout, config.read_timeout) == (10, 60)
     assert config.retries["total_max_attempts"] == 8 and config.retries["mode"] == "standard"
+
+
+@pytest.mark.parametrize("other", [(), ("a.json", "s5/", "s5x/in/it", "s4", "sg.tar", "z~.json")])
+def test_names_of_a_folder_that_takes_many_pages(other):
+    """Some of them in folders, or beside the letters that threads begin at."""
+    hashes = [f"s{hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()[:12]}" for n in range(1500)]
+    own = [f"{name}.{kind}" for name in hashes for kind in ("tar", "json")]
+    keys = sorted([f"out/a/{name}" for name in (*own, *other, "")] + ["out/a0", "out/b/x"])
+    with served("pages", around=Listed(keys, most=50).before("out/a/")):
+        expected = {*own, *(name.partition("/")[0] for name in other)}
+        assert objects.names("pages/out/a") == expected
+        assert Storage("s3://pages/out").names("a") == expected
+        assert Storage("s3://pages/out").names("b") == set() == Storage("s3://none/out").names("b")
 
 
 def test_times_are_whole_milliseconds_in_lists_and_headers(out):

@@ -90,12 +90,15 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("after", range(12))
-def test_a_kill_at_any_write_or_removal_loses_and_doubles_nothing(tmp_path, monkeypatch, after):
-    """Of two parts that are put together with a file that holds one of their shards already."""
+def test_a_kill_at_any_write_or_removal_loses_and_doubles_nothing(tmp_path, monkeypatch, after, first):
+    """Of two parts that are put together with a file that holds one of their shards already; or, for the
+    first time, with another part."""
     storage, left = Storage(tmp_path), [after]
     add(storage, {1: 2, 2: 1})
-    gathering.compact(storage, LIVE)
+    if not first:
+        gathering.compact(storage, LIVE)
     add(storage, {2: 3, 3: 1})
     add(storage, {4: 1})
     truth = {1: 2, 2: 3, 3: 1, 4: 1}
@@ -117,6 +120,7 @@ def test_a_kill_at_any_write_or_removal_loses_and_doubles_nothing(tmp_path, monk
             gathering.compact(storage, LIVE)
         assert after == 11 or left[0] < 0, "there is a write or removal of this number"
     check(storage, truth)
+    assert gathering.due(storage) == bool(parts.added(storage))
     gathering.compact(storage, LIVE)
     check(storage, truth)
     assert histograms.read(storage, "codes-1")[0]["codes"].tolist() == [[7]]

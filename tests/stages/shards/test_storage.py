@@ -195,7 +195,6 @@ def test_an_object_is_fetched_to_a_copy_that_goes_with_the_block(tmp_path):
     assert not path.exists()
     with Storage(tmp_path).fetched("a/b.bin") as path:
         assert path == tmp_path / "a/b.bin"
-    assert storage.names("a") == {"b.bin"} and storage.names("none") == set()
     assert storage.sweep("a") == 0 and storage.free_bytes() is None and not storage.is_gone()
 
 
