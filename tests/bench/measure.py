@@ -29,8 +29,8 @@ class Row:
     holds: bool | None
 
 
-def tree_cpu_by_process(root: int | None = None) -> dict[tuple[int, int], float]:
-    """CPU seconds of a process and of its living descendants, with what each has waited for, by (pid,
+def tree_cpu_by_process(root: int | None = None, waited: bool = True) -> dict[tuple[int, int], float]:
+    """CPU seconds of a process and of its living descendants, with what each has `waited` for, by (pid,
     start)."""
     children, cpu = defaultdict(list), {}
     for entry in os.listdir("/proc"):
@@ -41,7 +41,8 @@ def tree_cpu_by_process(root: int | None = None) -> dict[tuple[int, int], float]
                 continue
             parts, pid = text[text.rindex(")") + 2 :].split(), int(entry)
             children[int(parts[1])].append(pid)
-            cpu[pid] = (pid, int(parts[19])), _clock_s(pid) + sum(map(int, parts[13:15])) * TICK_S
+            ended = sum(map(int, parts[13:15])) * TICK_S if waited else 0.0
+            cpu[pid] = (pid, int(parts[19])), _clock_s(pid) + ended
     found, waiting = {}, [root or os.getpid()]
     while waiting:
         pid = waiting.pop()
