@@ -17,8 +17,8 @@ FIXED_CPU_S, FIXED_WALL_S, SLOPE = 40.0, 20.0, 1.05
 def whole(config: Path) -> tuple[float, float, float]:
     """CPU seconds of a `labels` command with all its processes, its wall seconds, and what others took.
 
-    Each process's own, looked at five times a second: of Ray's, nobody waits for some and somebody for others,
-    and what lives shorter is counted as someone else's."""
+    Each process's own, looked at five times a second: of Ray's, nobody waits for some and somebody for
+    others. What lives shorter is counted as someone else's."""
     begun, all_of_it, seen = time.perf_counter(), machine_cpu_s(), {}
     command = [sys.executable, "-m", "pipeline", "labels", config]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
