@@ -18,6 +18,8 @@ class Nearby:
 
     def __init__(self, most: float):
         self.most = most
+        if most:
+            scratch.shared(NAME)  # from now on: a worker that ends leaves what it kept to this one
 
     def keep(self, path: Path, sha256: str) -> None:
         """A file below TMPDIR whose bytes these are. It stays where it is too: both are names of one file."""

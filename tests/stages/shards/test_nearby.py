@@ -1,12 +1,15 @@
 """Tars kept on a machine: by content, in bounded space, and never taken from under a reader."""
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from stages.shards import nearby, scratch
 from stages.shards.nearby import Nearby
+from tests.conftest import ROOT
 
 MANY = 1 << 40
 
@@ -37,6 +40,23 @@ def test_what_was_kept_is_there_for_another_worker(put):
     assert not path.exists() and kept() == {"aa"}
     with Nearby(MANY).held("bb") as path:
         assert path is None
+
+
+KEEP = """
+from stages.shards import scratch
+from stages.shards.nearby import Nearby
+path = scratch.folder() / "made"
+path.write_bytes(b"aaaaa")
+Nearby(1 << 40).keep(path, "aa")
+"""
+
+
+def test_a_worker_that_ends_leaves_what_it_kept_to_those_that_have_begun(put, tmp_path):
+    """As decoding ends while the labels of its last shard begin."""
+    cache, env = Nearby(MANY), os.environ | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", KEEP], cwd=ROOT, env=env, check=True)
+    with cache.held("aa") as path:
+        assert path.read_bytes() == b"aaaaa"
 
 
 def test_those_used_longest_ago_go_and_a_reader_keeps_its_own(put):
