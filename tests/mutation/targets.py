@@ -8,7 +8,7 @@ MODULES = (
     "stages/shards/*.py",
     *(
         f"stages/label/{name}.py"
-        for name in ("shard", "plan", "audit", "gathering", "decode", "scan/scan", "scan/identity")
+        for name in ("shard", "plan", "audit", "rows", "gathering", "decode", "scan/scan", "scan/identity")
     ),
     "stages/label/decoding/*.py",
     *(
@@ -27,6 +27,11 @@ MODULES = (
 
 # Tests that hold a module beside those that mirror its name.
 FURTHER = {
+    **{
+        f"cluster/{name}.py": ("tests/cluster/test_chain.py",)
+        for name in ("crew", "losses", "placing", "stage")
+    },
+    "stages/label/rows.py": ("tests/stages/label/test_gathering.py",),
     "stages/shards/storage.py": ("tests/stages/shards/test_fetching*.py",),
     "stages/shards/tables.py": ("tests/stages/label/test_plan*.py",),
     "stages/label/scan/identity.py": ("tests/stages/label/scan/test_scan*.py",),
