@@ -61,15 +61,24 @@ def remove(storage: Storage, parts: list[str]) -> None:
 def superseded(storage: Storage, name: str) -> dict[str, pa.Table]:
     """Part → rows that a later part has anew, by shard and column; of `segments`, whose rows are of all
     columns of their shard, by shard."""
-    keys, there = ["shard"] if name == "segments" else ["shard", "column"], present(storage, "shards")
+    keys, there = _keys(name), present(storage, "shards")
     if len(there) < 2:
         return {}
+    tables = at_once(lambda part: storage.read_table(file("shards", part), keys), there)
+    return _superseded(dict(zip(there, tables, strict=True)), keys)
 
-    def read(part: str) -> pa.Table:
-        table = storage.read_table(file("shards", part), keys).group_by(keys).aggregate([])
-        return table.append_column("part", pa.repeat(part, table.num_rows))
 
-    table = pa.concat_tables(at_once(read, there))
+def _keys(name: str) -> list[str]:
+    return ["shard"] if name == "segments" else ["shard", "column"]
+
+
+def _superseded(tables: dict[str, pa.Table], keys: list[str]) -> dict[str, pa.Table]:
+    """tables: of each part, its rows of `shards`."""
+    found = []
+    for part, rows in tables.items():
+        own = rows.group_by(keys).aggregate([])
+        found.append(own.append_column("part", pa.repeat(part, own.num_rows)))
+    table = pa.concat_tables(found)
     last = table.group_by(keys).aggregate([("part", "max")])
     if last.num_rows == table.num_rows:
         return {}
@@ -91,15 +100,15 @@ def current(table: pa.Table, gone: pa.Table | None) -> pa.Table:
 
 def read(storage: Storage, name: str, columns: list[str]) -> pa.Table:
     """Columns of `index`, `segments` or `shards`; no rows where it is in no file yet."""
-    gone = superseded(storage, name)
-
-    def read(part: str) -> pa.Table:
-        table = storage.read_table(file(name, part), _with_keys(columns, gone.get(part)))
-        return current(table, gone.get(part)).select(columns)
-
-    if not (tables := at_once(read, present(storage, name))):
+    keys, there = _keys(name), present(storage, name)
+    if not there:
         return pa.table({each: pa.nulls(0) for each in columns})
-    return pa.concat_tables(tables, promote_options="permissive")
+    wanted = list(dict.fromkeys([*columns, *keys]))
+    found = at_once(lambda part: storage.read_table(file(name, part), wanted), there)
+    tables = dict(zip(there, found, strict=True))
+    gone = _superseded(tables, keys) if name == "shards" else superseded(storage, name)
+    own = (current(table, gone.get(part)).select(columns) for part, table in tables.items())
+    return pa.concat_tables(own, promote_options="permissive")
 
 
 def batches(
@@ -107,17 +116,13 @@ def batches(
 ) -> Iterator[pa.Table]:
     """A table, a few rows at a time. `gone`: as `superseded`; `columns`: those of them that a file has."""
     for part in present(storage, name):
-        wanted = columns and _with_keys(columns, gone.get(part))
+        keys = gone[part].column_names if part in gone else []
+        wanted = columns and list(dict.fromkeys([*columns, *keys]))
         with storage.open(file(name, part)) as source:
             # a part in few requests; a table's own file would be in memory as a whole
             table = pq.ParquetFile(source, pre_buffer=bool(part))
             for batch in table.iter_batches(BATCH, columns=wanted):
                 yield current(pa.Table.from_batches([batch]), gone.get(part))
-
-
-def _with_keys(columns: list[str], gone: pa.Table | None) -> list[str]:
-    """What `current` needs, too."""
-    return list(dict.fromkeys([*columns, *(gone.column_names if gone else ())]))
 
 
 def schemas(storage: Storage, name: str) -> list[pa.Schema]:
