@@ -58,7 +58,7 @@ class Runs:
                     meanwhile(0.05)
                 self.killer.watch(None)
             text = self.said.read_text()
-            # A node's first look at the store is tried twice: one start in a hundred is refused by such a store.
+            # A node's first look is tried twice: one start in a hundred is refused by such a store.
             refused = "cannot read from the store" in text and "SlowDown" in text
             assert run.returncode in (0, -signal.SIGKILL) or refused, text
             if run.returncode == 0:
