@@ -67,9 +67,8 @@ def test_what_was_recorded_is_of_the_columns_in_use(tmp_path):
     assert recorded(storage, ("audio",)) == {}
     facts = [{"machine": {"cpu": "a"}}, {"machine": {"cpu": "b", "gpu": "g"}}, {}, {"machine": {"cpu": "z"}}]
     columns = ["audio", "codes-1", "codes-1", "codes-old"]
-    storage.write_table(
-        "shards.parquet", pa.table({"column": columns, "facts": list(map(json.dumps, facts))})
-    )
+    rows = {"shard": ["s1", "s1", "s2", "s1"], "column": columns, "facts": list(map(json.dumps, facts))}
+    storage.write_table("shards.parquet", pa.table(rows))
     assert recorded(storage, ("audio", "codes-1")) == {"cpu": {"a", "b"}, "gpu": {"g"}}
 
 
