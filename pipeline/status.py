@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from pipeline.labelling import registry
 from pipeline.labelling.catalogs import decoded_seconds
 from pipeline.labelling.summary import machine_lines
@@ -32,10 +34,8 @@ def _labels(place: str) -> tuple[dict[str, Any], str]:
         columns = ["recording", "shard", "size", "duration_s", "tombstone", "split"]
         table = catalog.read_plan(path, columns)
     live, decoded = catalog.live(table), decoded_seconds(out, known.names if known else ())
-    seconds: Counter[str] = Counter()
-    likely = catalog.likely_seconds(live).tolist()
-    for name, length in zip(live["shard"].to_pylist(), likely, strict=True):
-        seconds[name] += length
+    likely, slices = catalog.likely_seconds(live), catalog.shard_slices(live)
+    seconds = {name: float(likely[start : start + count].sum()) for name, (start, count) in slices.items()}
     by_header = sum(s for name, s in seconds.items() if name not in decoded)
     seconds = {name: decoded.get(name, s) for name, s in seconds.items()}
 
@@ -52,7 +52,7 @@ def _labels(place: str) -> tuple[dict[str, Any], str]:
     found = {
         "out": place,
         "recordings": live.num_rows,
-        "validation": live["split"].to_pylist().count("valid"),
+        "validation": pc.sum(pc.equal(live["split"], "valid")).as_py() or 0,
         "hours": hours(seconds),  # decoded; of shards that are not finished, by their headers
         "hours_not_decoded": round(by_header / 3600, 6),
         "hours_by_header": hours(seconds),  # the name of `hours` before it was decoded where it can be

@@ -113,8 +113,6 @@ def statistics(rng: np.random.Generator) -> pa.Table:
     flat = pa.array(rng.integers(100, 1000, POOL * 8))
     whole["codes_used"] = pa.FixedSizeListArray.from_arrays(flat, 8).cast(pa.list_(pa.int64()))
     whole["source_rate_hz"], whole["source_channels"] = np.full(POOL, 44_100), np.full(POOL, 2)
-    prints = [rng.bytes(24).hex() if n % SEGMENTS < 4 else None for n in range(POOL)]
-    whole["fingerprint"] = pa.array(prints, pa.string())
     whole["source_codec"] = whole["source_container"] = pa.repeat("mp3", POOL)
     return pa.table(whole)
 
@@ -140,6 +138,9 @@ def rows(
     own = {"columns": pa.repeat(" ".join(columns), count), "shard": shard, "key": key}
     own |= {"recording": recording, "index": number, "samples": stats["samples"]}
     own |= {name: stats[name] for name in stats.column_names}
+    bits = rng.bytes(24 * count).hex()  # no two alike
+    prints = [bits[48 * n : 48 * n + 48] if n % SEGMENTS < 4 else None for n in range(count)]
+    own["fingerprint"] = pa.array(prints, pa.string())
     own["source_sha256"] = sha256.take(pa.array(np.repeat(np.arange(len(recordings)), SEGMENTS)))
     segments = pa.table(own)
     begin = np.concatenate([[0], np.cumsum(sizes)])
