@@ -109,7 +109,7 @@ def test_nodes_of_a_ray_cluster_killed_with_all_that_runs_on_them(excerpts, labe
     """And workers and drivers. For each node that is lost, one joins."""
 
     def due(killer: Killer, who: str, step: str) -> str | None:
-        """Those first of which fewest were killed; at each step twice, so that all columns have their turn."""
+        """Those first of which fewest were killed; at a step twice, so that all columns have their turn."""
         rest = [whom for whom in sorted(RAY, key=killer.count) if killer.count(whom) < RAY[whom]]
         steps = {whom for whom in rest if step.endswith(LOSSES[whom]) and killer.done[whom, step] < 2}
         fits = (whom for whom in rest if whom in steps and step.startswith("put"))
