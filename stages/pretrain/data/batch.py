@@ -31,14 +31,14 @@ class Batch:
     cqt_BLF: Tensor | None = None
     # float32, the clean clip with its context on both sides, for `cqt: online`
     context_BN: Tensor | None = None
-    # int64 (B, M): the masked frames, ascending, where every clip has as many: a device that had to find them
-    # would keep its host waiting
-    masked_BM: Tensor | None = None
     keys: list[str] = field(default_factory=list)  # of the segments, for messages
     recordings: list[str] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)  # place of each sample in the order of its epoch
     # `key: reason` of samples that failed and were replaced
     replaced: list[str] = field(default_factory=list)
+    # int64 (B, M): the masked frames, ascending, where every clip has as many: a device that had to find them
+    # would keep its host waiting
+    masked_BM: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
