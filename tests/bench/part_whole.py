@@ -78,10 +78,11 @@ def alone(config: Path, number: int, of: int) -> None:
 
     asked = recipe.load(str(config))
     out = open_out(asked)
-    catalogs = Catalogs(out, asked, Progress(out))
+    plain = runner(plain=True)
+    catalogs = Catalogs(out, asked, Progress(out), plain)
     catalogs.scan_and_plan()
     planned = catalogs.live_shards()
-    todo = LabelRun(asked, out, Progress(out), None, planned, runner(plain=True), planned)
+    todo = LabelRun(asked, out, Progress(out), None, planned, plain, planned)
     todo.weights = todo.known_weights(located(asked.recipe, asked.run.weights), False)
     assert todo.weights is not None, "fit first"
     jobs, found = todo.jobs(), {}
